@@ -1,0 +1,49 @@
+# Thin on purpose: every target is one call of `mixos`. `make bootstrap` runs by itself when something is missing.
+
+MIXOS := .venv/bin/mixos
+PYTEST := .venv/bin/python -m pytest
+
+.PHONY: image run test unit boot bench lint format release bootstrap clean distclean
+
+image: bootstrap
+	$(MIXOS) build
+
+run: bootstrap
+	$(MIXOS) build
+	$(MIXOS) run
+
+test: bootstrap
+	$(MIXOS) build
+	$(PYTEST)
+
+unit: bootstrap
+	$(PYTEST) tests/unit
+
+boot: bootstrap
+	$(MIXOS) build
+	$(PYTEST) tests/boot
+
+bench: bootstrap
+	$(MIXOS) build
+	.venv/bin/python -m tests.bench
+
+lint: bootstrap
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: bootstrap
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+release: bootstrap
+	$(MIXOS) build --kernel-source pinned
+
+bootstrap:
+	@ci/bootstrap
+
+clean:
+	rm -rf out
+
+distclean: clean
+	rm -rf .venv

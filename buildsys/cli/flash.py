@@ -1,0 +1,60 @@
+"""mixos flash"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from buildsys.cli.context import Context, emit, json_option, pass_context
+from buildsys.display import human_bytes
+from buildsys.errors import UsageError
+from image import flash as flashing
+from image.blockdev import Device
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("device", type=click.Path(path_type=Path))
+@click.option(
+    "--preseed", type=click.Path(path_type=Path), help="First-boot settings to put on the ESP; checked first."
+)
+@click.option("--file", "to_file", is_flag=True, help="DEVICE is a regular file.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@pass_context
+def flash(
+    context: Context, image: Path, device: Path, preseed: Path | None, to_file: bool, yes: bool, as_json: bool
+) -> None:
+    """Write IMAGE to the disk DEVICE and verify every byte. All data on DEVICE is lost.
+
+    Example: mixos flash out/mixos-0.1.0-x86_64.img /dev/sdX --preseed mixos-preseed.toml
+    """
+
+    def confirm(found: Device) -> bool:
+        print(f"{found.describe()}\nEverything on it will be lost.", file=sys.stderr)
+        if yes:
+            return True
+        if not sys.stdin.isatty():
+            raise UsageError("nobody is there to confirm", reason="not-confirmed", hint="pass --yes if you are sure")
+        return click.confirm("Write to it?", err=True)
+
+    shown = ""
+
+    def progress(phase: str, done: int, total: int) -> None:
+        nonlocal shown
+        line = f"{phase}: {100 * done // max(total, 1)} % of {human_bytes(total)}"
+        if line != shown and sys.stderr.isatty():
+            print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+        shown = line
+
+    result = flashing.flash(image, device, confirm, file=to_file, preseed=preseed, progress=progress)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    data = {"device": str(device), "bytes": result.written, "seconds": round(result.seconds, 1), "verified": True}
+    emit(
+        data,
+        as_json,
+        f"wrote and verified {human_bytes(result.written)} in {result.seconds:.1f} s; it can be booted now",
+    )

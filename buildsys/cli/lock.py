@@ -1,0 +1,49 @@
+"""mixos lock"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import requests
+
+from buildsys.cli.context import Context, emit, json_option, pass_context
+from buildsys.errors import FetchError
+from buildsys.fetch import CONNECT_SECONDS, Fetcher, distribution_mirrors
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Ask every place whether it still has the file (network).")
+@json_option
+@pass_context
+def lock(context: Context, check: bool, as_json: bool) -> None:
+    """List the pinned sources, and with --check where each can still be had.
+
+    Example: mixos lock --check
+    """
+    project = context.project
+    fetcher = Fetcher(project.distfiles, lambda event: None)
+    mirrors = distribution_mirrors() if check else []
+    rows: list[dict[str, Any]] = []
+    for source in project.lock.sources.values():
+        places = [*source.urls, *(f"{base}/{source.pool}" for base in mirrors if source.pool)]
+        row = {"name": source.name, "version": source.version, "sha256": source.sha256, "pip": source.pip}
+        row["local"] = fetcher.have(source)
+        row["places"] = {place: _answers(place) for place in places} if check else {}
+        rows.append(row)
+    lines = []
+    for row in rows:
+        lines.append(f"{row['name']:<22} {row['version']:<14} {'local' if row['local'] else 'not here'}")
+        lines += [f"    {status:<20} {place}" for place, status in row["places"].items()]
+    emit({"sources": rows}, as_json, "\n".join(lines))
+    gone = [row["name"] for row in rows if not row["local"] and not row["pip"] and "yes" not in row["places"].values()]
+    if check and gone:
+        raise FetchError(f"no place has: {', '.join(gone)}", reason="pin-gone", hint="move the pins in sources.lock")
+
+
+def _answers(url: str) -> str:
+    try:
+        answer = requests.head(url, allow_redirects=True, timeout=CONNECT_SECONDS)
+    except requests.RequestException as error:
+        return type(error).__name__
+    return "yes" if answer.status_code == 200 else f"HTTP {answer.status_code}"

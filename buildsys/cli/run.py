@@ -1,0 +1,87 @@
+"""mixos run"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from buildsys.cli.context import Context, emit, json_option, pass_context
+from buildsys.config.model import parse_size
+from buildsys.errors import UsageError
+from buildsys.vm import DISK_SIZE, Vm
+from image import accel, qemu
+from image.machine import DISK_BUSES, Machine
+
+
+@click.command()
+@click.option("--detach", is_flag=True, help="Start in the background and return when SSH answers.")
+@click.option(
+    "--serial", is_flag=True, help="Show the serial console here (the default without --detach or --display)."
+)
+@click.option("--display", is_flag=True, help="Open a window with the machine's screen.")
+@click.option("--memory", default=1024, show_default=True, type=click.IntRange(128, 1 << 20), help="MiB of RAM.")
+@click.option("--cpus", default=2, show_default=True, type=click.IntRange(1, 64))
+@click.option("--disk-size", default="2G", show_default=True, help="The machine's disk; first boot grows into it.")
+@click.option("--disk-bus", type=click.Choice(DISK_BUSES), default="virtio", show_default=True)
+@click.option(
+    "--ssh-port", default=0, type=click.IntRange(0, 65535), help="Port of this host for SSH (default: a free one)."
+)
+@click.option("--accel", "acceleration", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
+@click.option(
+    "--preseed", type=click.Path(path_type=Path), help="First-boot settings (default: let this host's key in)."
+)
+@click.option("--tpm", is_flag=True, help="Add a TPM 2.0 (needs swtpm).")
+@click.option("--fresh", is_flag=True, help="Forget the machine's disk and begin at first boot again.")
+@click.option("--wait", default=600, show_default=True, help="Seconds that --detach waits for SSH.")
+@json_option
+@pass_context
+def run(
+    context: Context,
+    detach: bool,
+    serial: bool,
+    display: bool,
+    memory: int,
+    cpus: int,
+    disk_size: str,
+    disk_bus: str,
+    ssh_port: int,
+    acceleration: str,
+    preseed: Path | None,
+    tpm: bool,
+    fresh: bool,
+    wait: int,
+    as_json: bool,
+) -> None:
+    """Boot the image in QEMU, on a disk of its own; leave the console with Ctrl-A X.
+
+    Example: mixos run · mixos run --detach && mixos ssh -- mixctl status && mixos stop
+    """
+    if detach and (serial or display):
+        raise UsageError("--detach goes without --serial and --display", reason="run-options")
+    vm = Vm(context.project, context.project.out / "run")
+    try:
+        size = parse_size(disk_size) if disk_size else DISK_SIZE
+    except ValueError as error:
+        raise UsageError(f"--disk-size {disk_size}: {error}", reason="size-invalid") from error
+    vm.prepare(fresh=fresh, size=size, preseed=preseed)
+    chosen = accel.choose(acceleration)
+    print(f"acceleration: {chosen.name} ({chosen.reason})", file=sys.stderr)
+    machine = Machine(
+        disk=vm.disk,
+        memory=memory,
+        cpus=cpus,
+        acceleration=chosen.name,
+        serial="socket" if detach else "stdio",
+        display="gtk" if display else "none",
+        ssh_port=ssh_port,
+        disk_bus=disk_bus,
+        tpm=tpm,
+    )
+    if not detach:
+        sys.exit(qemu.attach(machine, vm.state))
+    running = qemu.start(machine, vm.state)
+    banner = qemu.wait_ssh(running, wait)
+    data = {"pid": running.pid, "ssh_port": running.ssh_port, "banner": banner, "console": str(running.serial_log)}
+    emit(data, as_json, f"running (pid {running.pid}); SSH answers on 127.0.0.1:{running.ssh_port}; try: mixos ssh")

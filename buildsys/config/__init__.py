@@ -1,0 +1,1 @@
+"""What the user wrote: mixos.toml, recipes and the source lock, as frozen, checked data."""

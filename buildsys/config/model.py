@@ -1,0 +1,89 @@
+"""mixos.toml: the image that the user wants."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+from buildsys.config.load import Strict
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+MIN_ALIGN = 1 << 20
+
+
+def parse_size(value: object) -> int:
+    """'256M' or a number of bytes → bytes."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"(\d{1,12})([KMG]?)", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("expected a size such as '256M' or a number of bytes")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _aligned(value: int) -> int:
+    if value < MIN_ALIGN or value % MIN_ALIGN:
+        raise ValueError("expected a multiple of 1M")
+    return value
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+PartitionSize = Annotated[Size, AfterValidator(_aligned)]
+Version = Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+([.-][0-9A-Za-z.-]{1,24})?$")]
+
+
+class Image(Strict):
+    """What the image is called, and the only time it knows."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")] = "mixos"
+    version: Version
+    epoch: Annotated[int, Field(gt=0, description="SOURCE_DATE_EPOCH, seconds since 1970")]
+    filesystem: Literal["squashfs", "erofs"] = "squashfs"
+    max_root: Size = 64 << 20  # budget for the compressed root file system
+
+
+class Machine(Strict):
+    """What the image is for."""
+
+    arch: Literal["x86_64"] = "x86_64"
+
+
+class Kernel(Strict):
+    """Which kernel. source: 'auto', 'pinned', or the path of a tree or tarball. cmdline: words added at the end."""
+
+    source: str = "auto"
+    cmdline: tuple[Annotated[str, StringConstraints(pattern=r'^[^\s"]{1,200}$')], ...] = ()
+
+
+class Packages(Strict):
+    """Names of recipes whose packages go into the image; what they depend on comes with them."""
+
+    install: tuple[str, ...]
+
+
+class Partitions(Strict):
+    """Sizes. A root slot is written twice (A and B); data grows to fill the disk at first boot."""
+
+    esp: PartitionSize = 256 << 20
+    root: PartitionSize = 256 << 20
+    data: PartitionSize = 64 << 20
+
+
+class Fetch(Strict):
+    """mirrors: base URLs under which files are found by their SHA-256, asked before upstream."""
+
+    mirrors: tuple[Annotated[str, StringConstraints(pattern=r"^https?://")], ...] = ()
+
+
+class MixosToml(Strict):
+    """The whole file. `settings` has the schema of a first-boot preseed and is checked by the same code."""
+
+    image: Image
+    machine: Machine = Machine()
+    kernel: Kernel = Kernel()
+    packages: Packages
+    partitions: Partitions = Partitions()
+    fetch: Fetch = Fetch()
+    settings: dict[str, Any] = {}

@@ -1,0 +1,338 @@
+"""Run one action: key, look-up, inputs verified, sandbox, commit. The only module besides `fetch` that touches the world."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from buildsys.digest import scan_tree, tree_digest
+from buildsys.errors import BuildError, HostError
+from buildsys.events import ActionFailed, ActionFinished, ActionStarted, Event, Note
+from buildsys.fetch import Fetcher
+from buildsys.graph import Action, Call, FromAction, FromPath, FromSource
+from buildsys.jobserver import Jobserver
+from buildsys.key import action_key, key_document, own_modules, tool_digest
+from buildsys.lock import Lock
+from buildsys.run import Process, kill_group, spawn
+from buildsys.sandbox.spec import ENTER, Mount, SandboxSpec
+from buildsys.store import Result, Store
+
+TAIL_LINES = 30  # of the log, in the error
+REFUSED = 125  # the sandbox's own exit status
+LOW_SPACE = 64 << 20  # bytes free below which a failure is blamed on the disk
+
+BASE_ENV = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/build",
+    "TMPDIR": "/tmp",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",
+}
+
+
+@dataclass
+class Executor:
+    """Everything an action needs from its surroundings. Safe to use from several threads."""
+
+    store: Store
+    fetcher: Fetcher
+    lock: Lock
+    epoch: int
+    jobserver: Jobserver
+    sink: Callable[[Event], None]
+    results: dict[str, Result] = field(default_factory=dict)
+    running: dict[str, Process] = field(default_factory=dict)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    _paths: dict[FromPath, str] = field(default_factory=dict)
+    _verified: set[str] = field(default_factory=set)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of every action; part of its key. Parallelism is not: it must not change a result."""
+        return {**BASE_ENV, "SOURCE_DATE_EPOCH": str(self.epoch)}
+
+    # -- key -----------------------------------------------------------------------------------------------------------
+
+    def document(self, action: Action) -> dict[str, object]:
+        """The key document; the results of all dependencies must be known."""
+        digests: dict[str, str] = {}
+        for name, source in action.inputs.items():
+            if isinstance(source, FromAction):
+                digests[name] = self.results[source.action].output
+            elif isinstance(source, FromSource):
+                digests[name] = self.lock[source.source].sha256
+            else:
+                digests[name] = self._path_digest(source)
+        return key_document(action, digests, self.env, {name: tool_digest(name) for name in action.tools})
+
+    def _path_digest(self, source: FromPath) -> str:
+        """Digest of a file or folder of this machine, read once per build: a build sees one state of it."""
+        if source not in self._paths:
+            self._paths[source] = path_digest(source)
+        return self._paths[source]
+
+    def lookup(self, action: Action) -> Result | None:
+        """The stored result for the action as it is now, or None when it must run."""
+        key = action_key(self.document(action))
+        result = self.store.result(key)
+        if result is not None:
+            self.store.touch_latest(action.name, key)
+        return result
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def execute(self, action: Action) -> Result:
+        """Produce the action's result. Raises BuildError, FetchError, HostError or StoreError."""
+        document = self.document(action)
+        key = action_key(document)
+        previous = self.store.latest(action.name)
+        with self.store.building(key, lambda: self._note(f"{action.name}: another build is at it; waiting")):
+            found = self.store.result(key)  # the other build may have finished it
+            if found is not None:
+                self._finished(action, found, "cached", 0.0)
+                return found
+            staged = self.store.stage()
+            try:
+                hosts = self.inputs(action, staged)
+                self.sink(ActionStarted(action.name, previous.seconds if previous else None))
+                begin = time.monotonic()
+                self._run(action, staged, hosts, self.jobserver)
+                seconds = time.monotonic() - begin
+                result = self.store.commit(staged, action.name, key, dict(document), seconds, self.epoch)
+            except BaseException:
+                if staged.exists():
+                    self.store.discard(staged)
+                raise
+            same = previous is not None and previous.output == result.output
+            self._finished(action, result, "same" if same else "built", seconds)
+            return result
+
+    def _finished(self, action: Action, result: Result, how: str, seconds: float) -> None:
+        self.sink(ActionFinished(action.name, how, round(seconds, 2)))
+
+    def _note(self, text: str, level: str = "info") -> None:
+        self.sink(Note(level, text))
+
+    def inputs(self, action: Action, staged: Path) -> dict[str, Path]:
+        """The host path of every input: sources fetched, trees re-hashed, selected files copied so that no others show."""
+        hosts: dict[str, Path] = {}
+        for name, source in action.inputs.items():
+            if isinstance(source, FromSource):
+                hosts[name] = self.fetcher.get(self.lock[source.source])
+            elif isinstance(source, FromAction):
+                hosts[name] = self._verified_tree(source.action)
+            elif source.only:
+                hosts[name] = staged / "inputs" / name
+                _copy_selected(source, hosts[name])
+            else:
+                hosts[name] = source.path
+        return hosts
+
+    def _verified_tree(self, name: str) -> Path:
+        digest = self.results[name].output
+        with self._guard:
+            if digest in self._verified:
+                return self.store.tree(digest)
+        problem = self.store.damage(digest)
+        if problem is not None:
+            self.store.drop(digest)
+            raise DamagedInput(name, digest, problem)
+        with self._guard:
+            self._verified.add(digest)
+        return self.store.tree(digest)
+
+    def _run(self, action: Action, staged: Path, hosts: Mapping[str, Path], jobserver: Jobserver) -> None:
+        spec = sandbox_spec(action, staged, hosts, {**self.env, **action.env}, jobserver)
+        log_path = self.store.root / "logs" / f"{action.name}.log"
+        with log_path.open("wb") as log, spec_file(spec, staged) as fd:
+            process = spawn(enter_command(fd), log=log, pass_fds=(fd, *spec.fds))
+            with self._guard:
+                self.running[action.name] = process
+            try:
+                if self.stopped.is_set():
+                    kill_group(process, 0)
+                process.wait()
+            finally:
+                with self._guard:
+                    del self.running[action.name]
+        if self.stopped.is_set():
+            raise Stopped
+        if process.returncode != 0:
+            self._explain(action, staged, log_path, process.returncode)
+
+    def _explain(self, action: Action, staged: Path, log_path: Path, status: int) -> None:
+        """Raise the error that fits: isolation, disk space, or the action itself with the end of its log."""
+        tail = "\n".join(log_path.read_bytes().decode("utf-8", "replace").splitlines()[-TAIL_LINES:])
+        if status == REFUSED and "sandbox: cannot isolate" in tail:
+            raise HostError(
+                f"{action.name}: {tail.strip()}",
+                reason="sandbox-refused",
+                hint="builds run only in isolation; 'mixos doctor' says what this machine blocks and how to allow it",
+            )
+        disk = os.statvfs(staged)
+        if disk.f_bavail * disk.f_frsize < LOW_SPACE or "No space left on device" in tail:
+            raise BuildError(
+                f"{action.name}: the disk is full ({self.store.root})\n{tail}",
+                reason="disk-full",
+                hint="free some space or run 'mixos cache gc', then build again: finished actions are kept",
+                retryable=True,
+            )
+        kept = self.store.keep_failed(staged, action.name)
+        (kept / "action.json").write_text(json.dumps({"action": action.name, "status": status}))
+        self.sink(ActionFailed(action.name, str(log_path)))
+        raise BuildError(
+            f"{action.name} failed with status {status}; the end of {log_path}:\n{tail}",
+            reason="action-failed",
+            hint=f"look around in what it left: mixos shell {action.name}",
+        )
+
+    def differs(self, action: Action) -> str | None:
+        """Run an up-to-date action once more, elsewhere and with one process; the first path that differs, or None."""
+        first = self.results[action.name].output
+        staged = self.store.stage()
+        single = Jobserver(1)
+        try:
+            self._run(action, staged, self.inputs(action, staged), single)
+            entries = scan_tree(staged / "out")
+            return None if tree_digest(entries) == first else self.store.first_difference(first, entries)
+        finally:
+            single.close()
+            if staged.exists():
+                self.store.discard(staged)
+
+    def stop(self) -> None:
+        """End every running action at once; nothing of them is kept."""
+        self.stopped.set()
+        with self._guard:
+            processes = list(self.running.values())
+        for process in processes:
+            kill_group(process, 0)
+
+
+@contextmanager
+def spec_file(spec: SandboxSpec, staged: Path) -> Iterator[int]:
+    """The specification as an open descriptor, for `enter.py`."""
+    path = staged / "spec.json"
+    path.write_text(spec.to_json())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def enter_command(descriptor: int) -> list[str]:
+    """The command that enters the sandbox described at `descriptor`."""
+    return [_base_python(), "-I", "-S", str(ENTER), str(descriptor)]
+
+
+class DamagedInput(Exception):
+    """A tree in the store is not what its name says; it was dropped."""
+
+    def __init__(self, action: str, digest: str, problem: str) -> None:
+        super().__init__(f"the stored output of '{action}' is damaged (tree {digest}, {problem}); building it again")
+        self.action = action
+
+
+class Stopped(Exception):
+    """The build was stopped from outside."""
+
+
+def path_digest(source: FromPath) -> str:
+    """The content digest of a file or folder of this machine. Raises BuildError when it is not there."""
+    try:
+        return tree_digest(scan_tree(source.path, source.only))
+    except (OSError, ValueError) as error:
+        raise BuildError(f"cannot read {source.path}: {error}", reason="input-unreadable") from error
+
+
+def _copy_selected(source: FromPath, target: Path) -> None:
+    target.mkdir(parents=True)
+    for entry in scan_tree(source.path, source.only):
+        copy = target / entry.path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source.path / entry.path, copy, follow_symlinks=False)
+
+
+def sandbox_spec(
+    action: Action, staged: Path, hosts: Mapping[str, Path], env: Mapping[str, str], jobserver: Jobserver
+) -> SandboxSpec:
+    """What the sandbox of `action` shows: host tools, its inputs, its scratch and its output; nothing else."""
+    mounts = [*host_mounts(staged)]
+    mounts += [Mount(str(staged / "build"), "/build", True), Mount(str(staged / "out"), "/out", True)]
+    mounts += [Mount(str(path), f"/in/{name}") for name, path in sorted(hosts.items())]
+    environment = {**env, "JOBS": str(jobserver.tokens), "MAKEFLAGS": jobserver.makeflags}
+    if isinstance(action.run, Call):
+        mounts += python_mounts(action.run.function.partition(":")[0], staged)
+        argv: tuple[str, ...] = (_base_python(), "-I", "-S", "/mixos/src/buildsys/worker.py")
+        call = {
+            "function": action.run.function,
+            "params": dict(action.run.params),
+            "inputs": {name: f"/in/{name}" for name in hosts},
+            "jobs": jobserver.tokens,
+        }
+        (staged / "call.json").write_text(json.dumps(call))
+        mounts.append(Mount(str(staged / "call.json"), "/mixos/call.json"))
+    else:
+        (staged / "script.sh").write_text(action.run.text)
+        mounts.append(Mount(str(staged / "script.sh"), "/mixos/script.sh"))
+        argv = ("/bin/sh", "-eu", "/mixos/script.sh")
+    return SandboxSpec(
+        root=str(staged / "root"),
+        argv=argv,
+        cwd="/build",
+        env=environment,
+        mounts=tuple(mounts),
+        links={**merged_usr(), **action.links},
+        fds=(jobserver.read_fd, jobserver.write_fd),
+    )
+
+
+def host_mounts(staged: Path) -> list[Mount]:
+    """The host's tools: /usr without /usr/local, and the alternatives that some of its links go through."""
+    empty = staged / "empty"
+    empty.mkdir(exist_ok=True)
+    mounts = [Mount("/usr", "/usr")]
+    if Path("/usr/local").is_dir() and not _base_python().startswith("/usr/local/"):
+        mounts.append(Mount(str(empty), "/usr/local"))
+    if Path("/etc/alternatives").is_dir():
+        mounts.append(Mount("/etc/alternatives", "/etc/alternatives"))
+    (staged / "passwd").write_text("root:x:0:0:root:/build:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n")
+    (staged / "group").write_text("root:x:0:\nnogroup:x:65534:\n")
+    return [*mounts, *(Mount(str(staged / name), f"/etc/{name}") for name in ("passwd", "group"))]
+
+
+def python_mounts(module: str, staged: Path) -> list[Mount]:
+    """This interpreter, its third-party packages, and of our own code just what `module` imports: the files in its key."""
+    code = staged / "code"
+    for name, path in {**own_modules(module), **own_modules("buildsys.worker")}.items():
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, code / name)
+    mounts = [Mount(sysconfig.get_paths()["purelib"], "/mixos/site"), Mount(str(code), "/mixos/src")]
+    base = sys.base_prefix
+    return [*mounts, *([Mount(base, base)] if base != "/usr" else [])]
+
+
+def merged_usr() -> dict[str, str]:
+    """/bin, /sbin and /lib64 as links; /lib as a folder of links, so that an action can add a loader of its own."""
+    links = {"/bin": "usr/bin", "/sbin": "usr/sbin"}
+    if Path("/usr/lib64").is_dir():
+        links["/lib64"] = "usr/lib64"
+    return {**links, **{f"/lib/{entry.name}": f"/usr/lib/{entry.name}" for entry in os.scandir("/usr/lib")}}
+
+
+def _base_python() -> str:
+    """The interpreter itself, not the virtual environment's link to it."""
+    return str(Path(sys.executable).resolve())

@@ -1,0 +1,90 @@
+"""Put the results of an image build where people look: out/."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from buildsys.display import human_bytes
+from buildsys.files import atomic_write, copy_sparse
+from buildsys.kernelsource import describe
+from buildsys.session import Session
+from buildsys.store import Result
+
+RECORD = ".exported.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files of an exported image."""
+
+    image: Path
+    manifest: Path
+    kernel_config: Path
+    size_report: Path
+
+
+def export(session: Session, results: dict[str, Result]) -> Exported:
+    """Copy the image and write its manifest, kernel configuration and size report. Cheap when nothing changed."""
+    project = session.project
+    out = project.out
+    out.mkdir(exist_ok=True)
+    files = Exported(project.image_file, out / "manifest.json", out / "kernel.config", out / "sizes.txt")
+    wanted = {name: results[name].output for name in ("disk", "rootfs", "kernel", "kernel-config", "root-image")}
+    if _is_current(files, wanted, out / RECORD):
+        return files
+    (out / RECORD).unlink(missing_ok=True)
+    trees = {name: session.executor.store.tree(digest) for name, digest in wanted.items()}
+    copy_sparse(next(trees["disk"].glob("*.img")), files.image)
+    manifest = _manifest(session, trees)
+    atomic_write(files.manifest, json.dumps(manifest, indent=1).encode() + b"\n")
+    atomic_write(files.kernel_config, (trees["kernel-config"] / "config").read_bytes())
+    atomic_write(files.size_report, _sizes(manifest, trees, files.image).encode())
+    atomic_write(out / RECORD, json.dumps({"outputs": wanted, "image": _identity(files.image)}).encode())
+    return files
+
+
+def _identity(path: Path) -> list[int]:
+    info = path.stat()
+    return [info.st_size, info.st_mtime_ns, info.st_ino]
+
+
+def _is_current(files: Exported, wanted: dict[str, str], record: Path) -> bool:
+    try:
+        known = json.loads(record.read_bytes())
+        others = (files.manifest, files.kernel_config, files.size_report)
+        return known == {"outputs": wanted, "image": _identity(files.image)} and all(path.is_file() for path in others)
+    except (OSError, ValueError):
+        return False
+
+
+def _manifest(session: Session, trees: dict[str, Path]) -> dict[str, Any]:
+    """Every file of the root with hash, owner and package; the partitions; the kernel and where it came from."""
+    root = json.loads((trees["rootfs"] / "manifest.json").read_bytes())
+    disk = json.loads((trees["disk"] / "image.json").read_bytes())
+    report = json.loads((trees["kernel-config"] / "report.json").read_bytes())
+    kernel = {
+        **describe(session.kernel),
+        "release": (trees["kernel"] / "release").read_text().strip(),
+        "waived": report.get("waived", []),
+    }
+    return {"format": 1, "kernel": kernel, "image": disk, "root": root}
+
+
+def _sizes(manifest: dict[str, Any], trees: dict[str, Path], image: Path) -> str:
+    """The size report: packages by size, then the artefacts they end up in."""
+    sums: dict[str, int] = {}
+    for entry in manifest["root"]["files"]:
+        sums[entry["package"]] = sums.get(entry["package"], 0) + int(entry.get("size") or 0)
+    lines = [f"{human_bytes(size):>12}  {name}" for name, size in sorted(sums.items(), key=lambda item: -item[1])]
+    root = next(path for path in trees["root-image"].iterdir() if path.name.startswith("root."))
+    lines += [
+        "",
+        f"{human_bytes(sum(sums.values())):>12}  root file system, unpacked",
+        f"{human_bytes(root.stat().st_size):>12}  root file system, compressed",
+        f"{human_bytes((trees['kernel'] / 'bzImage').stat().st_size):>12}  kernel",
+        f"{human_bytes(image.stat().st_size):>12}  disk image ({human_bytes(image.stat().st_blocks * 512)} on disk)",
+    ]
+    return "\n".join(lines) + "\n"

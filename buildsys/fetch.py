@@ -1,0 +1,243 @@
+"""Get pinned files. The hash decides, so any place is as good as another; only verified files get their final name.
+
+Order: distfiles folder (files named by their SHA-256) → configured mirrors → upstream → the distribution mirror that this
+host's apt is configured for → for wheels, the index that pip is configured for. Partial downloads resume (RFC 9110 §14.2).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import requests
+
+from buildsys.digest import file_sha256
+from buildsys.errors import FetchError, HostError
+from buildsys.events import Fetched, FetchProgress, Note, Sink
+from buildsys.files import sync_folder
+from buildsys.lock import Lock, Source
+from buildsys.run import CommandError, run
+
+CHUNK = 1 << 18
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+ATTEMPTS = 3
+MAX_BYTES = 4 << 30  # of a source whose size the lock does not name
+
+
+@dataclass
+class Fetcher:
+    """Gets locked sources into the distfiles folder. `dead_hosts` remembers, for this run, who did not answer."""
+
+    distfiles: Path
+    sink: Sink
+    mirrors: tuple[str, ...] = ()
+    offline: bool = False
+    backoff: float = 1.0  # seconds before the second attempt; doubles
+    dead_hosts: set[str] = field(default_factory=set)
+
+    def have(self, source: Source) -> bool:
+        """Is the file already there? (Its hash is checked when it is used.)"""
+        return (self.distfiles / source.sha256).is_file()
+
+    def get(self, source: Source) -> Path:
+        """The verified file of a source. Raises FetchError listing every place that was tried."""
+        self.distfiles.mkdir(parents=True, exist_ok=True)
+        final = self.distfiles / source.sha256
+        with self._one_at_a_time(source):
+            if self._present(source, final):
+                return final
+            if self.offline:
+                raise FetchError(
+                    f"source '{source.name}' ({source.file}) is not in {self.distfiles}, and --offline forbids the network",
+                    reason="fetch-offline",
+                    hint=f"put the file there under the name {source.sha256}, or build once without --offline",
+                )
+            tried: list[str] = []
+            for place in self._places(source):
+                problem = self._try(source, place, final)
+                if problem is None:
+                    self.sink(Fetched(source.name, place))
+                    return final
+                tried.append(f"  {place}: {problem}")
+        raise FetchError(
+            f"source '{source.name}' ({source.file}) could not be had; tried:\n"
+            + "\n".join(tried or ["  no place is known"]),
+            reason="fetch-failed",
+            hint=f"check the network, or put the file into {self.distfiles} under the name {source.sha256}",
+            retryable=True,
+        )
+
+    def _present(self, source: Source, final: Path) -> bool:
+        if not final.is_file():
+            return False
+        found = file_sha256(final)
+        if found == source.sha256:
+            return True
+        final.unlink()
+        self.sink(Note("warning", f"{final} was damaged (its sha256 is {found}): deleted, fetching it again"))
+        return False
+
+    @contextmanager
+    def _one_at_a_time(self, source: Source) -> Iterator[None]:
+        with (self.distfiles / f".{source.sha256}.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _places(self, source: Source) -> Iterator[str]:
+        yield from (f"{mirror.rstrip('/')}/{source.sha256}" for mirror in self.mirrors)
+        yield from source.urls
+        if source.pool is not None:
+            yield from (f"{base}/{source.pool}" for base in distribution_mirrors())
+        if source.pip is not None:
+            yield f"pip:{source.pip}"
+
+    def _try(self, source: Source, place: str, final: Path) -> str | None:
+        """Get and verify one file from one place; None when it is there, else what went wrong."""
+        if place.startswith("pip:"):
+            return self._from_pip(source, final)
+        host = urllib.parse.urlsplit(place).netloc
+        if host in self.dead_hosts:
+            return "skipped, this host did not answer before"
+        partial = self.distfiles / f"{source.sha256}.partial"
+        for attempt in range(ATTEMPTS):
+            try:
+                self._download(source, place, partial)
+                return self._accept(source, partial, final)
+            except _Refused as error:
+                return str(error)
+            except requests.ConnectionError as error:
+                if attempt == ATTEMPTS - 1 or not partial.exists():
+                    self.dead_hosts.add(host)
+                    return _plain(error)
+            except (requests.RequestException, OSError) as error:
+                if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+                    raise FetchError(f"cannot write {partial}: {error.strerror}", reason="fetch-write") from error
+                if attempt == ATTEMPTS - 1:
+                    return _plain(error)
+            time.sleep(self.backoff * 2**attempt)
+        return "gave up"
+
+    def _download(self, source: Source, url: str, partial: Path) -> None:
+        """Bring `partial` to full length, resuming where it ends. Raises requests' errors and _Refused."""
+        have = partial.stat().st_size if partial.exists() else 0
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+        with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
+            if answer.status_code == 416:  # nothing beyond what we have: let the hash decide
+                return
+            if answer.status_code >= 500 or answer.status_code in (408, 429):
+                answer.raise_for_status()
+            if answer.status_code not in (200, 206):
+                raise _Refused(f"HTTP status {answer.status_code}")
+            resumed = answer.status_code == 206
+            length = answer.headers.get("Content-Length")
+            total = int(length) + (have if resumed else 0) if length and length.isdigit() else source.size
+            limit = source.size or MAX_BYTES
+            with partial.open("ab" if resumed else "wb") as file:
+                received = have if resumed else 0
+                for chunk in answer.iter_content(CHUNK):
+                    received += len(chunk)
+                    if received > limit:
+                        file.truncate(0)
+                        raise _Refused(f"longer than the {limit} bytes it should have")
+                    file.write(chunk)
+                    self.sink(FetchProgress(source.name, received, total))
+            if total is not None and received < total:
+                raise requests.exceptions.ChunkedEncodingError(f"ended after {received} of {total} bytes")
+
+    def _accept(self, source: Source, partial: Path, final: Path) -> str | None:
+        """Give a complete download its final name if its hash is right; else delete it and say both hashes."""
+        with partial.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        if found != source.sha256:
+            partial.unlink()
+            return f"wrong content, deleted: expected sha256 {source.sha256}, got {found}"
+        partial.replace(final)
+        sync_folder(self.distfiles)
+        return None
+
+    def _from_pip(self, source: Source, final: Path) -> str | None:
+        """Ask pip's configured index for a wheel, hash-checked by pip and again by us."""
+        folder = self.distfiles / f"{source.sha256}.pip"
+        folder.mkdir(exist_ok=True)
+        requirement = folder / "requirement.txt"
+        requirement.write_text(f"{source.pip} --hash=sha256:{source.sha256}\n")
+        try:
+            run(
+                [*_pip_download(source.file), "--dest", folder, "--requirement", requirement],
+                timeout=900,
+                inherit=PIP_ENV,
+            )
+        except CommandError as error:
+            lines = error.output.decode("utf-8", "replace").strip().splitlines()
+            return lines[-1] if lines else str(error)
+        finally:
+            requirement.unlink()
+        wheels = list(folder.glob("*.whl"))
+        problem = self._accept(source, wheels[0], final) if len(wheels) == 1 else "pip did not leave exactly one wheel"
+        for left in folder.iterdir():
+            left.unlink()
+        folder.rmdir()
+        return problem
+
+
+# How a person points pip at an index or a proxy; everything else of the environment stays out.
+PIP_ENV = ("PIP_*", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE")
+
+
+def _pip_download(wheel: str) -> list[str]:
+    """The pip command that fetches exactly the wheel of that file name (PEP 427 tags), for whatever machine it is."""
+    python, abi, platforms = wheel.removesuffix(".whl").split("-")[-3:]
+    argv = [
+        sys.executable,
+        "-I",
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+    ]
+    if platforms != "any":
+        argv += [word for platform in platforms.split(".") for word in ("--platform", platform)]
+        argv += ["--abi", abi] if abi != "none" else []
+    version = python.split(".")[-1].removeprefix("cp").removeprefix("py")
+    return [*argv, *(["--python-version", f"{version[0]}.{version[1:]}"] if python.startswith("cp") else [])]
+
+
+class _Refused(Exception):
+    """The place answered, and the answer is no."""
+
+
+def _plain(error: Exception) -> str:
+    """The last sentence of a nested network error."""
+    text = str(error)
+    return text[:200] if text else type(error).__name__
+
+
+def distribution_mirrors() -> list[str]:
+    """The package mirrors this host's apt is configured for, from apt itself; empty where there is no apt."""
+    try:
+        listing = run(["apt-get", "indextargets", "--format", "$(SITE)"], timeout=30, split=True).text
+    except (CommandError, HostError):
+        return []
+    sites: list[str] = []
+    for line in listing.splitlines():
+        site = line.strip().rstrip("/")
+        if site.startswith(("http://", "https://")) and site not in sites:
+            sites.append(site)
+    return sites
+
+
+def fetch_all(fetcher: Fetcher, lock: Lock, names: list[str]) -> list[Path]:
+    """Get several sources, in order; the first that cannot be had stops."""
+    return [fetcher.get(lock[name]) for name in names]

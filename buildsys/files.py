@@ -1,0 +1,106 @@
+"""Writing files so that power loss, `kill -9` and full disks leave the old or the new content, never something between."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from buildsys.errors import HostError
+
+_CHUNK = 8 << 20
+
+
+def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace `path` by `data`: new file, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a file without writing its holes; `target` appears under its name only when it is complete.
+
+    Raises HostError when the disk is full. Holes are found with SEEK_DATA/SEEK_HOLE (lseek(2)).
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        with source.open("rb", buffering=0) as reader, temporary.open("wb", buffering=0) as writer:
+            size = os.fstat(reader.fileno()).st_size
+            writer.truncate(size)
+            for start, end in data_ranges(reader.fileno(), size):
+                os.lseek(reader.fileno(), start, os.SEEK_SET)
+                os.lseek(writer.fileno(), start, os.SEEK_SET)
+                left = end - start
+                while left:
+                    moved = os.sendfile(writer.fileno(), reader.fileno(), None, min(left, _CHUNK))
+                    if moved == 0:
+                        raise HostError(f"{source} became shorter while it was copied", reason="copy-short")
+                    left -= moved
+            os.fsync(writer.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise HostError(
+            f"cannot write {target}: {error.strerror}", reason="write-failed", hint="is the disk full?"
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def data_ranges(descriptor: int, size: int) -> list[tuple[int, int]]:
+    """The (start, end) ranges of a file that hold data."""
+    ranges: list[tuple[int, int]] = []
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError:  # ENXIO: only a hole is left
+            break
+        offset = os.lseek(descriptor, start, os.SEEK_HOLE)
+        ranges.append((start, offset))
+    return ranges
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, or a folder and all in it, also folders that forbid writing; missing is fine."""
+
+    def retry(function: Callable[..., Any], name: str, error: BaseException) -> None:
+        if isinstance(error, FileNotFoundError):
+            return
+        Path(name).parent.chmod(stat.S_IRWXU)
+        if not Path(name).is_symlink():
+            Path(name).chmod(stat.S_IRWXU)
+        function(name)
+
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path, onerror=lambda function, name, info: retry(function, name, info[1]))

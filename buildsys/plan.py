@@ -1,0 +1,237 @@
+"""From configuration to the graph of actions: what an image is made of, readable from top to bottom.
+
+    recipe-<name>  →  package-<name>  ─┐
+    daemon  →  package-mixos-daemon   ─┼→  rootfs  →  root-image  →  verity  →  uki  →  disk
+    base-files                        ─┘                                       ↑
+    kernel-config  →  kernel  ─────────────────────────────────────────────────┘
+
+Building a plan executes nothing and reads only files of the checkout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from buildsys.config.recipe import Recipe, closure
+from buildsys.errors import ConfigError
+from buildsys.graph import Action, Call, FromAction, FromPath, FromSource, Input, Plan, Script
+from buildsys.kernelsource import KernelChoice
+from buildsys.project import Project
+
+KERNEL_TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc", "perl", "sh")
+RECIPE_TOOLS = ("make", "perl", "sed", "tar", "sh")
+OWN_PACKAGES = ("base-files", "mixos-daemon")  # packages that are built from this repository
+IMAGE_TARGET = "disk"
+
+
+@dataclass(frozen=True)
+class KernelInput:
+    """The kernel a plan is for: where its source comes from, and the decision behind it."""
+
+    choice: KernelChoice
+    source: Input
+
+
+def image_plan(project: Project, kernel: KernelInput) -> Plan:
+    """Every action of an image. Raises ConfigError for recipes or packages that do not exist."""
+    return Plan.of(
+        [
+            *_kernel(project, kernel),
+            *_recipes(project),
+            *_own_packages(project, kernel),
+            *_root(project),
+            *_disk(project),
+        ]
+    )
+
+
+def _kernel(project: Project, kernel: KernelInput) -> Iterator[Action]:
+    folder = project.root / "kernel"
+    yield Action(
+        "kernel-config",
+        Call("kernel.config:configure", {"arch": project.arch.kernel, "today": _today(project)}),
+        {"linux": kernel.source, "kernel": FromPath(folder, ("fragments/*", "*.toml", "*.txt", "*.sh"))},
+        tools=KERNEL_TOOLS,
+    )
+    yield Action(
+        "kernel",
+        Script((folder / "build.sh").read_text()),
+        {
+            "linux": kernel.source,
+            "config": FromAction("kernel-config"),
+            "recipe": FromPath(folder, ("*.sh", "patches/**")),
+        },
+        env={"ARCH": project.arch.kernel},
+        tools=KERNEL_TOOLS,
+    )
+
+
+def _today(project: Project) -> str:
+    """The day against which waivers expire: the image's own epoch, so that an old commit still builds the same."""
+    return datetime.fromtimestamp(project.config.image.epoch, UTC).date().isoformat()
+
+
+def _recipes(project: Project) -> Iterator[Action]:
+    for name in sorted(_needed_recipes(project)):
+        folder, recipe = project.recipes[name]
+        yield Action(
+            f"recipe-{name}",
+            Script((folder / recipe.build).read_text()),
+            _recipe_inputs(project, folder, recipe),
+            env={"MIXOS_TARGET": project.arch.target, **recipe.env},
+            links=recipe.links,
+            tools=RECIPE_TOOLS,
+        )
+        if recipe.package:
+            yield _package(project, recipe, f"recipe-{name}")
+
+
+def _needed_recipes(project: Project) -> set[str]:
+    """What is installed, and what is needed to build it."""
+    wanted = [name for name in _installed(project) if name not in OWN_PACKAGES]
+    needed: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        if name not in needed:
+            needed.add(name)
+            wanted += project.recipes.need(name, "the build")[1].build_depends
+    return needed
+
+
+def _installed(project: Project) -> list[str]:
+    """All packages of the image: the ones asked for, their dependencies, and our own."""
+    names = tuple(name for name in project.config.packages.install if name not in OWN_PACKAGES)
+    return [*OWN_PACKAGES, *closure(project.recipes, names, str(project.config_file))]
+
+
+def _recipe_inputs(project: Project, folder: Path, recipe: Recipe) -> dict[str, Input]:
+    inputs: dict[str, Input] = {}
+    for source in recipe.sources:
+        project.lock[source]  # an unlocked source is an error now, not in the middle of the build
+        inputs[source] = FromSource(source)
+    for dependency in recipe.build_depends:
+        project.recipes.need(dependency, f"recipe '{recipe.name}'")
+        if dependency in inputs:
+            raise ConfigError(
+                f"recipe '{recipe.name}': '{dependency}' is both a source and a build-depends", reason="recipe-input"
+            )
+        inputs[dependency] = FromAction(f"recipe-{dependency}")
+    extra = [p.name for p in sorted(folder.iterdir()) if p.is_file() and p.name not in ("recipe.toml", recipe.build)]
+    if extra:
+        inputs["recipe"] = FromPath(folder, tuple(extra))
+    return inputs
+
+
+def _package(project: Project, recipe: Recipe, build: str) -> Action:
+    params = recipe.model_dump(by_alias=True, include={"name", "version", "summary", "license", "homepage", "depends"})
+    params["exclude"] = list(recipe.files.exclude)
+    params["attributes"] = [item.model_dump(exclude_none=True) for item in recipe.attributes]
+    return Action(f"package-{recipe.name}", Call("packages.mix.artifact:pack", params), {"build": FromAction(build)})
+
+
+def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
+    config = project.config
+    root = project.root
+    yield Action(
+        "base-files",
+        Call(
+            "rootfs.basefiles:build",
+            {"version": config.image.version, "settings": config.settings, "kernel": asdict(kernel.choice)},
+        ),
+        {
+            "rootfs": FromPath(root / "rootfs", ("skeleton/**", "templates/**", "*.toml", "*.tsv")),
+            "kernel-config": FromAction("kernel-config"),
+        },
+    )
+    yield Action(
+        "daemon",
+        Call("daemon.install:install", {"version": config.image.version}),
+        {
+            "daemon": FromPath(root / "daemon", ("**/*.py", "**/*.tsv")),
+            "packages": FromPath(root / "packages", ("*.py", "mix/**/*.py")),
+            "image": FromPath(root / "image", ("*.py",)),
+            "python": FromAction("recipe-cpython"),
+            "musl": FromAction("recipe-musl"),
+        },
+        links={project.arch.musl_loader: "/in/musl/usr/lib/libc.so"},
+    )
+    recipe = Recipe.model_validate(
+        {
+            "name": "mixos-daemon",
+            "version": config.image.version,
+            "summary": "The daemon of the booted system, and mixctl",
+            "license": "Apache-2.0",
+            "homepage": "https://mixos.org/",
+            "depends": ["cpython", "python-runtime"],
+        }
+    )
+    yield _package(project, recipe, "daemon")
+
+
+def _root(project: Project) -> Iterator[Action]:
+    config = project.config
+    names = _installed(project)
+    packages: dict[str, Input] = {
+        name: FromAction("base-files" if name == "base-files" else f"package-{name}") for name in names
+    }
+    elf = {"machine": project.arch.elf_machine, "interpreter": project.arch.musl_loader}
+    yield Action(
+        "rootfs",
+        Call("rootfs.compose:compose", {"packages": names, "version": config.image.version, "elf": elf}),
+        packages,
+    )
+    yield Action(
+        "root-image",
+        Call(
+            "rootfs.pack:squash",
+            {"filesystem": config.image.filesystem, "limit": config.image.max_root, "seed": seed(project)},
+        ),
+        {"root": FromAction("rootfs")},
+        tools=("mksquashfs",) if config.image.filesystem == "squashfs" else ("mkfs.erofs",),
+    )
+
+
+def seed(project: Project) -> str:
+    """What every UUID, serial number, salt and hash seed of the image derives from: its name and version."""
+    image = project.config.image
+    return hashlib.sha256(f"mixos-seed-1:{image.name}:{image.version}".encode()).hexdigest()
+
+
+def _disk(project: Project) -> Iterator[Action]:
+    config = project.config
+    mebi = 1 << 20
+    sizes = config.partitions
+    common = {
+        "version": config.image.version,
+        "seed": seed(project),
+        "layout": {"esp": sizes.esp // mebi, "slot": sizes.root // mebi, "data": sizes.data // mebi},
+        "root-file": f"root.{config.image.filesystem}",
+        "arch": project.arch.name,
+        "efi-arch": project.arch.efi_suffix,
+    }
+    root = FromAction("root-image")
+    yield Action("verity", Call("image.assemble:verity", common), {"root": root})
+    yield Action(
+        "uki",
+        Call("image.assemble:uki", {**common, "cmdline": " ".join(config.kernel.cmdline)}),
+        {
+            "verity": FromAction("verity"),
+            "kernel": FromAction("kernel"),
+            "kernel-config": FromAction("kernel-config"),
+            "systemd-boot-efi": FromSource("systemd-boot-efi"),
+        },
+    )
+    yield Action(
+        IMAGE_TARGET,
+        Call("image.assemble:disk", common),
+        {
+            "root": root,
+            "verity": FromAction("verity"),
+            "uki": FromAction("uki"),
+            "systemd-boot-efi": FromSource("systemd-boot-efi"),
+        },
+    )

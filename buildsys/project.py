@@ -1,0 +1,77 @@
+"""One checkout and its surroundings: where its files are, where the cache is, what the user asked for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from buildsys.arch import Arch, arch
+from buildsys.config.load import load_toml
+from buildsys.config.model import MixosToml
+from buildsys.config.recipe import Recipes, load_recipes
+from buildsys.lock import Lock, load_lock
+
+
+def cache_root() -> Path:
+    """MIXOS_CACHE, or mixos/ below the user's cache folder (XDG base directory specification)."""
+    named = os.environ.get("MIXOS_CACHE")
+    if named:
+        return Path(named).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "mixos"
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout. Everything read from it is read once."""
+
+    root: Path
+    config_file: Path
+
+    @classmethod
+    def at(cls, root: Path, config: Path | None = None) -> Project:
+        """The project in folder `root`, configured by `config` or its mixos.toml."""
+        return cls(root.absolute(), (config or root / "mixos.toml").absolute())
+
+    @cached_property
+    def config(self) -> MixosToml:
+        """mixos.toml, checked. Raises ConfigError."""
+        return load_toml(self.config_file, MixosToml)
+
+    @cached_property
+    def lock(self) -> Lock:
+        """sources.lock, checked. Raises ConfigError."""
+        return load_lock(self.root / "sources.lock")
+
+    @cached_property
+    def recipes(self) -> Recipes:
+        """All recipes, checked. Raises ConfigError."""
+        return load_recipes(self.root / "packages" / "recipes")
+
+    @property
+    def arch(self) -> Arch:
+        """The architecture the image is for."""
+        return arch(self.config.machine.arch)
+
+    @property
+    def out(self) -> Path:
+        """Where results for people go."""
+        return self.root / "out"
+
+    @property
+    def cache(self) -> Path:
+        """Where sources and build results are kept, outside the checkout."""
+        return cache_root()
+
+    @property
+    def distfiles(self) -> Path:
+        """Where source files are kept, named by their hash."""
+        named = os.environ.get("MIXOS_DISTFILES")
+        return Path(named).expanduser().absolute() if named else self.cache / "distfiles"
+
+    @property
+    def image_file(self) -> Path:
+        """The disk image that `make image` leaves."""
+        image = self.config.image
+        return self.out / f"{image.name}-{image.version}-{self.arch.name}.img"

@@ -1,0 +1,162 @@
+"""Run a plan: what waits longest for others goes first, as many at once as there are tokens, and Ctrl-C stops it all."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import queue
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from buildsys.errors import BuildError
+from buildsys.events import ActionFinished, BuildPlanned, Note
+from buildsys.execute import DamagedInput, Executor, Stopped
+from buildsys.graph import Action, Plan
+from buildsys.store import Result
+
+UNKNOWN_SECONDS = 10.0  # guess for an action that never ran
+MAX_REPAIRS = 10  # damaged objects in one build before we stop believing in the disk
+
+Outcome = Result | BaseException
+
+
+@dataclass
+class _State:
+    plan: Plan
+    executor: Executor
+    priority: Mapping[str, float]
+    waiting: dict[str, set[str]]
+    dependents: dict[str, list[str]]
+    ready: list[tuple[float, str]] = field(default_factory=list)
+    active: int = 0
+    repairing: set[str] = field(default_factory=set)
+    repairs: int = 0
+    failure: BaseException | None = None
+
+
+def build(plan: Plan, targets: Iterable[str], executor: Executor) -> dict[str, Result]:
+    """Bring all targets up to date; returns the results by action name.
+
+    After a failure nothing new starts, what runs is finished, and the first error is raised. KeyboardInterrupt kills what runs.
+    """
+    order = plan.order(targets)
+    durations = {name: _last_duration(executor, name) for name in order}
+    executor.sink(BuildPlanned(len(order), None))
+    state = _State(plan, executor, _critical_path(plan, order, durations), *_edges(plan, order))
+    for name in order:
+        if not state.waiting[name]:
+            heapq.heappush(state.ready, (-state.priority[name], name))
+    done: queue.Queue[tuple[str, Outcome]] = queue.Queue()
+    wake_read, wake_write = os.pipe()
+    try:
+        _loop(state, done, wake_read, wake_write)
+    except KeyboardInterrupt:
+        executor.stop()
+        while state.active:
+            done.get()
+            state.active -= 1
+        raise
+    finally:
+        os.close(wake_read)
+        os.close(wake_write)
+    if state.failure is not None:
+        raise state.failure
+    return executor.results
+
+
+def _loop(state: _State, done: queue.Queue[tuple[str, Outcome]], wake_read: int, wake_write: int) -> None:
+    """Start what is ready while tokens last; take in what finished; until nothing runs and nothing can start."""
+    executor = state.executor
+    while state.active or (state.ready and state.failure is None):
+        while state.ready and state.failure is None:
+            action = state.plan.actions[state.ready[0][1]]
+            cached = executor.lookup(action)
+            if cached is not None:
+                heapq.heappop(state.ready)
+                executor.sink(ActionFinished(action.name, "cached", 0.0))
+                _complete(state, action.name, cached)
+                continue
+            if not state.active:
+                executor.jobserver.refill()  # a make that was killed may have taken tokens with it
+            if not executor.jobserver.acquire(wake_read, 0.5):
+                break
+            heapq.heappop(state.ready)
+            state.active += 1
+            threading.Thread(target=_work, args=(executor, action, done, wake_write), daemon=True).start()
+        try:
+            name, outcome = done.get(timeout=0.5 if state.ready and state.failure is None else None)
+        except queue.Empty:
+            continue
+        os.read(wake_read, 1)
+        state.active -= 1
+        executor.jobserver.release()
+        _take(state, name, outcome)
+
+
+def _work(executor: Executor, action: Action, done: queue.Queue[tuple[str, Outcome]], wake: int) -> None:
+    outcome: Outcome
+    try:
+        outcome = executor.execute(action)
+    except BaseException as error:  # noqa: BLE001 - carried to the main thread and raised there
+        outcome = error
+    done.put((action.name, outcome))
+    os.write(wake, b"!")
+
+
+def _take(state: _State, name: str, outcome: Outcome) -> None:
+    if isinstance(outcome, Result):
+        _complete(state, name, outcome)
+    elif isinstance(outcome, DamagedInput) and state.failure is None:
+        _repair(state, name, outcome)
+    elif not isinstance(outcome, Stopped) and state.failure is None:
+        state.failure = outcome
+
+
+def _complete(state: _State, name: str, result: Result) -> None:
+    state.executor.results[name] = result
+    state.repairing.discard(name)
+    for dependent in state.dependents[name]:
+        state.waiting[dependent].discard(name)
+        if not state.waiting[dependent]:
+            heapq.heappush(state.ready, (-state.priority[dependent], dependent))
+
+
+def _repair(state: _State, name: str, damage: DamagedInput) -> None:
+    """Queue the action whose stored output was damaged, and let `name` wait for it again."""
+    state.repairs += 1
+    state.executor.sink(Note("warning", str(damage)))
+    if state.repairs > MAX_REPAIRS:
+        state.failure = BuildError(
+            f"{state.repairs} stored objects were damaged",
+            reason="store-damaged",
+            hint="check the disk: 'mixos cache verify'",
+        )
+        return
+    state.waiting[name].add(damage.action)
+    if damage.action not in state.repairing:
+        state.repairing.add(damage.action)
+        heapq.heappush(state.ready, (-state.priority[damage.action], damage.action))
+
+
+def _edges(plan: Plan, order: list[str]) -> tuple[dict[str, set[str]], dict[str, list[str]]]:
+    waiting = {name: set(plan.actions[name].dependencies) for name in order}
+    dependents: dict[str, list[str]] = {name: [] for name in order}
+    for name in order:
+        for dependency in plan.actions[name].dependencies:
+            dependents[dependency].append(name)
+    return waiting, dependents
+
+
+def _last_duration(executor: Executor, name: str) -> float:
+    latest = executor.store.latest(name)
+    return latest.seconds if latest is not None else UNKNOWN_SECONDS
+
+
+def _critical_path(plan: Plan, order: list[str], durations: Mapping[str, float]) -> dict[str, float]:
+    """Seconds from the start of each action to the end of the plan along the longest way."""
+    length: dict[str, float] = {}
+    dependents = _edges(plan, order)[1]
+    for name in reversed(order):
+        length[name] = durations[name] + max((length[item] for item in dependents[name]), default=0.0)
+    return length

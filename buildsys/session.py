@@ -1,0 +1,75 @@
+"""One build from start to end: kernel decision, plan, scheduler, results; and what `plan`, `why` and `shell` need of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from buildsys import schedule
+from buildsys.errors import HostError
+from buildsys.events import Sink
+from buildsys.execute import Executor
+from buildsys.fetch import Fetcher
+from buildsys.graph import Plan
+from buildsys.jobserver import Jobserver
+from buildsys.kernelsource import KernelChoice, choose_kernel
+from buildsys.plan import KernelInput, image_plan
+from buildsys.project import Project
+from buildsys.store import Result, Store
+
+MIN_FREE = 2 << 30  # bytes; below this a build is not even begun
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a build is run; none of it changes what comes out, except the kernel source."""
+
+    kernel_source: str | None = None
+    offline: bool = False
+    jobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A plan and the machinery to execute it."""
+
+    project: Project
+    plan: Plan
+    kernel: KernelChoice
+    executor: Executor
+
+    def build(self, targets: Iterable[str]) -> dict[str, Result]:
+        """Bring targets up to date; results by action name."""
+        return schedule.build(self.plan, targets, self.executor)
+
+
+@contextmanager
+def open_session(project: Project, options: Options, sink: Sink, store: Store | None = None) -> Iterator[Session]:
+    """Decide on the kernel, make the plan, and hold the store while the caller works with both."""
+    store = store or Store(project.cache / "store")
+    _check_space(store)
+    fetcher = Fetcher(project.distfiles, sink, project.config.fetch.mirrors, options.offline)
+    requested = options.kernel_source or project.config.kernel.source
+    memory = project.cache / "kernel-fallback.json"
+    choice, source, lock = choose_kernel(requested, project.root, project.lock, fetcher, memory)
+    plan = image_plan(project, KernelInput(choice, source))
+    jobserver = Jobserver(options.jobs or len(os.sched_getaffinity(0)))
+    executor = Executor(store, fetcher, lock, project.config.image.epoch, jobserver, sink)
+    try:
+        with store.session():
+            yield Session(project, plan, choice, executor)
+    finally:
+        jobserver.close()
+
+
+def _check_space(store: Store) -> None:
+    disk = os.statvfs(store.root)
+    free = disk.f_bavail * disk.f_frsize
+    if free < MIN_FREE:
+        raise HostError(
+            f"only {free >> 20} MiB are free on the disk of {store.root}; a build needs {MIN_FREE >> 20}",
+            reason="disk-full",
+            hint="free some space, run 'mixos cache gc', or set MIXOS_CACHE to another disk",
+        )

@@ -1,0 +1,245 @@
+"""The content store: output trees by digest, action results by key. Safe to share, to kill and to run out of disk.
+
+    <root>/trees/<digest>/        an output tree, never changed after the rename that put it there
+    <root>/trees/<digest>.json    its entries: path, kind, mode, size, hash
+    <root>/actions/<key>.json     a result: output digest, key document, seconds, time
+    <root>/latest/<action>        the key of the last result of that action (for `mixos why` and duration estimates)
+    <root>/staging/<id>/          where an action writes; renamed into trees/, or moved to failed/, or removed
+    <root>/failed/<action>/       the last failed attempt, for `mixos shell`; never a hit
+    <root>/logs/<action>.log      the last log of each action
+    <root>/locks/                 one lock file per key (who builds it) and `store` (shared by builds, exclusive for gc)
+
+Commit order: the tree is renamed into place, then its result is written beside it and renamed. `kill -9` at any point
+leaves either nothing or a complete object; `hook` lets tests stop the world at each step. Tree bytes are not synced one by
+one: a tree is re-hashed before anything is built on it or exported, so an object that a power cut or a bad disk damaged is
+found, named, dropped and rebuilt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from buildsys.digest import Entry, scan_tree, tree_digest
+from buildsys.errors import StoreError
+from buildsys.files import atomic_write, remove_tree
+
+Hook = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of a finished action."""
+
+    action: str
+    key: str
+    output: str  # tree digest
+    size: int  # bytes of its files
+    seconds: float
+    document: dict[str, Any]
+
+
+class Store:
+    """See the module's text. All paths given out are read-only by convention; the sandbox mounts them read-only."""
+
+    def __init__(self, root: Path, hook: Hook = lambda step: None) -> None:
+        self.root = root
+        self._hook = hook
+        try:
+            for name in ("trees", "actions", "latest", "staging", "failed", "logs", "locks"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{root}: {error.strerror}", reason="store-unusable", hint="set MIXOS_CACHE") from error
+
+    # -- locks ---------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def session(self, *, exclusive: bool = False) -> Iterator[None]:
+        """Held by a build (shared) so that gc (exclusive) never removes what is in use."""
+        with self._lock("store", exclusive=exclusive, wait=not exclusive) as held:
+            if not held:
+                raise StoreError(
+                    "a build is using the store", reason="store-busy", hint="try again later", retryable=True
+                )
+            yield
+
+    @contextlib.contextmanager
+    def building(self, key: str, waiting: Callable[[], None]) -> Iterator[None]:
+        """The right to build `key`; calls `waiting` once if someone else has it, then waits."""
+        with self._lock(key, exclusive=True, wait=False) as held:
+            if held:
+                yield
+                return
+        waiting()
+        with self._lock(key, exclusive=True, wait=True):
+            yield
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, *, exclusive: bool, wait: bool) -> Iterator[bool]:
+        descriptor = os.open(self.root / "locks" / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(
+                    descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
+                )
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(descriptor)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def result(self, key: str) -> Result | None:
+        """The stored result of `key`, if it is readable and its tree is there."""
+        try:
+            result = Result(**json.loads((self.root / "actions" / f"{key}.json").read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+        return result if result.key == key and self.tree(result.output).is_dir() else None
+
+    def latest(self, action: str) -> Result | None:
+        """The newest result of an action, whatever its key was."""
+        try:
+            key = (self.root / "latest" / action).read_text().strip()
+        except OSError:
+            return None
+        return self.result(key)
+
+    def tree(self, digest: str) -> Path:
+        """Where the tree of that digest is (or would be)."""
+        return self.root / "trees" / digest
+
+    def damage(self, digest: str) -> str | None:
+        """Re-hash a tree: None when it is what its name says, else the first path that differs."""
+        try:
+            entries = scan_tree(self.tree(digest))
+        except (OSError, ValueError) as error:
+            return str(error)
+        if tree_digest(entries) == digest:
+            return None
+        return self.first_difference(digest, entries)
+
+    def first_difference(self, digest: str, entries: list[Entry]) -> str:
+        """The first path in which `entries` are not what the tree `digest` holds."""
+        try:
+            listed = {item[0]: Entry(*item) for item in json.loads(self._listing(digest).read_bytes())}
+        except (OSError, ValueError, TypeError):
+            return "its listing"
+        found = {entry.path: entry for entry in entries}
+        different = sorted(path for path in {*listed, *found} if listed.get(path) != found.get(path))
+        return different[0] if different else "its listing"
+
+    def _listing(self, digest: str) -> Path:
+        return self.root / "trees" / f"{digest}.json"
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def stage(self) -> Path:
+        """A fresh folder for one action, with `out` and `build` in it."""
+        path = self.root / "staging" / f"{os.getpid()}-{secrets.token_hex(6)}"
+        for name in ("out", "build", "root"):
+            (path / name).mkdir(parents=True)
+        return path
+
+    def commit(
+        self, staged: Path, action: str, key: str, document: dict[str, Any], seconds: float, epoch: int
+    ) -> Result:
+        """Take `staged`/out into the store as the result of `key`. Raises StoreError for special files or a full disk."""
+        out = staged / "out"
+        try:
+            entries = scan_tree(out)
+            digest = tree_digest(entries)
+            _settle(out, epoch)
+            self._hook("settled")
+            if not self.tree(digest).is_dir():
+                atomic_write(self._listing(digest), json.dumps([entry.as_list() for entry in entries]).encode())
+                self._hook("listed")
+                with contextlib.suppress(FileExistsError):  # another build committed the same bytes meanwhile
+                    _rename_tree(out, self.tree(digest))
+            self._hook("renamed")
+            result = Result(action, key, digest, sum(entry.size for entry in entries), round(seconds, 2), document)
+            atomic_write(self.root / "actions" / f"{key}.json", json.dumps(asdict(result)).encode())
+            self._hook("recorded")
+            atomic_write(self.root / "latest" / action, key.encode())
+        except ValueError as error:
+            raise StoreError(f"{action}: {error}", reason="output-special-file") from error
+        except OSError as error:
+            raise StoreError(f"{action}: cannot store the result: {error.strerror}", reason="store-write") from error
+        self.discard(staged)
+        return result
+
+    def touch_latest(self, action: str, key: str) -> None:
+        """Remember that `key` is the current result of `action`."""
+        path = self.root / "latest" / action
+        if not path.exists() or path.read_text() != key:
+            atomic_write(path, key.encode())
+
+    def keep_failed(self, staged: Path, action: str) -> Path:
+        """Move a failed attempt aside, replacing the previous one, and return where it is."""
+        target = self.root / "failed" / action
+        remove_tree(target)
+        staged.rename(target)
+        return target
+
+    def drop(self, digest: str) -> None:
+        """Forget a damaged tree. Results that point at it stop counting at once."""
+        grave = self.root / "staging" / f"{os.getpid()}-{secrets.token_hex(6)}"
+        with contextlib.suppress(FileNotFoundError):
+            self.tree(digest).rename(grave)
+        self._listing(digest).unlink(missing_ok=True)
+        remove_tree(grave)
+
+    def discard(self, staged: Path) -> None:
+        """Throw a staging folder away."""
+        remove_tree(staged)
+
+    # -- upkeep --------------------------------------------------------------------------------------------------------
+
+    def digests(self) -> list[str]:
+        """Every tree in the store, sorted."""
+        return sorted(path.name for path in (self.root / "trees").iterdir() if path.is_dir())
+
+    def results(self) -> list[Result]:
+        """Every stored result that still counts, newest first."""
+        paths = sorted((self.root / "actions").glob("[!.]*.json"), key=lambda path: -path.stat().st_mtime_ns)
+        found = [self.result(path.stem) for path in paths]
+        return [result for result in found if result is not None]
+
+    def collect(self, keep: set[str]) -> int:
+        """Remove every tree whose digest is not in `keep`, and what dead builds left; returns bytes freed."""
+        freed = 0
+        with self.session(exclusive=True):
+            for path in (self.root / "staging").iterdir():
+                remove_tree(path)
+            for digest in self.digests():
+                if digest not in keep:
+                    freed += sum(entry.size for entry in scan_tree(self.tree(digest)))
+                    self.drop(digest)
+            for path in (self.root / "actions").glob("*.json"):
+                if self.result(path.stem) is None:
+                    path.unlink()
+        return freed
+
+
+def _settle(root: Path, epoch: int) -> None:
+    """Give every path the same time, so that nothing can come to depend on when it was built."""
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            os.utime(f"{folder}/{name}", (epoch, epoch), follow_symlinks=False)
+
+
+def _rename_tree(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise

@@ -1,0 +1,99 @@
+"""The virtual machine that `mixos run` starts for this checkout: its disk, its key, and how to reach it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from buildsys.errors import ImageError, UsageError
+from buildsys.files import atomic_write
+from buildsys.project import Project
+from buildsys.run import run
+from image import qemu
+from image.flash import check_preseed
+from image.qemu import Running
+
+DISK_SIZE = 2 << 30  # bytes: larger than the image, so that first boot has something to grow into
+
+
+@dataclass(frozen=True)
+class Vm:
+    """Paths of the machine of one checkout (or of one state folder, for several machines)."""
+
+    project: Project
+    state: Path
+
+    @property
+    def disk(self) -> Path:
+        """The machine's own disk; the image is never written to."""
+        return self.state / qemu.DISK
+
+    @property
+    def key(self) -> Path:
+        """The private SSH key of this host for machines it runs; made on first use, never in an image of `make image`."""
+        path = self.project.cache / "ssh" / "id_ed25519"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mixos run", "-f", path])
+        return path
+
+    def prepare(self, *, fresh: bool, size: int, preseed: Path | None) -> None:
+        """Make the machine's disk from the image, unless there is one of that very image to go on with."""
+        image = self.project.image_file
+        if not image.is_file():
+            raise ImageError(f"there is no image {image}", reason="image-missing", hint="build it first: make image")
+        record = self.state / "disk.json"
+        text = check_preseed(preseed) if preseed is not None else self.default_preseed()
+        info = image.stat()
+        wanted = {"image": [info.st_size, info.st_mtime_ns, info.st_ino], "size": size, "preseed": text}
+        if not fresh and self.disk.exists() and _read(record) == wanted:
+            return
+        self.state.mkdir(parents=True, exist_ok=True)
+        record.unlink(missing_ok=True)
+        (self.state / "known_hosts").unlink(missing_ok=True)
+        qemu.prepare_disk(image, self.disk, max(size, info.st_size), text)
+        atomic_write(record, json.dumps(wanted).encode())
+
+    def default_preseed(self) -> str:
+        """First-boot settings that let this host's key in as admin."""
+        public = self.key.with_suffix(".pub").read_text().strip()
+        return f'[[ssh.keys]]\naccount = "admin"\nkey = "{public}"\n'
+
+    def running(self) -> Running:
+        """The machine, if it runs. Raises UsageError."""
+        found = qemu.load(self.state)
+        if found is None:
+            raise UsageError("no machine is running", reason="vm-not-running", hint="start one: mixos run --detach")
+        return found
+
+    def ssh_command(self, user: str, command: tuple[str, ...]) -> list[str]:
+        """The ssh argv that reaches the running machine. Raises UsageError when it has no network."""
+        port = self.running().ssh_port
+        if port is None:
+            raise UsageError("this machine was started without a network", reason="vm-no-network")
+        options = {
+            "UserKnownHostsFile": str(self.state / "known_hosts"),
+            "StrictHostKeyChecking": "accept-new",  # a new disk has a new key; later changes are refused
+            "IdentitiesOnly": "yes",
+            "LogLevel": "ERROR",
+            "ConnectTimeout": "60",
+        }
+        words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        return [
+            "ssh",
+            *words,
+            "-i",
+            str(self.key),
+            "-p",
+            str(port),
+            f"{user}@127.0.0.1",
+            *(("--", *command) if command else ()),
+        ]
+
+
+def _read(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,88 @@
+"""Host side: the tree that the `daemon` package is made of (this file itself is not installed).
+
+Only what the device runs goes in: this folder, the device-safe part of `packages.mix`, the format modules of `image`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from buildsys.errors import BuildError
+from buildsys.job import Job
+from buildsys.run import run
+
+LIBRARY = "usr/lib/mixos/python"
+MODULES: Mapping[str, Sequence[str]] = {
+    "packages": ("__init__.py", "mix/__init__.py", "mix/errors.py", "mix/manifest.py"),
+    "image": ("__init__.py", "errors.py", "gpt.py", "verity.py"),
+}
+PROGRAMS = {
+    "mixosd": "usr/bin",
+    "mixctl": "usr/bin",
+    "mixos-firstboot": "usr/libexec",
+    "mixos-preseed": "usr/libexec",
+}
+
+
+def install(job: Job) -> None:
+    """Action: repository folders → DESTDIR tree for `packages.mix.artifact:pack`.
+
+    Inputs: `daemon`, `packages`, `image` (folders of this repository); optional `python` (the recipe's output) together
+    with `musl`, to compile byte code with the target's interpreter. Without them only sources are installed, which
+    costs start-up time on the device, since the root is read-only there. Raises BuildError `module-missing`.
+    """
+    library = job.out / LIBRARY
+    daemon = job.inputs["daemon"]
+    names = [path.name for path in sorted(daemon.iterdir()) if path.suffix in (".py", ".tsv")]
+    for name in names:
+        if name == "install.py":
+            continue
+        _copy(daemon / name, library / "daemon" / name, 0o644)
+    for package, modules in MODULES.items():
+        for name in modules:
+            _copy(job.inputs[package] / name, library / package / name, 0o644)
+    for name, folder in PROGRAMS.items():
+        _copy(daemon / "bin" / name, job.out / folder / name, 0o755)
+    if "python" in job.inputs:
+        compile_all(job, library)
+
+
+def _copy(source: Path, target: Path, mode: int) -> None:
+    if not source.is_file():
+        raise BuildError(f"{source} is missing", reason="module-missing", hint="see MODULES in daemon/install.py")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    target.chmod(mode)
+
+
+def compile_all(job: Job, library: Path) -> None:
+    """Byte code with "unchecked hash" (PEP 552): same bytes everywhere, and the device never stats the source.
+
+    The target's interpreter runs here through its own dynamic loader, since host and target share the machine type.
+    """
+    root, loader = job.inputs["python"], job.inputs["musl"] / "usr/lib/libc.so"
+    program = next(iter(sorted((root / "usr/bin").glob("python3.[0-9]*[0-9]"))), root / "usr/bin/python3")
+    libraries = [str(folder / "usr/lib") for folder in job.inputs.values() if (folder / "usr/lib").is_dir()]
+    script = (
+        "import compileall,py_compile,sys;"
+        "mode=py_compile.PycInvalidationMode.UNCHECKED_HASH;"
+        "ok=compileall.compile_dir(sys.argv[1],quiet=1,stripdir=sys.argv[2],prependdir='/',invalidation_mode=mode);"
+        "sys.exit(not ok)"
+    )
+    argv: list[str | Path] = [
+        loader,
+        "--library-path",
+        ":".join(libraries),
+        program,
+        "-I",
+        "-B",
+        "-c",
+        script,
+        library,
+        job.out,
+    ]
+    environment = {"PYTHONHOME": os.fspath(root / "usr"), "PYTHONHASHSEED": "0"}
+    run(argv, env=environment, timeout=300)

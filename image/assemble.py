@@ -1,0 +1,171 @@
+"""The actions that turn a root file system and a kernel into a bootable disk image.
+
+verity: hash tree over the root. uki: stub, kernel, command line with the root hash. disk: GPT image of everything.
+All are pure: the same inputs and parameters give the same bytes. No root, no loop devices, no external tools.
+
+Inputs: root/root.squashfs, kernel/{bzImage,release}, kernel-config/cmdline (optional), systemd-boot-efi (a .deb file),
+verity, uki (outputs of the actions here). Parameters: version, seed, layout (table of layout.toml), and optionally
+cmdline (more words for the kernel), efi-arch (default "x64"), root-file (default "root.squashfs"), os-release (text).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from buildsys.errors import ImageError
+from buildsys.job import Job
+from image import deb, esp, gpt, layout
+from image import uki as uki_format
+from image import verity as verity_format
+from image.host import copy_range, data_ranges, image_errors, opened
+
+ROOT_FILE = "root.squashfs"
+TREE_FILE = "verity.img"
+UKI_FILE = "mixos.efi"
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.~^-]{0,62}")
+_FIXED_CMDLINE = "root=/dev/dm-0 ro rootfstype={fstype} rootwait=20"
+_BOOT_DIR = "usr/lib/systemd/boot/efi"
+
+
+def _text(job: Job, name: str, default: str | None = None) -> str:
+    value = job.params.get(name, default)
+    if not isinstance(value, str):
+        raise ImageError(f"action parameter {name!r} is {value!r}, not a string", reason="bad-parameter")
+    return value
+
+
+def _version(job: Job) -> str:
+    version = _text(job, "version")
+    if not _VERSION.fullmatch(version):
+        # "+" and "_" separate name, version and boot counter in the file name of the UKI.
+        raise ImageError(f"{version!r} cannot be an image version", reason="bad-version")
+    return version
+
+
+def _root(job: Job) -> Path:
+    return job.inputs["root"] / _text(job, "root-file", ROOT_FILE)
+
+
+def disk_name(version: str, arch: str = "x86_64") -> str:
+    """The file name of a disk image."""
+    return f"mixos-{version}-{arch}.img"
+
+
+def verity(job: Job) -> None:
+    """Out: verity.img (hash tree), root-hash (hex), verity.json (what the command line and the manifest need)."""
+    salt = layout.derive(_text(job, "seed"), "verity-salt")
+    path = _root(job)
+    with opened(path) as fd, image_errors(path):
+        size = os.fstat(fd).st_size
+        layout.check_fits(layout.parse(job.params["layout"]), size)
+        tree = verity_format.build(fd, size, salt)
+    (job.out / TREE_FILE).write_bytes(tree.hashes)
+    (job.out / "root-hash").write_text(tree.root.hex() + "\n")
+    record = {
+        "format": 1,
+        "root_hash": tree.root.hex(),
+        "salt": tree.salt.hex(),
+        "data_blocks": tree.blocks,
+        "hash_start_block": 0,
+        "dm_create": verity_format.dm_create(tree),
+    }
+    (job.out / "verity.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def _optional(path: Path | None) -> str:
+    return " ".join(path.read_text("utf-8").split()) if path is not None and path.exists() else ""
+
+
+def cmdline(job: Job) -> str:
+    """The kernel command line: what boot needs, then the kernel's own hardening words, then the profile's."""
+    record = json.loads((job.inputs["verity"] / "verity.json").read_text("utf-8"))
+    fstype = _text(job, "root-file", ROOT_FILE).rpartition(".")[2]
+    config = job.inputs.get("kernel-config")
+    words = [
+        _FIXED_CMDLINE.format(fstype=fstype),
+        f'dm-mod.create="{record["dm_create"]}"',
+        "init=/sbin/init panic=10 oops=panic",
+        _optional(config / "cmdline" if config is not None else None),
+        " ".join(_text(job, "cmdline", "").split()),
+    ]
+    return " ".join(word for word in words if word)
+
+
+def os_release(version: str, release: str) -> str:
+    """The identity in the UKI; the boot manager sorts by IMAGE_ID and IMAGE_VERSION (os-release(5))."""
+    return (
+        f'ID=mixos\nNAME="MixOS"\nPRETTY_NAME="MixOS {version}"\nVERSION_ID="{version}"\n'
+        f'IMAGE_ID=mixos\nIMAGE_VERSION="{version}"\nMIXOS_KERNEL="{release}"\n'
+    )
+
+
+def uki(job: Job) -> None:
+    """Out: mixos.efi, cmdline (as text, for people and for direct kernel boots)."""
+    efi_arch = _text(job, "efi-arch", "x64")
+    package = job.inputs["systemd-boot-efi"]
+    kernel = job.inputs["kernel"]
+    release = (kernel / "release").read_text("utf-8").strip()
+    stub_path = f"{_BOOT_DIR}/linux{efi_arch}.efi.stub"
+    line = cmdline(job)
+    identity = _text(job, "os-release", os_release(_version(job), release))
+    with image_errors("unified kernel image"):
+        stub = deb.read_files(package, [stub_path])[stub_path]
+        image = uki_format.build(stub, (kernel / "bzImage").read_bytes(), line, identity, release)
+    (job.out / UKI_FILE).write_bytes(image)
+    (job.out / "cmdline").write_text(line + "\n")
+
+
+def disk(job: Job) -> None:
+    """Out: mixos-<version>-x86_64.img (sparse), root-hash, image.json (partitions, identities, files of the ESP)."""
+    version, seed = _version(job), _text(job, "seed")
+    efi_arch = _text(job, "efi-arch", "x64")
+    shape = layout.parse(job.params["layout"])
+    root_hash = (job.inputs["verity"] / "root-hash").read_text("utf-8").strip()
+    table = layout.table(shape, seed, bytes.fromhex(root_hash))
+    loader_path = f"{_BOOT_DIR}/systemd-boot{efi_arch}.efi"
+    image_path = job.out / disk_name(version, _text(job, "arch", "x86_64"))
+    with opened(image_path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd, image_errors("disk image"):
+        loader = deb.read_files(job.inputs["systemd-boot-efi"], [loader_path])[loader_path]
+        contents = esp.files(version, loader, (job.inputs["uki"] / UKI_FILE).read_bytes(), efi_arch)
+        os.truncate(fd, table.sectors * gpt.SECTOR)
+        volume_id = int.from_bytes(layout.derive(seed, "fat-volume")[:4], "big")
+        esp.write(fd, table.find("mixos-esp"), contents, volume_id, job.epoch)
+        _copy_into(_root(job), fd, table.find("mixos-root-a"))
+        _copy_into(job.inputs["verity"] / TREE_FILE, fd, table.find("mixos-verity-a"))
+        gpt.write(fd, table)
+    (job.out / "root-hash").write_text(root_hash + "\n")
+    record = {
+        "format": 1,
+        "version": version,
+        "root_hash": root_hash,
+        "disk_id": str(table.disk_id),
+        "sectors": table.sectors,
+        "esp": {path: len(data) for path, data in sorted(contents.items())},
+        "partitions": [
+            {
+                "number": p.index,
+                "name": p.name,
+                "type": str(p.type),
+                "id": str(p.id),
+                "offset": p.offset,
+                "size": p.size,
+            }
+            for p in table.partitions
+        ],
+    }
+    (job.out / "image.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def _copy_into(path: Path, disk_fd: int, part: gpt.Partition) -> None:
+    """Copy a file to the start of a partition, holes left out. Raises ImageError when it does not fit."""
+    with opened(path) as source:
+        size = os.fstat(source).st_size
+        if size > part.size:
+            raise ImageError(
+                f"{path.name} has {size} bytes and {part.name} only {part.size}", reason="partition-too-small"
+            )
+        for start, end in data_ranges(source, size):
+            copy_range(source, disk_fd, start, end, part.offset + start)

@@ -1,0 +1,89 @@
+"""What lies on the EFI system partition: systemd-boot, its configuration, unified kernel images, an optional preseed.
+
+No `default` entry is ever set (it would override boot counting) and no random seed is written by the loader.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from buildsys.errors import ImageError
+from image import fat, fatread, gpt
+from image.host import image_errors, opened
+
+NAME = "mixos-esp"  # label of the partition
+PRESEED = "mixos-preseed.toml"
+TRIES = 3
+MAX_PRESEED = 64 << 10  # bytes
+LABEL = "MIXOS-ESP"
+LOADER_CONF = """\
+timeout 0
+editor no
+auto-entries no
+auto-firmware no
+random-seed-mode off
+"""
+
+
+def loader_path(efi_arch: str) -> str:
+    """Where firmware looks on a disk that no boot variable names (UEFI 3.5.1.1); efi_arch: "x64", "aa64"."""
+    return f"EFI/BOOT/BOOT{efi_arch.upper()}.EFI"
+
+
+def uki_path(version: str, tries: int = TRIES) -> str:
+    """The place of a unified kernel image with its boot counter (systemd: Automatic Boot Assessment)."""
+    return f"EFI/Linux/mixos_{version}+{tries}.efi"
+
+
+def files(version: str, loader: bytes, uki: bytes, efi_arch: str) -> dict[str, bytes]:
+    """All files of a fresh ESP."""
+    return {
+        loader_path(efi_arch): loader,
+        f"EFI/systemd/systemd-boot{efi_arch}.efi": loader,
+        uki_path(version): uki,
+        "loader/loader.conf": LOADER_CONF.encode(),
+    }
+
+
+def write(fd: int, part: gpt.Partition, contents: Mapping[str, bytes], volume_id: int, epoch: int) -> None:
+    """Make the file system of the ESP inside an open disk image. Raises fat.FatError."""
+    fat.write(
+        fd,
+        part.offset,
+        part.size,
+        contents,
+        volume_id=volume_id,
+        label=LABEL,
+        epoch=epoch,
+        hidden=part.first,
+    )
+
+
+def read(fd: int, part: gpt.Partition) -> dict[str, bytes]:
+    """The files of the ESP of an open disk. Raises fat.FatError."""
+    return fatread.read_files(fd, part.offset, part.size)
+
+
+def inject_into(fd: int, part: gpt.Partition, name: str, content: bytes, epoch: int) -> None:
+    """Add or replace one file in the root of an ESP: the file system is written anew with the same id and files.
+
+    Raises fat.FatError.
+    """
+    volume = fatread.open_volume(fd, part.offset, part.size)
+    contents = fatread.read_files(fd, part.offset, part.size)
+    write(fd, part, {**contents, name: content}, volume.volume_id, epoch)
+    os.fsync(fd)
+
+
+def inject_preseed(disk: Path, text: str, epoch: int) -> None:
+    """Put first-boot settings on the ESP of an image file that nobody uses. The text was checked before.
+
+    Raises ImageError.
+    """
+    content = text.encode()
+    if len(content) > MAX_PRESEED:
+        raise ImageError(f"the preseed has {len(content)} bytes, more than {MAX_PRESEED}", reason="preseed-too-large")
+    with opened(disk, os.O_RDWR) as fd, image_errors(disk):
+        inject_into(fd, gpt.read(fd).find(NAME), PRESEED, content, epoch)

@@ -1,0 +1,238 @@
+"""Write an image to a disk, check every byte that was written, and never harm a disk that is in use.
+
+Only what carries meaning is written: each partition up to its last data and a MiB more (holes as zeros, since verity
+covers them), the first MiB of empty ones (so that an old file system there is not taken for ours), and both ends of the
+disk, where old tables may lie. The old table goes first and the new one comes last, so a cut leaves a disk without a
+table instead of half a system. The backup table is put at the end of the real disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from buildsys.errors import ConfigError, ImageError
+from image import esp, gpt
+from image.blockdev import Device, Places, check_free, inspect, open_exclusive
+from image.host import data_ranges, image_errors, opened
+from image.uki import read_uki
+
+MIB = 1 << 20
+_CHUNK = 4 * MIB
+_BLKRRPART = 0x125F  # linux/fs.h: read the partition table again
+_BLKFLSBUF = 0x1261  # write back and drop the buffer cache of a device
+
+Progress = Callable[[str, int, int], None]
+Confirm = Callable[[Device], bool]
+
+
+@dataclass(frozen=True)
+class Flashed:
+    """What was done: bytes written and verified, seconds it took, and whether the kernel took the new table at once."""
+
+    device: Device
+    written: int
+    seconds: float
+    table_reread: bool
+
+
+def check_preseed(path: Path) -> str:
+    """The text of a preseed file after the same strict check that the device makes. Raises ConfigError."""
+    from daemon import settings  # only here: the daemon's modules are not needed for anything else
+    from daemon.errors import DeviceError
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", reason="preseed-unreadable") from error
+    try:
+        settings.parse(data, str(path), settings.Settings())
+    except DeviceError as error:
+        raise ConfigError(str(error), reason=error.reason, hint="nothing was written") from error
+    return data.decode("utf-8")
+
+
+def flash(
+    image: Path,
+    target: Path,
+    confirm: Confirm,
+    *,
+    file: bool = False,
+    preseed: Path | None = None,
+    progress: Progress | None = None,
+    places: Places | None = None,
+) -> Flashed:
+    """Write `image` to the disk `target` (or, with `file`, into a regular file, made when missing).
+
+    `confirm` gets the device and decides; `progress` gets ("write" or "verify", bytes done, bytes in all). Raises
+    ImageError: "not-a-block-device", "is-partition", "device-in-use", "disk-too-small", "sector-size", "not-confirmed",
+    "same-file", "image-damaged", or ConfigError for a bad preseed, before the first write; "write-failed" and
+    "verify-failed" later.
+    """
+    text = check_preseed(preseed) if preseed is not None else None
+    where = places or Places()
+    report = progress or (lambda phase, done, total: None)
+    started = time.monotonic()
+    with opened(image) as source, image_errors(image):
+        table = gpt.read(source)
+        if table.problems:
+            raise ImageError(f"{image} is damaged: {', '.join(table.problems)}", reason="image-damaged")
+        size = os.fstat(source).st_size
+        device = _file_device(image, target, size) if file else inspect(target, where)
+        _check(device, size, where)
+        if not confirm(device):
+            raise ImageError(f"{target} was left as it is", reason="not-confirmed")
+        with _claimed(device) as disk:
+            real = device.size // gpt.SECTOR
+            ranges = list(_plan(source, table, size))
+            total = sum(end - start for start, end in ranges)
+            _wipe_ends(disk, device.size)
+            digests = _write(source, disk, ranges, total, report)
+            _verify(device, disk, ranges, digests, total, report)
+            if text is not None:
+                part = table.find(esp.NAME)
+                esp.inject_into(disk, part, esp.PRESEED, text.encode(), int(time.time()))
+                _drop_cache(device, disk)
+                if esp.read(disk, part).get(esp.PRESEED) != text.encode():
+                    raise ImageError(f"{target}: the preseed reads back differently", reason="verify-failed")
+            gpt.write(disk, table.resized(real))
+            _drop_cache(device, disk)
+            if gpt.read(disk) != table.resized(real):
+                raise ImageError(f"{target}: the partition table reads back differently", reason="verify-failed")
+            reread = device.block and _reread_table(disk)
+    return Flashed(device, total, time.monotonic() - started, reread)
+
+
+def _file_device(image: Path, target: Path, size: int) -> Device:
+    if target.exists() and target.samefile(image):
+        raise ImageError(f"{target} is the image itself", reason="same-file")
+    if target.exists() and not target.is_file():
+        raise ImageError(f"{target} is not a regular file", reason="not-a-file")
+    with opened(target, os.O_RDWR | os.O_CREAT) as fd:
+        if os.fstat(fd).st_size == 0:
+            os.truncate(fd, size)
+        return Device(target, os.fstat(fd).st_size, block=False)
+
+
+def _check(device: Device, size: int, places: Places) -> None:
+    if device.sector_size != gpt.SECTOR:
+        raise ImageError(
+            f"{device.path} has sectors of {device.sector_size} bytes; the image is made for {gpt.SECTOR}",
+            reason="sector-size",
+        )
+    if device.size < size:
+        raise ImageError(f"{device.path} holds {device.size} bytes and the image needs {size}", reason="disk-too-small")
+    if device.block:
+        check_free(device, places)
+
+
+@contextmanager
+def _claimed(device: Device) -> Iterator[int]:
+    fd = open_exclusive(device)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _plan(source: int, table: gpt.Table, size: int) -> Iterator[tuple[int, int]]:
+    """The byte ranges to write: rising, not overlapping, whole 4 KiB blocks, without the tables at both ends."""
+    data = list(data_ranges(source, size))
+    root = table.find("mixos-root-a")
+    data.append((root.offset, root.offset + _verified_size(source, table)))
+    for part in sorted(table.partitions, key=lambda one: one.first):
+        start, end = part.offset, part.offset + part.size
+        last = max((min(high, end) for low, high in data if low < end and high > start), default=start)
+        stop = min(end, -(-last // MIB) * MIB + MIB)
+        yield start, stop
+
+
+def _verified_size(source: int, table: gpt.Table) -> int:
+    """Bytes of the root partition that verity covers, from the command line in the image's UKI: zeros there count too."""
+    for path, content in esp.read(source, table.find(esp.NAME)).items():
+        if path.startswith("EFI/Linux/"):
+            found = re.search(r",0 (\d+) verity ", read_uki(content).cmdline)
+            if found:
+                return int(found[1]) * gpt.SECTOR
+    raise ImageError("the image has no boot file with a verity root", reason="image-damaged")
+
+
+def _wipe_ends(disk: int, size: int) -> None:
+    """Zero the first and the last MiB, where partition tables and RAID or file system signatures of old lie."""
+    for offset in (0, max(0, size - MIB)):
+        _put(disk, offset, bytes(min(MIB, size - offset)))
+    os.fsync(disk)
+
+
+def _chunks(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for start, end in ranges:
+        for at in range(start, end, _CHUNK):
+            yield at, min(_CHUNK, end - at)
+
+
+def _write(source: int, disk: int, ranges: list[tuple[int, int]], total: int, report: Progress) -> list[bytes]:
+    """Copy the ranges; returns the digest of each chunk as it was read from the image."""
+    digests: list[bytes] = []
+    done = 0
+    for offset, length in _chunks(ranges):
+        data = os.pread(source, length, offset)
+        if len(data) != length:
+            raise ImageError(f"the image ended early at byte {offset}", reason="short-read")
+        _put(disk, offset, data)
+        digests.append(hashlib.sha256(data).digest())
+        done += length
+        report("write", done, total)
+    os.fsync(disk)
+    return digests
+
+
+def _verify(
+    device: Device, disk: int, ranges: list[tuple[int, int]], digests: list[bytes], total: int, report: Progress
+) -> None:
+    """Read everything back from the medium, not from memory, and compare. Raises ImageError "verify-failed"."""
+    _drop_cache(device, disk)
+    done = 0
+    for (offset, length), digest in zip(_chunks(ranges), digests, strict=True):
+        if hashlib.sha256(os.pread(disk, length, offset)).digest() != digest:
+            raise ImageError(
+                f"{device.path} reads back differently between bytes {offset} and {offset + length}",
+                reason="verify-failed",
+                hint="the disk is probably failing, or smaller than it claims; use another one",
+            )
+        done += length
+        report("verify", done, total)
+
+
+def _drop_cache(device: Device, disk: int) -> None:
+    os.fsync(disk)
+    if device.block:
+        fcntl.ioctl(disk, _BLKFLSBUF, 0)
+    else:
+        os.posix_fadvise(disk, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _reread_table(disk: int) -> bool:
+    """Ask the kernel to take the new table; whether it did. Some drivers cannot: then the disk is to be replugged."""
+    try:
+        fcntl.ioctl(disk, _BLKRRPART, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _put(fd: int, offset: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            done = os.pwrite(fd, view, offset)
+        except OSError as error:
+            raise ImageError(f"writing at byte {offset} failed: {error.strerror}", reason="write-failed") from error
+        view = view[done:]
+        offset += done

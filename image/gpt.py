@@ -1,0 +1,330 @@
+"""Strict reader and power-safe writer of GUID partition tables (UEFI 2.10, chapter 5.3).
+
+Used on the host to make the image and on the device to grow the data partition and to switch slots, so only the
+standard library is imported. All positions are in sectors of 512 bytes; callers refuse disks with other sector sizes.
+
+A table is 128 entries of 128 bytes, kept twice: primary header in sector 1 with the entries behind it, backup header in
+the last sector with the entries before it. `write` makes the backup durable before it touches the primary, so at any
+power cut at least one of the two is whole; `read` uses the backup when the primary is not and says so in `problems`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from uuid import UUID
+
+from image.errors import FormatError
+
+SECTOR = 512
+ALIGN = 2048  # sectors: partitions begin at whole MiB
+ENTRIES = 128
+ENTRY_SIZE = 128
+ENTRY_SECTORS = ENTRIES * ENTRY_SIZE // SECTOR
+FIRST_USABLE = 2 + ENTRY_SECTORS  # sector 0: MBR, sector 1: header
+MIN_SECTORS = 2 * (1 + ENTRY_SECTORS) + 2
+NAME_UNITS = 36  # UTF-16 code units in an entry's name
+
+_HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")
+_ENTRY = struct.Struct("<16s16sQQQ72s")
+_MBR_ENTRY = struct.Struct("<B3sB3sII")
+_REVISION = 0x00010000
+_ZERO_ID = UUID(int=0)
+
+# Discoverable Partitions Specification (UAPI group), x86-64.
+TYPE_ESP = UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
+TYPE_ROOT_X86_64 = UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
+TYPE_ROOT_VERITY_X86_64 = UUID("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5")
+TYPE_LINUX_DATA = UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
+ATTRIBUTE_READ_ONLY = 1 << 60
+
+
+class GptError(FormatError):
+    """A partition table that is damaged, foreign or would not fit."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One entry. index: 1-based position in the table; first, last: sectors, both inside the partition."""
+
+    index: int
+    type: UUID
+    id: UUID
+    first: int
+    last: int
+    name: str
+    attributes: int = 0
+
+    @property
+    def sectors(self) -> int:
+        """Length in sectors."""
+        return self.last - self.first + 1
+
+    @property
+    def offset(self) -> int:
+        """First byte on the disk."""
+        return self.first * SECTOR
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.sectors * SECTOR
+
+
+@dataclass(frozen=True)
+class Table:
+    """A partition table and the size of the disk it is for.
+
+    partitions are ordered by index. `problems` are the reasons why one of the two copies is not as it should be
+    ("primary-…", "backup-…"; "backup-not-at-end" after a copy to a larger disk); empty when both are sound and equal.
+    """
+
+    disk_id: UUID
+    sectors: int
+    partitions: tuple[Partition, ...]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def last_usable(self) -> int:
+        """The last sector that a partition may use."""
+        return self.sectors - ENTRY_SECTORS - 2
+
+    def find(self, name: str) -> Partition:
+        """The only partition with this name. Raises GptError."""
+        found = [part for part in self.partitions if part.name == name]
+        if len(found) != 1:
+            raise GptError(f"{len(found)} partitions are named {name!r}, expected one", "gpt-name")
+        return found[0]
+
+    def replaced(self, part: Partition) -> Table:
+        """The table with the entry of the same index replaced."""
+        if part.index not in {one.index for one in self.partitions}:
+            raise GptError(f"there is no partition {part.index}", "gpt-name")
+        parts = tuple(part if one.index == part.index else one for one in self.partitions)
+        return checked(replace(self, partitions=parts))
+
+    def resized(self, sectors: int) -> Table:
+        """The same partitions on a disk of another size. Raises GptError when they do not fit."""
+        return checked(replace(self, sectors=sectors))
+
+    def grow_last(self) -> Table:
+        """The table with the partition nearest to the end extended over the free space behind it (to a whole MiB)."""
+        if not self.partitions:
+            raise GptError("there is no partition to grow", "gpt-name")
+        final = max(self.partitions, key=lambda part: part.last)
+        last = max(final.last, (self.last_usable + 1) // ALIGN * ALIGN - 1)
+        return self.replaced(replace(final, last=last))
+
+
+def checked(table: Table) -> Table:
+    """`table` itself when it can be written: bounds, overlaps, identities, names. Raises GptError."""
+    if table.sectors < MIN_SECTORS:
+        raise GptError(f"a disk of {table.sectors} sectors is too small for a partition table", "gpt-disk-too-small")
+    indexes = [part.index for part in table.partitions]
+    if indexes != sorted(set(indexes)) or any(not 1 <= index <= ENTRIES for index in indexes):
+        raise GptError(f"partition numbers {indexes} are not rising within 1..{ENTRIES}", "gpt-index")
+    for part in table.partitions:
+        if not FIRST_USABLE <= part.first <= part.last <= table.last_usable:
+            where = f"{part.first}..{part.last}, usable {FIRST_USABLE}..{table.last_usable}"
+            raise GptError(f"partition {part.index} is out of bounds: {where}", "gpt-bounds")
+        if part.type == _ZERO_ID or part.id == _ZERO_ID:
+            raise GptError(f"partition {part.index} has a zero identity", "gpt-zero-id")
+        if not 0 <= part.attributes < 1 << 64:
+            raise GptError(f"partition {part.index} has attributes outside 64 bits", "gpt-attributes")
+        _encode_name(part.name)
+    if len({part.id for part in table.partitions}) != len(table.partitions):
+        raise GptError("two partitions have the same identity", "gpt-duplicate-id")
+    by_place = sorted(table.partitions, key=lambda part: part.first)
+    for before, after in pairwise(by_place):
+        if after.first <= before.last:
+            raise GptError(f"partitions {before.index} and {after.index} overlap", "gpt-overlap")
+    return table
+
+
+def _encode_name(name: str) -> bytes:
+    """A name as the 72 bytes of an entry. Raises GptError when it is too long, has a NUL or a lone surrogate."""
+    try:
+        units = name.encode("utf-16-le")
+    except UnicodeEncodeError as error:
+        raise GptError(f"partition name {name!r} is not text", "gpt-name") from error
+    if len(units) > NAME_UNITS * 2 or "\0" in name:
+        raise GptError(f"partition name {name!r} is longer than {NAME_UNITS} units or has a NUL", "gpt-name")
+    return units.ljust(NAME_UNITS * 2, b"\0")
+
+
+def encode_entries(partitions: Iterable[Partition]) -> bytes:
+    """The entry array: ENTRIES * ENTRY_SIZE bytes."""
+    array = bytearray(ENTRIES * ENTRY_SIZE)
+    for part in partitions:
+        _ENTRY.pack_into(
+            array,
+            (part.index - 1) * ENTRY_SIZE,
+            part.type.bytes_le,
+            part.id.bytes_le,
+            part.first,
+            part.last,
+            part.attributes,
+            _encode_name(part.name),
+        )
+    return bytes(array)
+
+
+def encode_header(table: Table, entries: bytes, *, backup: bool) -> bytes:
+    """One header sector (512 bytes)."""
+    end = table.sectors - 1
+    here, other, array = (end, 1, end - ENTRY_SECTORS) if backup else (1, end, 2)
+
+    def packed(checksum: int) -> bytes:
+        return _HEADER.pack(
+            b"EFI PART",
+            _REVISION,
+            _HEADER.size,
+            checksum,
+            0,
+            here,
+            other,
+            FIRST_USABLE,
+            table.last_usable,
+            table.disk_id.bytes_le,
+            array,
+            ENTRIES,
+            ENTRY_SIZE,
+            zlib.crc32(entries),
+        )
+
+    return packed(zlib.crc32(packed(0))).ljust(SECTOR, b"\0")
+
+
+def encode_mbr(sectors: int) -> bytes:
+    """The protective MBR (UEFI 5.2.3): one entry of type 0xEE over the whole disk, no boot code."""
+    entry = _MBR_ENTRY.pack(0, b"\x00\x02\x00", 0xEE, b"\xff\xff\xff", 1, min(sectors - 1, 0xFFFFFFFF))
+    return bytes(446) + entry + bytes(48) + b"\x55\xaa"
+
+
+def write(fd: int, table: Table) -> None:
+    """Put the table on the disk: backup, fsync, primary, fsync.
+
+    A cut between the two leaves the old primary (whole) and the new backup, or a torn primary and the new backup.
+    Raises GptError when the table is not sound, OSError from the disk.
+    """
+    checked(table)
+    if os.lseek(fd, 0, os.SEEK_END) < table.sectors * SECTOR:
+        raise GptError("the disk is smaller than its partition table", "gpt-disk-too-small")
+    entries = encode_entries(table.partitions)
+    end = table.sectors - 1
+    _write_at(fd, (end - ENTRY_SECTORS) * SECTOR, entries + encode_header(table, entries, backup=True))
+    os.fsync(fd)
+    primary = encode_mbr(table.sectors) + encode_header(table, entries, backup=False) + entries
+    _write_at(fd, 0, primary)
+    os.fsync(fd)
+
+
+def read(disk: int | str | os.PathLike[str]) -> Table:
+    """The table of a disk or image file, given by path or open descriptor.
+
+    Refuses (GptError) what is not a GPT disk of 128 entries, and disks on which neither copy is sound.
+    """
+    if isinstance(disk, int):
+        return _read(disk)
+    fd = os.open(Path(disk), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _read(fd)
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int) -> Table:
+    sectors = os.lseek(fd, 0, os.SEEK_END) // SECTOR
+    if sectors < MIN_SECTORS:
+        raise GptError(f"{sectors} sectors hold no partition table", "gpt-disk-too-small")
+    _check_mbr(_read_at(fd, 0, SECTOR))
+    problems: list[str] = []
+    primary: Table | None = None
+    backup_at = sectors - 1
+    try:
+        primary, backup_at = _read_copy(fd, 1, sectors)
+    except GptError as error:
+        problems.append(f"primary-{error.reason.removeprefix('gpt-')}")
+        first_error = error
+    try:
+        backup, _ = _read_copy(fd, backup_at, sectors)
+    except GptError as error:
+        if primary is None:
+            raise first_error from error
+        return replace(primary, problems=(f"backup-{error.reason.removeprefix('gpt-')}",))
+    if primary is None:
+        return replace(backup, problems=tuple(problems))
+    if backup_at != sectors - 1:
+        problems.append("backup-not-at-end")
+    if (backup.disk_id, backup.partitions) != (primary.disk_id, primary.partitions):
+        problems.append("backup-differs")
+    return replace(primary, problems=tuple(problems))
+
+
+def _check_mbr(mbr: bytes) -> None:
+    """Without a protective MBR this is not a GPT disk, whatever stale headers it still carries."""
+    types = [_MBR_ENTRY.unpack_from(mbr, 446 + 16 * number)[2] for number in range(4)]
+    if mbr[510:] != b"\x55\xaa" or 0xEE not in types:
+        raise GptError("the disk has no protective MBR, so it is not a GPT disk", "gpt-no-mbr")
+
+
+def _read_copy(fd: int, at: int, sectors: int) -> tuple[Table, int]:
+    """The table by the header in sector `at`, and the sector in which that header says the other one is."""
+    raw = _read_at(fd, at * SECTOR, SECTOR)
+    magic, revision, size, checksum, reserved, here, other, low, high, *rest = _HEADER.unpack_from(raw)
+    disk_id, array, count, entry_size, entries_crc = rest
+    if magic != b"EFI PART":
+        raise GptError(f"sector {at} holds no partition table header", "gpt-magic")
+    if revision != _REVISION or size != _HEADER.size or reserved != 0:
+        raise GptError(f"header in sector {at}: unknown revision {revision:#x} or size {size}", "gpt-revision")
+    if zlib.crc32(raw[:16] + bytes(4) + raw[20:size]) != checksum:
+        raise GptError(f"header in sector {at}: wrong checksum", "gpt-header-crc")
+    if count != ENTRIES or entry_size != ENTRY_SIZE:
+        raise GptError(f"header in sector {at}: {count} entries of {entry_size} bytes", "gpt-entries")
+    end = other if at == 1 else here  # the sector of the backup header, and so the size the table was made for
+    want_array = 2 if at == 1 else at - ENTRY_SECTORS
+    if here != at or (at != 1 and other != 1) or array != want_array or not MIN_SECTORS <= end + 1 <= sectors:
+        raise GptError(f"header in sector {at}: points outside the disk", "gpt-geometry")
+    if low != FIRST_USABLE or high != end - ENTRY_SECTORS - 1:
+        raise GptError(f"header in sector {at}: usable range {low}..{high}", "gpt-geometry")
+    entries = _read_at(fd, array * SECTOR, ENTRIES * ENTRY_SIZE)
+    if zlib.crc32(entries) != entries_crc:
+        raise GptError(f"header in sector {at}: wrong checksum of the entries", "gpt-entries-crc")
+    found = Table(UUID(bytes_le=disk_id), end + 1, tuple(_decode_entries(entries)))
+    # Checked against the size the table was made for, then told the size of the disk it lies on.
+    return replace(checked(found), sectors=sectors), end
+
+
+def _decode_entries(entries: bytes) -> Iterable[Partition]:
+    for index in range(ENTRIES):
+        kind, ident, first, last, attributes, name = _ENTRY.unpack_from(entries, index * ENTRY_SIZE)
+        if kind == bytes(16):
+            continue
+        try:
+            text = name.decode("utf-16-le")
+        except UnicodeDecodeError as error:
+            raise GptError(f"partition {index + 1} has a name that is not UTF-16", "gpt-name") from error
+        text, _, rest = text.partition("\0")
+        if rest.strip("\0"):
+            raise GptError(f"partition {index + 1} has bytes behind the end of its name", "gpt-name")
+        yield Partition(index + 1, UUID(bytes_le=kind), UUID(bytes_le=ident), first, last, text, attributes)
+
+
+def _read_at(fd: int, offset: int, size: int) -> bytes:
+    data = os.pread(fd, size, offset)
+    if len(data) != size:
+        raise GptError(f"short read at byte {offset}", "gpt-short-read")
+    return data
+
+
+def _write_at(fd: int, offset: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view = view[done:]
+        offset += done

@@ -1,0 +1,60 @@
+"""Glue for the host: the format modules know nothing of `buildsys`, so their errors are translated here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from buildsys.errors import ImageError
+from image.errors import FormatError
+
+
+@contextmanager
+def image_errors(what: object) -> Iterator[None]:
+    """Turn a FormatError into the ImageError with the same reason, saying which file or device it was about."""
+    try:
+        yield
+    except FormatError as error:
+        raise ImageError(f"{what}: {error.message}", reason=error.reason) from error
+
+
+@contextmanager
+def opened(path: Path, flags: int = os.O_RDONLY, mode: int = 0o644) -> Iterator[int]:
+    """A descriptor of `path`, closed at the end. Raises ImageError when it cannot be opened."""
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC, mode)
+    except OSError as error:
+        raise ImageError(f"cannot open {path}: {error.strerror}", reason="cannot-open") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of the parts of a file that are not holes (lseek(2) SEEK_DATA); the whole file where unknown."""
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: only a hole is left
+            return
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        yield start, end
+        at = end
+
+
+def copy_range(source: int, target: int, start: int, end: int, to: int) -> None:
+    """Copy bytes start..end of one file to offset `to` of another, in the kernel, sharing extents where it can."""
+    while start < end:
+        try:
+            done = os.copy_file_range(source, target, end - start, start, to)
+        except OSError:  # EXDEV, EOPNOTSUPP, EINVAL: file systems that cannot; plain copy below
+            chunk = os.pread(source, min(1 << 20, end - start), start)
+            done = os.pwrite(target, chunk, to)
+        if done == 0:
+            raise ImageError(f"the source ended {end - start} bytes early", reason="short-read")
+        start += done
+        to += done

@@ -1,0 +1,133 @@
+"""The virtual machine as data, and the QEMU arguments that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from buildsys.errors import HostError, UsageError
+from buildsys.run import find_tool
+from image.accel import QEMU, Acceleration
+
+# Code and variable store of the firmware, by distribution; the first pair that exists is used.
+FIRMWARE = (
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+)
+MONITOR = "qmp.sock"
+CONSOLE = "console.sock"
+SERIAL_LOG = "serial.log"
+VARIABLES = "vars.fd"
+TPM = "tpm.sock"
+DISK_BUSES = ("virtio", "nvme", "ahci", "usb")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to emulate.
+
+    disk: writable raw disk (a private copy of the image). memory: MiB. serial: "socket" (log file and console.sock, for
+    detached machines), "stdio" (the caller's terminal, also logged) or "file" (log only). display: "none" or a QEMU
+    display such as "gtk". ssh_port: TCP port of 127.0.0.1 forwarded to the guest's port 22, None without a network.
+    disk_bus: one of DISK_BUSES. reboot: whether a guest reboot restarts the machine (False: it ends). extra: more QEMU
+    arguments, appended as they are.
+    """
+
+    disk: Path
+    memory: int = 1024
+    cpus: int = 2
+    acceleration: str = "auto"
+    serial: str = "socket"
+    display: str = "none"
+    ssh_port: int | None = None
+    disk_bus: str = "virtio"
+    extra_disks: tuple[Path, ...] = ()
+    tpm: bool = False
+    watchdog: bool = True
+    reboot: bool = True
+    firmware: tuple[Path, Path] | None = None
+    extra: tuple[str, ...] = ()
+
+
+def firmware() -> tuple[Path, Path]:
+    """Code and variable template of the UEFI firmware of this host. Raises HostError when there is none."""
+    for code, variables in FIRMWARE:
+        if Path(code).exists() and Path(variables).exists():
+            return Path(code), Path(variables)
+    raise HostError(
+        "this machine has no UEFI firmware for virtual machines (OVMF)",
+        reason="firmware-missing",
+        hint="install the package 'ovmf'",
+    )
+
+
+def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list[str]:
+    """The full argv. QEMU must run with `state` as working directory: socket paths are relative, to stay short."""
+    if machine.memory < 64 or not 1 <= machine.cpus <= 64:
+        raise UsageError(f"{machine.memory} MiB and {machine.cpus} CPUs make no machine", reason="bad-machine")
+    code, _ = machine.firmware or firmware()
+    argv = [str(find_tool(QEMU)), "-name", "mixos", "-machine", "q35,smm=off,vmport=off", *acceleration.arguments()]
+    argv += ["-m", str(machine.memory), "-smp", str(machine.cpus), "-nodefaults", "-no-user-config", "-rtc", "base=utc"]
+    argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={_value(code)}"]
+    argv += ["-drive", f"if=pflash,format=raw,unit=1,file={_value(state / VARIABLES)}"]
+    argv += ["-device", "virtio-rng-pci", "-qmp", f"unix:{MONITOR},server=on,wait=off"]
+    argv += _disk(machine.disk, "disk0", machine.disk_bus, first=True)
+    for number, disk in enumerate(machine.extra_disks, 1):
+        argv += _disk(disk, f"disk{number}", "virtio", first=False)
+    argv += _serial(machine.serial) + _display(machine.display) + _network(machine.ssh_port)
+    if machine.watchdog:
+        argv += ["-device", "i6300esb", "-action", "watchdog=reset"]
+    if machine.tpm:
+        argv += ["-chardev", f"socket,id=tpm,path={TPM}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
+        argv += ["-device", "tpm-crb,tpmdev=tpm0"]
+    if not machine.reboot:
+        argv += ["-action", "reboot=shutdown"]
+    return [*argv, *machine.extra]
+
+
+def _value(path: Path) -> str:
+    """A path inside a QEMU option list, where a comma is written twice."""
+    return str(path.absolute()).replace(",", ",,")
+
+
+def _disk(path: Path, name: str, bus: str, *, first: bool) -> list[str]:
+    # Host page cache with the guest's flushes honoured; unmap keeps the copy sparse.
+    drive = f"if=none,id={name},format=raw,cache=writeback,discard=unmap,file={_value(path)}"
+    index = ",bootindex=1" if first else ""
+    devices: dict[str, Sequence[str]] = {
+        "virtio": ["-device", f"virtio-blk-pci,drive={name}{index}"],
+        "nvme": ["-device", f"nvme,drive={name},serial={name}{index}"],
+        "ahci": ["-device", f"ide-hd,drive={name}{index}"],
+        "usb": ["-device", "qemu-xhci", "-device", f"usb-storage,drive={name}{index}"],
+    }
+    if bus not in devices:
+        raise UsageError(f"{bus!r} is no disk bus: use one of {', '.join(DISK_BUSES)}", reason="bad-machine")
+    return ["-drive", drive, *devices[bus]]
+
+
+def _serial(kind: str) -> list[str]:
+    backends = {
+        "socket": f"socket,id=console,path={CONSOLE},server=on,wait=off,logfile={SERIAL_LOG},logappend=off",
+        "stdio": f"stdio,id=console,mux=on,signal=off,logfile={SERIAL_LOG},logappend=off",
+        "file": f"file,id=console,path={SERIAL_LOG}",
+    }
+    if kind not in backends:
+        raise UsageError(f"{kind!r} is no serial console: use one of {', '.join(backends)}", reason="bad-machine")
+    return ["-chardev", backends[kind], "-serial", "chardev:console"]
+
+
+def _display(kind: str) -> list[str]:
+    if kind == "none":
+        return ["-display", "none"]
+    return ["-display", kind, "-device", "virtio-vga", "-device", "qemu-xhci,id=xhci", "-device", "usb-kbd,bus=xhci.0"]
+
+
+def _network(ssh_port: int | None) -> list[str]:
+    if ssh_port is None:
+        return ["-nic", "none"]
+    # Without its option ROM the card offers no network boot, which the firmware would otherwise wait for.
+    forward = f"user,id=net0,hostfwd=tcp:127.0.0.1:{ssh_port}-:22"
+    return ["-netdev", forward, "-device", "virtio-net-pci,netdev=net0,romfile="]

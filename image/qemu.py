@@ -1,0 +1,284 @@
+"""Run an image in QEMU: a private disk, a state folder, start, find again, wait for SSH, stop cleanly.
+
+The built image is never written: `prepare_disk` copies it (holes kept), grows it as if written to a larger disk, and
+may put first-boot settings on it. Everything about one machine lies in its state folder, whose lock QEMU inherits, so a
+second machine on the same disk is refused for as long as the first lives, however it was started.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from buildsys.errors import ImageError, UsageError
+from buildsys.run import CommandError, find_tool, run, spawn
+from image import accel, esp
+from image.host import copy_range, data_ranges, opened
+from image.machine import CONSOLE, MONITOR, SERIAL_LOG, TPM, VARIABLES, Machine, arguments, firmware
+from image.qmp import Qmp
+
+DISK = "disk.img"
+_PID_FILE = "qemu.pid"
+_RECORD = "machine.json"
+_LOCK = "lock"
+_PORT_TRIES = 5
+_START_SECONDS = 60.0
+
+
+def prepare_disk(image: Path, disk: Path, size: int | None = None, preseed: str | None = None) -> Path:
+    """Copy `image` to `disk` sparsely, grown to `size` bytes; put a preseed (checked TOML text) on its ESP.
+
+    The partition table keeps describing the image's own size, as after writing it to a larger disk without a tool.
+    Raises ImageError.
+    """
+    length = image.stat().st_size if image.is_file() else 0
+    if size is not None and size < length:
+        raise ImageError(f"the disk cannot be smaller than the image ({length} bytes)", reason="disk-too-small")
+    disk.parent.mkdir(parents=True, exist_ok=True)
+    fresh = disk.with_name(disk.name + ".new")
+    try:
+        with opened(image) as source, opened(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as target:
+            os.truncate(target, size or length)
+            for start, end in data_ranges(source, length):
+                copy_range(source, target, start, end, start)
+        if preseed is not None:
+            esp.inject_preseed(fresh, preseed, int(time.time()))
+        fresh.replace(disk)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return disk
+
+
+@dataclass(frozen=True)
+class Running:
+    """A machine that was started: its state folder, process id and start time (clock ticks after boot), SSH port."""
+
+    state: Path
+    pid: int
+    start_time: int
+    ssh_port: int | None
+    acceleration: str
+    disk: str
+
+    @property
+    def serial_log(self) -> Path:
+        """What the guest wrote to its first serial port."""
+        return self.state / SERIAL_LOG
+
+    @property
+    def console(self) -> Path:
+        """Unix socket of the serial console (machines with serial="socket")."""
+        return self.state / CONSOLE
+
+    def alive(self) -> bool:
+        """Whether this very process (not another one with its number) still runs."""
+        return _start_time(self.pid) == self.start_time
+
+    def qmp(self) -> Qmp:
+        """A connection to its monitor."""
+        return Qmp(self.state / MONITOR)
+
+    def serial_tail(self, size: int = 2000) -> str:
+        """The last bytes of the serial log as text."""
+        try:
+            return self.serial_log.read_bytes()[-size:].decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+
+
+def load(state: Path) -> Running | None:
+    """The machine of a state folder, or None when none is alive there."""
+    try:
+        record = json.loads((state / _RECORD).read_text("utf-8"))
+        running = Running(**{**record, "state": state})
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return running if running.alive() else None
+
+
+def start(machine: Machine, state: Path) -> Running:
+    """Start a machine in the background and return once QEMU has set it up (the guest is only beginning to boot).
+
+    Without an explicit port a free one is taken when `machine.ssh_port` is 0. Raises ImageError ("vm-running",
+    "vm-start") or HostError.
+    """
+    if machine.serial == "stdio":
+        raise UsageError("a machine in the background has no terminal", reason="bad-machine")
+    chosen = accel.choose(machine.acceleration)
+    with _prepared(machine, state) as lock:
+        for attempt in range(1, _PORT_TRIES + 1):
+            concrete = replace(machine, ssh_port=free_port()) if machine.ssh_port == 0 else machine
+            argv = [*arguments(concrete, state, chosen), "-daemonize", "-pidfile", _PID_FILE]
+            try:
+                run(argv, cwd=state, pass_fds=(lock,), timeout=_START_SECONDS)
+                break
+            except CommandError as error:
+                taken = b"host forwarding rule" in error.output
+                if machine.ssh_port == 0 and taken and attempt < _PORT_TRIES:
+                    continue
+                raise ImageError(
+                    f"QEMU did not start: {error.message}",
+                    reason="port-taken" if taken else "vm-start",
+                    hint="choose another --ssh-port" if taken else None,
+                ) from error
+        pid = int((state / _PID_FILE).read_text("ascii"))
+        return _record(state, pid, concrete, chosen)
+
+
+def attach(machine: Machine, state: Path) -> int:
+    """Run a machine in the foreground on the caller's terminal; returns QEMU's exit status when it ends."""
+    chosen = accel.choose(machine.acceleration)
+    with _prepared(machine, state) as lock:
+        concrete = replace(machine, ssh_port=free_port()) if machine.ssh_port == 0 else machine
+        argv = [*arguments(concrete, state, chosen), "-pidfile", _PID_FILE]
+        process = spawn(argv, cwd=state, pass_fds=(lock,), terminal=True)
+        try:
+            _record(state, process.pid, concrete, chosen)
+            return process.wait()
+        finally:
+            if process.poll() is None:  # interrupted: nothing may outlive its terminal
+                process.terminate()
+                process.wait()
+            (state / _RECORD).unlink(missing_ok=True)
+
+
+@contextmanager
+def _prepared(machine: Machine, state: Path) -> Iterator[int]:
+    """The state folder made ready and locked; yields the descriptor of the lock, which QEMU inherits."""
+    state.mkdir(parents=True, exist_ok=True)
+    with opened(state / _LOCK, os.O_RDWR | os.O_CREAT) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ImageError(
+                f"a machine is already running in {state}", reason="vm-running", hint="stop it with 'mixos stop'"
+            ) from error
+        for name in (_PID_FILE, _RECORD, MONITOR, CONSOLE, SERIAL_LOG, TPM):
+            (state / name).unlink(missing_ok=True)
+        if not (state / VARIABLES).exists():
+            shutil.copyfile((machine.firmware or firmware())[1], state / VARIABLES)
+        if machine.tpm:
+            _start_tpm(state)
+        yield lock
+
+
+def _start_tpm(state: Path) -> None:
+    """A software TPM 2.0 that ends with the machine (it stops when QEMU closes the connection)."""
+    (state / "tpm").mkdir(exist_ok=True)
+    argv: list[str | Path] = [find_tool("swtpm"), "socket", "--tpm2", "--daemon", "--terminate"]
+    run([*argv, "--tpmstate", "dir=tpm", "--ctrl", f"type=unixio,path={TPM}"], cwd=state, timeout=_START_SECONDS)
+
+
+def _record(state: Path, pid: int, machine: Machine, chosen: accel.Acceleration) -> Running:
+    started = _start_time(pid)
+    if started is None:
+        raise ImageError("QEMU ended at once", reason="vm-start")
+    running = Running(state, pid, started, machine.ssh_port, chosen.name, str(machine.disk))
+    fresh = state / f"{_RECORD}.new"
+    fresh.write_text(json.dumps({**asdict(running), "state": str(state)}, indent=2) + "\n")
+    fresh.replace(state / _RECORD)
+    return running
+
+
+def _start_time(pid: int) -> int | None:
+    """Start time of a live process in clock ticks (proc(5), stat field 22); None when it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def free_port() -> int:
+    """A TCP port of the loopback address that is free now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as link:
+        link.bind(("127.0.0.1", 0))
+        port: int = link.getsockname()[1]
+        return port
+
+
+def wait_ssh(running: Running, seconds: float) -> str:
+    """Wait until the guest's SSH server greets and return its banner. Raises ImageError "vm-died" or "ssh-timeout"."""
+    if running.ssh_port is None:
+        raise UsageError("the machine has no forwarded port", reason="bad-machine")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not running.alive():
+            raise ImageError(f"the machine ended; its last words:\n{running.serial_tail()}", reason="vm-died")
+        # QEMU itself accepts the connection; only the banner proves that the guest answers.
+        with suppress(OSError), socket.create_connection(("127.0.0.1", running.ssh_port), timeout=2) as link:
+            link.settimeout(max(0.5, min(5.0, deadline - time.monotonic())))
+            banner = link.recv(255)
+            if banner.startswith(b"SSH-"):
+                return banner.split(b"\r\n")[0].split(b"\n")[0].decode("ascii", "replace")
+        time.sleep(0.1)
+    raise ImageError(
+        f"no SSH banner after {seconds:.0f} s; the console's last words:\n{running.serial_tail()}",
+        reason="ssh-timeout",
+        retryable=True,
+    )
+
+
+def wait_exit(running: Running, seconds: float) -> bool:
+    """Wait until the machine ends by itself; whether it did."""
+    try:
+        handle = os.pidfd_open(running.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if not running.alive():
+            return True
+        poller = select.poll()
+        poller.register(handle, select.POLLIN)
+        return bool(poller.poll(max(0.0, seconds) * 1000))
+    finally:
+        os.close(handle)
+
+
+def stop(running: Running, seconds: float = 30.0) -> str:
+    """End a machine: power button, after `seconds` QEMU's `quit`, at last SIGKILL.
+
+    Returns how it ended: "powerdown", "quit" or "kill".
+    """
+    for how, command, patience in (("powerdown", "system_powerdown", seconds), ("quit", "quit", 5.0)):
+        if patience <= 0:
+            continue
+        try:
+            with running.qmp() as monitor:
+                monitor.command(command)
+        except ImageError as error:
+            if error.reason not in ("qmp-closed", "qmp-connect", "qmp-timeout"):
+                raise
+        if wait_exit(running, patience):
+            _forget(running)
+            return how
+    _kill(running)
+    _forget(running)
+    return "kill"
+
+
+def _kill(running: Running) -> None:
+    """SIGKILL through a pidfd whose process was checked to be the right one, so a recycled number is never hit."""
+    with suppress(ProcessLookupError):
+        handle = os.pidfd_open(running.pid)
+        try:
+            if running.alive():
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)
+    wait_exit(running, 5.0)
+
+
+def _forget(running: Running) -> None:
+    for name in (_PID_FILE, _RECORD, MONITOR, CONSOLE, TPM):
+        (running.state / name).unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""Unified kernel images: the systemd stub with kernel, command line and identity as PE sections (UAPI group, UKI spec).
+
+The order is .osrel .cmdline .uname .linux, the kernel last: stubs up to v252 may start it in place, and nothing that it
+overwrites while unpacking may follow it. `.cmdline` carries the verity root hash, so signing the file signs the system.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from image import pe
+from image.errors import FormatError
+
+MAX_CMDLINE = 2047  # COMMAND_LINE_SIZE of x86 is 2048 with the final NUL
+SECTIONS = (".osrel", ".cmdline", ".uname", ".linux")
+
+
+class UkiError(FormatError):
+    """The parts do not make a bootable image."""
+
+
+@dataclass(frozen=True)
+class Uki:
+    """What a unified kernel image says about itself. sections: every PE section in file order."""
+
+    os_release: str
+    cmdline: str
+    uname: str
+    sections: tuple[pe.Section, ...]
+
+
+def build(stub: bytes, kernel: bytes, cmdline: str, os_release: str, uname: str) -> bytes:
+    """A UKI as bytes, the same for the same parts. Raises UkiError or pe.PeError."""
+    if not cmdline.isascii() or not cmdline.isprintable() or len(cmdline) > MAX_CMDLINE:
+        raise UkiError(
+            f"the kernel command line has {len(cmdline)} characters (at most {MAX_CMDLINE} printable ASCII ones)",
+            "uki-cmdline",
+        )
+    if not uname.isascii() or not uname or any(char.isspace() for char in uname):
+        raise UkiError(f"{uname!r} is no kernel release", "uki-uname")
+    if kernel_release(kernel) != uname:
+        raise UkiError(f"the kernel says it is {kernel_release(kernel)!r}, not {uname!r}", "uki-uname")
+    parts = (os_release.encode(), cmdline.encode(), uname.encode(), kernel)
+    return pe.append(stub, list(zip(SECTIONS, parts, strict=True)))
+
+
+def kernel_release(kernel: bytes) -> str:
+    """The release in a bzImage with EFI stub (kernel: Documentation/arch/x86/boot.rst, `kernel_version`)."""
+    if len(kernel) < 0x1000 or kernel[0x202:0x206] != b"HdrS":
+        raise UkiError("the kernel is no bzImage", "uki-kernel")
+    pe.parse(kernel)  # CONFIG_EFI_STUB: the bzImage is itself a PE image
+    (pointer,) = struct.unpack_from("<H", kernel, 0x20E)
+    text = kernel[pointer + 0x200 : pointer + 0x200 + 256]
+    return text.split(b"\0")[0].split(b" ")[0].decode("ascii", "replace")
+
+
+def read_uki(data: bytes) -> Uki:
+    """Strict inverse of `build`. Raises UkiError or pe.PeError, never anything else, whatever the bytes."""
+    image = pe.parse(data)
+    texts: dict[str, str] = {}
+    for name in SECTIONS[:3]:
+        try:
+            texts[name] = image.content(data, name).decode()
+        except UnicodeDecodeError as error:
+            raise UkiError(f"section {name} is no UTF-8 text", "uki-text") from error
+    if not image.content(data, ".linux"):
+        raise UkiError("section .linux is empty", "uki-kernel")
+    return Uki(texts[".osrel"], texts[".cmdline"], texts[".uname"], image.sections)

@@ -1,0 +1,43 @@
+#!/bin/sh -eu
+# Compiles the kernel. Runs in the build sandbox.
+#
+# In:  /in/linux   source: tree, tarball or linux-source .deb (unpack.sh)
+#      /in/config  output of kernel.config:configure; its file `config` is the whole configuration
+#      /in/unpack  kernel/unpack.sh
+# Out: bzImage, config, release (the release string), System.map (decodes the addresses in a panic record; the kernel
+#      carries no symbol table of its own)
+#
+# The same source, configuration and compiler give the same bytes: fixed names and times go in instead of the host's.
+# Needs gcc, binutils, make, flex, bison, bc, perl, lz4 and the headers of libelf (objtool).
+
+KBUILD_BUILD_TIMESTAMP=$(LC_ALL=C date -u -d "@$SOURCE_DATE_EPOCH" '+%a %b %e %H:%M:%S UTC %Y')
+export KBUILD_BUILD_TIMESTAMP
+export KBUILD_BUILD_USER=mixos KBUILD_BUILD_HOST=mixos-build KBUILD_BUILD_VERSION=1
+# Empty but set: no "+" behind the version when the tree happens to be a git checkout.
+export LOCALVERSION=
+
+tree=$(sh /in/unpack /in/linux /build/linux)
+out=/build/out
+mkdir -p "$out"
+cp /in/config/config "$out/.config"
+chmod 644 "$out/.config"
+
+# Tools that would only change the configuration by being there are kept out of sight, as in kernel/config.py.
+kmake() {
+	make -C "$tree" O="$out" ARCH=x86_64 PAHOLE=/nonexistent RUSTC=/nonexistent "$@"
+}
+
+# The configuration was made with this very compiler; if it changes now, the checks it passed are worth nothing.
+kmake -s olddefconfig
+cmp /in/config/config "$out/.config"
+
+case " ${MAKEFLAGS:-} " in
+*jobserver*) kmake bzImage ;;
+*) kmake "-j${JOBS:-1}" bzImage ;;
+esac
+
+install -m 644 "$out/arch/x86/boot/bzImage" /out/bzImage
+install -m 644 "$out/System.map" /out/System.map
+install -m 644 "$out/.config" /out/config
+kmake -s kernelrelease >/out/release
+echo "bzImage $(stat -c %s /out/bzImage) bytes, release $(cat /out/release)"

@@ -1,0 +1,88 @@
+"""Flashing onto a real block device: a loop device, as root."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buildsys.errors import ImageError
+from buildsys.run import CLEAN_ENV, CommandError, run
+from image import blockdev, flash, gpt
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent.parent / "unit")
+        from test_image_assemble import ROOT, Bench
+
+        return Bench(tmp_path_factory.mktemp("flash"), ROOT).image()
+
+
+@pytest.fixture
+def loop(tmp_path: Path, image: Path) -> Iterator[Path]:
+    if os.geteuid() != 0 or shutil.which("losetup", path=CLEAN_ENV["PATH"]) is None:
+        pytest.skip("loop devices need root and losetup")
+    backing = tmp_path / "backing"
+    with backing.open("wb") as file:
+        file.truncate(image.stat().st_size + (32 << 20))
+        file.seek(-4096, os.SEEK_END)
+        file.write(b"old backup table" * 256)
+    try:
+        device = Path(run(["losetup", "--find", "--show", backing]).text)
+    except CommandError:
+        pytest.skip("this host gives no loop device")
+    yield device
+    run(["losetup", "--detach", device])
+
+
+def test_whole_device(loop: Path, image: Path) -> None:
+    asked: list[blockdev.Device] = []
+    flash.flash(image, loop, lambda device: bool(asked.append(device) or True))
+    assert asked[0].block
+    assert asked[0].size == image.stat().st_size + (32 << 20)
+    table = gpt.read(loop)
+    assert table.problems == ()
+    assert table.partitions == gpt.read(image).partitions
+    assert table.sectors * 512 == asked[0].size
+
+
+def test_device_that_is_claimed(loop: Path, image: Path) -> None:
+    """Someone holds the device exclusively, which no table in /proc shows."""
+    holder = os.open(loop, os.O_RDWR | os.O_EXCL)
+    try:
+        with pytest.raises(ImageError) as caught:
+            flash.flash(image, loop, lambda device: True)
+    finally:
+        os.close(holder)
+    assert caught.value.reason == "device-in-use"
+
+
+def test_mounted_device(loop: Path, image: Path, tmp_path: Path) -> None:
+    run(["mkfs.vfat", loop])
+    before = loop.open("rb").read(4096)
+    (tmp_path / "mnt").mkdir()
+    try:
+        run(["mount", loop, tmp_path / "mnt"])
+    except CommandError:
+        pytest.skip("this host's kernel mounts no FAT file system")
+    try:
+        with pytest.raises(ImageError) as caught:
+            flash.flash(image, loop, lambda device: True)
+    finally:
+        run(["umount", tmp_path / "mnt"])
+    assert caught.value.reason == "device-in-use"
+    assert loop.open("rb").read(4096) == before
+
+
+def test_too_small_device(image: Path, tmp_path: Path, loop: Path) -> None:
+    run(["losetup", "--detach", loop])
+    os.truncate(tmp_path / "backing", 8 << 20)
+    run(["losetup", loop, tmp_path / "backing"])
+    with pytest.raises(ImageError) as caught:
+        flash.flash(image, loop, lambda device: True)
+    assert caught.value.reason == "disk-too-small"

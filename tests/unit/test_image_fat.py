@@ -1,0 +1,132 @@
+"""FAT32 writer and reader: round trips, determinism, structure, refusals, fuzzing."""
+
+import hashlib
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from image import fat, fatread
+
+SIZE = 160 << 20
+EPOCH = 1703030400
+FILES = {
+    "EFI/BOOT/BOOTX64.EFI": b"loader" * 5000,
+    "EFI/Linux/mixos_0.1.0+3.efi": b"kernel" * 50000,
+    "EFI/Linux/mixos_0.1.1+3.efi": b"k",
+    "loader/loader.conf": b"timeout 0\n",
+    "loader/empty": b"",
+    "README.TXT": b"short",
+}
+
+
+def make(path: Path, files: dict[str, bytes], offset: int = 0, size: int = SIZE) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.truncate(fd, offset + size)
+    fat.write(fd, offset, size, files, volume_id=0x1234ABCD, label="MIXOS-ESP", epoch=EPOCH, hidden=offset // 512)
+    return fd
+
+
+def test_round_trip_at_an_offset(tmp_path: Path) -> None:
+    fd = make(tmp_path / "fat", FILES, 1 << 20)
+    assert fatread.read_files(fd, 1 << 20, SIZE) == FILES
+    volume = fatread.open_volume(fd, 1 << 20, SIZE)
+    assert (volume.volume_id, volume.hidden, volume.cluster) == (0x1234ABCD, 2048, fat.CLUSTER)
+    os.close(fd)
+
+
+def test_same_bytes_every_time_and_sparse(tmp_path: Path) -> None:
+    digests = set()
+    for name in ("one", "two"):
+        fd = make(tmp_path / name, dict(reversed(FILES.items())) if name == "two" else FILES)
+        digests.add(hashlib.sha256(os.pread(fd, 4 << 20, 0)).hexdigest())
+        assert os.fstat(fd).st_blocks * 512 < 4 << 20
+        os.close(fd)
+    assert len(digests) == 1
+
+
+def test_backup_boot_sector_and_free_count(tmp_path: Path) -> None:
+    fd = make(tmp_path / "fat", FILES)
+    assert os.pread(fd, 3 * 512, 0) == os.pread(fd, 3 * 512, 6 * 512)
+    shape = fat.geometry(SIZE)
+    first = os.pread(fd, shape.fat_sectors * 512, fat.RESERVED * 512)
+    assert first == os.pread(fd, shape.fat_sectors * 512, (fat.RESERVED + shape.fat_sectors) * 512)
+    used = sum(entry != 0 for (entry,) in struct.iter_unpack("<I", first)) - 2
+    assert struct.unpack_from("<I", os.pread(fd, 512, 512), 488)[0] == shape.clusters - used
+    os.close(fd)
+
+
+_PARTS = st.text("abcXYZ019 ._-+~", min_size=1, max_size=40).filter(lambda one: one.rstrip(". ") == one)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(names=st.lists(st.lists(_PARTS, min_size=1, max_size=3).map("/".join), max_size=30), data=st.data())
+def test_any_tree_round_trips(tmp_path_factory: pytest.TempPathFactory, names: list[str], data: st.DataObject) -> None:
+    files = {name: data.draw(st.binary(max_size=5000)) for name in names}
+    try:
+        fd = make(tmp_path_factory.mktemp("fat") / "fat", files)
+    except fat.FatError as error:
+        # Two names that FAT cannot tell apart, or a file where a folder is needed.
+        if error.reason == "fat-name":
+            return
+        raise
+    assert fatread.read_files(fd, 0, SIZE) == files
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"a/../b": b""}, "fat-name"),
+        ({"a//b": b""}, "fat-name"),
+        ({"": b""}, "fat-name"),
+        ({"a:b": b""}, "fat-name"),
+        ({"ä": b""}, "fat-name"),
+        ({"x" * 256: b""}, "fat-name"),
+        ({"A": b"", "a": b""}, "fat-name"),
+        ({"a": b"", "a/b": b""}, "fat-name"),
+        ({"big": bytes(SIZE)}, "fat-full"),
+    ],
+)
+def test_refused_files(tmp_path: Path, files: dict[str, bytes], reason: str) -> None:
+    with pytest.raises(fat.FatError) as caught:
+        make(tmp_path / "fat", files)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("size", [0, 64 << 20, (160 << 20) + 1, 1 << 45])
+def test_refused_sizes(size: int) -> None:
+    with pytest.raises(fat.FatError) as caught:
+        fat.geometry(size)
+    assert caught.value.reason == "fat-size"
+
+
+def test_bad_label(tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "fat", os.O_RDWR | os.O_CREAT)
+    with pytest.raises(fat.FatError) as caught:
+        fat.write(fd, 0, SIZE, {}, volume_id=0, label="much-too-long", epoch=0)
+    os.close(fd)
+    assert caught.value.reason == "fat-label"
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_file_systems_only_raise_fat_errors(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "fat"
+    fd = os.open(path, os.O_RDWR) if path.exists() else make(path, FILES)
+    shape = fat.geometry(SIZE)
+    region = data.draw(st.sampled_from([(0, 90), (fat.RESERVED * 512, 2000), (shape.data * 512, 12 * fat.CLUSTER)]))
+    at = region[0] + data.draw(st.integers(0, region[1]))
+    noise = data.draw(st.binary(min_size=1, max_size=16))
+    saved = os.pread(fd, len(noise), at)
+    os.pwrite(fd, noise, at)
+    try:
+        fatread.read_files(fd, 0, SIZE)
+    except fat.FatError:
+        pass  # any other class of error would fail the test
+    finally:
+        os.pwrite(fd, saved, at)
+        os.close(fd)

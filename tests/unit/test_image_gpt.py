@@ -1,0 +1,247 @@
+"""GPT reader and writer: round trips, damage, power cuts, refusals."""
+
+import os
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from image import gpt
+
+SECTORS = 40000
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> gpt.Table:
+    sectors = draw(st.integers(gpt.MIN_SECTORS + 200, SECTORS))
+    count = draw(st.integers(0, 8))
+    span = sectors - 2 * gpt.FIRST_USABLE
+    cuts = sorted(draw(st.sets(st.integers(0, span - 1), min_size=2 * count, max_size=2 * count)))
+    indexes = sorted(draw(st.sets(st.integers(1, 128), min_size=count, max_size=count)))
+    ids = draw(st.lists(st.uuids(), min_size=2 * count, max_size=2 * count, unique=True))
+    names = st.text(st.characters(codec="utf-16", exclude_characters="\0", exclude_categories=["Cs"]), max_size=18)
+    parts = tuple(
+        gpt.Partition(
+            index,
+            ids[2 * number],
+            ids[2 * number + 1],
+            gpt.FIRST_USABLE + cuts[2 * number],
+            gpt.FIRST_USABLE + cuts[2 * number + 1],
+            draw(names),
+            draw(st.integers(0, 2**64 - 1)),
+        )
+        for number, index in enumerate(indexes)
+    )
+    return gpt.Table(draw(st.uuids()), sectors, parts)
+
+
+def disk(path: Path, sectors: int = SECTORS) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.truncate(fd, sectors * gpt.SECTOR)
+    return fd
+
+
+@pytest.fixture
+def sample() -> gpt.Table:
+    return gpt.Table(
+        UUID(int=1),
+        SECTORS,
+        (
+            gpt.Partition(1, gpt.TYPE_ESP, UUID(int=2), 2048, 4095, "first"),
+            gpt.Partition(2, gpt.TYPE_LINUX_DATA, UUID(int=3), 4096, 8191, "second", gpt.ATTRIBUTE_READ_ONLY),
+        ),
+    )
+
+
+@pytest.fixture
+def fd(tmp_path: Path, sample: gpt.Table):
+    handle = disk(tmp_path / "disk")
+    gpt.write(handle, sample)
+    yield handle
+    os.close(handle)
+
+
+@settings(max_examples=60, deadline=None)
+@given(table=tables())
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, table: gpt.Table) -> None:
+    path = tmp_path_factory.mktemp("gpt") / "disk"
+    fd = disk(path, table.sectors)
+    gpt.write(fd, table)
+    os.close(fd)
+    assert gpt.read(path) == table
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damage_never_gives_a_wrong_table(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Any bytes changed in one copy: the same partitions are read (from the other copy), or the disk is refused."""
+    table = gpt.Table(UUID(int=1), 200, (gpt.Partition(1, gpt.TYPE_ESP, UUID(int=2), 40, 99, "one"),))
+    fd = disk(tmp_path_factory.mktemp("gpt") / "disk", 200)
+    gpt.write(fd, table)
+    half = data.draw(st.sampled_from([range(512, 34 * 512), range(167 * 512, 200 * 512)]))
+    at = data.draw(st.integers(half.start, half.stop - 64))
+    os.pwrite(fd, data.draw(st.binary(min_size=1, max_size=64)), at)
+    found = gpt.read(fd)
+    os.close(fd)
+    assert found.partitions == table.partitions
+    assert found.disk_id == table.disk_id
+
+
+@settings(max_examples=200, deadline=None)
+@given(noise=st.binary(min_size=0, max_size=2048))
+def test_random_headers_are_refused(tmp_path_factory: pytest.TempPathFactory, noise: bytes) -> None:
+    fd = disk(tmp_path_factory.mktemp("gpt") / "disk", 200)
+    os.pwrite(fd, gpt.encode_mbr(200), 0)
+    os.pwrite(fd, noise, 512)
+    with pytest.raises(gpt.GptError):
+        gpt.read(fd)
+    os.close(fd)
+
+
+def test_backup_is_used_and_named(fd: int, sample: gpt.Table) -> None:
+    os.pwrite(fd, b"X", 512 + 60)
+    found = gpt.read(fd)
+    assert (found.partitions, found.problems) == (sample.partitions, ("primary-header-crc",))
+
+
+def test_damaged_entries_of_the_primary(fd: int, sample: gpt.Table) -> None:
+    os.pwrite(fd, b"X", 1024 + 60)
+    assert gpt.read(fd) == replace(sample, problems=("primary-entries-crc",))
+
+
+def test_damaged_backup_is_reported(fd: int, sample: gpt.Table) -> None:
+    os.pwrite(fd, bytes(512), (SECTORS - 1) * 512)
+    assert gpt.read(fd) == replace(sample, problems=("backup-magic",))
+
+
+def test_both_copies_damaged(fd: int) -> None:
+    os.pwrite(fd, bytes(512), 512)
+    os.pwrite(fd, bytes(512), (SECTORS - 1) * 512)
+    with pytest.raises(gpt.GptError) as caught:
+        gpt.read(fd)
+    assert caught.value.reason == "gpt-magic"
+
+
+def test_stale_table_behind_a_plain_mbr_is_not_believed(fd: int) -> None:
+    os.pwrite(fd, b"\x83", 446 + 4)
+    with pytest.raises(gpt.GptError) as caught:
+        gpt.read(fd)
+    assert caught.value.reason == "gpt-no-mbr"
+
+
+def test_larger_disk(fd: int, sample: gpt.Table) -> None:
+    """An image on a larger disk is readable, says so, and is repaired by writing it resized."""
+    os.truncate(fd, 2 * SECTORS * 512)
+    found = gpt.read(fd)
+    assert found.problems == ("backup-not-at-end",)
+    grown = found.resized(2 * SECTORS).grow_last()
+    gpt.write(fd, replace(grown, problems=()))
+    again = gpt.read(fd)
+    assert again.problems == ()
+    assert again.partitions[0] == sample.partitions[0]
+    assert again.partitions[1].first == 4096
+    assert (again.partitions[1].last + 1) % gpt.ALIGN == 0
+    assert again.last_usable - again.partitions[1].last < gpt.ALIGN
+    assert again.grow_last() == again
+
+
+@pytest.mark.parametrize("cut", range(3))
+def test_power_cut_between_the_copies(
+    tmp_path: Path, sample: gpt.Table, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write ends after `cut` of the two halves: the disk still gives the old or the new table, whole."""
+    fd = disk(tmp_path / "disk")
+    gpt.write(fd, sample)
+    changed = sample.replaced(replace(sample.partitions[1], id=UUID(int=99)))
+    real, calls = os.pwrite, []
+
+    def cutting(handle: int, data: bytes, offset: int) -> int:
+        calls.append(offset)
+        return real(handle, data, offset) if len(calls) <= cut else len(data)
+
+    monkeypatch.setattr(os, "pwrite", cutting)
+    gpt.write(fd, changed)
+    monkeypatch.undo()
+    assert calls == [(SECTORS - 33) * 512, 0]
+    found = gpt.read(fd)
+    os.close(fd)
+    assert found.partitions == (sample, sample, changed)[cut].partitions
+    assert found.problems == ((), ("backup-differs",), ())[cut]
+
+
+def test_torn_primary_after_new_backup(fd: int, sample: gpt.Table) -> None:
+    changed = sample.replaced(replace(sample.partitions[1], id=UUID(int=99)))
+    torn = os.pread(fd, 34 * 512, 0)
+    gpt.write(fd, changed)
+    os.pwrite(fd, torn[1024:], 1024)  # header new, entries old
+    assert gpt.read(fd).partitions == changed.partitions
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"first": 10}, "gpt-bounds"),
+        ({"last": SECTORS - 10}, "gpt-bounds"),
+        ({"first": 8192}, "gpt-bounds"),
+        ({"first": 3000}, "gpt-overlap"),
+        ({"id": UUID(int=2)}, "gpt-duplicate-id"),
+        ({"id": UUID(int=0)}, "gpt-zero-id"),
+        ({"name": "x" * 37}, "gpt-name"),
+        ({"name": "a\0b"}, "gpt-name"),
+        ({"name": "\ud800"}, "gpt-name"),
+        ({"attributes": 1 << 64}, "gpt-attributes"),
+    ],
+)
+def test_unsound_tables_are_not_made(sample: gpt.Table, change: dict[str, object], reason: str) -> None:
+    with pytest.raises(gpt.GptError) as caught:
+        sample.replaced(replace(sample.partitions[1], **change))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        (8, 0x00020000, "gpt-revision"),
+        (12, 600, "gpt-revision"),
+        (24, 7, "gpt-geometry"),
+        (32, 1 << 60, "gpt-geometry"),
+        (40, 3, "gpt-geometry"),
+        (72, 1 << 50, "gpt-geometry"),
+        (80, 0xFFFFFFFF, "gpt-entries"),
+        (84, 0, "gpt-entries"),
+    ],
+)
+def test_hostile_headers_with_right_checksum(fd: int, field: int, value: int, reason: str) -> None:
+    raw = bytearray(os.pread(fd, 512, 512))
+    struct.pack_into("<Q" if field in (24, 32, 40, 72) else "<I", raw, field, value)
+    raw[16:20] = bytes(4)
+    struct.pack_into("<I", raw, 16, zlib.crc32(raw[:92]))
+    os.pwrite(fd, raw, 512)
+    assert gpt.read(fd).problems == (f"primary-{reason.removeprefix('gpt-')}",)
+
+
+def test_find_needs_exactly_one(sample: gpt.Table) -> None:
+    assert sample.find("second").index == 2
+    with pytest.raises(gpt.GptError) as caught:
+        sample.find("third")
+    assert caught.value.reason == "gpt-name"
+
+
+def test_not_smaller_than_the_partitions(sample: gpt.Table) -> None:
+    with pytest.raises(gpt.GptError) as caught:
+        sample.resized(8000)
+    assert caught.value.reason == "gpt-bounds"
+
+
+def test_too_small_disk(tmp_path: Path, sample: gpt.Table) -> None:
+    fd = disk(tmp_path / "small", 20)
+    for action in (lambda: gpt.write(fd, sample), lambda: gpt.read(fd)):
+        with pytest.raises(gpt.GptError) as caught:
+            action()
+        assert caught.value.reason == "gpt-disk-too-small"
+    os.close(fd)

@@ -1,0 +1,209 @@
+"""The runner without a real machine: arguments, private disks, state, a pretended monitor and SSH server."""
+
+import fcntl
+import json
+import os
+import socket
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_image_assemble import ROOT, Bench
+
+from buildsys.errors import ImageError, UsageError
+from image import accel, esp, gpt, machine, qemu, qmp
+from image.accel import Acceleration
+from image.machine import Machine
+
+TCG = Acceleration("tcg", "test")
+
+
+@pytest.fixture
+def firmware(tmp_path: Path) -> tuple[Path, Path]:
+    code, variables = tmp_path / "code.fd", tmp_path / "template.fd"
+    code.write_bytes(b"code")
+    variables.write_bytes(b"variables")
+    return code, variables
+
+
+@pytest.fixture
+def base(tmp_path: Path, firmware: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setattr(machine, "find_tool", lambda name: Path("/usr/bin") / name)
+    return Machine(disk=tmp_path / "d,isk.img", firmware=firmware)
+
+
+def option(argv: list[str], name: str) -> list[str]:
+    return [argv[at + 1] for at, word in enumerate(argv) if word == name]
+
+
+def test_arguments(base: Machine, tmp_path: Path) -> None:
+    argv = machine.arguments(replace(base, ssh_port=2222, memory=512, cpus=3, reboot=False), tmp_path, TCG)
+    assert option(argv, "-m") == ["512"]
+    assert option(argv, "-smp") == ["3"]
+    assert option(argv, "-cpu") == ["max"]
+    assert option(argv, "-netdev") == ["user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22"]
+    drives = option(argv, "-drive")
+    assert any("readonly=on" in one and "code.fd" in one for one in drives)
+    assert any(one.endswith("d,,isk.img") for one in drives)
+    assert option(argv, "-action") == ["watchdog=reset", "reboot=shutdown"]
+    assert "-nic" not in argv
+
+
+def test_without_network_and_with_extras(base: Machine, tmp_path: Path) -> None:
+    many = replace(base, extra_disks=(tmp_path / "b",), display="gtk", tpm=True, watchdog=False, extra=("-S",))
+    argv = machine.arguments(many, tmp_path, TCG)
+    assert option(argv, "-nic") == ["none"]
+    assert option(argv, "-display") == ["gtk"]
+    assert "tpm-crb,tpmdev=tpm0" in option(argv, "-device")
+    assert "i6300esb" not in option(argv, "-device")
+    assert argv[-1] == "-S"
+
+
+@pytest.mark.parametrize("bus", machine.DISK_BUSES)
+def test_disk_buses(base: Machine, tmp_path: Path, bus: str) -> None:
+    argv = machine.arguments(replace(base, disk_bus=bus), tmp_path, TCG)
+    assert sum("bootindex=1" in one for one in option(argv, "-device")) == 1
+
+
+@pytest.mark.parametrize("change", [{"disk_bus": "floppy"}, {"serial": "paper"}, {"memory": 1}, {"cpus": 0}])
+def test_impossible_machines(base: Machine, tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(UsageError) as caught:
+        machine.arguments(replace(base, **change), tmp_path, TCG)
+    assert caught.value.reason == "bad-machine"
+
+
+def test_private_disk(tmp_path: Path) -> None:
+    image = Bench(tmp_path / "build", ROOT).image()
+    before = (image.stat().st_mtime_ns, image.read_bytes())
+    disk = qemu.prepare_disk(image, tmp_path / "run" / qemu.DISK, 512 << 20, 'hostname = "x"\n')
+    assert (image.stat().st_mtime_ns, image.read_bytes()) == before
+    table = gpt.read(disk)
+    assert table.problems == ("backup-not-at-end",)
+    assert disk.stat().st_size == 512 << 20
+    assert disk.stat().st_blocks * 512 < 8 << 20
+    with disk.open("rb") as file:
+        assert esp.read(file.fileno(), table.find("mixos-esp"))["mixos-preseed.toml"] == b'hostname = "x"\n'
+    with pytest.raises(ImageError) as caught:
+        qemu.prepare_disk(image, tmp_path / "run" / "other", 1 << 20)
+    assert caught.value.reason == "disk-too-small"
+    assert list((tmp_path / "run").iterdir()) == [disk]
+
+
+def record(state: Path, pid: int, start_time: int, port: int | None = None) -> None:
+    state.mkdir(exist_ok=True)
+    values = {"state": "x", "pid": pid, "start_time": start_time, "ssh_port": port, "acceleration": "tcg", "disk": "d"}
+    (state / "machine.json").write_text(json.dumps(values))
+
+
+def test_finding_a_machine_again(tmp_path: Path) -> None:
+    own = qemu._start_time(os.getpid())
+    assert own is not None
+    assert qemu.load(tmp_path / "none") is None
+    record(tmp_path / "s", os.getpid(), own, 99)
+    found = qemu.load(tmp_path / "s")
+    assert found is not None
+    assert (found.pid, found.ssh_port, found.state) == (os.getpid(), 99, tmp_path / "s")
+    record(tmp_path / "s", os.getpid(), own + 1)  # the number was given to another process
+    assert qemu.load(tmp_path / "s") is None
+    (tmp_path / "s" / "machine.json").write_text("{")
+    assert qemu.load(tmp_path / "s") is None
+
+
+def test_one_machine_per_state_folder(base: Machine, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ImageError) as caught:
+            qemu.start(replace(base, acceleration="tcg"), state)
+    assert caught.value.reason == "vm-running"
+
+
+class Monitor(threading.Thread):
+    """Speaks QMP for one connection: answers with `replies` in turn."""
+
+    def __init__(self, path: Path, replies: list[bytes]) -> None:
+        super().__init__(daemon=True)
+        self.replies = replies
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(str(path))
+        self.server.listen(1)
+        self.start()
+
+    def run(self) -> None:
+        link, _ = self.server.accept()
+        with link, link.makefile("rb") as lines:
+            link.sendall(b'{"QMP": {}}\n')
+            for reply in [b'{"return": {}}\n', *self.replies]:
+                lines.readline()
+                link.sendall(reply)
+
+
+def test_monitor(tmp_path: Path) -> None:
+    path = tmp_path / "qmp.sock"
+    events = b'{"event": "RESET"}\n'
+    Monitor(path, [events + b'{"return": {"status": "running"}}\n', b'{"error": {"desc": "no"}}\n', b"junk\n", b""])
+    with qmp.Qmp(path, timeout=5) as monitor:
+        assert monitor.command("query-status") == {"status": "running"}
+        for reason in ("qmp-refused", "qmp-protocol", "qmp-closed"):
+            with pytest.raises(ImageError) as caught:
+                monitor.command("anything")
+            assert caught.value.reason == reason
+
+
+def test_no_monitor(tmp_path: Path) -> None:
+    with pytest.raises(ImageError) as caught:
+        qmp.Qmp(tmp_path / "qmp.sock")
+    assert caught.value.reason == "qmp-connect"
+
+
+def test_monitor_below_a_very_long_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    Monitor(Path("qmp.sock"), [b'{"return": 1}\n'])
+    with qmp.Qmp(folder / "qmp.sock", timeout=5) as monitor:
+        assert monitor.command("x") == 1
+
+
+def test_waiting_for_ssh(tmp_path: Path) -> None:
+    own = qemu._start_time(os.getpid())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        running = qemu.Running(tmp_path, os.getpid(), own or 0, server.getsockname()[1], "tcg", "d")
+
+        def guest() -> None:
+            for banner in (b"", b"SSH-2.0-OpenSSH_10.0\r\n"):
+                link, _ = server.accept()
+                with link:
+                    link.sendall(banner)
+
+        thread = threading.Thread(target=guest, daemon=True)
+        thread.start()
+        assert qemu.wait_ssh(running, 10) == "SSH-2.0-OpenSSH_10.0"
+        thread.join()
+    with pytest.raises(ImageError) as caught:
+        qemu.wait_ssh(running, 0.3)
+    assert caught.value.reason == "ssh-timeout"
+    with pytest.raises(ImageError) as caught:
+        qemu.wait_ssh(replace(running, start_time=0), 5)
+    assert caught.value.reason == "vm-died"
+
+
+def test_probe_is_remembered_until_the_host_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(accel, "probe", lambda name: bool(asked.append(name)))
+    monkeypatch.setattr(accel, "_host_key", lambda: "host 1")
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
+    cache = tmp_path / "deep" / "accel.json"
+    assert [accel.choose("auto", cache).name for _ in range(3)] == ["tcg"] * 3
+    assert asked == ["kvm"]
+    monkeypatch.setattr(accel, "_host_key", lambda: "host 2")
+    accel.choose("auto", cache)
+    cache.write_text("torn")
+    accel.choose("auto", cache)
+    assert asked == ["kvm"] * 3
+    assert accel.choose("kvm", cache).name == "kvm"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert accel.choose("auto", cache).name == "tcg"
+    assert len(asked) == 3

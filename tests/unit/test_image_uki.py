@@ -1,0 +1,122 @@
+"""PE sections and unified kernel images: determinism, exact contents, refusals, fuzzing."""
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from image import pe, uki
+from image.errors import FormatError
+
+RELEASE = "6.6.8-mixos"
+
+
+def pe_image(sections: list[tuple[str, bytes]], *, room: int = 1024, signed: bool = False) -> bytes:
+    """A minimal PE32+ image with the given sections, made by the specification."""
+    optional = bytearray(240)
+    struct.pack_into("<H", optional, 0, 0x20B)
+    struct.pack_into("<IIII", optional, 32, 4096, 512, 0, 0)
+    struct.pack_into("<II", optional, 56, 4096 * (len(sections) + 1), room)
+    struct.pack_into("<I", optional, 108, 16)
+    struct.pack_into("<II", optional, 112 + 4 * 8, *((512, 8) if signed else (0, 0)))
+    coff = struct.pack("<4sHHIIIHH", b"PE\0\0", 0x8664, len(sections), 0, 999, 5, 240, 0x206)
+    headers = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 64) + coff + bytes(optional)
+    body = b""
+    for number, (name, content) in enumerate(sections):
+        stored = content.ljust(-(-len(content) // 512) * 512, b"\0")
+        headers += struct.pack(
+            "<8sIIIIIIHHI", name.encode(), len(content), 4096 * (number + 1), len(stored), room + len(body), *[0] * 5
+        )
+        body += stored
+    return headers.ljust(room, b"\0") + body
+
+
+def kernel(release: str = RELEASE) -> bytes:
+    """A PE image that is a bzImage as far as its header goes."""
+    data = bytearray(pe_image([(".text", bytes(9000))], room=4096))
+    data[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", data, 0x20E, 0xE00)
+    text = f"{release} (build@host) #1\0".encode()
+    data[0x1000 : 0x1000 + len(text)] = text
+    return bytes(data)
+
+
+STUB = pe_image([(".text", b"code" * 300), (".sbat", b"sbat")])
+
+
+@pytest.fixture(scope="module")
+def image() -> bytes:
+    return uki.build(STUB, kernel(), "root=/dev/dm-0 quiet", "ID=mixos\n", RELEASE)
+
+
+def test_reads_back(image: bytes) -> None:
+    found = uki.read_uki(image)
+    assert (found.cmdline, found.os_release, found.uname) == ("root=/dev/dm-0 quiet", "ID=mixos\n", RELEASE)
+    assert [one.name for one in found.sections] == [".text", ".sbat", ".osrel", ".cmdline", ".uname", ".linux"]
+    assert pe.parse(image).content(image, ".linux") == kernel()
+
+
+def test_deterministic(image: bytes) -> None:
+    assert uki.build(STUB, kernel(), "root=/dev/dm-0 quiet", "ID=mixos\n", RELEASE) == image
+
+
+def test_layout_follows_the_specification(image: bytes) -> None:
+    parsed = pe.parse(image)
+    end = 0
+    for section in parsed.sections:
+        assert section.address % parsed.section_alignment == 0
+        assert section.offset % parsed.file_alignment == 0
+        assert section.stored % parsed.file_alignment == 0
+        assert section.address >= end
+        end = section.address + section.size
+    assert parsed.image_size == -(-end // parsed.section_alignment) * parsed.section_alignment
+    assert parsed.table + 40 * len(parsed.sections) <= parsed.headers_size
+    assert struct.unpack_from("<II", image, parsed.optional - 12) == (0, 0)  # no symbol table
+
+
+def test_checksum_by_the_slow_definition(image: bytes) -> None:
+    at = pe.parse(image).optional + 64
+    blank = image[:at] + bytes(4) + image[at + 4 :]
+    total = 0
+    for (word,) in struct.iter_unpack("<H", blank + bytes(len(blank) % 2)):
+        total += word
+        total = (total & 0xFFFF) + (total >> 16)
+    assert struct.unpack_from("<I", image, at)[0] == total + len(blank)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda: uki.build(STUB, kernel(), "x" * 2048, "ID=x", RELEASE), "uki-cmdline"),
+        (lambda: uki.build(STUB, kernel(), "a\nb", "ID=x", RELEASE), "uki-cmdline"),
+        (lambda: uki.build(STUB, kernel(), "ü", "ID=x", RELEASE), "uki-cmdline"),
+        (lambda: uki.build(STUB, kernel(), "ok", "ID=x", "6.1.0"), "uki-uname"),
+        (lambda: uki.build(STUB, kernel(), "ok", "ID=x", ""), "uki-uname"),
+        (lambda: uki.build(STUB, bytes(8192), "ok", "ID=x", RELEASE), "uki-kernel"),
+        (lambda: uki.build(b"MZ" + bytes(100), kernel(), "ok", "ID=x", RELEASE), "pe-magic"),
+        (lambda: pe.append(pe_image([(".a", b"x")], signed=True), [(".b", b"y")]), "pe-signed"),
+        (lambda: pe.append(pe_image([(".a", b"x")]), [(".a", b"y")]), "pe-section"),
+        (lambda: pe.append(pe_image([(".a", b"x")]), [(".b", b"")]), "pe-section"),
+        (lambda: pe.append(pe_image([(".a", b"x")]), [(".muchtoolong", b"y")]), "pe-section"),
+        (lambda: pe.append(pe_image([(".a", b"x")], room=512), [(f".b{n}", b"y") for n in range(9)]), "pe-no-room"),
+        (lambda: uki.read_uki(STUB), "pe-section"),
+    ],
+)
+def test_refusals(call, reason: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        call()
+    assert caught.value.reason == reason
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_damaged_images_only_raise_format_errors(image: bytes, data: st.DataObject) -> None:
+    damaged = bytearray(image)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, 1023))
+        damaged[at : at + 4] = data.draw(st.binary(min_size=4, max_size=4))
+    try:
+        uki.read_uki(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]))
+    except FormatError:
+        pass  # any other class of error would fail the test
