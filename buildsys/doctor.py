@@ -28,6 +28,7 @@ TOOLS = {
     "flex": "flex",
     "bison": "bison",
     "bc": "bc",
+    "lz4": "lz4",
     "perl": "perl",
     "xz": "xz-utils",
     "bzip2": "bzip2",

@@ -172,7 +172,7 @@ class Fetcher:
         requirement.write_text(f"{source.pip} --hash=sha256:{source.sha256}\n")
         try:
             run(
-                [*_pip_download(source.file), "--dest", folder, "--requirement", requirement],
+                [*pip_download(source.file), "--dest", folder, "--requirement", requirement],
                 timeout=900,
                 inherit=PIP_ENV,
             )
@@ -193,7 +193,7 @@ class Fetcher:
 PIP_ENV = ("PIP_*", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE")
 
 
-def _pip_download(wheel: str) -> list[str]:
+def pip_download(wheel: str) -> list[str]:
     """The pip command that fetches exactly the wheel of that file name (PEP 427 tags), for whatever machine it is."""
     python, abi, platforms = wheel.removesuffix(".whl").split("-")[-3:]
     argv = [

@@ -13,27 +13,27 @@ import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kernel.source import FALLBACK_PACKAGES
-
 from buildsys.digest import file_sha256
-from buildsys.errors import ConfigError, FetchError, HostError
+from buildsys.errors import FetchError, HostError
 from buildsys.events import Note
 from buildsys.fetch import Fetcher
 from buildsys.files import atomic_write
 from buildsys.graph import FromPath, FromSource, Input
 from buildsys.lock import Lock, Source
 from buildsys.run import CommandError, run
+from kernel.source import FALLBACKS, parse_selection, source_version
 
 PIN = "linux"  # name in sources.lock
 
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """requested: what the configuration said. origin: what is used, for people. fallback: is it not what was pinned?"""
+    """requested: 'auto', 'pinned' or 'path'. source: what is used, for people. note: why it is not what was pinned."""
 
     requested: str
-    origin: str
-    fallback: bool
+    source: str
+    fallback: bool = False
+    note: str = ""
 
 
 def choose_kernel(
@@ -42,20 +42,15 @@ def choose_kernel(
     """The decision, the input for the plan, and the lock with the fallback source added.
 
     requested: 'auto', 'pinned' or a path relative to `root`. memory: file that remembers a fallback. Raises FetchError when
-    no kernel can be had, ConfigError when the path is not there.
+    no kernel can be had, ConfigError when the path is not there or not a kernel of 6.1 or newer.
     """
-    if requested not in ("auto", "pinned"):
-        path = (root / requested).resolve()
-        if not path.exists():
-            raise ConfigError(
-                f"kernel source '{requested}': there is no {path}",
-                reason="kernel-source-missing",
-                hint="give 'auto', 'pinned', or the path of a kernel tree or tarball",
-            )
-        return KernelChoice(requested, path.name, False), FromPath(path), lock
+    selection = parse_selection(requested, root)
+    if selection.path is not None:
+        version = source_version(selection.path)
+        return KernelChoice("path", f"{selection.path.name} (Linux {version})"), FromPath(selection.path), lock
     pin = lock[PIN]
-    pinned = KernelChoice(requested, f"{pin.file} (pinned)", False)
-    if requested == "pinned" or fetcher.have(pin):
+    pinned = KernelChoice(requested, pin.file)
+    if not selection.may_fall_back or fetcher.have(pin):
         return pinned, FromSource(PIN), lock
     remembered = _recall(memory, pin)
     if remembered is None or not fetcher.have(remembered):
@@ -68,11 +63,10 @@ def choose_kernel(
             )
         else:
             return pinned, FromSource(PIN), lock
-    origin = f"{remembered.file} (from the distribution)"
-    text = f"Linux {pin.version} could not be had; using {origin} instead. 'kernel.source = \"pinned\"' forbids this"
-    fetcher.sink(Note("warning", text))
+    note = f"Linux {pin.version} could not be had; the distribution's {remembered.file} is used"
+    fetcher.sink(Note("warning", f"{note}. 'kernel.source = \"pinned\"' forbids this"))
     merged = replace(lock, sources={**lock.sources, remembered.name: remembered})
-    return KernelChoice(requested, origin, True), FromSource(remembered.name), merged
+    return KernelChoice(requested, remembered.file, True, note), FromSource(remembered.name), merged
 
 
 def _recall(memory: Path, pin: Source) -> Source | None:
@@ -87,11 +81,11 @@ def _recall(memory: Path, pin: Source) -> Source | None:
 def _from_distribution(fetcher: Fetcher, pin_error: FetchError) -> Source:
     """Download the first fallback package that apt offers. Raises FetchError with both stories when there is none."""
     problems: list[str] = []
-    for package in FALLBACK_PACKAGES:
+    for fallback in FALLBACKS:
         try:
-            return _apt_source(package, fetcher)
+            return _apt_source(fallback.package, fetcher)
         except (CommandError, HostError, FetchError) as error:
-            problems.append(f"  {package}: {error.message.splitlines()[-1]}")
+            problems.append(f"  {fallback.package}: {error.message.splitlines()[-1]}")
     if fetcher.offline:
         raise pin_error
     raise FetchError(
@@ -123,7 +117,7 @@ def _apt_source(package: str, fetcher: Fetcher) -> Source:
     if not fetcher.have(source):
         if fetcher.offline:
             raise FetchError("--offline forbids the network", reason="fetch-offline")
-        fetcher.sink(Note("info", f"downloading {source.file} with apt ({source.size or 0 >> 20} bytes)"))
+        fetcher.sink(Note("info", f"downloading {source.file} with apt ({(source.size or 0) >> 20} MiB)"))
         _apt_download(source, fetcher.distfiles)
     return source
 

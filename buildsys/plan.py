@@ -22,7 +22,7 @@ from buildsys.graph import Action, Call, FromAction, FromPath, FromSource, Input
 from buildsys.kernelsource import KernelChoice
 from buildsys.project import Project
 
-KERNEL_TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc", "perl", "sh")
+KERNEL_TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc", "perl", "lz4", "sh")
 RECIPE_TOOLS = ("make", "perl", "sed", "tar", "sh")
 OWN_PACKAGES = ("base-files", "mixos-daemon")  # packages that are built from this repository
 IMAGE_TARGET = "disk"
@@ -53,7 +53,7 @@ def _kernel(project: Project, kernel: KernelInput) -> Iterator[Action]:
     folder = project.root / "kernel"
     yield Action(
         "kernel-config",
-        Call("kernel.config:configure", {"arch": project.arch.kernel, "today": _today(project)}),
+        Call("kernel.config:configure", {"today": _today(project)}),
         {"linux": kernel.source, "kernel": FromPath(folder, ("fragments/*", "*.toml", "*.txt", "*.sh"))},
         tools=KERNEL_TOOLS,
     )
@@ -63,9 +63,8 @@ def _kernel(project: Project, kernel: KernelInput) -> Iterator[Action]:
         {
             "linux": kernel.source,
             "config": FromAction("kernel-config"),
-            "recipe": FromPath(folder, ("*.sh", "patches/**")),
+            "unpack": FromPath(folder / "unpack.sh"),
         },
-        env={"ARCH": project.arch.kernel},
         tools=KERNEL_TOOLS,
     )
 
@@ -140,22 +139,28 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
         "base-files",
         Call(
             "rootfs.basefiles:build",
-            {"version": config.image.version, "settings": config.settings, "kernel": asdict(kernel.choice)},
+            {
+                "version": config.image.version,
+                "build_id": seed(project)[:12],
+                "settings": config.settings,
+                "kernel": asdict(kernel.choice),
+            },
         ),
         {
             "rootfs": FromPath(root / "rootfs", ("skeleton/**", "templates/**", "*.toml", "*.tsv")),
             "kernel-config": FromAction("kernel-config"),
         },
     )
+    python = project.recipes.need("cpython", "the daemon")[1]
     yield Action(
         "daemon",
-        Call("daemon.install:install", {"version": config.image.version}),
+        Call("daemon.install:install"),
         {
-            "daemon": FromPath(root / "daemon", ("**/*.py", "**/*.tsv")),
+            "daemon": FromPath(root / "daemon", ("**/*.py", "*.tsv", "bin/*")),
             "packages": FromPath(root / "packages", ("*.py", "mix/**/*.py")),
             "image": FromPath(root / "image", ("*.py",)),
             "python": FromAction("recipe-cpython"),
-            "musl": FromAction("recipe-musl"),
+            **{name: FromAction(f"recipe-{name}") for name in python.build_depends if name != "toolchain"},
         },
         links={project.arch.musl_loader: "/in/musl/usr/lib/libc.so"},
     )
@@ -178,7 +183,8 @@ def _root(project: Project) -> Iterator[Action]:
     packages: dict[str, Input] = {
         name: FromAction("base-files" if name == "base-files" else f"package-{name}") for name in names
     }
-    elf = {"machine": project.arch.elf_machine, "interpreter": project.arch.musl_loader}
+    waivers = [waiver.model_dump() for _, recipe in project.recipes.values() for waiver in recipe.elf_waivers]
+    elf = {"machine": project.arch.elf_machine, "interpreter": project.arch.musl_loader, "waivers": waivers}
     yield Action(
         "rootfs",
         Call("rootfs.compose:compose", {"packages": names, "version": config.image.version, "elf": elf}),

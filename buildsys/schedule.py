@@ -84,6 +84,8 @@ def _loop(state: _State, done: queue.Queue[tuple[str, Outcome]], wake_read: int,
             heapq.heappop(state.ready)
             state.active += 1
             threading.Thread(target=_work, args=(executor, action, done, wake_write), daemon=True).start()
+        if not state.active:
+            continue
         try:
             name, outcome = done.get(timeout=0.5 if state.ready and state.failure is None else None)
         except queue.Empty:

@@ -179,6 +179,8 @@ async def serve(path: Path, group: str, methods: Mapping[str, Method], stop: asy
     """Serve until `stop` is set, then close what is open."""
     handler = Server(methods)
     server = await asyncio.start_unix_server(handler.connection, sock=listen(path, group), limit=rpc.MAX_LINE)
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)  # init starts us behind sshd and the network
     log("info", f"listening on {path}")
     async with server:
         await stop.wait()

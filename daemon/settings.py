@@ -110,7 +110,8 @@ def parse(data: bytes, where: str, base: Settings) -> Settings:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         found = re.search(r"at line (\d+), column (\d+)", str(error))
-        spot = f"{where}:{found[1]}:{found[2]}" if found else where
+        # Without a position the parser reached the end of the text.
+        spot = f"{where}:{found[1]}:{found[2]}" if found else f"{where}:{max(1, len(text.splitlines()))}"
         raise SettingsError(f"{spot}: not valid TOML: {error}", reason="settings-syntax") from error
     return from_mapping(document, where, base, _Locator(text).find)
 

@@ -35,7 +35,7 @@ _PROBE_CODE = bytes.fromhex(
     "b010e6f4"  # out 0xf4, 0x10
     "f4ebfd"  # halt for ever
     "660f1f440000"
-    "0000000000000000000000000000000000009a2000"  # GDT: null, 64-bit code
+    "000000000000000000000000009a2000"  # GDT: null, 64-bit code
     "0f00707c0000"  # limit and address of the GDT
 )
 

@@ -85,13 +85,13 @@ def cmdline(job: Job) -> str:
     fstype = _text(job, "root-file", ROOT_FILE).rpartition(".")[2]
     config = job.inputs.get("kernel-config")
     words = [
-        _FIXED_CMDLINE.format(fstype=fstype),
+        *_FIXED_CMDLINE.format(fstype=fstype).split(),
         f'dm-mod.create="{record["dm_create"]}"',
-        "init=/sbin/init panic=10 oops=panic",
-        _optional(config / "cmdline" if config is not None else None),
-        " ".join(_text(job, "cmdline", "").split()),
+        *("init=/sbin/init", "panic=10", "oops=panic"),
+        *_optional(config / "cmdline" if config is not None else None).split(),
+        *_text(job, "cmdline", "").split(),
     ]
-    return " ".join(word for word in words if word)
+    return " ".join(dict.fromkeys(words))  # what boot itself needs is often in the kernel's list too
 
 
 def os_release(version: str, release: str) -> str:

@@ -97,17 +97,21 @@ def flash(
             digests = _write(source, disk, ranges, total, report)
             _verify(device, disk, ranges, digests, total, report)
             if text is not None:
-                part = table.find(esp.NAME)
-                esp.inject_into(disk, part, esp.PRESEED, text.encode(), int(time.time()))
-                _drop_cache(device, disk)
-                if esp.read(disk, part).get(esp.PRESEED) != text.encode():
-                    raise ImageError(f"{target}: the preseed reads back differently", reason="verify-failed")
+                _add_preseed(device, disk, source, table.find(esp.NAME), text.encode())
             gpt.write(disk, table.resized(real))
             _drop_cache(device, disk)
             if gpt.read(disk) != table.resized(real):
                 raise ImageError(f"{target}: the partition table reads back differently", reason="verify-failed")
             reread = device.block and _reread_table(disk)
     return Flashed(device, total, time.monotonic() - started, reread)
+
+
+def _add_preseed(device: Device, disk: int, source: int, part: gpt.Partition, content: bytes) -> None:
+    """Put the preseed on the ESP of the disk and read all its files back, since they moved."""
+    esp.inject_into(disk, part, esp.PRESEED, content, int(time.time()))
+    _drop_cache(device, disk)
+    if esp.read(disk, part) != {**esp.read(source, part), esp.PRESEED: content}:
+        raise ImageError(f"{device.path}: the boot partition reads back differently", reason="verify-failed")
 
 
 def _file_device(image: Path, target: Path, size: int) -> Device:
@@ -155,7 +159,7 @@ def _plan(source: int, table: gpt.Table, size: int) -> Iterator[tuple[int, int]]
 
 
 def _verified_size(source: int, table: gpt.Table) -> int:
-    """Bytes of the root partition that verity covers, from the command line in the image's UKI: zeros there count too."""
+    """Bytes of the root partition that verity covers, by the command line in its UKI: zeros there count too."""
     for path, content in esp.read(source, table.find(esp.NAME)).items():
         if path.startswith("EFI/Linux/"):
             found = re.search(r",0 (\d+) verity ", read_uki(content).cmdline)

@@ -84,9 +84,9 @@ class Running:
         """Whether this very process (not another one with its number) still runs."""
         return _start_time(self.pid) == self.start_time
 
-    def qmp(self) -> Qmp:
-        """A connection to its monitor."""
-        return Qmp(self.state / MONITOR)
+    def qmp(self, timeout: float = 10.0) -> Qmp:
+        """A connection to its monitor; each answer may take `timeout` seconds."""
+        return Qmp(self.state / MONITOR, timeout)
 
     def serial_tail(self, size: int = 2000) -> str:
         """The last bytes of the serial log as text."""
@@ -254,7 +254,7 @@ def stop(running: Running, seconds: float = 30.0) -> str:
         if patience <= 0:
             continue
         try:
-            with running.qmp() as monitor:
+            with running.qmp(timeout=3.0) as monitor:
                 monitor.command(command)
         except ImageError as error:
             if error.reason not in ("qmp-closed", "qmp-connect", "qmp-timeout"):

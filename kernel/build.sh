@@ -8,7 +8,7 @@
 #      carries no symbol table of its own)
 #
 # The same source, configuration and compiler give the same bytes: fixed names and times go in instead of the host's.
-# Needs gcc, binutils, make, flex, bison, bc, perl, lz4 and the headers of libelf (objtool).
+# Needs gcc, binutils, make, flex, bison, bc, perl, zstd and the headers of libelf (objtool).
 
 KBUILD_BUILD_TIMESTAMP=$(LC_ALL=C date -u -d "@$SOURCE_DATE_EPOCH" '+%a %b %e %H:%M:%S UTC %Y')
 export KBUILD_BUILD_TIMESTAMP

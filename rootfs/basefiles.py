@@ -30,10 +30,10 @@ _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~_-]{0,63}")
 
 
 def build(job: Job) -> None:
-    """Action: input `rootfs` (this folder) → artifact `base-files`.
+    """Action: inputs `rootfs` (this folder), `kernel-config` (for the kernel's release) → artifact `base-files`.
 
-    Parameters: `version`; `build_id`; `settings` (tables as in mixos-preseed.toml); `kernel` ({release, source,
-    requested, fallback: bool, note}: what was built, from where, what was asked for, and why it differs); optional
+    Parameters: `version`; `build_id`; `settings` (tables as in mixos-preseed.toml); `kernel` ({source, requested,
+    fallback: bool, note}: where it is from, what was asked for, and why it differs); optional
     `services` (subset of SERVICES; default all). Raises ConfigError for wrong settings (reasons of `daemon.settings`,
     `service-unknown`, `version-syntax`), CheckError `template` for a template that cannot be rendered.
     """
@@ -46,7 +46,8 @@ def build(job: Job) -> None:
     for link, target in layout["symlinks"].items():
         (tree / link).parent.mkdir(parents=True, exist_ok=True)
         (tree / link).symlink_to(target)
-    render_templates(data / "templates", tree, context(job.params, job.epoch))
+    report = json.loads((job.inputs["kernel-config"] / "report.json").read_bytes())
+    render_templates(data / "templates", tree, context(job.params, report["kernel"], job.epoch))
     for path, file in render(settings).items():
         _write(tree / path, file.data)
     _write(tree / SETTINGS_PATH, json.dumps(settings.as_mapping(), indent=1, ensure_ascii=False).encode() + b"\n")
@@ -72,7 +73,7 @@ def read_settings(table: Mapping[str, Any]) -> Settings:
         raise ConfigError(error.message, reason=error.reason, hint="correct mixos.toml") from error
 
 
-def context(params: Mapping[str, Any], epoch: int) -> dict[str, object]:
+def context(params: Mapping[str, Any], release: str, epoch: int) -> dict[str, object]:
     """What templates may use. Values end up in shell-readable files, so their characters are checked here."""
     version, services = params["version"], params.get("services", list(SERVICES))
     if not _VERSION.fullmatch(version):
@@ -82,13 +83,13 @@ def context(params: Mapping[str, Any], epoch: int) -> dict[str, object]:
         raise ConfigError(
             f"unknown service {unknown[0]!r}", reason="service-unknown", hint=f"known: {', '.join(SERVICES)}"
         )
-    kernel = {key: _plain(str(params["kernel"].get(key, ""))) for key in ("release", "source", "requested", "note")}
+    kernel = {key: _plain(str(params["kernel"].get(key, ""))) for key in ("source", "requested", "note")}
     return {
         "version": version,
         "build_id": _plain(str(params["build_id"])),
         "epoch": epoch,
         "services": services,
-        "kernel": {**kernel, "fallback": bool(params["kernel"].get("fallback", False))},
+        "kernel": {**kernel, "release": _plain(release), "fallback": bool(params["kernel"].get("fallback", False))},
     }
 
 

@@ -27,7 +27,12 @@ def lock(context: Context, check: bool, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for source in project.lock.sources.values():
         places = [*source.urls, *(f"{base}/{source.pool}" for base in mirrors if source.pool)]
-        row = {"name": source.name, "version": source.version, "sha256": source.sha256, "pip": source.pip}
+        row: dict[str, Any] = {
+            "name": source.name,
+            "version": source.version,
+            "sha256": source.sha256,
+            "pip": source.pip,
+        }
         row["local"] = fetcher.have(source)
         row["places"] = {place: _answers(place) for place in places} if check else {}
         rows.append(row)

@@ -26,6 +26,14 @@ class Attribute(Strict):
     xattrs: dict[str, str] = {}
 
 
+class ElfWaiver(Strict):
+    """A file that may break one rule for ELF files in the image (rules: packages/mix/elf.py), and why."""
+
+    path: str
+    problem: str
+    reason: Annotated[str, StringConstraints(min_length=10)]
+
+
 class Files(Strict):
     """exclude: globs of the build's output that stay out of the package (headers, static libraries, documentation)."""
 
@@ -49,6 +57,7 @@ class Recipe(Strict):
     package: bool = True  # false: only used by other builds
     files: Files = Files()
     attributes: tuple[Attribute, ...] = ()
+    elf_waivers: tuple[ElfWaiver, ...] = ()
 
 
 class Recipes(dict[str, tuple[Path, Recipe]]):

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -11,6 +12,7 @@ import pytest
 
 from buildsys.run import CLEAN_ENV, run
 from image import fat, fatread, gpt, pe, uki, verity
+from tests.unit.test_image_uki import RELEASE, kernel
 
 pytestmark = pytest.mark.integration
 STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
@@ -155,13 +157,10 @@ def test_we_read_what_mkfs_made(tmp_path: Path) -> None:
         assert fatread.read_files(file.fileno(), 0, ESP_SIZE) == {"lower/hello.txt": b"hello"}
 
 
-def test_objcopy_reads_our_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objcopy_reads_our_sections(tmp_path: Path) -> None:
     """The appender on the real stub, read by binutils."""
     if not STUB.exists():
         pytest.skip("the package systemd-boot-efi is not installed here; the boot tests use the pinned one")
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "unit")
-    from test_image_uki import RELEASE, kernel
-
     image = tmp_path / "uki.efi"
     image.write_bytes(uki.build(STUB.read_bytes(), kernel(), "root=/dev/dm-0", "ID=mixos\n", RELEASE))
     want = {".osrel": b"ID=mixos\n", ".cmdline": b"root=/dev/dm-0", ".uname": RELEASE.encode(), ".linux": kernel()}
@@ -172,7 +171,9 @@ def test_objcopy_reads_our_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert after.sections[: len(before.sections)] == before.sections
 
 
-def test_a_full_root_is_hashed_quickly_enough_to_notice(tmp_path: Path, record_property: pytest.RecordProperty) -> None:
+def test_a_full_root_is_hashed_quickly_enough_to_notice(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """64 MiB: the time is recorded, not judged; the root is checked against veritysetup."""
     data = tmp_path / "data"
     data.write_bytes(os.urandom(64 << 20))

@@ -7,11 +7,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from test_image_uki import RELEASE, STUB, kernel
 
 from buildsys.errors import ConfigError, ImageError
 from buildsys.job import Job
 from image import assemble, deb, esp, gpt, layout, uki, verity
+from tests.unit.test_image_uki import RELEASE, STUB, kernel
 
 SMALL = {"esp": 160, "slot": 16, "data": 16}
 LOADER = b"MZ the boot manager"
@@ -51,7 +51,7 @@ class Bench:
         (base / "kernel" / "bzImage").write_bytes(kernel())
         (base / "kernel" / "release").write_text(RELEASE + "\n")
         (base / "config").mkdir()
-        (base / "config" / "cmdline").write_text("slab_nomerge\npti=on\n")
+        (base / "config" / "cmdline").write_text("panic=10\nslab_nomerge\npti=on\n")
         files = {f"{BOOT}/linuxx64.efi.stub": STUB, f"{BOOT}/systemd-bootx64.efi": LOADER}
         self.inputs = {
             "root": base / "root",

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_image_assemble import ROOT, Bench
 
 from buildsys.errors import ConfigError, ImageError
 from image import blockdev, esp, flash, gpt
 from image.blockdev import Places
+from tests.unit.test_image_assemble import ROOT, Bench
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_image_assemble import ROOT, Bench
 
 from buildsys.errors import ImageError, UsageError
 from image import accel, esp, gpt, machine, qemu, qmp
 from image.accel import Acceleration
 from image.machine import Machine
+from tests.unit.test_image_assemble import ROOT, Bench
 
 TCG = Acceleration("tcg", "test")
 

@@ -3,7 +3,7 @@
 tar xf /in/cpython --strip-components=1
 
 # The build date goes into sys.version.
-sed -i 's/__DATE__/"Jan  1 1980"/; s/__TIME__/"00:00:00"/' Modules/getbuildinfo.c
+sed -i '1i #define DATE "Jan  1 1980"\n#define TIME "00:00:00"' Modules/getbuildinfo.c
 # Byte code is compiled below: once, not for three levels of optimisation, and without time stamps.
 sed -i '/^\t-PYTHONPATH=\$(DESTDIR)\$(LIBDEST) \$(RUNSHARED)/,/[^\\]$/d' Makefile.pre.in
 

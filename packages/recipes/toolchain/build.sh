@@ -33,9 +33,10 @@ mkdir -p "$runtime"
 in_libc='memcpy|memset|memmove|memcmp|bcmp|ssp|ceil|cos|exp|exp2|fabs|floor|fma|fmax|fmin|fmod|log|log10|log2'
 in_libc="$in_libc|round|sin|sincos|sqrt|tan|trunc"
 sed -E "/compiler_rt\/($in_libc)\.zig/d" lib/compiler_rt.zig >lib/builtins.zig
-(cd lib && /out/zig build-lib --zig-lib-dir /out/lib --name compiler_rt -target "$target" -mcpu baseline \
+(cd lib && /out/zig build-obj --zig-lib-dir /out/lib --name compiler_rt -target "$target" -mcpu baseline \
     -O ReleaseFast -fPIC -fstrip -ffunction-sections --cache-dir /build/cache --global-cache-dir /build/cache \
-    "-femit-bin=$runtime/libclang_rt.builtins.a" builtins.zig)
+    -femit-bin=/build/builtins.o builtins.zig)
+/out/zig ar crD "$runtime/libclang_rt.builtins.a" /build/builtins.o
 cat >/build/crtbegin.c <<'EOF'
 /* C++ and atexit handlers name their module by the address of this symbol; init_array does the rest. */
 __attribute__((visibility("hidden"))) void *__dso_handle = &__dso_handle;
@@ -73,8 +74,17 @@ tool() {
     chmod 755 "/out/bin/$1"
 }
 tool cc 'exec /in/toolchain/zig clang --config=/in/toolchain/bin/cc.cfg "$@"'
-tool c++ "exec /in/toolchain/zig c++ -target $target -fno-sanitize=undefined -fstack-protector-strong \\
-    -ffile-prefix-map=/build=. -Wl,-z,relro,-z,now -s \"\$@\""
+# libc++ is linked in, libc is not; zig adds a sanitizer unless told.
+cat >/out/bin/c++ <<EOF
+#!/bin/sh
+mode=-pie
+for argument in "\$@"; do
+    case \$argument in -c | -S | -E | -shared | -r) mode= ;; esac
+done
+exec /in/toolchain/zig c++ -target $target -dynamic -fPIC -fno-sanitize=undefined -fstack-protector-strong \\
+    -ffile-prefix-map=/build=. -Wl,-z,relro,-z,now \$mode -s "\$@"
+EOF
+chmod 755 /out/bin/c++
 for name in ar ranlib ld.lld; do
     tool "$name" "exec /in/toolchain/zig $name \"\$@\""
 done

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,26 @@ def test_frozen_machine_is_killed(tmp_path: Path, idle: Machine) -> None:
     assert qemu.stop(running, 0.1) == "kill"
     assert time.monotonic() - started < 60
     assert not running.alive()
+
+
+def test_attached_machine_can_be_found_and_stopped(tmp_path: Path, idle: Machine) -> None:
+    state = tmp_path / "state"
+    ended: list[int] = []
+    thread = threading.Thread(target=lambda: ended.append(qemu.attach(replace(idle, serial="stdio"), state)))
+    thread.start()
+    deadline = time.monotonic() + 60
+    while (running := qemu.load(state)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert running is not None
+    while not (state / "qmp.sock").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(ImageError) as caught:
+        qemu.start(idle, state)
+    assert caught.value.reason == "vm-running"
+    qemu.stop(running, 0.0)
+    thread.join(60)
+    assert ended == [0]
+    assert qemu.load(state) is None
 
 
 def test_taken_port_is_named(tmp_path: Path, idle: Machine) -> None:

@@ -1,0 +1,22 @@
+site=/out/usr/lib/python3.13/site-packages
+mkdir -p "$site"
+for wheel in /in/py-*; do
+    python3 -m zipfile -e "$wheel" "$site"
+done
+cd "$site"
+# METADATA, licences and entry points stay: they name what is installed. RECORD would list files that are not there,
+# and hashes of the ones below.
+rm -f ./*.dist-info/RECORD ./*.dist-info/INSTALLER ./*.dist-info/REQUESTED
+find . -depth -type d -name tests -exec rm -r {} +
+find . -type d -exec chmod 755 {} +
+find . -type f -exec chmod 644 {} +
+find . -type f -name '*.so*' -exec chmod 755 {} +
+
+# Wheels bring GCC's unwinder under a private name, built without BIND_NOW: they get the image's own (recipe libunwind).
+for private in ./*.libs/libgcc_s-*.so.1; do
+    ln -sf ../../../libgcc_s.so.1 "$private"
+done
+
+# As in the recipe cpython: valid whatever the time stamps say, one process, sorted order, fixed hash seed.
+PYTHONHASHSEED=0 /in/cpython/usr/bin/python3.13 -E -m compileall -q -j 1 --invalidation-mode unchecked-hash \
+    -s /out -p / "$site"

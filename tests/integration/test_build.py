@@ -1,0 +1,233 @@
+"""Real actions in the real sandbox: isolation, cut-off, damage, failure, interruption, two builders."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from buildsys import schedule
+from buildsys.errors import BuildError
+from buildsys.events import ActionFinished, Event, Note
+from buildsys.execute import Executor
+from buildsys.fetch import Fetcher
+from buildsys.graph import Action, FromAction, FromPath, Plan, Script
+from buildsys.jobserver import Jobserver
+from buildsys.lock import Lock
+from buildsys.store import Result, Store
+
+pytestmark = pytest.mark.integration
+
+
+class Builder:
+    """A store of its own, and the events of the last build."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store(folder / "store")
+        self.events: list[Event] = []
+
+    def __call__(self, *actions: Action) -> dict[str, Result]:
+        self.events.clear()
+        jobserver = Jobserver(2)
+        fetcher = Fetcher(self.store.root, self.events.append, offline=True)
+        executor = Executor(self.store, fetcher, Lock(Path("lock"), {}), 1703030400, jobserver, self.events.append)
+        try:
+            return schedule.build(Plan.of(actions), [action.name for action in actions], executor)
+        finally:
+            jobserver.close()
+
+    def how(self) -> dict[str, str]:
+        return {event.action: event.how for event in self.events if isinstance(event, ActionFinished)}
+
+    def read(self, result: Result, name: str) -> str:
+        return (self.store.tree(result.output) / name).read_text()
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Builder:
+    return Builder(tmp_path)
+
+
+def script(name: str, text: str, **inputs: object) -> Action:
+    return Action(name, Script(text), inputs)  # type: ignore[arg-type]
+
+
+def failing(build: Builder, *actions: Action) -> BuildError:
+    with pytest.raises(BuildError) as caught:
+        build(*actions)
+    return caught.value
+
+
+def test_the_world_of_an_action_is_always_the_same(build: Builder):
+    text = """
+    { pwd; id -u; hostname; umask; echo $HOME $TZ $LC_ALL $SOURCE_DATE_EPOCH; env | cut -d= -f1 | sort | tr '\\n' ' '; } >/out/world
+    ls / >/out/root
+    """
+    os.environ["SECRET_TOKEN"] = "hunter2"  # noqa: S105 - what must not be seen
+    try:
+        result = build(script("world", text))["world"]
+    finally:
+        del os.environ["SECRET_TOKEN"]
+    lines = build.read(result, "world").splitlines()
+    assert lines[:5] == ["/build", "0", "mixos-build", "0022", "/build UTC C.UTF-8 1703030400"]
+    assert "SECRET_TOKEN" not in lines[5]
+    assert set(build.read(result, "root").split()) <= {
+        "bin", "build", "dev", "etc", "lib", "lib64", "mixos", "out", "proc", "sbin", "tmp", "usr",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "touch /usr/bin/x",
+        "touch /in/dep/x",
+        "echo x >/in/dep/file",
+        "touch /etc/x",
+        "touch /x",
+        "mount -t tmpfs none /tmp",
+        "mknod /out/null c 1 3",
+        "chroot /build /bin/true",
+        "exec 3<>/dev/tcp/192.0.2.1/80",
+        "test -e /root",
+        "test -e /home",
+        "test -e /usr/local/bin",
+        "kill -0 2000000 || test $(ls -d /proc/[0-9]* | wc -l) -gt 6",
+    ],
+)
+def test_what_an_action_must_not_be_able_to_do(build: Builder, attempt: str):
+    dep = script("dep", "echo fine >/out/file")
+    shell = script("try", f"if bash -c '{attempt}' 2>/dev/null; then echo broke out; exit 1; fi; cp /in/dep/file /out/", dep=FromAction("dep"))
+    assert build.read(build(dep, shell)["try"], "file") == "fine\n"
+
+
+def test_only_the_declared_network_is_there(build: Builder):
+    result = build(script("net", "ls /sys/class/net 2>/dev/null || cut -d: -f1 /proc/net/dev | tail -n +3 | tr -d ' ' >/out/if"))
+    assert build.read(result["net"], "if").split() == ["lo"]
+
+
+def test_nothing_is_built_twice_and_unchanged_outputs_stop_the_chain(build: Builder, tmp_path: Path):
+    source = tmp_path / "source"
+    source.write_text("one # comment\n")
+
+    def chain() -> dict[str, str]:
+        first = script("first", "sed 's/ #.*//' /in/src >/out/x", src=FromPath(source))
+        second = script("second", "cp /in/first/x /out/y", first=FromAction("first"))
+        build(first, second)
+        return build.how()
+
+    assert chain() == {"first": "built", "second": "built"}
+    assert chain() == {"first": "cached", "second": "cached"}
+    source.write_text("one # other comment\n")
+    assert chain() == {"first": "same", "second": "cached"}
+    source.write_text("two\n")
+    assert chain() == {"first": "built", "second": "built"}
+
+
+def test_a_damaged_object_is_named_and_rebuilt(build: Builder):
+    first = script("first", "echo x >/out/x")
+    output = build(first)["first"].output
+    (build.store.tree(output) / "x").write_text("y")
+    second = script("second", "cp /in/first/x /out/y", first=FromAction("first"))
+    assert build.read(build(first, second)["second"], "y") == "x\n"
+    notes = [event.text for event in build.events if isinstance(event, Note)]
+    assert any(output in text and "'first'" in text for text in notes)
+
+
+def test_a_failure_shows_the_end_of_its_log_and_keeps_the_rest(build: Builder):
+    bad = script("bad", "echo something >/build/left; echo the reason >&2; exit 7")
+    error = failing(build, bad)
+    assert error.reason == "action-failed"
+    assert "the reason" in error.message
+    assert (build.store.root / "failed" / "bad" / "build" / "left").exists()
+    assert failing(build, bad).reason == "action-failed"  # a failure is never a hit
+
+
+def test_a_full_disk_is_called_a_full_disk(build: Builder):
+    error = failing(build, script("fill", "head -c 1G /dev/zero >/dev/shm/x || true; echo 'No space left on device'; exit 1"))
+    assert error.reason == "disk-full"
+
+
+def test_special_files_do_not_get_out(build: Builder):
+    with pytest.raises(Exception) as caught:
+        build(script("pipe", "mkfifo /out/pipe"))
+    assert getattr(caught.value, "reason", "") == "output-special-file"
+
+
+def test_make_shares_the_tokens(build: Builder):
+    text = "printf 'all: a b c d\\na b c d:\\n\\t@echo start; sleep 0.2; echo end\\n' >Makefile; make >/out/log"
+    log = build.read(build(script("make", text))["make"], "log")
+    running = most = 0
+    for line in log.splitlines():
+        running += {"start": 1, "end": -1}.get(line, 0)
+        most = max(most, running)
+    assert most == 2
+
+
+def test_cycles_are_named(build: Builder):
+    error = failing(build, script("a", "", b=FromAction("b")), script("b", "", a=FromAction("a")))
+    assert error.reason == "plan-cycle"
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.integration.test_build import Builder, script
+from buildsys.graph import FromAction
+build = Builder(Path({folder!r}))
+slow = script("slow", "echo began; sleep {seconds}; echo x >/out/x", quick=FromAction("quick"))
+print(build(script("quick", "echo q >/out/q"), slow)["slow"].output)
+"""
+
+
+def driver(folder: Path, seconds: float) -> subprocess.Popen[bytes]:
+    root = str(Path(__file__).parents[2])
+    code = textwrap.dedent(DRIVER).format(root=root, folder=str(folder), seconds=seconds)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def await_log(folder: Path, text: bytes = b"began") -> None:
+    log = folder / "store" / "logs" / "slow.log"
+    end = time.monotonic() + 60
+    while not log.exists() or text not in log.read_bytes():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupting_stops_every_process_and_leaves_the_store_sound(tmp_path: Path, number: signal.Signals):
+    process = driver(tmp_path, 987.25)
+    await_log(tmp_path)
+    process.send_signal(number)
+    process.wait(30)
+    end = time.monotonic() + 20
+    while any(b"987.25" in path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if readable(path)):
+        assert time.monotonic() < end, "something of the build still runs"
+        time.sleep(0.1)
+    build = Builder(tmp_path)
+    assert all(build.store.damage(digest) is None for digest in build.store.digests())
+    assert build.store.latest("slow") is None
+    build(script("quick", "echo q >/out/q"))
+    assert build.how() == {"quick": "cached"}
+
+
+def readable(path: Path) -> bool:
+    try:
+        return bool(path.read_bytes())
+    except OSError:
+        return False
+
+
+def test_two_builds_in_one_store_do_the_work_once(tmp_path: Path):
+    one = driver(tmp_path, 2)
+    await_log(tmp_path)
+    two = driver(tmp_path, 2)
+    outputs = [process.communicate(timeout=60)[0] for process in (one, two)]
+    assert outputs[0] == outputs[1] != b""
+    assert len(list((tmp_path / "store" / "actions").glob("*.json"))) == 2

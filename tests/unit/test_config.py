@@ -1,0 +1,173 @@
+"""What users write is read strictly, and every mistake is located."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buildsys.config.load import load_toml, parse_toml
+from buildsys.config.model import MixosToml, parse_size
+from buildsys.config.positions import Position, positions
+from buildsys.config.recipe import closure, load_recipes
+from buildsys.errors import ConfigError
+from buildsys.lock import load_lock
+
+GOOD = """\
+[image]
+version = "0.1.0"
+epoch = 1703030400
+
+[packages]
+install = [
+  "busybox", # a comment with ] in it
+  "openssh",
+]
+"""
+WHERE = Path("mixos.toml")
+
+
+def failing(text: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        parse_toml(text, WHERE, MixosToml)
+    return caught.value
+
+
+def test_a_good_file_is_read():
+    config = parse_toml(GOOD, WHERE, MixosToml)
+    assert config.packages.install == ("busybox", "openssh")
+    assert config.kernel.source == "auto"
+
+
+def test_an_unknown_key_is_located_and_a_near_name_suggested():
+    error = failing(GOOD + '[kernel]\nsorce = "auto"\n')
+    assert error.reason == "config-unknown-key"
+    assert error.message.startswith("mixos.toml:11:1: ")
+    assert "'source'" in error.message
+
+
+def test_a_missing_key_is_located_at_its_table():
+    error = failing("[image]\nepoch = 1\n[packages]\ninstall = []\n")
+    assert error.reason == "config-missing-key"
+    assert error.message.startswith("mixos.toml:1:1: ")
+
+
+def test_a_wrong_value_shows_value_and_place():
+    error = failing(GOOD.replace("1703030400", '"soon"'))
+    assert error.reason == "config-value"
+    assert error.message.startswith("mixos.toml:3:1: ")
+    assert "'soon'" in error.message
+
+
+@pytest.mark.parametrize("text", ["a = ", "[image", "\x00", "a = 1\na = 2", "x = " + "[" * 5000])
+def test_text_that_is_not_toml_is_a_config_error(text: str):
+    assert failing(text).reason == "config-syntax"
+
+
+def test_a_file_that_is_not_utf8(tmp_path: Path):
+    path = tmp_path / "mixos.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError) as caught:
+        load_toml(path, MixosToml)
+    assert caught.value.reason == "config-encoding"
+
+
+@pytest.mark.parametrize(("text", "size"), [("1M", 1 << 20), ("3G", 3 << 30), (4096, 4096), ("12", 12)])
+def test_sizes(text: object, size: int):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1M", "1T", "1.5M", None, True, "9" * 40])
+def test_sizes_that_are_none(text: object):
+    with pytest.raises(ValueError):
+        parse_size(text)
+
+
+def test_positions_follow_tables_and_arrays():
+    text = '[a]\nb.c = 1\n[[list]]\nx = """\n[no]\n"""\n[[list]]\n  "y z" = {k = [1,\n2]}\n[list.sub]\nq=1\n'
+    found = positions(text)
+    assert found["a", "b", "c"] == Position(2, 1)
+    assert found["list", 1, "y z"] == Position(8, 3)
+    assert found["list", 1, "sub", "q"] == Position(11, 1)
+    assert ("no",) not in found
+
+
+@given(st.text(alphabet='[]{}="\'#.ab1 \n\\,', max_size=60))
+def test_positions_end_on_everything_that_is_toml(text: str):
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return
+    found = positions(text)
+    assert all((name,) in found for name in data)
+
+
+def test_the_shipped_files_are_valid():
+    root = Path(__file__).parents[2]
+    lock = load_lock(root / "sources.lock")
+    recipes = load_recipes(root / "packages" / "recipes")
+    config = load_toml(root / "mixos.toml", MixosToml)
+    assert all(source in lock.sources for _, recipe in recipes.values() for source in recipe.sources)
+    assert set(config.packages.install) <= set(closure(recipes, config.packages.install, "test"))
+
+
+def recipe(folder: Path, name: str, depends: list[str], declared: str | None = None) -> None:
+    (folder / name).mkdir()
+    (folder / name / "build.sh").write_text("true\n")
+    (folder / name / "recipe.toml").write_text(
+        f'name = "{declared or name}"\nversion = "1"\nsummary = "x"\nlicense = "MIT"\nhomepage = "https://example.org"\n'
+        f"depends = {depends!r}\n"
+    )
+
+
+def test_dependencies_come_first_and_once(tmp_path: Path):
+    recipe(tmp_path, "a", ["b", "c"])
+    recipe(tmp_path, "b", ["c"])
+    recipe(tmp_path, "c", [])
+    assert closure(load_recipes(tmp_path), ("a", "c"), "test") == ["c", "b", "a"]
+
+
+def test_dependency_cycles_are_named(tmp_path: Path):
+    recipe(tmp_path, "a", ["b"])
+    recipe(tmp_path, "b", ["a"])
+    with pytest.raises(ConfigError) as caught:
+        closure(load_recipes(tmp_path), ("a",), "test")
+    assert caught.value.reason == "recipe-cycle"
+    assert "a → b → a" in caught.value.message
+
+
+def test_a_missing_recipe_names_who_wants_it(tmp_path: Path):
+    recipe(tmp_path, "zlib", ["zlob"])
+    recipe(tmp_path, "zlab", [])
+    with pytest.raises(ConfigError) as caught:
+        closure(load_recipes(tmp_path), ("zlib",), "test")
+    assert caught.value.reason == "recipe-missing"
+    assert "recipe 'zlib'" in caught.value.message
+
+
+def test_a_recipe_must_have_its_folders_name(tmp_path: Path):
+    recipe(tmp_path, "a", [], declared="b")
+    with pytest.raises(ConfigError) as caught:
+        load_recipes(tmp_path)
+    assert caught.value.reason == "recipe-name"
+
+
+def test_a_source_is_locked_once(tmp_path: Path):
+    entry = f'[[source]]\nname = "a"\nversion = "1"\nsha256 = "{"0" * 64}"\nfile = "a.tar"\n'
+    (tmp_path / "sources.lock").write_text(entry * 2)
+    with pytest.raises(ConfigError) as caught:
+        load_lock(tmp_path / "sources.lock")
+    assert caught.value.reason == "source-duplicate"
+
+
+@pytest.mark.parametrize("line", ['sha256 = "abc"', 'file = "../../etc/passwd"', 'pool = "pool/../x y"'])
+def test_a_lock_entry_that_could_escape_is_refused(tmp_path: Path, line: str):
+    fields = {"name": '"a"', "version": '"1"', "sha256": f'"{"0" * 64}"', "file": '"a.tar"'}
+    fields[line.split(" = ")[0]] = line.split(" = ")[1]
+    (tmp_path / "sources.lock").write_text("[[source]]\n" + "".join(f"{k} = {v}\n" for k, v in fields.items()))
+    with pytest.raises(ConfigError) as caught:
+        load_lock(tmp_path / "sources.lock")
+    assert caught.value.reason == "config-value"

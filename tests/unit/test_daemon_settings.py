@@ -1,0 +1,230 @@
+"""Settings: what is accepted, how mistakes are named and located, and that no text whatever gets past the checks."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from daemon.errors import SettingsError
+from daemon.render import render
+from daemon.settings import MAX_BYTES, Network, Settings, SshKey, from_mapping, parse
+from daemon.sshkey import key_problem
+from daemon.zones import tzif, zones
+
+
+def blob(*fields: bytes) -> str:
+    return base64.b64encode(b"".join(len(field).to_bytes(4) + field for field in fields)).decode()
+
+
+ED25519 = "ssh-ed25519 " + blob(b"ssh-ed25519", bytes(32)) + " me@example"
+RSA_1024 = "ssh-rsa " + blob(b"ssh-rsa", b"\x01\x00\x01", b"\x00" + b"\xff" * 128)
+RSA_4096 = "ssh-rsa " + blob(b"ssh-rsa", b"\x01\x00\x01", b"\x00" + b"\xff" * 512)
+
+FULL = f"""
+hostname = "box-1.example"
+timezone = "Europe/Berlin"
+
+[network]
+mode = "static"
+interface = "eth0"
+address = "192.0.2.10/24"
+gateway = "192.0.2.1"
+dns = ["192.0.2.1", "2001:db8::1"]
+
+[ssh]
+root-login = true
+
+[[ssh.keys]]
+account = "root"
+key = "{ED25519}"
+
+[[ssh.keys]]
+key = "{RSA_4096}"
+
+[time]
+servers = ["ntp.example", "192.0.2.5"]
+"""
+
+
+def test_everything():
+    result = parse(FULL.encode(), "x.toml", Settings())
+    assert result == Settings(
+        hostname="box-1.example",
+        timezone="Europe/Berlin",
+        network=Network("static", "eth0", "192.0.2.10/24", "192.0.2.1", ("192.0.2.1", "2001:db8::1")),
+        root_login=True,
+        keys=(SshKey("root", ED25519), SshKey("admin", RSA_4096)),
+        servers=("ntp.example", "192.0.2.5"),
+    )
+    assert from_mapping(json.loads(json.dumps(result.as_mapping())), "stored", Settings()) == result
+
+
+def test_what_is_left_out_keeps_the_base():
+    base = parse(FULL.encode(), "x.toml", Settings())
+    assert parse(b"", "x.toml", base) == base
+    changed = parse(b'hostname = "other"\n[network]\n', "x.toml", base)
+    assert changed.hostname == "other"
+    assert changed.network == Network()
+    assert changed.keys == base.keys
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ('hostnam = "x"', 1, "settings-unknown-key"),
+        ('\n[ssh]\nroot_login = true', 3, "settings-unknown-key"),
+        ('\n\n[[ssh.keys]]\naccount = "admin"\nkey = "x"', 5, "settings-value"),
+        (f'[[ssh.keys]]\nkey = "{ED25519}"\n[[ssh.keys]]\naccount = "adm"\nkey = "{ED25519}"', 4, "settings-value"),
+        ('hostname = 5', 1, "settings-type"),
+        ('hostname = "-x"', 1, "settings-value"),
+        ('hostname = "a_b"', 1, "settings-value"),
+        ('timezone = "Europe/Berln"', 1, "settings-value"),
+        ('timezone = "../../etc/passwd"', 1, "settings-value"),
+        ('network = 1', 1, "settings-type"),
+        ('[network]\nmode = "statc"', 2, "settings-value"),
+        ('[network]\nmode = "static"', 1, "settings-value"),
+        ('[network]\nmode = "dhcp"\naddress = "192.0.2.1/24"', 3, "settings-value"),
+        ('[network]\nmode = "static"\naddress = "192.0.2.1"', 3, "settings-value"),
+        ('[network]\nmode = "static"\naddress = "192.0.2.1/33"', 3, "settings-value"),
+        ('[network]\nmode = "static"\naddress = "192.0.2.9/24"\ngateway = "192.0.3.1"', 4, "settings-value"),
+        ('[network]\nmode = "static"\naddress = "192.0.2.9/24"\ngateway = "192.0.2.9"', 4, "settings-value"),
+        ('[network]\ninterface = "eth0; reboot"', 2, "settings-value"),
+        ('[network]\ndns = ["nine"]', 2, "settings-value"),
+        ('[network]\ndns = "192.0.2.1"', 2, "settings-type"),
+        ('[ssh]\nroot-login = "yes"', 2, "settings-type"),
+        ('[[ssh.keys]]\naccount = "root"\nkey = "' + ED25519 + '"', 1, "settings-value"),
+        ('[time]\nservers = ["a b"]', 2, "settings-value"),
+        ('hostname = "x', 1, "settings-syntax"),
+        ('a = 1\na = 2', 2, "settings-syntax"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_located(text, line, reason):
+    with pytest.raises(SettingsError) as caught:
+        parse(text.encode(), "mixos-preseed.toml", Settings())
+    assert caught.value.reason == reason
+    assert re.match(rf"mixos-preseed\.toml:{line}(:\d+)?: ", caught.value.message)
+
+
+def test_all_mistakes_are_reported():
+    with pytest.raises(SettingsError) as caught:
+        parse(b'hostname = ""\ntimezone = "x"\nfoo = 1\n', "f", Settings())
+    assert len(caught.value.message.splitlines()) == 3
+
+
+def test_suggestion():
+    with pytest.raises(SettingsError) as caught:
+        parse(b'hostnam = "x"', "f", Settings())
+    assert "hostname" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"#" * (MAX_BYTES + 1), "settings-too-big"),
+        (b'hostname = "\xff"', "settings-encoding"),
+        (b"a = " + b"[" * 5000, "settings-syntax"),
+    ],
+)
+def test_bounds(data, reason):
+    with pytest.raises(SettingsError) as caught:
+        parse(data, "f", Settings())
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("key", [ED25519, RSA_4096, ED25519.rsplit(" ", 1)[0]])
+def test_good_keys(key):
+    assert key_problem(key) is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "ssh-ed25519",
+        "ssh-ed25519 AAAA",
+        "ssh-ed25519 " + blob(b"ssh-rsa", bytes(32)),
+        "ssh-ed25519 " + blob(b"ssh-ed25519", bytes(31)),
+        "ssh-ed25519 " + blob(b"ssh-ed25519", bytes(32), b"x"),
+        "ssh-dss " + blob(b"ssh-dss", b"x"),
+        RSA_1024,
+        'command="sh" ' + ED25519,
+        ED25519 + "\n" + ED25519,
+        "-----BEGIN OPENSSH PRIVATE KEY-----",
+        "ssh-ed25519 " + "A" * 9000,
+    ],
+)
+def test_bad_keys(key):
+    assert key_problem(key)
+
+
+TEXT = st.text(max_size=20) | st.sampled_from(["static", "dhcp", "192.0.2.1/24", "192.0.2.1", "root", "eth0", "UTC"])
+VALUE = st.recursive(
+    TEXT | st.integers() | st.booleans(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["mode", "interface", "address", "gateway", "dns", "root-login", "keys", "account", "key", "x"]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@hypothesis_settings(deadline=None, max_examples=300)
+@given(st.dictionaries(st.sampled_from(["hostname", "timezone", "network", "ssh", "time", "x"]), VALUE, max_size=5))
+def test_accepted_settings_render_safely(document):
+    try:
+        result = from_mapping(document, "fuzz", Settings())
+    except SettingsError:
+        return
+    files = render(result)
+    for line in files["etc/mixos/network.conf"].data.decode().splitlines():
+        assert line.startswith("#") or re.fullmatch(r'[A-Z]+=[A-Za-z0-9.:/_-]*|DNS="[0-9a-f.: ]*"', line)
+    assert re.fullmatch(rb"[A-Za-z0-9.-]{1,64}\n", files["etc/hostname"].data)
+
+
+@hypothesis_settings(deadline=None, max_examples=200)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_settings_or_an_error(data):
+    try:
+        parsed = parse(data, "fuzz", Settings())
+    except SettingsError as error:
+        parsed, reason = None, error.reason
+    assert parsed is not None or reason.startswith("settings-")
+
+
+def test_rendered_accounts():
+    off = render(Settings(keys=(SshKey("admin", ED25519),)))
+    assert b"PermitRootLogin no\nAllowUsers admin\n" in off["etc/ssh/sshd_config.d/10-accounts.conf"].data
+    assert off["etc/ssh/authorized_keys/admin"].data.endswith(ED25519.encode() + b"\n")
+    assert ED25519.encode() not in off["etc/ssh/authorized_keys/root"].data
+    on = render(Settings(root_login=True))
+    assert b"AllowUsers admin root\n" in on["etc/ssh/sshd_config.d/10-accounts.conf"].data
+
+
+def test_zones_are_posix_rules():
+    table = zones()
+    assert table["Europe/Berlin"] == "CET-1CEST,M3.5.0,M10.5.0/3"
+    assert all(re.fullmatch(r"[A-Za-z<>+0-9:,./-]+", rule) for rule in table.values())
+
+
+def test_localtime_file_is_valid(tmp_path):
+    zoneinfo = pytest.importorskip("zoneinfo")
+    from datetime import datetime
+
+    path = tmp_path / "zone"
+    path.write_bytes(tzif(zones()["America/New_York"]))
+    with path.open("rb") as stream:
+        zone = zoneinfo.ZoneInfo.from_file(stream)
+    assert datetime(2030, 7, 1, tzinfo=zone).utcoffset().total_seconds() == -4 * 3600
+    assert datetime(2030, 1, 1, tzinfo=zone).utcoffset().total_seconds() == -5 * 3600

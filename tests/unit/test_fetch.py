@@ -1,0 +1,166 @@
+"""Fetching: the hash decides, downloads resume, and every refusal says what was tried."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from buildsys.errors import FetchError
+from buildsys.events import Event, Fetched, Note
+from buildsys.fetch import Fetcher, pip_download
+from buildsys.lock import Source
+
+BODY = bytes(range(256)) * 4096  # 1 MiB
+SHA = hashlib.sha256(BODY).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves BODY in the way that the path asks for; counts requests and bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[tuple[str, str | None]] = []
+        self.sent = 0
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.server.requests.append((self.path, wanted))
+        first = sum(path == self.path for path, _ in self.server.requests) == 1
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+        body, status = BODY, 200
+        if self.path == "/missing" or (self.path == "/flaky" and first):
+            status, body, start = (404 if self.path == "/missing" else 503), b"", 0
+        elif self.path == "/evil":
+            body, start = b"x" * len(BODY), 0
+        elif self.path == "/endless":
+            body, start = BODY * 8, 0
+        elif start and self.path != "/norange":
+            status = 206
+        else:
+            start = 0
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        data = body[start:]
+        if self.path == "/cut" and first:
+            data = data[: len(data) // 2]
+        self.server.sent += len(data)
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+
+
+def source(*urls: str, sha: str = SHA, size: int | None = len(BODY)) -> Source:
+    data = {"name": "demo", "version": "1", "sha256": sha, "file": "demo.tar", "urls": urls, "size": size}
+    return Source.model_validate({key: value for key, value in data.items() if value is not None})
+
+
+@pytest.fixture
+def fetcher(tmp_path: Path) -> Fetcher:
+    return Fetcher(tmp_path, lambda event: None, backoff=0.0)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_a_file_is_fetched_once_and_named_by_its_hash(server: Server, fetcher: Fetcher, tmp_path: Path):
+    wanted = source(server.url("good"))
+    assert fetcher.get(wanted).read_bytes() == BODY
+    assert fetcher.get(wanted) == tmp_path / SHA
+    assert len(server.requests) == 1
+    assert names(tmp_path) == [SHA]
+
+
+def test_a_cut_download_resumes_where_it_ended(server: Server, fetcher: Fetcher):
+    assert fetcher.get(source(server.url("cut"))).read_bytes() == BODY
+    assert [wanted for _, wanted in server.requests] == [None, f"bytes={len(BODY) // 2}-"]
+    assert server.sent == len(BODY)
+
+
+def test_a_server_without_ranges_starts_over(server: Server, fetcher: Fetcher, tmp_path: Path):
+    (tmp_path / f"{SHA}.partial").write_bytes(BODY[:1000])
+    assert fetcher.get(source(server.url("norange"))).read_bytes() == BODY
+
+
+def test_a_server_error_is_tried_again(server: Server, fetcher: Fetcher):
+    assert fetcher.get(source(server.url("flaky"))).read_bytes() == BODY
+    assert len(server.requests) == 2
+
+
+def test_wrong_bytes_are_deleted_and_both_hashes_shown(server: Server, fetcher: Fetcher, tmp_path: Path):
+    with pytest.raises(FetchError) as caught:
+        fetcher.get(source(server.url("evil")))
+    assert caught.value.reason == "fetch-failed"
+    assert SHA in caught.value.message
+    assert hashlib.sha256(b"x" * len(BODY)).hexdigest() in caught.value.message
+    assert names(tmp_path) == []
+
+
+def test_more_bytes_than_locked_are_refused_early(server: Server, fetcher: Fetcher):
+    with pytest.raises(FetchError) as caught:
+        fetcher.get(source(server.url("endless")))
+    assert "longer than" in caught.value.message
+
+
+def test_the_next_place_is_tried_and_all_are_listed(server: Server, fetcher: Fetcher):
+    dead = "http://127.0.0.1:9/dead"
+    assert fetcher.get(source(server.url("missing"), dead, server.url("good"))).read_bytes() == BODY
+    with pytest.raises(FetchError) as caught:
+        fetcher.get(source(server.url("missing"), dead, sha="0" * 64))
+    assert server.url("missing") in caught.value.message
+    assert dead in caught.value.message
+    assert caught.value.retryable
+
+
+def test_a_mirror_is_asked_first(server: Server, tmp_path: Path):
+    seen: list[Event] = []
+    fetcher = Fetcher(tmp_path, seen.append, mirrors=(server.url("mirror/"),), backoff=0.0)
+    fetcher.get(source(server.url("good")))
+    assert [path for path, _ in server.requests] == [f"/mirror/{SHA}"]
+    assert Fetched("demo", server.url(f"mirror/{SHA}")) in seen
+
+
+def test_a_damaged_distfile_is_named_and_fetched_again(server: Server, tmp_path: Path):
+    (tmp_path / SHA).write_bytes(b"rot")
+    seen: list[Event] = []
+    assert Fetcher(tmp_path, seen.append).get(source(server.url("good"))).read_bytes() == BODY
+    assert any(isinstance(event, Note) and event.level == "warning" for event in seen)
+
+
+def test_offline_never_asks(server: Server, tmp_path: Path):
+    with pytest.raises(FetchError) as caught:
+        Fetcher(tmp_path, lambda event: None, offline=True).get(source(server.url("good")))
+    assert caught.value.reason == "fetch-offline"
+    assert server.requests == []
+    (tmp_path / SHA).write_bytes(BODY)
+    assert Fetcher(tmp_path, lambda event: None, offline=True).get(source()).read_bytes() == BODY
+
+
+def test_wheel_tags_become_pip_options():
+    argv = pip_download("psutil-7.0.0-cp313-cp313-musllinux_1_2_x86_64.whl")
+    assert argv[argv.index("--platform") + 1] == "musllinux_1_2_x86_64"
+    assert argv[argv.index("--python-version") + 1] == "3.13"
+    assert "--platform" not in pip_download("click-8.1.8-py3-none-any.whl")

@@ -1,0 +1,116 @@
+"""base-files: what the image's settings become, what is locked, and that the init scripts are sound shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from buildsys.errors import CheckError, ConfigError
+from buildsys.job import Job
+from buildsys.run import find_tool, run
+from packages.mix.artifact import open_artifact
+from rootfs.basefiles import SERVICES, build, render_templates
+
+ROOTFS = Path(__file__).parents[2] / "rootfs"
+KERNEL = {"release": "6.12.1", "source": "distribution", "requested": "6.6.8", "fallback": True, "note": 'no "pin"'}
+
+
+def built(tmp_path, **params):
+    out, work = tmp_path / "out", tmp_path / "work"
+    out.mkdir()
+    work.mkdir()
+    values = {"version": "0.1.0", "build_id": "abc", "kernel": KERNEL, **params}
+    build(Job({"rootfs": ROOTFS}, out, work, values, 1_700_000_000, 1))
+    return open_artifact(out)
+
+
+@pytest.fixture
+def base(tmp_path):
+    return built(tmp_path, settings={"hostname": "box", "timezone": "Europe/Berlin"})
+
+
+def content(artifact, path: str) -> str:
+    return (artifact.root / "files" / path).read_text()
+
+
+def test_tree(base):
+    entries = {entry.path: entry for entry in base.manifest.files}
+    for link, target in {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "home": "var/home"}.items():
+        assert entries[link].target == target
+    assert entries["etc/shadow"].mode == 0o600
+    assert entries["tmp"].mode == entries["var/tmp"].mode == 0o1777
+    assert entries["root"].mode == 0o700
+    home = entries["var/home/admin"]
+    assert (home.mode, home.uid, home.gid) == (0o700, 1000, 1000)
+    assert all(entry.uid == 0 for path, entry in entries.items() if path != "var/home/admin")
+    assert not any(path.endswith(".j2") for path in entries)
+
+
+def test_no_account_has_a_password(base):
+    for line in content(base, "etc/shadow").splitlines():
+        assert line.split(":")[1] in ("*", "!")
+    names = {line.split(":")[0] for line in content(base, "etc/passwd").splitlines()}
+    assert names == {line.split(":")[0] for line in content(base, "etc/shadow").splitlines()}
+    assert all(line.split(":")[1] == "x" for line in content(base, "etc/passwd").splitlines())
+
+
+def test_settings_and_release(base):
+    assert content(base, "etc/hostname") == "box\n"
+    release = content(base, "usr/lib/os-release")
+    assert "VERSION_ID=0.1.0\n" in release
+    assert "MIXOS_KERNEL_FALLBACK=yes\n" in release
+    assert 'MIXOS_KERNEL_NOTE="no -pin-"\n' in release
+    assert "MIXOS_EPOCH=1700000000\n" in content(base, "usr/lib/mixos/release")
+    assert "umask 027" in content(base, "etc/profile")
+
+
+def test_services(tmp_path, base):
+    inittab = content(base, "etc/inittab")
+    assert inittab.count(":respawn:") == len(SERVICES) + 1  # syslogd brings klogd
+    other = tmp_path / "other"
+    other.mkdir()
+    assert "ntp" not in content(built(other, services=["sshd"]), "etc/inittab")
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({"version": "0.1 $(reboot)"}, "version-syntax"),
+        ({"services": ["telnetd"]}, "service-unknown"),
+        ({"settings": {"hostnam": "x"}}, "settings-unknown-key"),
+        ({"settings": {"timezone": "Mars/Base"}}, "settings-value"),
+    ],
+)
+def test_wrong_configuration(tmp_path, params, reason):
+    with pytest.raises(ConfigError) as caught:
+        built(tmp_path, **params)
+    assert caught.value.reason == reason
+
+
+def test_undefined_template_variable(tmp_path):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/x.j2").write_text("{{ nothing }}")
+    with pytest.raises(CheckError) as caught:
+        render_templates(tmp_path / "t", tmp_path / "out", {})
+    assert caught.value.reason == "template"
+
+
+def test_sshd_takes_keys_only(base):
+    lines = content(base, "etc/ssh/sshd_config").splitlines()
+    for wanted in (
+        "PasswordAuthentication no",
+        "KbdInteractiveAuthentication no",
+        "AuthenticationMethods publickey",
+        "AuthorizedKeysFile /etc/ssh/authorized_keys/%u",
+        "DisableForwarding yes",
+    ):
+        assert wanted in lines
+    assert lines.index("Include /etc/ssh/sshd_config.d/*.conf") < lines.index("AuthenticationMethods publickey")
+
+
+@pytest.mark.integration
+def test_shell_scripts():
+    scripts = [path for path in sorted((ROOTFS / "skeleton/usr/lib/mixos/init").rglob("*")) if path.is_file()]
+    assert scripts
+    run([find_tool("shellcheck"), "-s", "dash", *scripts], cwd=ROOTFS)
