@@ -135,6 +135,11 @@ class Display:
         if self._live:
             self._stream.write("\r\x1b[K")
 
+    @property
+    def worked(self) -> bool:
+        """Was anything built or looked up at all?"""
+        return self._done > 0
+
     def summary(self) -> str:
         """One closing sentence: what was done and how much of it was there already."""
         seconds = time.monotonic() - self._begin

@@ -152,5 +152,5 @@ def _machines() -> Iterator[Finding]:
         from image import accel
 
         chosen = accel.choose("auto")
-        remedy = "machines are emulated, about ten times slower; on a host of your own, enable virtualisation in its firmware"
+        remedy = "machines are emulated, ten times slower; on your own host, enable virtualisation in its firmware"
         yield Finding("virtualisation", chosen.name == "kvm", f"{chosen.name}: {chosen.reason}", remedy, needed=False)

@@ -1,8 +1,8 @@
 """The errors a user can meet: what happened, where, and what to do about it.
 
-Every failure that is not a defect of ours derives from `MixosError`. It carries a sentence for people (`message`), a next
-step (`hint`), a stable word for programs (`reason`, asserted by tests) and whether trying again may help. The class
-decides the exit code; only `buildsys.cli.main` exits.
+Every failure that is not a defect of ours derives from `MixosError`. It carries a sentence for people (`message`), a
+next step (`hint`), a stable word for programs (`reason`, asserted by tests) and whether trying again may help. The
+class decides the exit code; only `buildsys.cli.main` exits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Get pinned files. The hash decides, so any place is as good as another; only verified files get their final name.
 
-Order: distfiles folder (files named by their SHA-256) → configured mirrors → upstream → the distribution mirror that this
-host's apt is configured for → for wheels, the index that pip is configured for. Partial downloads resume (RFC 9110 §14.2).
+Order: distfiles folder (files named by their SHA-256) → configured mirrors → upstream → the distribution mirror that
+this host's apt is configured for → for wheels, the index that pip is configured for. Partial downloads resume (RFC 9110
+§14.2).
 """
 
 from __future__ import annotations
@@ -12,24 +13,19 @@ import os
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import requests
 
 from buildsys.digest import file_sha256
 from buildsys.errors import FetchError, HostError
 from buildsys.events import Fetched, FetchProgress, Note, Sink
 from buildsys.files import sync_folder
-from buildsys.lock import Lock, Source
+from buildsys.lock import Source
 from buildsys.run import CommandError, run
 
-CHUNK = 1 << 18
-CONNECT_SECONDS, READ_SECONDS = 10, 60
 ATTEMPTS = 3
-MAX_BYTES = 4 << 30  # of a source whose size the lock does not name
 
 
 @dataclass
@@ -103,54 +99,34 @@ class Fetcher:
         """Get and verify one file from one place; None when it is there, else what went wrong."""
         if place.startswith("pip:"):
             return self._from_pip(source, final)
+        from buildsys import download  # the HTTP library is slow to import, and most builds fetch nothing
+
         host = urllib.parse.urlsplit(place).netloc
         if host in self.dead_hosts:
             return "skipped, this host did not answer before"
         partial = self.distfiles / f"{source.sha256}.partial"
+        problem, dead = "", False
         for attempt in range(ATTEMPTS):
             try:
-                self._download(source, place, partial)
+                download.resume(place, partial, source.size, self._reporter(source))
                 return self._accept(source, partial, final)
-            except _Refused as error:
+            except download.RefusedError as error:
                 return str(error)
-            except requests.ConnectionError as error:
-                if attempt == ATTEMPTS - 1 or not partial.exists():
-                    self.dead_hosts.add(host)
-                    return _plain(error)
-            except (requests.RequestException, OSError) as error:
-                if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-                    raise FetchError(f"cannot write {partial}: {error.strerror}", reason="fetch-write") from error
-                if attempt == ATTEMPTS - 1:
-                    return _plain(error)
+            except download.UnreachableError as error:
+                problem, dead = str(error), not partial.exists()
+            except download.BrokenError as error:
+                problem, dead = str(error), False
+            except OSError as error:
+                raise FetchError(f"cannot write {partial}: {error.strerror}", reason="fetch-write") from error
+            if dead or attempt == ATTEMPTS - 1:
+                break
             time.sleep(self.backoff * 2**attempt)
-        return "gave up"
+        if dead:
+            self.dead_hosts.add(host)
+        return problem
 
-    def _download(self, source: Source, url: str, partial: Path) -> None:
-        """Bring `partial` to full length, resuming where it ends. Raises requests' errors and _Refused."""
-        have = partial.stat().st_size if partial.exists() else 0
-        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-        with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
-            if answer.status_code == 416:  # nothing beyond what we have: let the hash decide
-                return
-            if answer.status_code >= 500 or answer.status_code in (408, 429):
-                answer.raise_for_status()
-            if answer.status_code not in (200, 206):
-                raise _Refused(f"HTTP status {answer.status_code}")
-            resumed = answer.status_code == 206
-            length = answer.headers.get("Content-Length")
-            total = int(length) + (have if resumed else 0) if length and length.isdigit() else source.size
-            limit = source.size or MAX_BYTES
-            with partial.open("ab" if resumed else "wb") as file:
-                received = have if resumed else 0
-                for chunk in answer.iter_content(CHUNK):
-                    received += len(chunk)
-                    if received > limit:
-                        file.truncate(0)
-                        raise _Refused(f"longer than the {limit} bytes it should have")
-                    file.write(chunk)
-                    self.sink(FetchProgress(source.name, received, total))
-            if total is not None and received < total:
-                raise requests.exceptions.ChunkedEncodingError(f"ended after {received} of {total} bytes")
+    def _reporter(self, source: Source) -> Callable[[int, int | None], None]:
+        return lambda received, total: self.sink(FetchProgress(source.name, received, total))
 
     def _accept(self, source: Source, partial: Path, final: Path) -> str | None:
         """Give a complete download its final name if its hash is right; else delete it and say both hashes."""
@@ -214,16 +190,6 @@ def pip_download(wheel: str) -> list[str]:
     return [*argv, *(["--python-version", f"{version[0]}.{version[1:]}"] if python.startswith("cp") else [])]
 
 
-class _Refused(Exception):
-    """The place answered, and the answer is no."""
-
-
-def _plain(error: Exception) -> str:
-    """The last sentence of a nested network error."""
-    text = str(error)
-    return text[:200] if text else type(error).__name__
-
-
 def distribution_mirrors() -> list[str]:
     """The package mirrors this host's apt is configured for, from apt itself; empty where there is no apt."""
     try:
@@ -236,8 +202,3 @@ def distribution_mirrors() -> list[str]:
         if site.startswith(("http://", "https://")) and site not in sites:
             sites.append(site)
     return sites
-
-
-def fetch_all(fetcher: Fetcher, lock: Lock, names: list[str]) -> list[Path]:
-    """Get several sources, in order; the first that cannot be had stops."""
-    return [fetcher.get(lock[name]) for name in names]

@@ -1,8 +1,8 @@
 """Decide which kernel source a build uses, and get it.
 
-'auto' means the pinned release when it can be had and otherwise, loudly, the distribution's signed LTS source package, whose
-hash comes from the package index that apt has verified. The decision is recorded beside the cache, so that a build does not
-knock on an unreachable door each time; `mixos fetch --retry-pin` forgets it.
+'auto' means the pinned release when it can be had and otherwise, loudly, the distribution's signed LTS source package,
+whose hash comes from the package index that apt has verified. The decision is recorded beside the cache, so that a
+build does not knock on an unreachable door each time; `mixos fetch --retry-pin` forgets it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def choose_kernel(
 ) -> tuple[KernelChoice, Input, Lock]:
     """The decision, the input for the plan, and the lock with the fallback source added.
 
-    requested: 'auto', 'pinned' or a path relative to `root`. memory: file that remembers a fallback. Raises FetchError when
-    no kernel can be had, ConfigError when the path is not there or not a kernel of 6.1 or newer.
+    requested: 'auto', 'pinned' or a path relative to `root`. memory: file that remembers a fallback. Raises FetchError
+    when no kernel can be had, ConfigError when the path is not there or not a kernel of 6.1 or newer.
     """
     selection = parse_selection(requested, root)
     if selection.path is not None:

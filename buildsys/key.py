@@ -1,9 +1,9 @@
 """Action keys: what an action's result depends on, as a document, and its hash.
 
-The document names everything that can change the output: the script's text or the Python implementation with all that it
-imports from this repository, parameters, environment, links, the digests of every input (for dependencies: of their
-*outputs*, so that a change that changes nothing stops there), and the host tools by content. It is stored beside the result,
-so that `mixos why` can say which line of it differs.
+The document names everything that can change the output: the script's text or the Python implementation with all that
+it imports from this repository, parameters, environment, links, the digests of every input (for dependencies: of their
+*outputs*, so that a change that changes nothing stops there), and the host tools by content. It is stored beside the
+result, so that `mixos why` can say which line of it differs.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _short(value: Any) -> str:
 def implementation(module: str) -> dict[str, str]:
     """Digests of a module's code and of everything it imports, directly or not.
 
-    Own modules count by their normalised syntax tree (comments, docstrings and layout do not matter), other people's by the
-    version installed, the standard library by the interpreter's version.
+    Own modules count by their normalised syntax tree (comments, docstrings and layout do not matter), other people's by
+    the version installed, the standard library by the interpreter's version.
     """
     found: dict[str, str] = {}
     queue = [module]

@@ -21,8 +21,8 @@ PoolPath = Annotated[str, StringConstraints(pattern=r"^pool/[A-Za-z0-9._+~/-]+$"
 class Source(Strict):
     """One pinned file and the places it can come from.
 
-    urls: upstream, tried in order. pool: its path below any distribution mirror. pip: the requirement that names the wheel
-    on a Python package index. The hash decides; where the bytes came from does not matter.
+    urls: upstream, tried in order. pool: its path below any distribution mirror. pip: the requirement that names the
+    wheel on a Python package index. The hash decides; where the bytes came from does not matter.
     """
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]

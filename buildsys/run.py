@@ -7,6 +7,7 @@ command to paste. Lint forbids `subprocess` anywhere else.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import shlex
@@ -75,10 +76,10 @@ def run(
 ) -> Completed:
     """Run `argv` to its end.
 
-    env is added to a clean base environment, `inherit` names (glob patterns) what else to take over from ours. stdin is bytes, an open file, or nothing. With `log` the output goes to that
-    file and is not returned. `split` keeps stderr apart. `terminal` hands the caller's terminal and full environment over
-    (for ssh and shells). Raises HostError when the program is missing, CommandError when its status is not in `allow` or
-    after `timeout` seconds.
+    env is added to a clean base environment, `inherit` names (glob patterns) what else to take over from ours. stdin is
+    bytes, an open file, or nothing. With `log` the output goes to that file and is not returned. `split` keeps stderr
+    apart. `terminal` hands the caller's terminal and full environment over (for ssh and shells). Raises HostError when
+    the program is missing, CommandError when its status is not in `allow` or after `timeout` seconds.
     """
     words = [os.fspath(word) for word in argv]
     try:
@@ -150,10 +151,8 @@ def inherited(patterns: Sequence[str]) -> dict[str, str]:
 def kill_group(process: Process, grace: float = 2.0) -> None:
     """End a process and everything in its group: SIGTERM, `grace` seconds, then SIGKILL."""
     for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, None)):
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass
         try:
             process.wait(patience)
             return

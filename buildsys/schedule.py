@@ -38,7 +38,8 @@ class _State:
 def build(plan: Plan, targets: Iterable[str], executor: Executor) -> dict[str, Result]:
     """Bring all targets up to date; returns the results by action name.
 
-    After a failure nothing new starts, what runs is finished, and the first error is raised. KeyboardInterrupt kills what runs.
+    After a failure nothing new starts, what runs is finished, and the first error is raised. KeyboardInterrupt kills
+    what runs.
     """
     order = plan.order(targets)
     durations = {name: _last_duration(executor, name) for name in order}

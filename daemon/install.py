@@ -30,13 +30,13 @@ PROGRAMS = {
 def install(job: Job) -> None:
     """Action: repository folders → DESTDIR tree for `packages.mix.artifact:pack`.
 
-    Inputs: `daemon`, `packages`, `image` (folders of this repository); optional `cpython` (the recipe's output) together
+    Inputs: `daemon`, `packages`, `image` (folders of this repository); optional `python` (the output of recipe cpython) together
     with `musl`, to compile byte code with the target's interpreter. Without them only sources are installed, which
     costs start-up time on the device, since the root is read-only there. Raises BuildError `module-missing`.
     """
     library = job.out / LIBRARY
     daemon = job.inputs["daemon"]
-    names = [path.name for path in sorted(daemon.iterdir()) if path.suffix in (".py", ".tsv")]
+    names = [path.name for path in sorted(daemon.iterdir()) if path.suffix == ".py"]
     for name in names:
         if name == "install.py":
             continue
@@ -46,7 +46,7 @@ def install(job: Job) -> None:
             _copy(job.inputs[package] / name, library / package / name, 0o644)
     for name, folder in PROGRAMS.items():
         _copy(daemon / "bin" / name, job.out / folder / name, 0o755)
-    if "cpython" in job.inputs:
+    if "python" in job.inputs:
         compile_all(job, library)
 
 
@@ -63,7 +63,7 @@ def compile_all(job: Job, library: Path) -> None:
 
     The target's interpreter runs here through its own dynamic loader, since host and target share the machine type.
     """
-    root, loader = job.inputs["cpython"], job.inputs["musl"] / "usr/lib/libc.so"
+    root, loader = job.inputs["python"], job.inputs["musl"] / "usr/lib/libc.so"
     program = next(iter(sorted((root / "usr/bin").glob("python3.[0-9]*[0-9]"))), root / "usr/bin/python3")
     libraries = [str(folder / "usr/lib") for folder in job.inputs.values() if (folder / "usr/lib").is_dir()]
     script = (

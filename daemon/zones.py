@@ -1,4 +1,4 @@
-"""Time zones without a tz database in the image: names and their rules as POSIX TZ strings (`zones.tsv`).
+"""Time zones without a tz database in the image: names, and their rules as POSIX TZ strings.
 
 Only the rules in force now are kept, 16 kB instead of megabytes; times of past decades may print with today's rules.
 """
@@ -6,14 +6,14 @@ Only the rules in force now are kept, 16 kB instead of megabytes; times of past 
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 
 @functools.cache
 def zones() -> dict[str, str]:
     """Zone name → POSIX TZ string."""
-    lines = (Path(__file__).parent / "zones.tsv").read_text(encoding="ascii").splitlines()
-    return dict(line.split("\t") for line in lines if line and not line.startswith("#"))
+    from daemon.zonedata import RULES
+
+    return {name: rule for rule, names in RULES.items() for name in names.split()}
 
 
 def tzif(rule: str) -> bytes:

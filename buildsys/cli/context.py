@@ -68,7 +68,7 @@ def progress(as_json: bool, log: Path | None = None) -> Iterator[Sink]:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("w") as file:
                 yield _tee([*sinks, json_sink(file)])
-    if not as_json:
+    if not as_json and display.worked:
         print(display.summary(), file=sys.stderr)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import requests
 
+from buildsys import download
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.errors import FetchError
-from buildsys.fetch import CONNECT_SECONDS, Fetcher, distribution_mirrors
+from buildsys.fetch import Fetcher, distribution_mirrors
 
 
 @click.command()
@@ -34,7 +34,7 @@ def lock(context: Context, check: bool, as_json: bool) -> None:
             "pip": source.pip,
         }
         row["local"] = fetcher.have(source)
-        row["places"] = {place: _answers(place) for place in places} if check else {}
+        row["places"] = {place: download.head(place) for place in places} if check else {}
         rows.append(row)
     lines = []
     for row in rows:
@@ -44,11 +44,3 @@ def lock(context: Context, check: bool, as_json: bool) -> None:
     gone = [row["name"] for row in rows if not row["local"] and not row["pip"] and "yes" not in row["places"].values()]
     if check and gone:
         raise FetchError(f"no place has: {', '.join(gone)}", reason="pin-gone", hint="move the pins in sources.lock")
-
-
-def _answers(url: str) -> str:
-    try:
-        answer = requests.head(url, allow_redirects=True, timeout=CONNECT_SECONDS)
-    except requests.RequestException as error:
-        return type(error).__name__
-    return "yes" if answer.status_code == 200 else f"HTTP {answer.status_code}"

@@ -86,4 +86,4 @@ class MixosToml(Strict):
     packages: Packages
     partitions: Partitions = Partitions()
     fetch: Fetch = Fetch()
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)

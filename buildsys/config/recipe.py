@@ -23,7 +23,7 @@ class Attribute(Strict):
     mode: Mode | None = None
     owner: Annotated[int, Field(ge=0, le=65535)] = 0
     group: Annotated[int, Field(ge=0, le=65535)] = 0
-    xattrs: dict[str, str] = {}
+    xattrs: dict[str, str] = Field(default_factory=dict)
 
 
 class ElfWaiver(Strict):
@@ -51,8 +51,8 @@ class Recipe(Strict):
     sources: tuple[Name, ...] = ()
     build_depends: tuple[Name, ...] = ()
     depends: tuple[Name, ...] = ()
-    links: dict[str, str] = {}
-    env: dict[str, str] = {}
+    links: dict[str, str] = Field(default_factory=dict)
+    env: dict[str, str] = Field(default_factory=dict)
     build: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")] = "build.sh"
     package: bool = True  # false: only used by other builds
     files: Files = Files()
@@ -95,7 +95,7 @@ def load_recipes(folder: Path) -> Recipes:
 def closure(recipes: Recipes, names: tuple[str, ...], wanted_by: str) -> list[str]:
     """`names` and everything they depend on at run time, dependencies first, each once."""
     order: list[str] = []
-    state: dict[str, bool] = {}
+    state: dict[str, bool] = Field(default_factory=dict)
 
     def visit(name: str, by: str, trail: tuple[str, ...]) -> None:
         if state.get(name):

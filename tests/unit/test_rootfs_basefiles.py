@@ -13,15 +13,17 @@ from packages.mix.artifact import open_artifact
 from rootfs.basefiles import SERVICES, build, render_templates
 
 ROOTFS = Path(__file__).parents[2] / "rootfs"
-KERNEL = {"release": "6.12.1", "source": "distribution", "requested": "6.6.8", "fallback": True, "note": 'no "pin"'}
+KERNEL = {"source": "distribution", "requested": "6.6.8", "fallback": True, "note": 'no "pin"'}
 
 
 def built(tmp_path, **params):
     out, work = tmp_path / "out", tmp_path / "work"
     out.mkdir()
     work.mkdir()
+    (config := tmp_path / "kernel-config").mkdir()
+    (config / "report.json").write_text('{"kernel": "6.12.1"}')
     values = {"version": "0.1.0", "build_id": "abc", "kernel": KERNEL, **params}
-    build(Job({"rootfs": ROOTFS}, out, work, values, 1_700_000_000, 1))
+    build(Job({"rootfs": ROOTFS, "kernel-config": config}, out, work, values, 1_700_000_000, 1))
     return open_artifact(out)
 
 

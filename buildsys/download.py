@@ -1,0 +1,79 @@
+"""HTTP downloads that resume. Kept apart from `fetch`, because the library behind it is slow to import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import requests
+
+CHUNK = 1 << 18
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+MAX_BYTES = 4 << 30  # of a file whose size is not known beforehand
+
+Report = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
+
+
+class RefusedError(Exception):
+    """The place answered, and the answer is no: trying again will not change it."""
+
+
+class UnreachableError(Exception):
+    """No connection to the place."""
+
+
+class BrokenError(Exception):
+    """The transfer failed on the way; another attempt may go on where it ended."""
+
+
+def resume(url: str, partial: Path, size: int | None, report: Report) -> None:
+    """Bring the file `partial` to full length, going on where it ends (RFC 9110, section 14.2).
+
+    size: bytes the file must have, if known; more than that is refused. Raises the errors above, and OSError when
+    `partial` cannot be written.
+    """
+    have = partial.stat().st_size if partial.exists() else 0
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
+            if answer.status_code != 416:  # 416: nothing beyond what we have; the hash will decide
+                _receive(answer, partial, have, size, report)
+    except requests.ConnectionError as error:
+        raise UnreachableError(_plain(error)) from error
+    except requests.RequestException as error:
+        raise BrokenError(_plain(error)) from error
+
+
+def _receive(answer: requests.Response, partial: Path, have: int, size: int | None, report: Report) -> None:
+    if answer.status_code >= 500 or answer.status_code in (408, 429):
+        raise BrokenError(f"HTTP status {answer.status_code}")
+    if answer.status_code not in (200, 206):
+        raise RefusedError(f"HTTP status {answer.status_code}")
+    received = have if answer.status_code == 206 else 0
+    length = answer.headers.get("Content-Length", "")
+    total = int(length) + received if length.isdigit() else size
+    limit = size or MAX_BYTES
+    with partial.open("ab" if received else "wb") as file:
+        for chunk in answer.iter_content(CHUNK):
+            received += len(chunk)
+            if received > limit:
+                file.truncate(0)
+                raise RefusedError(f"longer than the {limit} bytes it should have")
+            file.write(chunk)
+            report(received, total)
+    if total is not None and received < total:
+        raise BrokenError(f"ended after {received} of {total} bytes")
+
+
+def head(url: str) -> str:
+    """'yes' if the place has the file, else what it answered."""
+    try:
+        answer = requests.head(url, allow_redirects=True, timeout=CONNECT_SECONDS)
+    except requests.RequestException as error:
+        return type(error).__name__
+    return "yes" if answer.status_code == 200 else f"HTTP {answer.status_code}"
+
+
+def _plain(error: Exception) -> str:
+    text = str(error)
+    return text[:200] if text else type(error).__name__
