@@ -45,7 +45,7 @@ FIRMWARE_PACKAGE = "ovmf"
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: `ok`, or what is wrong (`text`) and what to do about it (`remedy`). needed: does a build stop there?"""
+    """One check: `ok`, or what is wrong (`text`) and what to do (`remedy`). needed: does a build stop there?"""
 
     check: str
     ok: bool

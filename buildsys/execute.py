@@ -1,4 +1,4 @@
-"""Run one action: key, look-up, inputs verified, sandbox, commit. The only module besides `fetch` that touches the world."""
+"""Run one action: key, look-up, inputs verified, sandbox, commit. Besides `fetch`, only this touches the world."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Executor:
         self.sink(Note(level, text))
 
     def inputs(self, action: Action, staged: Path) -> dict[str, Path]:
-        """The host path of every input: sources fetched, trees re-hashed, selected files copied so that no others show."""
+        """The host path of every input: sources fetched, trees re-hashed, selected files copied out."""
         hosts: dict[str, Path] = {}
         for name, source in action.inputs.items():
             if isinstance(source, FromSource):
@@ -315,7 +315,7 @@ def host_mounts(staged: Path) -> list[Mount]:
 
 
 def python_mounts(module: str, staged: Path) -> list[Mount]:
-    """This interpreter, its third-party packages, and of our own code just what `module` imports: the files in its key."""
+    """This interpreter, its third-party packages, and of our own code what `module` imports: just what its key covers."""
     code = staged / "code"
     for name, path in {**own_modules(module), **own_modules("buildsys.worker")}.items():
         (code / name).parent.mkdir(parents=True, exist_ok=True)

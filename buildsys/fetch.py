@@ -52,7 +52,7 @@ class Fetcher:
                 return final
             if self.offline:
                 raise FetchError(
-                    f"source '{source.name}' ({source.file}) is not in {self.distfiles}, and --offline forbids the network",
+                    f"source '{source.name}' ({source.file}) is not in {self.distfiles}; --offline forbids the network",
                     reason="fetch-offline",
                     hint=f"put the file there under the name {source.sha256}, or build once without --offline",
                 )

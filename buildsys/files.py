@@ -1,4 +1,4 @@
-"""Writing files so that power loss, `kill -9` and full disks leave the old or the new content, never something between."""
+"""Writing files so that power loss, `kill -9` and full disks leave the old or the new content, nothing between."""
 
 from __future__ import annotations
 

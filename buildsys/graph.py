@@ -55,7 +55,7 @@ Input = FromAction | FromSource | FromPath
 
 @dataclass(frozen=True)
 class Action:
-    """One step: what runs, on which inputs (name → input, seen at /in/<name>), with which environment and host tools."""
+    """One step: what runs, on which inputs (name → input, seen at /in/<name>), with what environment and host tools."""
 
     name: str
     run: Script | Call

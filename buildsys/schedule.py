@@ -1,4 +1,4 @@
-"""Run a plan: what waits longest for others goes first, as many at once as there are tokens, and Ctrl-C stops it all."""
+"""Run a plan: what waits longest for others goes first, as many at once as there are tokens; Ctrl-C stops all."""
 
 from __future__ import annotations
 

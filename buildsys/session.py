@@ -1,4 +1,4 @@
-"""One build from start to end: kernel decision, plan, scheduler, results; and what `plan`, `why` and `shell` need of it."""
+"""One build from start to end: kernel decision, plan, scheduler, results; `plan`, `why` and `shell` use parts."""
 
 from __future__ import annotations
 

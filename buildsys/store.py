@@ -154,7 +154,7 @@ class Store:
     def commit(
         self, staged: Path, action: str, key: str, document: dict[str, Any], seconds: float, epoch: int
     ) -> Result:
-        """Take `staged`/out into the store as the result of `key`. Raises StoreError for special files or a full disk."""
+        """Take `staged`/out into the store as the result of `key`. Raises StoreError (special file, full disk)."""
         out = staged / "out"
         try:
             entries = scan_tree(out)

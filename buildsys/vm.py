@@ -31,7 +31,7 @@ class Vm:
 
     @property
     def key(self) -> Path:
-        """The private SSH key of this host for machines it runs; made on first use, never in an image of `make image`."""
+        """The private SSH key of this host for machines it runs; made on first use, never part of an image."""
         path = self.project.cache / "ssh" / "id_ed25519"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""Runs one Python action inside the sandbox: reads /mixos/call.json, calls the function, exits with its error as text."""
+"""Runs one Python action inside the sandbox: reads /mixos/call.json, calls the function, prints its error."""
 
 import json
 import os

@@ -58,7 +58,7 @@ def options(kernel_source: str | None, offline: bool, jobs: int | None) -> Optio
 
 @contextmanager
 def progress(as_json: bool, log: Path | None = None) -> Iterator[Sink]:
-    """An event sink: a display on stderr for people, one JSON object per line on stdout for programs; `log` keeps all."""
+    """An event sink: a display on stderr for people, JSON lines on stdout for programs; the file `log` keeps all."""
     sinks: list[Sink] = []
     with Display(quiet=as_json) as display:
         sinks.append(json_sink(sys.stdout) if as_json else display)

@@ -76,7 +76,7 @@ class Recipes(dict[str, tuple[Path, Recipe]]):
 
 
 def load_recipes(folder: Path) -> Recipes:
-    """Read every recipe below `folder`. Raises ConfigError for malformed ones and for a name that is not its folder's."""
+    """Read every recipe below `folder`. Raises ConfigError for a malformed one or a name that is not its folder's."""
     recipes = Recipes()
     for path in sorted(folder.glob("*/recipe.toml")):
         recipe = load_toml(path, Recipe)
@@ -95,7 +95,7 @@ def load_recipes(folder: Path) -> Recipes:
 def closure(recipes: Recipes, names: tuple[str, ...], wanted_by: str) -> list[str]:
     """`names` and everything they depend on at run time, dependencies first, each once."""
     order: list[str] = []
-    state: dict[str, bool] = Field(default_factory=dict)
+    state: dict[str, bool] = {}
 
     def visit(name: str, by: str, trail: tuple[str, ...]) -> None:
         if state.get(name):

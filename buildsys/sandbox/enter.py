@@ -1,5 +1,6 @@
-"""Enter the build sandbox and run one program in it. Runs alone: standard library only, `python3 -I -S enter.py FD`, where FD
-is open on the specification (JSON, see spec.py).
+"""Enter the build sandbox and run one program in it: `python3 -I -S enter.py FD`, standard library only.
+
+FD is open on the specification (JSON, see spec.py).
 
 Order, and why:
   1. new user namespace first: it grants the capabilities that the other steps need, also to an unprivileged builder;
