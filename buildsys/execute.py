@@ -315,7 +315,7 @@ def host_mounts(staged: Path) -> list[Mount]:
 
 
 def python_mounts(module: str, staged: Path) -> list[Mount]:
-    """This interpreter, its third-party packages, and of our own code what `module` imports: just what its key covers."""
+    """This interpreter, its third-party packages, and of our own code just what `module` imports."""
     code = staged / "code"
     for name, path in {**own_modules(module), **own_modules("buildsys.worker")}.items():
         (code / name).parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ done </build/requests
 
 # CONFIG_STATIC and CONFIG_PIE exclude each other there; clang's -static-pie gives both.
 compiler="$CC -static-pie -Qunused-arguments -Wno-ignored-optimization-argument"
-make -j"$JOBS" busybox busybox.links HOSTCC=gcc CC="$compiler" LD="$LD" AR="$AR" SKIP_STRIP=y
+make busybox busybox.links HOSTCC=gcc CC="$compiler" LD="$LD" AR="$AR" SKIP_STRIP=y
 install -D -m 755 busybox /out/usr/bin/busybox
 
 # One relative symlink per applet, in the directory where people expect it under a merged /usr.

@@ -19,7 +19,7 @@ sed -i '/^\t-PYTHONPATH=\$(DESTDIR)\$(LIBDEST) \$(RUNSHARED)/,/[^\\]$/d' Makefil
     py_cv_module__lzma=n/a py_cv_module__uuid=n/a py_cv_module__dbm=n/a py_cv_module__gdbm=n/a
 # Only the new interpreter may see these libraries: the host's tools would pick up musl's ones under the same names.
 run="LD_LIBRARY_PATH=/in/zlib/usr/lib:/in/libffi/usr/lib:/in/openssl/usr/lib:/in/sqlite/usr/lib"
-make -j"$JOBS" RUNSHARED="$run"
+make RUNSHARED="$run"
 make install DESTDIR=/out RUNSHARED="$run"
 
 # A module that configure leaves out is no error to make; here it is.
@@ -33,6 +33,6 @@ find . -depth \( -name test -o -name tests -o -name idle_test \) -type d -exec r
 find . -name '*.exe' -o -name '*.bat' -o -name '*.ps1' | xargs -r rm
 
 # Unchecked byte code: valid whatever the source's time stamp says, on a root that nobody can write. One process, in
-# sorted order, fixed hash seed: byte code depends on the compiler's state.
-env "$run" PYTHONHASHSEED=0 /build/python -E -m compileall -q -j 1 --invalidation-mode unchecked-hash \
+# sorted order, fixed hash seed, all of it anew: byte code depends on the compiler's state.
+env "$run" PYTHONHASHSEED=0 /build/python -E -B -m compileall -f -q -j 1 --invalidation-mode unchecked-hash \
     -s /out -p / -x 'bad_coding|badsyntax' /out/usr/lib/python3.13

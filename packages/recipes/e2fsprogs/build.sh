@@ -7,10 +7,10 @@ tar xf /in/e2fsprogs --strip-components=1
     --without-libarchive --without-pthread \
     --with-crond-dir=no --with-udev-rules-dir=no --with-systemd-unit-dir=no
 # Their own libraries are small and used by nothing else: linked in.
-make -j"$JOBS" libs
-make -j"$JOBS" -C misc mke2fs tune2fs
-make -j"$JOBS" -C e2fsck e2fsck
-make -j"$JOBS" -C resize resize2fs
+make libs
+make -C misc mke2fs tune2fs
+make -C e2fsck e2fsck
+make -C resize resize2fs
 
 install -D -m 755 -t /out/usr/sbin misc/mke2fs misc/tune2fs e2fsck/e2fsck resize/resize2fs
 ln -s mke2fs /out/usr/sbin/mkfs.ext4

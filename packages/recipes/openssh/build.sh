@@ -15,7 +15,7 @@ if ! grep -q '^#define SANDBOX_SECCOMP_FILTER 1' config.h; then
     exit 1
 fi
 # sftp runs inside sshd-session (Subsystem sftp internal-sftp).
-make -j"$JOBS" sshd sshd-session sshd-auth ssh ssh-keygen
+make sshd sshd-session sshd-auth ssh ssh-keygen
 
 install -D -m 755 -t /out/usr/sbin sshd
 install -D -m 755 -t /out/usr/bin ssh ssh-keygen

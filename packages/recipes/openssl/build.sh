@@ -16,8 +16,8 @@ tar xf /in/openssl --strip-components=1 \
     no-aria no-camellia no-gost no-sm2 no-sm3 no-sm4 no-slh-dsa \
     no-cms no-cmp no-ts no-rfc3779
 # Only the shared libraries: the default target compiles everything a second time for the static ones.
-make -j"$JOBS" build_generated
-make -j"$JOBS" libcrypto.so libssl.so
+make build_generated
+make libcrypto.so libssl.so
 
 install -D -m 755 -t /out/usr/lib libcrypto.so.3 libssl.so.3
 ln -s libcrypto.so.3 /out/usr/lib/libcrypto.so
