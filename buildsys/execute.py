@@ -70,7 +70,8 @@ class Executor:
         digests: dict[str, str] = {}
         for name, source in action.inputs.items():
             if isinstance(source, FromAction):
-                digests[name] = self.results[source.action].output
+                output = self.results[source.action].output
+                digests[name] = self.store.part_digest(output, source.path) if source.path else output
             elif isinstance(source, FromSource):
                 digests[name] = self.lock[source.source].sha256
             else:
@@ -132,7 +133,7 @@ class Executor:
             if isinstance(source, FromSource):
                 hosts[name] = self.fetcher.get(self.lock[source.source])
             elif isinstance(source, FromAction):
-                hosts[name] = self._verified_tree(source.action)
+                hosts[name] = self._verified_tree(source.action) / source.path
             elif source.only:
                 hosts[name] = staged / "inputs" / name
                 _copy_selected(source, hosts[name])

@@ -27,9 +27,10 @@ class Call:
 
 @dataclass(frozen=True)
 class FromAction:
-    """The output tree of another action."""
+    """The output tree of another action, or one path of it: then nothing else in it can cause a rebuild."""
 
     action: str
+    path: str = ""
 
 
 @dataclass(frozen=True)

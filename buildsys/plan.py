@@ -21,6 +21,8 @@ from buildsys.errors import ConfigError
 from buildsys.graph import Action, Call, FromAction, FromPath, FromSource, Input, Plan, Script
 from buildsys.kernelsource import KernelChoice
 from buildsys.project import Project
+from kernel.kconfig import read_fragments
+from kernel.waivers import check_waivers, read_waivers
 
 KERNEL_TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc", "perl", "lz4", "sh")
 RECIPE_TOOLS = ("make", "perl", "sed", "tar", "sh")
@@ -51,6 +53,8 @@ def image_plan(project: Project, kernel: KernelInput) -> Plan:
 
 def _kernel(project: Project, kernel: KernelInput) -> Iterator[Action]:
     folder = project.root / "kernel"
+    # A waiver ends on a day of the calendar: checked here, because an action must not know what day it is.
+    check_waivers(read_waivers(folder / "waivers.toml"), read_fragments(folder / "fragments"), datetime.now(UTC).date())
     yield Action(
         "kernel-config",
         Call("kernel.config:configure", {"today": _today(project)}),
@@ -62,7 +66,7 @@ def _kernel(project: Project, kernel: KernelInput) -> Iterator[Action]:
         Script((folder / "build.sh").read_text()),
         {
             "linux": kernel.source,
-            "config": FromAction("kernel-config"),
+            "config": FromAction("kernel-config", "config"),
             "unpack": FromPath(folder / "unpack.sh"),
         },
         tools=KERNEL_TOOLS,
@@ -70,7 +74,7 @@ def _kernel(project: Project, kernel: KernelInput) -> Iterator[Action]:
 
 
 def _today(project: Project) -> str:
-    """The day against which waivers expire: the image's own epoch, so that an old commit still builds the same."""
+    """The only day that an action knows: that of the image's epoch."""
     return datetime.fromtimestamp(project.config.image.epoch, UTC).date().isoformat()
 
 
@@ -148,7 +152,7 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
         ),
         {
             "rootfs": FromPath(root / "rootfs", ("skeleton/**", "templates/**", "*.toml", "*.tsv")),
-            "kernel-config": FromAction("kernel-config"),
+            "kernel-report": FromAction("kernel-config", "report.json"),
         },
     )
     python = project.recipes.need("cpython", "the daemon")[1]
@@ -227,7 +231,7 @@ def _disk(project: Project) -> Iterator[Action]:
         {
             "verity": FromAction("verity"),
             "kernel": FromAction("kernel"),
-            "kernel-config": FromAction("kernel-config"),
+            "cmdline": FromAction("kernel-config", "cmdline"),
             "systemd-boot-efi": FromSource("systemd-boot-efi"),
         },
     )

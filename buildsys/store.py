@@ -119,6 +119,17 @@ class Store:
         """Where the tree of that digest is (or would be)."""
         return self.root / "trees" / digest
 
+    def part_digest(self, digest: str, path: str) -> str:
+        """The digest of one path of a tree. Raises StoreError when it is not there."""
+        try:
+            entries = [Entry(*item) for item in json.loads(self._listing(digest).read_bytes())]
+        except (OSError, ValueError, TypeError) as error:
+            raise StoreError(f"the listing of tree {digest} cannot be read", reason="store-damaged") from error
+        part = [entry for entry in entries if entry.path == path or entry.path.startswith(f"{path}/")]
+        if not part:
+            raise StoreError(f"tree {digest} has no '{path}'", reason="output-missing")
+        return tree_digest(part)
+
     def damage(self, digest: str) -> str | None:
         """Re-hash a tree: None when it is what its name says, else the first path that differs."""
         try:

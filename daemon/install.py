@@ -30,9 +30,10 @@ PROGRAMS = {
 def install(job: Job) -> None:
     """Action: repository folders → DESTDIR tree for `packages.mix.artifact:pack`.
 
-    Inputs: `daemon`, `packages`, `image` (folders of this repository); optional `python` (the output
-    of recipe cpython) with `musl`, to compile byte code with the target's interpreter. Without them only sources are
-    installed, which costs start-up time on the device, since the root is read-only there. Raises BuildError `module-missing`.
+    Inputs: `daemon`, `packages`, `image` (folders of this repository); optional `python` (output of recipe cpython)
+    together with `musl` and the libraries it needs, to compile byte code with the target's interpreter. Without them
+    only sources are installed, which costs start-up time on the device, since the root is read-only there.
+    Raises BuildError `module-missing`.
     """
     library = job.out / LIBRARY
     daemon = job.inputs["daemon"]

@@ -3,7 +3,7 @@
 verity: hash tree over the root. uki: stub, kernel, command line with the root hash. disk: GPT image of everything.
 All are pure: the same inputs and parameters give the same bytes. No root, no loop devices, no external tools.
 
-Inputs: root/root.squashfs, kernel/{bzImage,release}, kernel-config/cmdline (optional), systemd-boot-efi (a .deb file),
+Inputs: root/root.squashfs, kernel/{bzImage,release}, cmdline (file: words for the kernel), systemd-boot-efi (a .deb file),
 verity, uki (outputs of the actions here). Parameters: version, seed, layout (table of layout.toml), and optionally
 cmdline (more words for the kernel), efi-arch (default "x64"), root-file (default "root.squashfs"), os-release (text).
 """
@@ -75,20 +75,15 @@ def verity(job: Job) -> None:
     (job.out / "verity.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
-def _optional(path: Path | None) -> str:
-    return " ".join(path.read_text("utf-8").split()) if path is not None and path.exists() else ""
-
-
 def cmdline(job: Job) -> str:
     """The kernel command line: what boot needs, then the kernel's own hardening words, then the profile's."""
     record = json.loads((job.inputs["verity"] / "verity.json").read_text("utf-8"))
     fstype = _text(job, "root-file", ROOT_FILE).rpartition(".")[2]
-    config = job.inputs.get("kernel-config")
     words = [
         *_FIXED_CMDLINE.format(fstype=fstype).split(),
         f'dm-mod.create="{record["dm_create"]}"',
         *("init=/sbin/init", "panic=10", "oops=panic"),
-        *_optional(config / "cmdline" if config is not None else None).split(),
+        *job.inputs["cmdline"].read_text("utf-8").split(),
         *_text(job, "cmdline", "").split(),
     ]
     return " ".join(dict.fromkeys(words))  # what boot itself needs is often in the kernel's list too

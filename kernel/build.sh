@@ -2,7 +2,7 @@
 # Compiles the kernel. Runs in the build sandbox.
 #
 # In:  /in/linux   source: tree, tarball or linux-source .deb (unpack.sh)
-#      /in/config  output of kernel.config:configure; its file `config` is the whole configuration
+#      /in/config  the file `config` of kernel.config:configure's output
 #      /in/unpack  kernel/unpack.sh
 # Out: bzImage, config, release (the release string), System.map (decodes the addresses in a panic record; the kernel
 #      carries no symbol table of its own)
@@ -19,7 +19,7 @@ export LOCALVERSION=
 tree=$(sh /in/unpack /in/linux /build/linux)
 out=/build/out
 mkdir -p "$out"
-cp /in/config/config "$out/.config"
+cp /in/config "$out/.config"
 chmod 644 "$out/.config"
 
 # Tools that would only change the configuration by being there are kept out of sight, as in kernel/config.py.
@@ -29,7 +29,7 @@ kmake() {
 
 # The configuration was made with this very compiler; if it changes now, the checks it passed are worth nothing.
 kmake -s olddefconfig
-cmp /in/config/config "$out/.config"
+cmp /in/config "$out/.config"
 
 case " ${MAKEFLAGS:-} " in
 *jobserver*) kmake bzImage ;;

@@ -30,7 +30,7 @@ _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~_-]{0,63}")
 
 
 def build(job: Job) -> None:
-    """Action: inputs `rootfs` (this folder), `kernel-config` (for the kernel's release) → artifact `base-files`.
+    """Action: inputs `rootfs` (this folder), `kernel-report` (the kernel's report.json) → artifact `base-files`.
 
     Parameters: `version`; `build_id`; `settings` (tables as in mixos-preseed.toml); `kernel` ({source, requested,
     fallback: bool, note}: where it is from, what was asked for, and why it differs); optional
@@ -46,7 +46,7 @@ def build(job: Job) -> None:
     for link, target in layout["symlinks"].items():
         (tree / link).parent.mkdir(parents=True, exist_ok=True)
         (tree / link).symlink_to(target)
-    report = json.loads((job.inputs["kernel-config"] / "report.json").read_bytes())
+    report = json.loads(job.inputs["kernel-report"].read_bytes())
     render_templates(data / "templates", tree, context(job.params, report["kernel"], job.epoch))
     for path, file in render(settings).items():
         _write(tree / path, file.data)

@@ -50,13 +50,12 @@ class Bench:
         (base / "kernel").mkdir()
         (base / "kernel" / "bzImage").write_bytes(kernel())
         (base / "kernel" / "release").write_text(RELEASE + "\n")
-        (base / "config").mkdir()
-        (base / "config" / "cmdline").write_text("panic=10\nslab_nomerge\npti=on\n")
+        (base / "cmdline").write_text("panic=10\nslab_nomerge\npti=on\n")
         files = {f"{BOOT}/linuxx64.efi.stub": STUB, f"{BOOT}/systemd-bootx64.efi": LOADER}
         self.inputs = {
             "root": base / "root",
             "kernel": base / "kernel",
-            "kernel-config": base / "config",
+            "cmdline": base / "cmdline",
             "systemd-boot-efi": package(base / "boot.deb", files),
         }
 

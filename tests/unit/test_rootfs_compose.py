@@ -147,9 +147,9 @@ def test_image_bytes_do_not_depend_on_threads_or_place(tmp_path):
         place.mkdir()
         work = job(place, "image", {"root": sample(place)}, jobs, filesystem="squashfs")
         squash(work)
-        digests.add(hashlib.sha256((work.out / "root.img").read_bytes()).hexdigest())
+        digests.add(hashlib.sha256((work.out / "root.squashfs").read_bytes()).hexdigest())
     assert len(digests) == 1
-    assert (work.out / "root.img").stat().st_size % 4096 == 0
+    assert (work.out / "root.squashfs").stat().st_size % 4096 == 0
 
 
 @pytest.mark.integration
@@ -173,6 +173,6 @@ def test_erofs(tmp_path):
     for name in ("a", "b"):
         work = job(tmp_path, name, {"root": root}, filesystem="erofs", seed="0.1.0")
         squash(work)
-        images.append((work.out / "root.img").read_bytes())
+        images.append((work.out / "root.erofs").read_bytes())
     assert images[0] == images[1]
     assert images[0][1024:1028] == b"\xe2\xe1\xf5\xe0"  # EROFS_SUPER_MAGIC_V1
