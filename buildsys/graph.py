@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,8 +94,10 @@ class Plan:
         result: list[str] = []
         for target in targets:
             if target not in self.actions:
+                close = difflib.get_close_matches(target, self.actions, n=1)
+                meant = f"did you mean '{close[0]}'? " if close else ""
                 raise UsageError(
-                    f"there is no target '{target}'", reason="target-unknown", hint="'mixos plan' lists the targets"
+                    f"there is no target '{target}'", reason="target-unknown", hint=f"{meant}'mixos plan' lists all"
                 )
             self._visit(target, done, result, [])
         return result

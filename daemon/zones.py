@@ -17,10 +17,17 @@ def zones() -> dict[str, str]:
 
 
 def tzif(rule: str) -> bytes:
-    """A TZif file (RFC 8536) that holds nothing but the rule `rule` in its footer; meant for /etc/localtime.
+    """A TZif file (RFC 8536) for /etc/localtime that holds nothing but the rule `rule`, in its footer.
 
-    Both data blocks have one time type, UTC, and no transition, so every reader takes the footer for all times.
+    The footer counts after the last transition, and musl asks for one to be there: so the block of version 2 has one
+    transition, to UTC at the beginning of 1900. The block of version 1 is never read and as small as it may be.
     """
-    counts = b"".join(count.to_bytes(4) for count in (0, 0, 0, 0, 1, 4))
-    block = b"TZif2" + bytes(15) + counts + bytes(6) + b"UTC\0"
-    return block + block + f"\n{rule}\n".encode()
+    utc = bytes(6) + b"UTC\0"
+    return (
+        _header(0) + utc + _header(1) + (-2_208_988_800).to_bytes(8, signed=True) + b"\0" + utc + f"\n{rule}\n".encode()
+    )
+
+
+def _header(transitions: int) -> bytes:
+    """Magic, version 2, reserved bytes, six counts: one time type with four characters of name."""
+    return b"TZif2" + bytes(15) + b"".join(count.to_bytes(4) for count in (0, 0, 0, transitions, 1, 4))

@@ -3,9 +3,10 @@
 verity: hash tree over the root. uki: stub, kernel, command line with the root hash. disk: GPT image of everything.
 All are pure: the same inputs and parameters give the same bytes. No root, no loop devices, no external tools.
 
-Inputs: root/root.squashfs, kernel/{bzImage,release}, cmdline (file: words for the kernel), systemd-boot-efi (a .deb file),
-verity, uki (outputs of the actions here). Parameters: version, seed, layout (table of layout.toml), and optionally
-cmdline (more words for the kernel), efi-arch (default "x64"), root-file (default "root.squashfs"), os-release (text).
+Inputs: root/root.squashfs, kernel/{bzImage,release}, cmdline (file: words for the kernel), systemd-boot-efi (a .deb
+file), verity, uki (outputs of the actions here).
+Parameters: version, seed, layout (table of layout.toml), and optionally cmdline (more words for the kernel), efi-arch
+(default "x64"), arch, root-file (default "root.squashfs"; its suffix is the file system), os-release (text).
 """
 
 from __future__ import annotations

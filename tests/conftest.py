@@ -11,7 +11,7 @@ from buildsys.errors import HostError
 from tests import hostpackages
 
 TESTS = Path(__file__).resolve().parent
-# The only reasons to skip: what a host's kernel or the user's rights do not allow, never a program that can be installed.
+# The only reasons to skip: what a host's kernel or the user's rights do not allow, never a program to be installed.
 ALLOWED_SKIPS = (
     "loop devices need root",
     "this host gives no loop device",

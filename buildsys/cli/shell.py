@@ -34,17 +34,16 @@ def shell(
             session.build(action.dependencies)
         executor = session.executor
         failed = executor.store.root / "failed" / action.name
-        staged = failed if failed.is_dir() else executor.store.stage()
-        hosts = executor.inputs(action, executor.store.stage())
-        spec = sandbox_spec(action, staged, hosts, {**executor.env, **action.env}, executor.jobserver)
-        script = isinstance(action.run, Script)
-        print(
-            f"shell in the sandbox of {action.name}" + ("; run: sh -eu /mixos/script.sh" if script else ""),
-            file=sys.stderr,
-        )
-        spec = replace(spec, argv=("/bin/sh",), interactive=True)
-        with spec_file(spec, staged) as descriptor:
-            status = spawn(enter_command(descriptor), pass_fds=(descriptor, *spec.fds), terminal=True).wait()
-        if staged != failed:
-            executor.store.discard(staged)
+        scratch = executor.store.stage()
+        try:
+            staged = failed if failed.is_dir() else scratch
+            hosts = executor.inputs(action, scratch)
+            spec = sandbox_spec(action, staged, hosts, {**executor.env, **action.env}, executor.jobserver)
+            spec = replace(spec, argv=("/bin/sh",), interactive=True)
+            what = "; run: sh -eu /mixos/script.sh" if isinstance(action.run, Script) else ""
+            print(f"shell in the sandbox of {action.name}{what}", file=sys.stderr)
+            with spec_file(spec, staged) as descriptor:
+                status = spawn(enter_command(descriptor), pass_fds=(descriptor, *spec.fds), terminal=True).wait()
+        finally:
+            executor.store.discard(scratch)
     sys.exit(status)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from daemon import client, dm, facts, mixctl
+from daemon import client, dm, facts, mixctl, show
 from daemon.errors import UnreachableError
 
 SAMPLE = {
@@ -62,7 +62,7 @@ def test_status_of_an_empty_tree(tmp_path):
     status = facts.status(tmp_path)
     assert status["slot"] is None
     assert status["data"] == {"persistent": False}
-    assert mixctl.table(status)
+    assert show.table(status)
 
 
 def answer(kind: bytes, parameters: bytes, targets: int = 1) -> bytes:
@@ -101,6 +101,15 @@ def test_mixctl_status(answered, capsys):
     assert mixctl.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["slot"] == "b"
     assert mixctl.main(["ping"]) == 0
+
+
+@pytest.mark.parametrize("argv", [["status"], ["status", "--json"], ["ping"]])
+def test_both_ways_print_the_same(answered, monkeypatch, capsys, argv):
+    assert mixctl.main(argv) == 0
+    plain = capsys.readouterr().out
+    monkeypatch.setattr(mixctl, "_PLAIN", {})
+    assert mixctl.main(argv) == 0
+    assert capsys.readouterr().out == plain
 
 
 @pytest.mark.parametrize("argv", [["statsu"], ["status", "--jsn"], ["completion", "ksh"]])

@@ -1,0 +1,125 @@
+"""The guests of the boot tests. One boot serves all tests that only look; it is switched on when the first one asks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildsys.project import Project
+from image import qemu
+from image.machine import Machine
+from tests.boot.guest import BOOT_SECONDS, Guest, KeyVm
+from tests.hostpackages import ROOT
+
+DISK_SIZE = 2 << 30
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here is a boot test; those that share the long-lived guest come first and in the order of its life."""
+    here = Path(__file__).parent
+    order = ["test_system.py", "test_hardening.py", "test_services.py", "test_life.py", "test_hardware.py"]
+    for item in items:
+        if item.path.parent == here:
+            item.add_marker(pytest.mark.boot)
+    items.sort(key=lambda item: order.index(item.path.name) + 1 if item.path.name in order else 0)
+
+
+@pytest.fixture(scope="session")
+def project() -> Project:
+    """This checkout."""
+    return Project.at(ROOT)
+
+
+@pytest.fixture(scope="session")
+def image(project: Project) -> Path:
+    """The image under test. Its absence is a failure, never a skip."""
+    if not project.image_file.is_file():
+        pytest.fail(f"there is no image {project.image_file}; build it first: make image", pytrace=False)
+    return project.image_file
+
+
+@pytest.fixture(scope="session")
+def manifest(project: Project, image: Path) -> dict[str, Any]:
+    """out/manifest.json, which describes the image."""
+    found: dict[str, Any] = json.loads((project.out / "manifest.json").read_bytes())
+    return found
+
+
+@pytest.fixture(scope="session")
+def make_guest(project: Project, image: Path) -> Iterator[Callable[..., Guest]]:
+    """Factory of guests that are not started yet. preseed: TOML text, put on the ESP as it is."""
+    made: list[Guest] = []
+
+    def make(size: int = DISK_SIZE, preseed: str | None = None, **machine: Any) -> Guest:
+        # Short paths: the names of Unix sockets end at 107 bytes.
+        vm = KeyVm(project, Path(tempfile.mkdtemp(prefix="mixos-boot-")))
+        if preseed is None:
+            vm.prepare(fresh=True, size=size, preseed=None)
+        else:
+            qemu.prepare_disk(image, vm.disk, max(size, image.stat().st_size), preseed)
+        guest = Guest(vm, Machine(disk=vm.disk, ssh_port=0, **machine))
+        made.append(guest)
+        return guest
+
+    yield make
+    for guest in made:
+        guest.discard()
+        shutil.rmtree(guest.vm.state, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class FirstBoot:
+    """What the shared guest was like when it had come up for the first time. seconds: power-on to SSH banner."""
+
+    seconds: float
+    serial: str
+    status: dict[str, Any]
+    host_key: str
+    entries: list[str]
+
+
+@dataclass
+class Shared:
+    """The long-lived guest and what was recorded at its first boot."""
+
+    guest: Guest
+    first: FirstBoot
+
+
+@pytest.fixture(scope="session")
+def shared(make_guest: Callable[..., Guest]) -> Shared:
+    """Boot the image once, on virtio, with a disk larger than the image."""
+    guest = make_guest()
+    began = time.monotonic()
+    guest.start()
+    guest.wait_ssh()
+    seconds = time.monotonic() - began
+    guest.wait_serial("log in with", BOOT_SECONDS)
+    first = FirstBoot(
+        seconds,
+        guest.serial,
+        guest.status(),
+        guest.run("cat /etc/ssh/ssh_host_ed25519_key.pub"),
+        guest.lines("ls /boot/EFI/Linux"),
+    )
+    return Shared(guest, first)
+
+
+@pytest.fixture
+def guest(shared: Shared) -> Guest:
+    """The shared guest, running."""
+    return shared.guest
+
+
+@pytest.fixture
+def first(shared: Shared) -> FirstBoot:
+    """What was recorded at the first boot."""
+    return shared.first

@@ -1,0 +1,149 @@
+"""Reboot, switch off, switch on again: what stays, what happens only once, and what the boot counter does.
+
+These tests change the shared guest and run in the order of this file: booted once (virtio) → `mixctl reboot` → power
+button → booted a third time, now from an AHCI disk.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from image import esp, gpt
+from image.host import opened
+from tests.boot.conftest import FirstBoot, Shared
+from tests.boot.guest import Guest
+
+FIRST_BOOT_WORDS = ("making the data file system", "grown to", "was applied")
+EXT4_VALID = 1  # s_state: unmounted cleanly
+EXT4_NEEDS_RECOVERY = 4  # s_feature_incompat: the journal was not replayed
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a later boot looked like. serial: only what this boot wrote."""
+
+    serial: str
+    status: dict[str, Any]
+    host_key: str
+    entries: list[str]
+
+
+def look(guest: Guest, start: int = 0) -> Seen:
+    """Look around after a boot whose console output begins at character `start`."""
+    guest.wait_serial("log in with", start=start)
+    return Seen(
+        guest.serial[start:],
+        guest.status(),
+        guest.run("cat /etc/ssh/ssh_host_ed25519_key.pub"),
+        guest.lines("ls /boot/EFI/Linux"),
+    )
+
+
+@pytest.fixture(scope="module")
+def rebooted(shared: Shared) -> Seen:
+    """The shared guest after writing to /etc, /var and home, and one `mixctl reboot`."""
+    guest = shared.guest
+    guest.run("echo kept >/etc/mixos/marker; echo kept >/var/lib/marker; echo localhost 127.0.0.9 >>/etc/hosts")
+    guest.run("echo kept >~/marker", user="admin")
+    start = len(guest.serial)
+    guest.reboot()
+    return look(guest, start)
+
+
+@dataclass(frozen=True)
+class Off:
+    """The shared guest, switched off: how it ended, its ESP, its data partition's superblock."""
+
+    how: str
+    serial: str
+    files: dict[str, bytes]
+    problems: tuple[str, ...]
+    superblock: bytes
+
+
+@pytest.fixture(scope="module")
+def off(shared: Shared, rebooted: Seen) -> Off:
+    """The shared guest after the power button, its disk as it lies on the host."""
+    guest = shared.guest
+    how = guest.stop()
+    with opened(guest.vm.disk) as disk:
+        table = gpt.read(disk)
+        data = table.find("mixos-data")
+        with guest.vm.disk.open("rb") as stream:
+            stream.seek(data.offset + 1024)
+            superblock = stream.read(1024)
+        return Off(how, guest.serial, esp.read(disk, table.find(esp.NAME)), table.problems, superblock)
+
+
+@pytest.fixture(scope="module")
+def third(shared: Shared, off: Off) -> Seen:
+    """The shared guest switched on again, its disk now on AHCI."""
+    guest = shared.guest
+    guest.machine = replace(guest.machine, disk_bus="ahci")
+    guest.start()
+    guest.wait_ssh()
+    return look(guest)
+
+
+def test_what_was_written_is_still_there(guest: Guest, rebooted: Seen) -> None:
+    assert guest.lines("cat /etc/mixos/marker /var/lib/marker") == ["kept", "kept"]
+    assert guest.run("cat ~/marker", user="admin") == "kept"
+    assert "localhost 127.0.0.9" in guest.lines("cat /etc/hosts")
+
+
+def test_a_reboot_is_a_new_boot_of_the_same_device(first: FirstBoot, rebooted: Seen) -> None:
+    assert rebooted.status["boot_id"] != first.status["boot_id"]
+    assert rebooted.host_key == first.host_key
+    assert rebooted.status["slot"] == "a"
+    assert rebooted.status["data"]["size"] == first.status["data"]["size"]
+    assert rebooted.status["hardening"] == first.status["hardening"]
+
+
+def test_first_boot_happens_once(first: FirstBoot, rebooted: Seen) -> None:
+    for words in FIRST_BOOT_WORDS:
+        assert words in first.serial
+        assert words not in rebooted.serial
+    assert rebooted.status["preseed"] is None
+
+
+def test_services_were_ended_before_the_reboot(shared: Shared, rebooted: Seen) -> None:
+    assert "mixos: going down" in shared.guest.serial[: -len(rebooted.serial)] + rebooted.serial
+    assert "was repaired" not in rebooted.serial
+
+
+def test_power_button_ends_it_cleanly(off: Off) -> None:
+    assert off.how == "powerdown"
+    assert "mixos: going down" in off.serial
+    assert off.problems == ()
+    magic, state = struct.unpack_from("<HH", off.superblock, 0x38)
+    (incompatible,) = struct.unpack_from("<I", off.superblock, 0x60)
+    assert magic == 0xEF53
+    assert state == EXT4_VALID
+    assert not incompatible & EXT4_NEEDS_RECOVERY
+
+
+def test_the_device_wrote_only_the_counter_to_the_esp(shared: Shared, off: Off) -> None:
+    with opened(shared.guest.vm.project.image_file) as image:
+        fresh = esp.read(image, gpt.read(image).find(esp.NAME))
+    assert sorted(fresh.values()) == sorted(data for name, data in off.files.items() if name != esp.PRESEED)
+
+
+def test_the_boot_manager_counts(shared: Shared, first: FirstBoot, rebooted: Seen, off: Off, third: Seen) -> None:
+    version = shared.guest.vm.project.config.image.version
+    # systemd: Automatic Boot Assessment. Nothing blesses a boot yet, so the tries left go down with each one.
+    assert first.entries == [f"mixos_{version}+2-1.efi"]
+    assert rebooted.entries == [f"mixos_{version}+1-2.efi"]
+    assert f"EFI/Linux/mixos_{version}+1-2.efi" in off.files
+    assert third.entries == [f"mixos_{version}+0-3.efi"]
+
+
+def test_the_same_disk_boots_from_ahci(first: FirstBoot, third: Seen) -> None:
+    assert third.status["data"]["device"].startswith("/dev/sda")
+    assert third.status["data"]["size"] == first.status["data"]["size"]
+    assert third.host_key == first.host_key
+    assert third.status["hardening"]["verity"] == "verified"
+    assert not [words for words in FIRST_BOOT_WORDS if words in third.serial]

@@ -1,0 +1,393 @@
+"""The `mixos` command as its user meets it: a process, its output, its exit code. Nothing here builds anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from buildsys.cli.main import VERBS, cli
+from buildsys.run import CLEAN_ENV, CommandError, run
+from image import gpt
+from tests.hostpackages import ROOT
+from tests.unit.test_image_assemble import ROOT as ROOT_FILE
+from tests.unit.test_image_assemble import Bench
+
+pytestmark = pytest.mark.integration
+MIXOS = Path(sys.executable).with_name("mixos")
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a call ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The last line of the output as an object."""
+        found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return found
+
+
+Mixos = Callable[..., Done]
+
+
+@pytest.fixture
+def mixos(tmp_path: Path) -> Mixos:
+    """Calls `mixos` with an empty cache. Whatever a user does, there is never a traceback."""
+
+    def call(*words: str | Path, cwd: Path = ROOT) -> Done:
+        environment = {"MIXOS_CACHE": str(tmp_path / "cache"), "PATH": f"{MIXOS.parent}:{CLEAN_ENV['PATH']}"}
+        done = run([MIXOS, *words], cwd=cwd, env=environment, allow=range(256), split=True, timeout=300)
+        result = Done(done.status, done.stdout.decode(), done.stderr.decode())
+        assert "Traceback" not in result.out + result.err
+        return result
+
+    return call
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a copy of mixos.toml with replacements (old, new)."""
+
+    def write(*changes: tuple[str, str]) -> Path:
+        text = (ROOT / "mixos.toml").read_text()
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new, 1)
+        path = tmp_path / "other.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Path:
+    """What is enough of a kernel tree to plan with: planning reads the version and compiles nothing."""
+    tree = tmp_path / "linux"
+    tree.mkdir()
+    (tree / "Makefile").write_text("VERSION = 6\nPATCHLEVEL = 6\nSUBLEVEL = 9\n")
+    (tree / "Kconfig").write_text("")
+    return tree
+
+
+def commands(group: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command below `group`, as words."""
+    yield words
+    if isinstance(group, click.Group):
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            found = group.get_command(context, name)
+            assert found is not None
+            yield from commands(found, (*words, name))
+
+
+@pytest.mark.parametrize("words", list(commands(cli)), ids=" ".join)
+def test_help_of_every_command_shows_an_example(mixos: Mixos, words: tuple[str, ...]) -> None:
+    done = mixos(*words, "--help")
+    assert done.status == 0
+    assert re.search(r"Example:\s+\S*\s*mixos", done.out.replace("\n", " ")) or 'eval "$(mixos' in done.out
+    assert mixos(*words, "-h").out == done.out
+
+
+def test_every_verb_is_listed_with_what_it_does(mixos: Mixos) -> None:
+    for verb in VERBS:
+        assert re.search(rf"^  {verb} +\S", mixos("--help").out, re.MULTILINE), verb
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("buld", "build"), ("dokter", "doctor"), ("flush", "flash")])
+def test_misspelt_verb(mixos: Mixos, typed: str, meant: str) -> None:
+    done = mixos(typed)
+    assert done.status == 2
+    assert f"'{meant}'" in done.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("frobnicate",), ("build", "--no-such-option"), ("flash",), ("run", "--memory", "many"), ("run", "--cpus", "0")],
+)
+def test_wrong_command_lines(mixos: Mixos, words: tuple[str, ...]) -> None:
+    done = mixos(*words)
+    assert done.status == 2
+    assert done.err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason", "named"),
+    [
+        ("version =", "versoin =", "config-unknown-key", "version"),
+        ('root = "256M"', 'root = "256 elephants"', "config-value", "256 elephants"),
+        ('arch = "x86_64"', 'arch = "z80"', "config-value", "z80"),
+        ("[machine]", "[machine", "config-syntax", ""),
+    ],
+)
+def test_mistake_in_the_configuration(
+    mixos: Mixos, config: Callable[..., Path], old: str, new: str, reason: str, named: str
+) -> None:
+    path = config((old, new))
+    text = path.read_text()
+    line = text[: text.index(new)].count("\n") + 1
+    done = mixos("--config", path, "plan", "--json")
+    assert done.status == done.json["exit_code"] == 3
+    assert done.json["reason"] == reason
+    assert named in done.json["error"]
+    if reason == "config-syntax":
+        assert f"line {line}" in done.json["error"]
+    else:
+        column = text.splitlines()[line - 1].index(new) + 1
+        assert re.search(rf"{re.escape(str(path))}:{line}:\d+: ", done.json["error"])
+        assert f":{line}:{column}: " in done.json["error"]
+
+
+def test_mistake_in_the_settings_of_the_device(mixos: Mixos, config: Callable[..., Path], kernel: Path) -> None:
+    path = config(('hostname = "mixos"', 'hostnam = "mixos"'))
+    done = mixos("--config", path, "plan", "--kernel-source", kernel, "--json")
+    assert done.status == 3
+    assert done.json["reason"] == "settings-unknown-key"
+
+
+def test_outside_a_checkout(mixos: Mixos, tmp_path: Path) -> None:
+    done = mixos("plan", "--json", cwd=tmp_path)
+    assert done.status == 3
+    assert done.json["reason"] == "config-missing"
+
+
+def test_plan_lists_every_step_in_order(mixos: Mixos, kernel: Path, tmp_path: Path) -> None:
+    done = mixos("plan", "--kernel-source", kernel, "--json")
+    assert done.status == 0
+    names = [row["action"] for row in done.json["actions"]]
+    assert names[-1] == "disk"
+    assert len(names) == len(set(names))
+    for first, then in (
+        ("kernel-config", "kernel"),
+        ("recipe-musl", "rootfs"),
+        ("rootfs", "verity"),
+        ("verity", "uki"),
+    ):
+        assert names.index(first) < names.index(then)
+    for row in done.json["actions"]:
+        for source in row["inputs"].values():
+            assert ":" in source or names.index(source) < names.index(row["action"])
+        assert row["last_seconds"] is None
+    assert not any((tmp_path / "cache" / "store" / "trees").iterdir())
+
+
+def test_plan_of_one_target_is_a_part_of_the_whole(mixos: Mixos, kernel: Path) -> None:
+    done = mixos("plan", "kernel", "--kernel-source", kernel, "--json")
+    assert [row["action"] for row in done.json["actions"]] == ["kernel-config", "kernel"]
+
+
+def test_plan_for_graphviz(mixos: Mixos, kernel: Path) -> None:
+    done = mixos("plan", "--dot", "--kernel-source", kernel)
+    assert done.status == 0
+    assert done.out.startswith("digraph ")
+    assert '"uki" -> "disk";' in done.out
+
+
+def test_why_with_an_empty_cache(mixos: Mixos, kernel: Path) -> None:
+    done = mixos("why", "--kernel-source", kernel, "--json")
+    assert done.status == 0
+    reasons = done.json["rebuild"]
+    assert done.json["target"] == "disk"
+    assert {"kernel-config", "kernel", "rootfs", "disk"} <= set(reasons)
+    assert all(lines for lines in reasons.values())
+
+
+@pytest.mark.parametrize("verb", ["plan", "why", "build"])
+def test_unknown_target(mixos: Mixos, kernel: Path, verb: str) -> None:
+    done = mixos(verb, "kernle", "--kernel-source", kernel, "--json")
+    assert done.status == 2
+    assert done.json["reason"] == "target-unknown"
+
+
+@pytest.mark.parametrize("verb", ["plan", "build"])
+def test_kernel_source_that_is_none(mixos: Mixos, tmp_path: Path, verb: str) -> None:
+    done = mixos(verb, "--kernel-source", tmp_path / "nothing", "--json")
+    assert done.status == 3
+    assert done.json["reason"] == "kernel-source"
+
+
+def test_pinned_kernel_offline_with_an_empty_cache(mixos: Mixos) -> None:
+    done = mixos("build", "kernel-config", "--kernel-source", "pinned", "--offline", "--json")
+    assert done.status == 4
+    assert done.json["reason"] == "fetch-offline"
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A checkout without results."""
+    root = tmp_path / "checkout"
+    root.mkdir()
+    (root / "mixos.toml").write_bytes((ROOT / "mixos.toml").read_bytes())
+    return root
+
+
+def test_run_without_an_image(mixos: Mixos, bare: Path) -> None:
+    done = mixos("-C", bare, "run", "--detach", "--json")
+    assert done.status == done.json["exit_code"] == 8
+    assert done.json["reason"] == "image-missing"
+    assert "make image" in done.json["hint"]
+    assert not (bare / "out").exists()
+
+
+@pytest.mark.parametrize("words", [("stop",), ("ssh", "--", "true")])
+def test_no_machine_is_running(mixos: Mixos, bare: Path, words: tuple[str, ...]) -> None:
+    assert mixos("-C", bare, *words).status == 2
+
+
+def test_options_of_run_that_exclude_each_other(mixos: Mixos, bare: Path) -> None:
+    done = mixos("-C", bare, "run", "--detach", "--serial", "--json")
+    assert done.status == 2
+    assert done.json["reason"] == "run-options"
+    assert mixos("-C", bare, "run", "--disk-size", "2 GiB", "--json").json["reason"] == "size-invalid"
+
+
+def test_doctor(mixos: Mixos) -> None:
+    done = mixos("doctor", "--json")
+    assert done.status in (0, 6)
+    findings = json.loads(done.out.splitlines()[0])["findings"]
+    assert {"python", "host programs", "build isolation", "disk"} <= {row["check"] for row in findings}
+    assert all(row["ok"] or row["remedy"] for row in findings)
+    assert (done.status == 0) == all(row["ok"] for row in findings if row["needed"])
+
+
+def test_doctor_names_packages_only(mixos: Mixos) -> None:
+    done = mixos("doctor", "--packages")
+    assert done.status == 0
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", line) for line in done.out.split())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(mixos: Mixos, shell: str) -> None:
+    done = mixos("completion", shell)
+    assert done.status == 0
+    assert "_MIXOS_COMPLETE" in done.out
+    if shell == "bash":
+        run(["bash", "-n"], stdin=done.out.encode())
+
+
+def test_completion_of_an_unknown_shell(mixos: Mixos) -> None:
+    assert mixos("completion", "tcsh").status == 2
+
+
+def test_a_verb_completes(tmp_path: Path) -> None:
+    environment = {"_MIXOS_COMPLETE": "bash_complete", "COMP_WORDS": "mixos fl", "COMP_CWORD": "1"}
+    done = run([MIXOS], env={**environment, "MIXOS_CACHE": str(tmp_path)}, cwd=ROOT)
+    assert done.text == "plain,flash"
+
+
+def test_cache_of_a_new_user(mixos: Mixos) -> None:
+    assert mixos("cache", "ls", "--json").json == {"results": []}
+    assert mixos("cache", "verify", "--json").json["damaged"] == {}
+    assert mixos("cache", "gc", "--json").json == {"freed": 0}
+    assert mixos("cache", "gc", "--max-size", "lots", "--json").json["reason"] == "size-invalid"
+
+
+def test_lock_lists_the_sources(mixos: Mixos) -> None:
+    rows = mixos("lock", "--json").json["sources"]
+    assert {"linux", "busybox", "musl"} <= {row["name"] for row in rows}
+    assert all(re.fullmatch(r"[0-9a-f]{64}", row["sha256"]) and not row["local"] for row in rows)
+
+
+# -- flash -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small image of the right format."""
+    return Bench(tmp_path_factory.mktemp("flash"), ROOT_FILE).image()
+
+
+@pytest.fixture
+def loop(tmp_path: Path, image: Path) -> Iterator[Path]:
+    """A loop device with room for the image."""
+    if os.geteuid() != 0:
+        pytest.skip("loop devices need root")
+    backing = tmp_path / "backing"
+    with backing.open("wb") as file:
+        file.truncate(image.stat().st_size + (16 << 20))
+    try:
+        device = Path(run(["losetup", "--find", "--show", backing]).text)
+    except CommandError:
+        pytest.skip("this host gives no loop device")
+    yield device
+    run(["losetup", "--detach", device])
+
+
+def test_flash_asks_first(mixos: Mixos, image: Path, loop: Path) -> None:
+    done = mixos("flash", image, loop, "--json")  # nobody is at the keyboard to say yes
+    assert done.status == 2
+    assert done.json["reason"] == "not-confirmed"
+    with loop.open("rb") as stream:
+        assert not stream.read(1 << 20).strip(b"\0")
+
+
+def test_flash_refuses_a_mounted_disk(mixos: Mixos, image: Path, loop: Path, tmp_path: Path) -> None:
+    run(["mkfs.ext4", "-q", loop])
+    (tmp_path / "mnt").mkdir()
+    try:
+        run(["mount", loop, tmp_path / "mnt"])
+    except CommandError:
+        pytest.skip("this host's kernel mounts no ext4 file system")
+    try:
+        done = mixos("flash", image, loop, "--yes", "--json")
+    finally:
+        run(["umount", tmp_path / "mnt"])
+    assert done.status == 8
+    assert done.json["reason"] == "device-in-use"
+    assert str(tmp_path / "mnt") in done.json["error"]
+
+
+def test_flash_refuses_a_small_disk(mixos: Mixos, image: Path, loop: Path, tmp_path: Path) -> None:
+    run(["losetup", "--detach", loop])
+    os.truncate(tmp_path / "backing", 32 << 20)
+    run(["losetup", loop, tmp_path / "backing"])
+    done = mixos("flash", image, loop, "--yes", "--json")
+    assert done.status == 8
+    assert done.json["reason"] == "disk-too-small"
+
+
+def test_flash_writes_and_says_so(mixos: Mixos, image: Path, loop: Path) -> None:
+    done = mixos("flash", image, loop, "--yes", "--json")
+    assert done.status == 0
+    assert done.json["verified"] is True
+    assert gpt.read(loop).partitions == gpt.read(image).partitions
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"), [("missing", "no-device"), ("plain", "not-a-block-device"), ("folder", "not-a-block-device")]
+)
+def test_flash_onto_what_is_no_disk(mixos: Mixos, image: Path, tmp_path: Path, target: str, reason: str) -> None:
+    (tmp_path / "plain").touch()
+    (tmp_path / "folder").mkdir()
+    done = mixos("flash", image, tmp_path / target, "--yes", "--json")
+    assert done.status == 8
+    assert done.json["reason"] == reason
+
+
+def test_flash_what_is_no_image(mixos: Mixos, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"hello" * 100_000)
+    done = mixos("flash", tmp_path / "text", tmp_path / "disk", "--file", "--yes", "--json")
+    assert done.status == 8
+    assert mixos("flash", tmp_path / "nothing", tmp_path / "disk", "--file", "--yes", "--json").status == 8
+
+
+def test_flash_with_a_bad_preseed_writes_nothing(mixos: Mixos, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "preseed.toml").write_text('hostnam = "x"\n')
+    words = ("flash", image, tmp_path / "disk", "--file", "--yes", "--preseed", tmp_path / "preseed.toml", "--json")
+    done = mixos(*words)
+    assert done.status == 3
+    assert done.json["reason"] == "settings-unknown-key"
+    assert not (tmp_path / "disk").exists()
