@@ -28,7 +28,7 @@ TOOLS = {
     "flex": "flex",
     "bison": "bison",
     "bc": "bc",
-    "lz4": "lz4",
+    "zstd": "zstd",
     "perl": "perl",
     "xz": "xz-utils",
     "bzip2": "bzip2",

@@ -20,7 +20,7 @@ from typing import Any
 from buildsys.digest import file_sha256, frame
 from buildsys.errors import BuildError
 from buildsys.graph import Action, Call
-from buildsys.run import find_tool
+from buildsys.run import find_tool, run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VERSION = 1  # of this encoding; a change of meaning below must change it
@@ -165,5 +165,13 @@ def _normalised(path: Path) -> tuple[str, list[str]]:
 
 @functools.cache
 def tool_digest(name: str) -> str:
-    """The SHA-256 of a host program's file. Raises HostError when the program is missing."""
-    return file_sha256(find_tool(name).resolve())
+    """The SHA-256 of a host program's file; for gcc also of the compiler proper, which its driver only starts.
+
+    Raises HostError when the program is missing.
+    """
+    tool = find_tool(name)
+    digest = file_sha256(tool.resolve())
+    if name != "gcc":
+        return digest
+    compiler = Path(run([tool, "-print-prog-name=cc1"], timeout=10).text)
+    return hashlib.sha256((digest + file_sha256(compiler)).encode()).hexdigest()

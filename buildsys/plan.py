@@ -24,7 +24,7 @@ from buildsys.project import Project
 from kernel.kconfig import read_fragments
 from kernel.waivers import check_waivers, read_waivers
 
-KERNEL_TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc", "perl", "lz4", "sh")
+KERNEL_TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc", "perl", "zstd", "sh")
 RECIPE_TOOLS = ("make", "perl", "sed", "tar", "sh")
 OWN_PACKAGES = ("base-files", "mixos-daemon")  # packages that are built from this repository
 IMAGE_TARGET = "disk"
