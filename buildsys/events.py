@@ -12,15 +12,14 @@ from typing import IO
 
 @dataclass(frozen=True)
 class Event:
-    """Base: every event says when it happened (seconds since the epoch), unless it is replayed."""
+    """Base of everything that a sink can be told."""
 
 
 @dataclass(frozen=True)
 class BuildPlanned(Event):
-    """The plan is known: how many actions, and how long the ones to run took last time (None: never seen)."""
+    """The plan is known: how many actions it has."""
 
     actions: int
-    estimate: float | None
 
 
 @dataclass(frozen=True)

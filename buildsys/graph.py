@@ -57,7 +57,10 @@ Input = FromAction | FromSource | FromPath
 
 @dataclass(frozen=True)
 class Action:
-    """One step: what runs, on which inputs (name → input, seen at /in/<name>), with what environment and host tools."""
+    """One step: what runs, on which inputs (name → input, seen at /in/<name>), with what environment and host tools.
+
+    seconds: how long a first run may take, only used to order actions that were never run here.
+    """
 
     name: str
     run: Script | Call
@@ -65,6 +68,7 @@ class Action:
     env: Mapping[str, str] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
+    seconds: float = 2.0
 
     @property
     def dependencies(self) -> tuple[str, ...]:

@@ -26,6 +26,8 @@ from kernel.waivers import check_waivers, read_waivers
 
 KERNEL_TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc", "perl", "zstd", "sh")
 RECIPE_TOOLS = ("make", "perl", "sed", "tar", "sh")
+# What a profile adds to the kernel's command line: debug shows every message of the kernel on the console.
+PROFILE_WORDS: dict[str, tuple[str, ...]] = {"release": (), "debug": ("ignore_loglevel", "printk.time=1")}
 OWN_PACKAGES = ("base-files", "mixos-daemon")  # packages that are built from this repository
 IMAGE_TARGET = "disk"
 
@@ -70,6 +72,7 @@ def _kernel(project: Project, kernel: KernelInput) -> Iterator[Action]:
             "unpack": FromPath(folder / "unpack.sh"),
         },
         tools=KERNEL_TOOLS,
+        seconds=1500,
     )
 
 
@@ -88,6 +91,7 @@ def _recipes(project: Project) -> Iterator[Action]:
             env={"MIXOS_TARGET": project.arch.target, **recipe.env},
             links=recipe.links,
             tools=RECIPE_TOOLS,
+            seconds=60,
         )
         if recipe.package:
             yield _package(project, recipe, f"recipe-{name}")
@@ -146,6 +150,8 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
             {
                 "version": config.image.version,
                 "build_id": seed(project)[:12],
+                "profile": config.image.profile,
+                "services": list(config.services.enable),
                 "settings": config.settings,
                 "kernel": asdict(kernel.choice),
             },
@@ -225,9 +231,10 @@ def _disk(project: Project) -> Iterator[Action]:
     }
     root = FromAction("root-image")
     yield Action("verity", Call("image.assemble:verity", common), {"root": root})
+    words = (*PROFILE_WORDS[config.image.profile], *config.kernel.cmdline)
     yield Action(
         "uki",
-        Call("image.assemble:uki", {**common, "cmdline": " ".join(config.kernel.cmdline)}),
+        Call("image.assemble:uki", {**common, "cmdline": " ".join(words)}),
         {
             "verity": FromAction("verity"),
             "kernel": FromAction("kernel"),

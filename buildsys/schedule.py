@@ -15,7 +15,6 @@ from buildsys.execute import DamagedInput, Executor, Stopped
 from buildsys.graph import Action, Plan
 from buildsys.store import Result
 
-UNKNOWN_SECONDS = 10.0  # guess for an action that never ran
 MAX_REPAIRS = 10  # damaged objects in one build before we stop believing in the disk
 
 Outcome = Result | BaseException
@@ -42,8 +41,8 @@ def build(plan: Plan, targets: Iterable[str], executor: Executor) -> dict[str, R
     what runs.
     """
     order = plan.order(targets)
-    durations = {name: _last_duration(executor, name) for name in order}
-    executor.sink(BuildPlanned(len(order), None))
+    durations = {name: _expected_seconds(plan.actions[name], executor) for name in order}
+    executor.sink(BuildPlanned(len(order)))
     state = _State(plan, executor, _critical_path(plan, order, durations), *_edges(plan, order))
     for name in order:
         if not state.waiting[name]:
@@ -151,9 +150,9 @@ def _edges(plan: Plan, order: list[str]) -> tuple[dict[str, set[str]], dict[str,
     return waiting, dependents
 
 
-def _last_duration(executor: Executor, name: str) -> float:
-    latest = executor.store.latest(name)
-    return latest.seconds if latest is not None else UNKNOWN_SECONDS
+def _expected_seconds(action: Action, executor: Executor) -> float:
+    latest = executor.store.latest(action.name)
+    return latest.seconds if latest is not None else action.seconds
 
 
 def _critical_path(plan: Plan, order: list[str], durations: Mapping[str, float]) -> dict[str, float]:

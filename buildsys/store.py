@@ -10,10 +10,9 @@
     <root>/locks/                 one lock file per key (who builds it) and `store` (shared by builds, exclusive for gc)
 
 Commit order: the tree is renamed into place, then its result is written beside it and renamed. `kill -9` at any point
-leaves either nothing or a complete object; `hook` lets tests stop the world at each step. Tree bytes are not synced one
-by
-one: a tree is re-hashed before anything is built on it or exported, so an object that a power cut or a bad disk damaged
-is found, named, dropped and rebuilt.
+leaves either nothing or a complete object; `hook` lets tests stop the world at each step. Trees are not synced file by
+file: a tree is re-hashed before anything is built on it or exported, so an object that a power cut or a bad disk
+damaged is found, named, dropped and rebuilt.
 """
 
 from __future__ import annotations

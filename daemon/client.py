@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from daemon import rpc
 from daemon.errors import UnreachableError
 
-SOCKET = Path("/run/mixos/mixosd.sock")
+SOCKET = "/run/mixos/mixosd.sock"
 _MAX_ANSWER = 4 << 20
 
 
-def call(method: str, params: Mapping[str, object], path: Path = SOCKET, timeout: float = 15.0) -> Any:
+def call(
+    method: str, params: Mapping[str, object], path: str | os.PathLike[str] = SOCKET, timeout: float = 15.0
+) -> Any:
     """The result of `method`. Raises UnreachableError (`daemon-unreachable`, `daemon-timeout`) or RpcError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as channel:
         channel.settimeout(timeout)
         try:
-            channel.connect(str(path))
+            channel.connect(os.fspath(path))
             channel.sendall(rpc.encode_request(method, params, 1))
             line = _read_line(channel)
         except TimeoutError as error:

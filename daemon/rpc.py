@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from daemon.errors import RpcError
 
@@ -23,9 +22,11 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 
 
-@dataclass(frozen=True)
-class Request:
-    """A call. `id` None together with `notification` means that no answer is wanted."""
+class Request(NamedTuple):
+    """A call. `id` None together with `notification` means that no answer is wanted.
+
+    Not a dataclass: importing `dataclasses` (and `inspect` with it) would double the start-up time of `mixctl`.
+    """
 
     method: str
     params: Mapping[str, Any]

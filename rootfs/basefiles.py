@@ -87,6 +87,7 @@ def context(params: Mapping[str, Any], release: str, epoch: int) -> dict[str, ob
     return {
         "version": version,
         "build_id": _plain(str(params["build_id"])),
+        "profile": _plain(str(params.get("profile", "release"))),
         "epoch": epoch,
         "services": services,
         "kernel": {**kernel, "release": _plain(release), "fallback": bool(params["kernel"].get("fallback", False))},

@@ -16,6 +16,7 @@ from buildsys.run import CLEAN_ENV, CommandError, run
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALL = ("apt-get", "install", "--yes", "--no-install-recommends")
+_LOCK = ("-o", "DPkg::Lock::Timeout=300")  # seconds to wait for another apt
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 _SECONDS = 900
 
@@ -78,7 +79,7 @@ def _privilege() -> tuple[str, ...] | None:
 
 def _install(prefix: tuple[str, ...], packages: list[str]) -> None:
     environment = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive"]
-    argv = [*environment, *INSTALL, *packages]
+    argv = [*environment, *INSTALL, *_LOCK, *packages]
     try:
         run(argv, inherit=_PROXIES, timeout=_SECONDS)
     except CommandError:  # most often an index that is older than the mirror

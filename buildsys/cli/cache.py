@@ -13,7 +13,10 @@ from buildsys.store import Store
 
 @click.group()
 def cache() -> None:
-    """Look at the content store, check it, and make it smaller."""
+    """Look at the content store, check it, and make it smaller.
+
+    Example: mixos cache ls · mixos cache gc --max-size 4G
+    """
 
 
 def _store(context: Context) -> Store:

@@ -40,6 +40,7 @@ class Image(Strict):
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")] = "mixos"
     version: Version
     epoch: Annotated[int, Field(gt=0, description="SOURCE_DATE_EPOCH, seconds since 1970")]
+    profile: Literal["release", "debug"] = "release"
     filesystem: Literal["squashfs", "erofs"] = "squashfs"
     max_root: Size = 64 << 20  # budget for the compressed root file system
 
@@ -63,6 +64,15 @@ class Packages(Strict):
     install: tuple[str, ...]
 
 
+Service = Literal["sshd", "network", "console", "mixosd", "syslogd", "ntpd"]
+
+
+class Services(Strict):
+    """What init starts."""
+
+    enable: tuple[Service, ...] = ("sshd", "network", "console", "mixosd", "syslogd", "ntpd")
+
+
 class Partitions(Strict):
     """Sizes. A root slot is written twice (A and B); data grows to fill the disk at first boot."""
 
@@ -84,6 +94,7 @@ class MixosToml(Strict):
     machine: Machine = Machine()
     kernel: Kernel = Kernel()
     packages: Packages
+    services: Services = Services()
     partitions: Partitions = Partitions()
     fetch: Fetch = Fetch()
     settings: dict[str, Any] = Field(default_factory=dict)

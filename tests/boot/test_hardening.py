@@ -9,7 +9,7 @@ import pytest
 
 from buildsys.run import run
 from tests.boot.conftest import FirstBoot
-from tests.boot.guest import COMMAND_SECONDS, Guest
+from tests.boot.guest import Guest
 from tests.hostpackages import ROOT
 
 SYSCTL = ROOT / "rootfs" / "skeleton" / "usr" / "lib" / "sysctl.d" / "10-hardening.conf"
@@ -135,7 +135,7 @@ def test_passwords_are_not_even_asked_for(guest: Guest, user: str) -> None:
         "NumberOfPasswordPrompts=1",
         "LogLevel=DEBUG1",
     )
-    done = run(guest.command(user, "true", options=options), allow=range(256), timeout=COMMAND_SECONDS, split=True)
+    done = guest.connect(guest.command(user, "true", options=options))
     assert done.status == 255
     offers = [line for line in done.stderr.decode().splitlines() if "Authentications that can continue" in line]
     assert offers
@@ -146,7 +146,9 @@ def test_another_key_is_refused(guest: Guest, tmp_path: Path) -> None:
     key = tmp_path / "other"
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key])
     argv = [str(key) if word == str(guest.vm.key) else word for word in guest.command("admin", "true")]
-    assert run([*argv[:1], "-o", "BatchMode=yes", *argv[1:]], allow=range(256), timeout=COMMAND_SECONDS).status == 255
+    done = guest.connect([*argv[:1], "-o", "BatchMode=yes", *argv[1:]])
+    assert done.status == 255
+    assert b"Permission denied (publickey)" in done.stderr
 
 
 def test_what_the_ssh_server_really_uses(guest: Guest) -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from buildsys.errors import ImageError
-from buildsys.run import run
 from image import gpt, qemu
 from image.host import opened
-from tests.boot.guest import BOOT_SECONDS, COMMAND_SECONDS, END_SECONDS, Guest
+from tests.boot.guest import BOOT_SECONDS, END_SECONDS, Guest
 
 STATIC = "10.0.2.77/24"
 MakeGuest = Callable[..., Guest]
@@ -93,8 +92,9 @@ def test_bad_settings_are_reported_and_ignored_on_a_disk_without_room(make_guest
     assert "host name    mixos" in text
     assert "not-applied" not in text
     assert "grown to" not in text
-    argv = guest.command("admin", "true", options=("BatchMode=yes",))
-    assert run(argv, allow=range(256), timeout=COMMAND_SECONDS).status == 255
+    done = guest.connect(guest.command("admin", "true", options=("BatchMode=yes",)))
+    assert done.status == 255
+    assert b"Permission denied (publickey)" in done.stderr
     assert guest.stop() == "powerdown"
     with opened(guest.vm.disk) as handle:
         assert gpt.read(handle) == before

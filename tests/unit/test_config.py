@@ -95,7 +95,7 @@ def test_positions_follow_tables_and_arrays():
     assert ("no",) not in found
 
 
-@given(st.text(alphabet='[]{}="\'#.ab1 \n\\,', max_size=60))
+@given(st.text(alphabet="[]{}=\"'#.ab1 \n\\,", max_size=60))
 def test_positions_end_on_everything_that_is_toml(text: str):
     try:
         data = tomllib.loads(text)

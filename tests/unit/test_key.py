@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,8 @@ def test_golden_key():
 
 def test_every_part_of_an_action_is_in_its_key():
     def keyed(**changes: object) -> str:
-        fields = {"name": "demo", "run": Script("true"), "inputs": {}, "env": {}, "links": {}, "tools": ("sh",), **changes}
-        return key.action_key(key.key_document(Action(**fields), {"in": "a"}, {"PATH": "/bin"}, {"sh": "1", "cc": "2"}))  # type: ignore[arg-type]
+        action = replace(Action("demo", Script("true"), {}, tools=("sh",)), **changes)
+        return key.action_key(key.key_document(action, {"in": "a"}, {"PATH": "/bin"}, {"sh": "1", "cc": "2"}))
 
     base = keyed()
     changed = [
@@ -68,7 +69,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "image"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    (folder / "one.py").write_text('"""Doc."""\nfrom image.two import f\n\n\ndef g():\n    """Doc."""\n    return f()\n')
+    (folder / "one.py").write_text(
+        '"""Doc."""\nfrom image.two import f\n\n\ndef g():\n    """Doc."""\n    return f()\n'
+    )
     (folder / "two.py").write_text("def f():\n    return 1\n")
     (folder / "three.py").write_text("x = 1\n")
     monkeypatch.setattr(key, "REPOSITORY", tmp_path)

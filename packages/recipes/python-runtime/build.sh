@@ -18,5 +18,5 @@ for private in ./*.libs/libgcc_s-*.so.1; do
 done
 
 # As in the recipe cpython: valid whatever the time stamps say, one process, sorted order, fixed hash seed.
-PYTHONHASHSEED=0 /in/cpython/usr/bin/python3.13 -E -m compileall -q -j 1 --invalidation-mode unchecked-hash \
+PYTHONHASHSEED=0 /in/cpython/usr/bin/python3.13 -B -m compileall -f -q -j 1 --invalidation-mode unchecked-hash \
     -s /out -p / "$site"

@@ -1,6 +1,7 @@
 # shellcheck shell=sh
 # The boot disk, its data partition, /data. Sets DISK and STATE (where boot state is kept).
 . /usr/lib/mixos/init/disk
+PARTITIONS=''
 find_disk || note "the disk that the root is on is not known"
 STATE=$RUN/state DATA='' fitted=
 if partition mixos-data; then
