@@ -28,7 +28,7 @@ PIN = "linux"  # name in sources.lock
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """requested: 'auto', 'pinned' or 'path'. source: what is used, for people. note: why it is not what was pinned."""
+    """requested: the pinned version, or 'path'. source: what is used, for people. note: why it is not what was pinned."""
 
     requested: str
     source: str
@@ -49,7 +49,7 @@ def choose_kernel(
         version = source_version(selection.path)
         return KernelChoice("path", f"{selection.path.name} (Linux {version})"), FromPath(selection.path), lock
     pin = lock[PIN]
-    pinned = KernelChoice(requested, pin.file)
+    pinned = KernelChoice(pin.version, pin.file)
     if not selection.may_fall_back or fetcher.have(pin):
         return pinned, FromSource(PIN), lock
     remembered = _recall(memory, pin)
@@ -66,7 +66,7 @@ def choose_kernel(
     note = f"Linux {pin.version} could not be had; the distribution's {remembered.file} is used"
     fetcher.sink(Note("warning", f"{note}. 'kernel.source = \"pinned\"' forbids this"))
     merged = replace(lock, sources={**lock.sources, remembered.name: remembered})
-    return KernelChoice(requested, remembered.file, True, note), FromSource(remembered.name), merged
+    return KernelChoice(pin.version, remembered.file, True, note), FromSource(remembered.name), merged
 
 
 def _recall(memory: Path, pin: Source) -> Source | None:

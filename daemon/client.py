@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +16,21 @@ _MAX_ANSWER = 4 << 20
 
 
 def call(
-    method: str, params: Mapping[str, object], path: str | os.PathLike[str] = SOCKET, timeout: float = 15.0
+    method: str,
+    params: Mapping[str, object],
+    path: str | os.PathLike[str] = SOCKET,
+    timeout: float = 15.0,
+    patience: float = 0.0,
 ) -> Any:
-    """The result of `method`. Raises UnreachableError (`daemon-unreachable`, `daemon-timeout`) or RpcError."""
+    """The result of `method`.
+
+    timeout: seconds for the answer; patience: seconds to wait for the daemon to listen. Raises UnreachableError
+    (`daemon-unreachable`, `daemon-denied`, `daemon-timeout`) or RpcError.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as channel:
         channel.settimeout(timeout)
         try:
-            channel.connect(os.fspath(path))
+            _connect(channel, os.fspath(path), patience)
             channel.sendall(rpc.encode_request(method, params, 1))
             line = _read_line(channel)
         except TimeoutError as error:
@@ -40,6 +49,17 @@ def call(
                 retryable=True,
             ) from error
     return rpc.decode_answer(line, 1)
+
+
+def _connect(channel: socket.socket, path: str, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return channel.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 def _read_line(channel: socket.socket) -> bytes:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from daemon.errors import DeviceError
 
+# Seconds to wait for a daemon that init is starting: sshd is up some seconds before it, and so may a person be.
+PATIENCE = 15.0
 _PLAIN = {
     ("status",): ("status", False),
     ("status", "--json"): ("status", True),
@@ -24,7 +26,7 @@ def answer(method: str, as_json: bool) -> str:
     """Ask the daemon and give the text to print: the object itself as JSON, or a form for people."""
     from daemon.client import call
 
-    result = call(method, {})
+    result = call(method, {}, patience=PATIENCE)
     if as_json:
         return json.dumps(result if isinstance(result, dict) else {method: result}, indent=1, ensure_ascii=False)
     if method == "status":

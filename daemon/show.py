@@ -35,8 +35,15 @@ def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if hardening["sysctl_refused"]:
         result.append(("refused", " ".join(hardening["sysctl_refused"])))
     if facts["preseed"]:
-        result.append(("preseed", f"{facts['preseed']['state']} {facts['preseed'].get('error', '')}".strip()))
+        result.append(("preseed", _preseed(facts["preseed"])))
     return result
+
+
+def _preseed(preseed: Mapping[str, Any]) -> str:
+    """State and, of several mistakes, the first; `--json` has all."""
+    mistakes = str(preseed.get("error", "")).splitlines()
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return f"{preseed['state']} {mistakes[0]}{more}" if mistakes else str(preseed["state"])
 
 
 def _or_dash(value: object) -> str:

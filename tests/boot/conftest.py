@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from buildsys.project import Project
+from buildsys.run import Completed
 from image import qemu
 from image.machine import Machine
 from tests.boot.guest import BOOT_SECONDS, Guest, KeyVm
@@ -55,10 +56,15 @@ def manifest(project: Project, image: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def make_guest(project: Project, image: Path) -> Iterator[Callable[..., Guest]]:
-    """Factory of guests that are not started yet. preseed: TOML text, put on the ESP as it is."""
+    """Factory of guests that are not started yet; it ends those made before, since one machine at a time is enough.
+
+    preseed: TOML text, put on the ESP as it is.
+    """
     made: list[Guest] = []
 
     def make(size: int = DISK_SIZE, preseed: str | None = None, **machine: Any) -> Guest:
+        for older in made:
+            older.discard()
         # Short paths: the names of Unix sockets end at 107 bytes.
         vm = KeyVm(project, Path(tempfile.mkdtemp(prefix="mixos-boot-")))
         if preseed is None:
@@ -77,9 +83,13 @@ def make_guest(project: Project, image: Path) -> Iterator[Callable[..., Guest]]:
 
 @dataclass(frozen=True)
 class FirstBoot:
-    """What the shared guest was like when it had come up for the first time. seconds: power-on to SSH banner."""
+    """What the shared guest was like when it had come up for the first time.
+
+    seconds: power-on to SSH banner. at_once: `mixctl status` as the first thing that anybody ran over SSH.
+    """
 
     seconds: float
+    at_once: Completed
     serial: str
     status: dict[str, Any]
     host_key: str
@@ -102,9 +112,12 @@ def shared(make_guest: Callable[..., Guest]) -> Shared:
     guest.start()
     guest.wait_ssh()
     seconds = time.monotonic() - began
+    at_once = guest.attempt("mixctl status")
+    guest.wait_daemon()
     guest.wait_serial("log in with", BOOT_SECONDS)
     first = FirstBoot(
         seconds,
+        at_once,
         guest.serial,
         guest.status(),
         guest.run("cat /etc/ssh/ssh_host_ed25519_key.pub"),

@@ -65,6 +65,10 @@ class Guest:
         running = self.alive()
         return qemu.wait_ssh(replace(running, ssh_port=self.port or running.ssh_port), seconds)
 
+    def wait_daemon(self, seconds: float = BOOT_SECONDS) -> None:
+        """Wait until mixosd answers; it starts behind the SSH server."""
+        assert wait_until(lambda: self.attempt("mixctl ping").status == 0, seconds), self.serial[-3000:]
+
     def stop(self, seconds: float = END_SECONDS) -> str:
         """The virtual power button; how the machine ended."""
         self.hang_up()
@@ -161,6 +165,7 @@ class Guest:
         self.hang_up()
         self.wait_serial("reboot: Restarting system", END_SECONDS, start)
         self.wait_ssh()
+        self.wait_daemon()
         assert self.run("cat /proc/sys/kernel/random/boot_id") != before
 
 

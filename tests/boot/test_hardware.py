@@ -123,6 +123,7 @@ def test_static_network_and_name_on_a_usb_disk(make_guest: MakeGuest, tmp_path: 
         forward = f"hostfwd_add net0 tcp:127.0.0.1:{guest.port}-{address}:22"
         monitor.command("human-monitor-command", **{"command-line": forward})
     guest.wait_ssh()
+    guest.wait_daemon()
     status = guest.status()
     assert status["hostname"] == guest.run("hostname") == "probe-7.example"
     (card,) = status["network"]

@@ -86,6 +86,7 @@ def third(shared: Shared, off: Off) -> Seen:
     guest.machine = replace(guest.machine, disk_bus="ahci")
     guest.start()
     guest.wait_ssh()
+    guest.wait_daemon()
     return look(guest)
 
 

@@ -17,6 +17,11 @@ MIB = 1 << 20
 Record = Callable[[str, object], None]
 
 
+def test_status_answers_as_soon_as_ssh_does(first: FirstBoot) -> None:
+    """`mixos run --detach && mixos ssh -- mixctl status`, which every page tells people to type."""
+    assert first.at_once.status == 0, first.at_once.stderr.decode()
+
+
 def test_status_describes_this_image(first: FirstBoot, project: Project, manifest: dict[str, Any]) -> None:
     status = first.status
     assert status["version"] == project.config.image.version

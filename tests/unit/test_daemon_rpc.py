@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -191,6 +192,25 @@ def test_no_daemon(tmp_path):
     with pytest.raises(UnreachableError) as caught:
         call("ping", {}, tmp_path / "none")
     assert caught.value.reason == "daemon-unreachable"
+
+
+def test_patience_waits_for_a_starting_daemon(tmp_path):
+    path = tmp_path / "late"
+
+    def serve_later():
+        time.sleep(0.5)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+            server.listen()
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(rpc.encode_result(1, "pong"))
+
+    thread = threading.Thread(target=serve_later)
+    thread.start()
+    assert call("ping", {}, path, patience=30) == "pong"
+    thread.join()
 
 
 def test_power_button_events():

@@ -90,7 +90,9 @@ def test_no_device_mapper(tmp_path):
 
 @pytest.fixture
 def answered(root, monkeypatch):
-    monkeypatch.setattr(client, "call", lambda method, params: facts.status(root) if method == "status" else "pong")
+    monkeypatch.setattr(
+        client, "call", lambda method, params, patience: facts.status(root) if method == "status" else "pong"
+    )
 
 
 def test_mixctl_status(answered, capsys):
@@ -124,7 +126,7 @@ def test_mixctl_help(argv, capsys):
 
 
 def test_mixctl_without_daemon(monkeypatch, capsys):
-    def gone(method, params):
+    def gone(method, params, patience):
         raise UnreachableError("no", reason="daemon-unreachable", hint="h")
 
     monkeypatch.setattr(client, "call", gone)
