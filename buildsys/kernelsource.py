@@ -28,7 +28,7 @@ PIN = "linux"  # name in sources.lock
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """requested: the pinned version, or 'path'. source: what is used, for people. note: why it is not what was pinned."""
+    """requested: the pinned version, or 'path'. source: what is used, for people. note: why it is not the pin."""
 
     requested: str
     source: str
