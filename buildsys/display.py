@@ -41,7 +41,7 @@ class Display:
 
     def __init__(self, stream: IO[str] | None = None, *, quiet: bool = False) -> None:
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self._live = self._stream.isatty() and not quiet
         self._quiet = quiet
         self._guard = threading.Lock()
         self._begin = time.monotonic()

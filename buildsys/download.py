@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import requests
+import urllib3
 
 CHUNK = 1 << 18
 CONNECT_SECONDS, READ_SECONDS = 10, 60
@@ -36,11 +38,11 @@ def resume(url: str, partial: Path, size: int | None, report: Report) -> None:
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     try:
         with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
-            if answer.status_code != 416:  # 416: nothing beyond what we have; the hash will decide
+            if have == 0 or answer.status_code != 416:  # 416: nothing beyond what we have; the hash will decide
                 _receive(answer, partial, have, size, report)
     except requests.ConnectionError as error:
         raise UnreachableError(_plain(error)) from error
-    except requests.RequestException as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
         raise BrokenError(_plain(error)) from error
 
 
@@ -49,20 +51,35 @@ def _receive(answer: requests.Response, partial: Path, have: int, size: int | No
         raise BrokenError(f"HTTP status {answer.status_code}")
     if answer.status_code not in (200, 206):
         raise RefusedError(f"HTTP status {answer.status_code}")
+    if answer.status_code == 206 and _range_start(answer) != have:
+        partial.unlink(missing_ok=True)
+        raise BrokenError("the answer does not go on where it was asked to")
     received = have if answer.status_code == 206 else 0
     length = answer.headers.get("Content-Length", "")
     total = int(length) + received if length.isdigit() else size
     limit = size or MAX_BYTES
     with partial.open("ab" if received else "wb") as file:
-        for chunk in answer.iter_content(CHUNK):
+        for chunk in _chunks(answer):
             received += len(chunk)
             if received > limit:
-                file.truncate(0)
+                partial.unlink()
                 raise RefusedError(f"longer than the {limit} bytes it should have")
             file.write(chunk)
             report(received, total)
     if total is not None and received < total:
         raise BrokenError(f"ended after {received} of {total} bytes")
+
+
+def _chunks(answer: requests.Response) -> Iterator[bytes]:
+    """The body as it is stored: servers call a .tar.gz gzip-encoded, and the hash is of the .tar.gz."""
+    chunks: Iterator[bytes] = answer.raw.stream(CHUNK, decode_content=False)
+    return chunks
+
+
+def _range_start(answer: requests.Response) -> int | None:
+    """Where a partial answer begins (RFC 9110, section 14.4); None when it does not say."""
+    match = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    return int(match[1]) if match else None
 
 
 def head(url: str) -> str:

@@ -13,20 +13,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from buildsys.digest import scan_tree, tree_digest
-from buildsys.errors import BuildError, HostError
+from buildsys.errors import BuildError, HostError, StoreError
 from buildsys.events import ActionFailed, ActionFinished, ActionStarted, Event, Note
 from buildsys.fetch import Fetcher
 from buildsys.graph import Action, Call, FromAction, FromPath, FromSource
 from buildsys.jobserver import Jobserver
-from buildsys.key import action_key, key_document, own_modules, tool_digest
+from buildsys.key import action_key, key_document, own_code, tool_digest
 from buildsys.lock import Lock
+from buildsys.oserrors import MAKE_ROOM, store_errors
 from buildsys.run import Process, kill_group, spawn
 from buildsys.sandbox.spec import ENTER, Mount, SandboxSpec
 from buildsys.store import Result, Store
 
 TAIL_LINES = 30  # of the log, in the error
+TAIL_BYTES = 64 << 10  # of the log that are looked at
 REFUSED = 125  # the sandbox's own exit status
 LOW_SPACE = 64 << 20  # bytes free below which a failure is blamed on the disk
 
@@ -71,12 +74,21 @@ class Executor:
         for name, source in action.inputs.items():
             if isinstance(source, FromAction):
                 output = self.results[source.action].output
-                digests[name] = self.store.part_digest(output, source.path) if source.path else output
+                digests[name] = self._part_digest(source, output) if source.path else output
             elif isinstance(source, FromSource):
                 digests[name] = self.lock[source.source].sha256
             else:
                 digests[name] = self._path_digest(source)
         return key_document(action, digests, self.env, {name: tool_digest(name) for name in action.tools})
+
+    def _part_digest(self, source: FromAction, output: str) -> str:
+        try:
+            return self.store.part_digest(output, source.path)
+        except StoreError as error:
+            if error.reason != "store-damaged":
+                raise
+            problem = self.store.condemn(output) or "its listing"
+            raise DamagedInput(source.action, output, problem) from error
 
     def _path_digest(self, source: FromPath) -> str:
         """Digest of a file or folder of this machine, read once per build: a build sees one state of it."""
@@ -99,32 +111,50 @@ class Executor:
         document = self.document(action)
         key = action_key(document)
         previous = self.store.latest(action.name)
-        with self.store.building(key, lambda: self._note(f"{action.name}: another build is at it; waiting")):
+        waiting = Note("info", f"{action.name}: another build is at it; waiting")
+        with self.store.building(key, lambda: self.sink(waiting), self.check):
             found = self.store.result(key)  # the other build may have finished it
             if found is not None:
-                self._finished(action, found, "cached", 0.0)
+                self.sink(ActionFinished(action.name, "cached", 0.0))
                 return found
             staged = self.store.stage()
             try:
-                hosts = self.inputs(action, staged)
+                with store_errors(f"{action.name}: cannot prepare the build"):
+                    hosts = self.inputs(action, staged)
                 self.sink(ActionStarted(action.name, previous.seconds if previous else None))
                 begin = time.monotonic()
                 self._run(action, staged, hosts, self.jobserver)
+                self._unchanged(action)
                 seconds = time.monotonic() - begin
                 result = self.store.commit(staged, action.name, key, dict(document), seconds, self.epoch)
             except BaseException:
-                if staged.exists():
-                    self.store.discard(staged)
+                self.store.discard(staged)
                 raise
             same = previous is not None and previous.output == result.output
-            self._finished(action, result, "same" if same else "built", seconds)
+            self.sink(ActionFinished(action.name, "same" if same else "built", round(seconds, 2)))
             return result
 
-    def _finished(self, action: Action, result: Result, how: str, seconds: float) -> None:
-        self.sink(ActionFinished(action.name, how, round(seconds, 2)))
+    def check(self) -> None:
+        """Raise Stopped if the build was stopped from outside."""
+        if self.stopped.is_set():
+            raise Stopped
 
-    def _note(self, text: str, level: str = "info") -> None:
-        self.sink(Note(level, text))
+    def _unchanged(self, action: Action, copied: Mapping[str, Path] | None = None) -> None:
+        """Refuse a result whose files on this machine are no longer what its key says.
+
+        copied: where selected files were copied to; without it, what the action read in place is looked at again.
+        """
+        for name, source in action.inputs.items():
+            if not isinstance(source, FromPath) or bool(source.only) != (copied is not None):
+                continue
+            now = path_digest(source if copied is None else FromPath(copied[name], source.only))
+            if now != self._path_digest(source):
+                raise BuildError(
+                    f"{action.name}: {source.path} was changed while it was being built",
+                    reason="input-changed",
+                    hint="build again",
+                    retryable=True,
+                )
 
     def inputs(self, action: Action, staged: Path) -> dict[str, Path]:
         """The host path of every input: sources fetched, trees re-hashed, selected files copied out."""
@@ -133,70 +163,82 @@ class Executor:
             if isinstance(source, FromSource):
                 hosts[name] = self.fetcher.get(self.lock[source.source])
             elif isinstance(source, FromAction):
-                hosts[name] = self._verified_tree(source.action) / source.path
+                hosts[name] = self.verified(source.action) / source.path
             elif source.only:
                 hosts[name] = staged / "inputs" / name
                 _copy_selected(source, hosts[name])
             else:
                 hosts[name] = source.path
+        self._unchanged(action, hosts)
         return hosts
 
-    def _verified_tree(self, name: str) -> Path:
+    def verified(self, name: str) -> Path:
+        """The output tree of an action, hashed again once per build. Raises DamagedInput; the tree is dropped then."""
         digest = self.results[name].output
         with self._guard:
             if digest in self._verified:
                 return self.store.tree(digest)
-        problem = self.store.damage(digest)
+        problem = self.store.condemn(digest)
         if problem is not None:
-            self.store.drop(digest)
             raise DamagedInput(name, digest, problem)
         with self._guard:
             self._verified.add(digest)
         return self.store.tree(digest)
 
     def _run(self, action: Action, staged: Path, hosts: Mapping[str, Path], jobserver: Jobserver) -> None:
-        spec = sandbox_spec(action, staged, hosts, {**self.env, **action.env}, jobserver)
         log_path = self.store.root / "logs" / f"{action.name}.log"
-        with log_path.open("wb") as log, spec_file(spec, staged) as fd:
-            process = spawn(enter_command(fd), log=log, pass_fds=(fd, *spec.fds))
-            with self._guard:
-                self.running[action.name] = process
-            try:
-                if self.stopped.is_set():
-                    kill_group(process, 0)
-                process.wait()
-            finally:
-                with self._guard:
-                    del self.running[action.name]
-        if self.stopped.is_set():
-            raise Stopped
-        if process.returncode != 0:
-            self._explain(action, staged, log_path, process.returncode)
+        with store_errors(f"{action.name}: cannot prepare the build"):
+            spec = sandbox_spec(action, staged, hosts, {**self.env, **action.env}, jobserver)
+            log_path.unlink(missing_ok=True)  # another build may still write to, and quote from, the one that is there
+            log = log_path.open("w+b")
+        with log, spec_file(spec, staged) as fd:
+            status = self._supervise(action, enter_command(fd), log, (fd, *spec.fds))
+            if status != 0:
+                self._explain(action, staged, log, status)
 
-    def _explain(self, action: Action, staged: Path, log_path: Path, status: int) -> None:
+    def _supervise(self, action: Action, command: list[str], log: IO[bytes], fds: tuple[int, ...]) -> int:
+        """Run the action's process to its end, or to ours; its exit status."""
+        self.check()
+        process = spawn(command, log=log, pass_fds=fds)
+        with self._guard:
+            self.running[action.name] = process
+        try:
+            if self.stopped.is_set():
+                kill_group(process, 0)
+            process.wait()
+        except BaseException:
+            kill_group(process, 0)
+            raise
+        finally:
+            with self._guard:
+                del self.running[action.name]
+        self.check()
+        return process.returncode
+
+    def _explain(self, action: Action, staged: Path, log: IO[bytes], status: int) -> None:
         """Raise the error that fits: isolation, disk space, or the action itself with the end of its log."""
-        tail = "\n".join(log_path.read_bytes().decode("utf-8", "replace").splitlines()[-TAIL_LINES:])
+        log_path = self.store.root / "logs" / f"{action.name}.log"
+        tail = _tail(log)
         if status == REFUSED and "sandbox: cannot isolate" in tail:
             raise HostError(
                 f"{action.name}: {tail.strip()}",
                 reason="sandbox-refused",
                 hint="builds run only in isolation; 'mixos doctor' says what this machine blocks and how to allow it",
             )
+        self.sink(ActionFailed(action.name, str(log_path)))
         disk = os.statvfs(staged)
         if disk.f_bavail * disk.f_frsize < LOW_SPACE or "No space left on device" in tail:
             raise BuildError(
                 f"{action.name}: the disk is full ({self.store.root})\n{tail}",
                 reason="disk-full",
-                hint="free some space or run 'mixos cache gc', then build again: finished actions are kept",
+                hint=MAKE_ROOM,
                 retryable=True,
             )
         kept = self.store.keep_failed(staged, action.name)
-        (kept / "action.json").write_text(json.dumps({"action": action.name, "status": status}))
-        self.sink(ActionFailed(action.name, str(log_path)))
         raise BuildError(
             f"{action.name} failed with status {status}; the end of {log_path}:\n{tail}",
             reason="action-failed",
-            hint=f"look around in what it left: mixos shell {action.name}",
+            hint=f"look around in what it left: mixos shell {action.name}" if kept is not None else None,
         )
 
     def differs(self, action: Action) -> str | None:
@@ -210,12 +252,12 @@ class Executor:
             return None if tree_digest(entries) == first else self.store.first_difference(first, entries)
         finally:
             single.close()
-            if staged.exists():
-                self.store.discard(staged)
+            self.store.discard(staged)
 
     def stop(self) -> None:
-        """End every running action at once; nothing of them is kept."""
+        """End every running action and download at once; nothing of them is kept."""
         self.stopped.set()
+        self.fetcher.stop()
         with self._guard:
             processes = list(self.running.values())
         for process in processes:
@@ -226,8 +268,9 @@ class Executor:
 def spec_file(spec: SandboxSpec, staged: Path) -> Iterator[int]:
     """The specification as an open descriptor, for `enter.py`."""
     path = staged / "spec.json"
-    path.write_text(spec.to_json())
-    descriptor = os.open(path, os.O_RDONLY)
+    with store_errors("cannot prepare the sandbox"):
+        path.write_text(spec.to_json())
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         yield descriptor
     finally:
@@ -239,11 +282,17 @@ def enter_command(descriptor: int) -> list[str]:
     return [_base_python(), "-I", "-S", str(ENTER), str(descriptor)]
 
 
-class DamagedInput(Exception):
-    """A tree in the store is not what its name says; it was dropped."""
+class DamagedInput(StoreError):
+    """A tree in the store is not what its name says; it was dropped. The scheduler builds it again."""
 
     def __init__(self, action: str, digest: str, problem: str) -> None:
-        super().__init__(f"the stored output of '{action}' is damaged (tree {digest}, {problem}); building it again")
+        super().__init__(
+            f"the stored output of '{action}' is damaged (tree {digest}, {problem}); it was removed and has to be built"
+            " again",
+            reason="store-damaged",
+            hint=f"mixos build {action}",
+            retryable=True,
+        )
         self.action = action
 
 
@@ -257,6 +306,13 @@ def path_digest(source: FromPath) -> str:
         return tree_digest(scan_tree(source.path, source.only))
     except (OSError, ValueError) as error:
         raise BuildError(f"cannot read {source.path}: {error}", reason="input-unreadable") from error
+
+
+def _tail(log: IO[bytes]) -> str:
+    """The last lines of a log."""
+    size = log.seek(0, os.SEEK_END)
+    log.seek(max(0, size - TAIL_BYTES))
+    return "\n".join(log.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:])
 
 
 def _copy_selected(source: FromPath, target: Path) -> None:
@@ -318,9 +374,9 @@ def host_mounts(staged: Path) -> list[Mount]:
 def python_mounts(module: str, staged: Path) -> list[Mount]:
     """This interpreter, its third-party packages, and of our own code just what `module` imports."""
     code = staged / "code"
-    for name, path in {**own_modules(module), **own_modules("buildsys.worker")}.items():
+    for name, data in {**own_code(module), **own_code("buildsys.worker")}.items():
         (code / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, code / name)
+        (code / name).write_bytes(data)
     mounts = [Mount(sysconfig.get_paths()["purelib"], "/mixos/site"), Mount(str(code), "/mixos/src")]
     base = sys.base_prefix
     return [*mounts, *([Mount(base, base)] if base != "/usr" else [])]

@@ -26,15 +26,20 @@ class Exported:
     size_report: Path
 
 
+SHOWN = ("disk", "rootfs", "kernel", "kernel-config", "root-image")  # actions whose outputs end up in out/
+
+
 def export(session: Session, results: dict[str, Result]) -> Exported:
     """Copy the image and write its manifest, kernel configuration and size report. Cheap when nothing changed."""
     project = session.project
     out = project.out
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     files = Exported(project.image_file, out / "manifest.json", out / "kernel.config", out / "sizes.txt")
-    wanted = {name: results[name].output for name in ("disk", "rootfs", "kernel", "kernel-config", "root-image")}
+    wanted = {name: results[name].output for name in SHOWN}
     if _is_current(files, wanted, out / RECORD):
         return files
+    results = session.sound(SHOWN)  # the store's trees were not read since they were written
+    wanted = {name: results[name].output for name in SHOWN}
     (out / RECORD).unlink(missing_ok=True)
     trees = {name: session.executor.store.tree(digest) for name, digest in wanted.items()}
     copy_sparse(next(trees["disk"].glob("*.img")), files.image)

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import sys
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -21,11 +22,13 @@ from pathlib import Path
 from buildsys.digest import file_sha256
 from buildsys.errors import FetchError, HostError
 from buildsys.events import Fetched, FetchProgress, Note, Sink
-from buildsys.files import sync_folder
+from buildsys.files import remove_tree, sync_folder
 from buildsys.lock import Source
-from buildsys.run import CommandError, run
+from buildsys.oserrors import host_error
+from buildsys.run import CommandError, inherited, kill_group, run, spawn
 
 ATTEMPTS = 3
+PIP_SECONDS = 900
 
 
 @dataclass
@@ -38,6 +41,15 @@ class Fetcher:
     offline: bool = False
     backoff: float = 1.0  # seconds before the second attempt; doubles
     dead_hosts: set[str] = field(default_factory=set)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+
+    def stop(self) -> None:
+        """End all downloads; what they have is kept for the next time."""
+        self._stopped.set()
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            raise FetchError("stopped", reason="fetch-stopped", retryable=True)
 
     def have(self, source: Source) -> bool:
         """Is the file already there? (Its hash is checked when it is used.)"""
@@ -45,6 +57,12 @@ class Fetcher:
 
     def get(self, source: Source) -> Path:
         """The verified file of a source. Raises FetchError listing every place that was tried."""
+        try:
+            return self._get(source)
+        except OSError as error:
+            raise host_error(error, f"cannot write to {self.distfiles}", FetchError, "fetch-write") from error
+
+    def _get(self, source: Source) -> Path:
         self.distfiles.mkdir(parents=True, exist_ok=True)
         final = self.distfiles / source.sha256
         with self._one_at_a_time(source):
@@ -84,7 +102,13 @@ class Fetcher:
     @contextmanager
     def _one_at_a_time(self, source: Source) -> Iterator[None]:
         with (self.distfiles / f".{source.sha256}.lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    self._check()
+                    time.sleep(0.2)
             yield
 
     def _places(self, source: Source) -> Iterator[str]:
@@ -107,26 +131,34 @@ class Fetcher:
         partial = self.distfiles / f"{source.sha256}.partial"
         problem, dead = "", False
         for attempt in range(ATTEMPTS):
+            self._check()
+            begun = partial.exists()
             try:
                 download.resume(place, partial, source.size, self._reporter(source))
-                return self._accept(source, partial, final)
+                wrong = self._accept(source, partial, final)
+                if wrong is None or not begun:
+                    return wrong
+                problem, dead = wrong, False  # what was there may have been the beginning of another file: once afresh
+                continue
             except download.RefusedError as error:
                 return str(error)
             except download.UnreachableError as error:
                 problem, dead = str(error), not partial.exists()
             except download.BrokenError as error:
                 problem, dead = str(error), False
-            except OSError as error:
-                raise FetchError(f"cannot write {partial}: {error.strerror}", reason="fetch-write") from error
             if dead or attempt == ATTEMPTS - 1:
                 break
-            time.sleep(self.backoff * 2**attempt)
+            self._stopped.wait(self.backoff * 2**attempt)
         if dead:
             self.dead_hosts.add(host)
         return problem
 
     def _reporter(self, source: Source) -> Callable[[int, int | None], None]:
-        return lambda received, total: self.sink(FetchProgress(source.name, received, total))
+        def report(received: int, total: int | None) -> None:
+            self._check()
+            self.sink(FetchProgress(source.name, received, total))
+
+        return report
 
     def _accept(self, source: Source, partial: Path, final: Path) -> str | None:
         """Give a complete download its final name if its hash is right; else delete it and say both hashes."""
@@ -143,26 +175,37 @@ class Fetcher:
     def _from_pip(self, source: Source, final: Path) -> str | None:
         """Ask pip's configured index for a wheel, hash-checked by pip and again by us."""
         folder = self.distfiles / f"{source.sha256}.pip"
-        folder.mkdir(exist_ok=True)
-        requirement = folder / "requirement.txt"
-        requirement.write_text(f"{source.pip} --hash=sha256:{source.sha256}\n")
+        remove_tree(folder)
+        folder.mkdir()
         try:
-            run(
-                [*pip_download(source.file), "--dest", folder, "--requirement", requirement],
-                timeout=900,
-                inherit=PIP_ENV,
-            )
-        except CommandError as error:
-            lines = error.output.decode("utf-8", "replace").strip().splitlines()
-            return lines[-1] if lines else str(error)
+            requirement = folder / "requirement.txt"
+            requirement.write_text(f"{source.pip} --hash=sha256:{source.sha256}\n")
+            argv = [*pip_download(source.file), "--dest", str(folder), "--requirement", str(requirement)]
+            problem = self._run_pip(argv, folder / "log")
+            if problem is not None:
+                return problem
+            wheels = list(folder.glob("*.whl"))
+            return self._accept(source, wheels[0], final) if len(wheels) == 1 else "pip did not leave exactly one wheel"
         finally:
-            requirement.unlink()
-        wheels = list(folder.glob("*.whl"))
-        problem = self._accept(source, wheels[0], final) if len(wheels) == 1 else "pip did not leave exactly one wheel"
-        for left in folder.iterdir():
-            left.unlink()
-        folder.rmdir()
-        return problem
+            remove_tree(folder)
+
+    def _run_pip(self, argv: list[str], log_path: Path) -> str | None:
+        """Run pip until it ends, or we are stopped; the last line it wrote if it failed."""
+        with log_path.open("wb") as log:
+            process = spawn(argv, env=inherited(PIP_ENV), log=log)
+        end = time.monotonic() + PIP_SECONDS
+        try:
+            while process.poll() is None:
+                self._check()
+                if time.monotonic() > end:
+                    return f"pip did not end in {PIP_SECONDS} seconds"
+                self._stopped.wait(0.2)
+        finally:
+            kill_group(process, 0)
+        if process.returncode == 0:
+            return None
+        lines = log_path.read_bytes().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else f"pip ended with status {process.returncode}"
 
 
 # How a person points pip at an index or a proxy; everything else of the environment stays out.

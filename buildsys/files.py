@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,9 @@ def data_ranges(descriptor: int, size: int) -> list[tuple[int, int]]:
     while offset < size:
         try:
             start = os.lseek(descriptor, offset, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # only a hole is left; anything else must not pass for one
+                raise
             break
         offset = os.lseek(descriptor, start, os.SEEK_HOLE)
         ranges.append((start, offset))
@@ -90,17 +94,26 @@ def data_ranges(descriptor: int, size: int) -> list[tuple[int, int]]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, or a folder and all in it, also folders that forbid writing; missing is fine."""
+    """Remove a file, or a folder and all in it, also folders that forbid reading or writing; missing is fine."""
 
     def retry(function: Callable[..., Any], name: str, error: BaseException) -> None:
         if isinstance(error, FileNotFoundError):
             return
-        Path(name).parent.chmod(stat.S_IRWXU)
+        if not isinstance(error, PermissionError):
+            raise error
+        if Path(name) != path:
+            Path(name).parent.chmod(stat.S_IRWXU)
         if not Path(name).is_symlink():
             Path(name).chmod(stat.S_IRWXU)
-        function(name)
+        if function in (os.unlink, os.rmdir):
+            function(name)
+        else:  # the folder could not be opened or listed, so nothing below it was removed yet
+            remove_tree(Path(name))
 
     if path.is_symlink() or path.is_file():
-        path.unlink()
+        path.unlink(missing_ok=True)
     elif path.exists():
-        shutil.rmtree(path, onerror=lambda function, name, info: retry(function, name, info[1]))
+        if sys.version_info >= (3, 12):
+            shutil.rmtree(path, onexc=retry)
+        else:
+            shutil.rmtree(path, onerror=lambda function, name, info: retry(function, name, info[1]))

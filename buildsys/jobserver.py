@@ -17,6 +17,8 @@ class Jobserver:
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
         self.read_fd, self.write_fd = os.pipe()
+        # Our own way to the same pipe: O_NONBLOCK belongs to the open file, which read_fd shares with every make.
+        self._own_fd = os.open(f"/proc/self/fd/{self.read_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.write(self.write_fd, b"+" * tokens)
 
     @property
@@ -26,20 +28,17 @@ class Jobserver:
 
     def acquire(self, wake_fd: int, timeout: float) -> bool:
         """Take one token; False when `wake_fd` became readable or `timeout` seconds passed first."""
-        ready, _, _ = select.select([self.read_fd, wake_fd], [], [], timeout)
-        if self.read_fd not in ready or wake_fd in ready:
+        ready, _, _ = select.select([self._own_fd, wake_fd], [], [], timeout)
+        if self._own_fd not in ready or wake_fd in ready:
             return False
         return self.try_acquire()
 
     def try_acquire(self) -> bool:
         """Take one token if one is free right now; a make may have been faster."""
-        os.set_blocking(self.read_fd, False)
         try:
-            return len(os.read(self.read_fd, 1)) == 1
+            return len(os.read(self._own_fd, 1)) == 1
         except BlockingIOError:
             return False
-        finally:
-            os.set_blocking(self.read_fd, True)
 
     def refill(self) -> None:
         """Bring the pool back to its full number of tokens; only while nothing uses it."""
@@ -53,5 +52,6 @@ class Jobserver:
 
     def close(self) -> None:
         """Close the pipe."""
+        os.close(self._own_fd)
         os.close(self.read_fd)
         os.close(self.write_fd)

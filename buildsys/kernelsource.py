@@ -104,16 +104,19 @@ def _apt_source(package: str, fetcher: Fetcher) -> Source:
     )
     if "SHA256" not in fields:
         raise FetchError("not offered by any configured repository", reason="apt-unknown")
-    source = Source.model_validate(
-        {
-            "name": package,
-            "version": fields["Version"],
-            "sha256": fields["SHA256"],
-            "file": Path(fields["Filename"]).name,
-            "size": int(fields["Size"]),
-            "pool": fields["Filename"],
-        }
-    )
+    try:
+        source = Source.model_validate(
+            {
+                "name": package,
+                "version": fields["Version"],
+                "sha256": fields["SHA256"],
+                "file": Path(fields["Filename"]).name,
+                "size": int(fields["Size"]),
+                "pool": fields["Filename"] if fields["Filename"].startswith("pool/") else None,
+            }
+        )
+    except (KeyError, ValueError) as error:
+        raise FetchError(f"apt describes it in a way that is not understood: {error}", reason="apt-unknown") from error
     if not fetcher.have(source):
         if fetcher.offline:
             raise FetchError("--offline forbids the network", reason="fetch-offline")

@@ -90,7 +90,7 @@ def implementation(module: str) -> dict[str, str]:
         if name in found:
             continue
         path = module_path(name)
-        found[name], imports = _normalised(path)
+        found[name], imports, _ = _normalised(path)
         for target in imports:
             own = _own_module(target)
             if own is not None:
@@ -102,11 +102,14 @@ def implementation(module: str) -> dict[str, str]:
     return found
 
 
-def own_modules(module: str) -> dict[str, Path]:
-    """The files of a module and of everything of ours that it imports, by path relative to the repository."""
+def own_code(module: str) -> dict[str, bytes]:
+    """A module and everything of ours that it imports: path relative to the repository → its bytes.
+
+    The very bytes that `implementation` read for the key: an edit made while a build runs belongs to the next one.
+    """
     names = [name for name in implementation(module) if not name.endswith(_INSTALLED)]
     paths = [module_path(name) for name in names]
-    return {str(path.relative_to(REPOSITORY)): path for path in paths}
+    return {str(path.relative_to(REPOSITORY)): _normalised(path)[2] for path in paths}
 
 
 def module_path(name: str) -> Path:
@@ -143,9 +146,10 @@ def _installed_version(module: str) -> str:
 
 
 @functools.cache
-def _normalised(path: Path) -> tuple[str, list[str]]:
-    """The digest of a file's syntax tree without docstrings, and the dotted names it imports anywhere."""
-    tree = ast.parse(path.read_bytes(), str(path))
+def _normalised(path: Path) -> tuple[str, list[str], bytes]:
+    """The digest of a file's syntax tree without docstrings, the dotted names it imports anywhere, and its bytes."""
+    data = path.read_bytes()
+    tree = ast.parse(data, str(path))
     imports: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -160,7 +164,7 @@ def _normalised(path: Path) -> tuple[str, list[str]]:
                 and isinstance(first.value.value, str)
             ):
                 node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports, data
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from buildsys.config.load import read_text
 from buildsys.config.recipe import Recipe, closure
 from buildsys.errors import ConfigError
 from buildsys.graph import Action, Call, FromAction, FromPath, FromSource, Input, Plan, Script
@@ -86,7 +87,7 @@ def _recipes(project: Project) -> Iterator[Action]:
         folder, recipe = project.recipes[name]
         yield Action(
             f"recipe-{name}",
-            Script((folder / recipe.build).read_text()),
+            Script(read_text(folder / recipe.build)),
             _recipe_inputs(project, folder, recipe),
             env={"MIXOS_TARGET": project.arch.target, **recipe.env},
             links=recipe.links,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from buildsys.errors import BuildError
+from buildsys.errors import BuildError, MixosError
 from buildsys.events import ActionFinished, BuildPlanned, Note
 from buildsys.execute import DamagedInput, Executor, Stopped
 from buildsys.graph import Action, Plan
 from buildsys.store import Result
 
 MAX_REPAIRS = 10  # damaged objects in one build before we stop believing in the disk
+
+STOP_SECONDS = 10.0  # for killed actions to clean up; the next build removes what is left then
 
 Outcome = Result | BaseException
 
@@ -37,8 +41,8 @@ class _State:
 def build(plan: Plan, targets: Iterable[str], executor: Executor) -> dict[str, Result]:
     """Bring all targets up to date; returns the results by action name.
 
-    After a failure nothing new starts, what runs is finished, and the first error is raised. KeyboardInterrupt kills
-    what runs.
+    After a failure nothing new starts, what runs is finished, and the first error is raised. KeyboardInterrupt (and any
+    error of the scheduler's own) kills what runs.
     """
     order = plan.order(targets)
     durations = {name: _expected_seconds(plan.actions[name], executor) for name in order}
@@ -51,18 +55,26 @@ def build(plan: Plan, targets: Iterable[str], executor: Executor) -> dict[str, R
     wake_read, wake_write = os.pipe()
     try:
         _loop(state, done, wake_read, wake_write)
-    except KeyboardInterrupt:
+    except BaseException:
         executor.stop()
-        while state.active:
-            done.get()
-            state.active -= 1
+        _drain(state, done)
         raise
     finally:
-        os.close(wake_read)
-        os.close(wake_write)
+        if not state.active:  # else a thread that could not be stopped would write into somebody else's file
+            os.close(wake_read)
+            os.close(wake_write)
     if state.failure is not None:
         raise state.failure
     return executor.results
+
+
+def _drain(state: _State, done: queue.Queue[tuple[str, Outcome]]) -> None:
+    """Wait until what was stopped has cleaned up; not for ever, a connection may hang."""
+    end = time.monotonic() + STOP_SECONDS
+    with contextlib.suppress(queue.Empty):
+        while state.active:
+            done.get(timeout=max(0.0, end - time.monotonic()))
+            state.active -= 1
 
 
 def _loop(state: _State, done: queue.Queue[tuple[str, Outcome]], wake_read: int, wake_write: int) -> None:
@@ -71,7 +83,12 @@ def _loop(state: _State, done: queue.Queue[tuple[str, Outcome]], wake_read: int,
     while state.active or (state.ready and state.failure is None):
         while state.ready and state.failure is None:
             action = state.plan.actions[state.ready[0][1]]
-            cached = executor.lookup(action)
+            try:
+                cached = executor.lookup(action)
+            except MixosError as error:  # a missing tool, an unreadable input: what runs may finish
+                heapq.heappop(state.ready)
+                _take(state, action.name, error)
+                continue
             if cached is not None:
                 heapq.heappop(state.ready)
                 executor.sink(ActionFinished(action.name, "cached", 0.0))
@@ -119,6 +136,8 @@ def _complete(state: _State, name: str, result: Result) -> None:
     state.executor.results[name] = result
     state.repairing.discard(name)
     for dependent in state.dependents[name]:
+        if name not in state.waiting[dependent]:
+            continue  # it has run, or runs, with an earlier copy of a repaired output
         state.waiting[dependent].discard(name)
         if not state.waiting[dependent]:
             heapq.heappush(state.ready, (-state.priority[dependent], dependent))

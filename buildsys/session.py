@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from buildsys import schedule
-from buildsys.errors import HostError
-from buildsys.events import Sink
-from buildsys.execute import Executor
+from buildsys.errors import HostError, StoreError
+from buildsys.events import Note, Sink
+from buildsys.execute import DamagedInput, Executor
 from buildsys.fetch import Fetcher
 from buildsys.graph import Plan
 from buildsys.jobserver import Jobserver
@@ -42,14 +42,38 @@ class Session:
 
     def build(self, targets: Iterable[str]) -> dict[str, Result]:
         """Bring targets up to date; results by action name."""
+        _check_space(self.executor.store)
         return schedule.build(self.plan, targets, self.executor)
+
+    def sound(self, targets: Iterable[str]) -> dict[str, Result]:
+        """Hash the outputs of built targets again, before they leave the store; damaged ones are named and built anew.
+
+        `build` looks only at the inputs of what it runs. Raises StoreError when the disk damages what it is given
+        again and again.
+        """
+        names = list(targets)
+        for _ in range(schedule.MAX_REPAIRS):
+            damaged = False
+            for name in names:
+                try:
+                    self.executor.verified(name)
+                except DamagedInput as damage:
+                    self.executor.sink(Note("warning", damage.message))
+                    damaged = True
+            if not damaged:
+                return self.executor.results
+            self.build(names)
+        raise StoreError(
+            "what was built is damaged each time it is read back",
+            reason="store-damaged",
+            hint="check the disk: 'mixos cache verify'",
+        )
 
 
 @contextmanager
 def open_session(project: Project, options: Options, sink: Sink, store: Store | None = None) -> Iterator[Session]:
     """Decide on the kernel, make the plan, and hold the store while the caller works with both."""
     store = store or Store(project.cache / "store")
-    _check_space(store)
     fetcher = Fetcher(project.distfiles, sink, project.config.fetch.mirrors, options.offline)
     requested = options.kernel_source or project.config.kernel.source
     memory = project.cache / "kernel-fallback.json"

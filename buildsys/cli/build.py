@@ -29,12 +29,14 @@ def build(
     project = context.project
     wants_image = not targets or "image" in targets
     names = [name for name in targets if name != "image"] + ([IMAGE_TARGET] if wants_image else [])
+    log = project.image_file.with_name("build.log")  # reads the configuration: a mistake in it leaves no out/ behind
     # The JSON stream on stdout is the events, one a line; the closing object is the last line.
     with (
-        progress(as_json, project.out / "build.log") as sink,
+        progress(as_json, log) as sink,
         open_session(project, options(kernel_source, offline, jobs), sink) as session,
     ):
         results = session.build([*names, *(["kernel", "rootfs"] if wants_image else [])])
+        session.sound(name for name in targets if name != "image")  # export looks at what it copies
         exported = export(session, results) if wants_image else None
         paths = {name: str(session.executor.store.tree(results[name].output)) for name in names}
     if exported is not None:

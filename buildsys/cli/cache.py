@@ -28,9 +28,12 @@ def _store(context: Context) -> Store:
 @pass_context
 def ls(context: Context, as_json: bool) -> None:
     """List stored results, newest of each action first. Example: mixos cache ls --json"""
+    store = _store(context)
+    with store.session():
+        results = store.results()
     rows = [
         {"action": r.action, "key": r.key, "output": r.output, "bytes": r.size, "seconds": r.seconds}
-        for r in sorted(_store(context).results(), key=lambda r: r.action)
+        for r in sorted(results, key=lambda r: r.action)
     ]
     lines = [f"{human_bytes(float(str(r['bytes']))):>10} {r['seconds']:>8} s  {r['action']}" for r in rows]
     emit({"results": rows}, as_json, "\n".join(lines))
@@ -45,10 +48,9 @@ def verify(context: Context, as_json: bool) -> None:
     damaged: dict[str, str] = {}
     with store.session():
         for digest in store.digests():
-            problem = store.damage(digest)
+            problem = store.condemn(digest)
             if problem is not None:
                 damaged[digest] = problem
-                store.drop(digest)
     text = "\n".join(f"damaged, removed: {digest} ({path})" for digest, path in damaged.items())
     emit({"checked": True, "damaged": damaged}, as_json, text or "every stored tree is what its name says")
     if damaged:
@@ -60,17 +62,17 @@ def verify(context: Context, as_json: bool) -> None:
 
 
 @cache.command()
-@click.option("--max-size", default="8G", show_default=True, help="Keep the newest results up to this size.")
+@click.option("--max-size", default="8G", show_default=True, help="Keep the results used last up to this size.")
 @json_option
 @pass_context
 def gc(context: Context, max_size: str, as_json: bool) -> None:
-    """Remove old results, newest kept first, until the store fits. Example: mixos cache gc --max-size 2G"""
+    """Remove old results, last used kept first, until the store fits. Example: mixos cache gc --max-size 2G"""
     try:
         limit = parse_size(max_size)
     except ValueError as error:
         raise UsageError(f"--max-size {max_size}: {error}", reason="size-invalid") from error
     store = _store(context)
-    freed = store.collect(kept_outputs(store, limit))
+    freed = store.collect(lambda: kept_outputs(store, limit))
     emit({"freed": freed}, as_json, f"freed {human_bytes(freed)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from types import FrameType
 import click
 
 from buildsys.cli.context import Context
-from buildsys.errors import MixosError
+from buildsys.errors import MixosError, UsageError
+from buildsys.oserrors import host_error
 
 INTERRUPTED = 130
 
@@ -97,20 +99,28 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except MixosError as error:
-        if wants_json:
-            print(json.dumps(error.as_json()))
-        else:
-            print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
-        sys.exit(error.exit_code)
+        _report(error, wants_json)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        if not wants_json:
+            error.show()
+            sys.exit(error.exit_code)
+        _report(UsageError(error.format_message(), reason="usage"), wants_json)
     except (KeyboardInterrupt, click.Abort):
         print("\nstopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads; nor will the flush at exit fail
         sys.exit(1)
+    except OSError as error:  # a full disk, a folder of somebody else's: the user's to mend, not a defect
+        _report(host_error(error, "the system refused"), wants_json)
+
+
+def _report(error: MixosError, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(error.as_json()))
+    else:
+        print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def repro(
     ):
         session.build(names)
         for name in names:
+            session.sound(session.plan.actions[name].dependencies)
             path = session.executor.differs(session.plan.actions[name])
             if path is not None:
                 different[name] = path

@@ -22,7 +22,7 @@ from image.machine import DISK_BUSES, Machine
 )
 @click.option("--display", is_flag=True, help="Open a window with the machine's screen.")
 @click.option("--memory", default=1024, show_default=True, type=click.IntRange(128, 1 << 20), help="MiB of RAM.")
-@click.option("--cpus", default=2, show_default=True, type=click.IntRange(1, 64))
+@click.option("--cpus", type=click.IntRange(1, 64), help="Processors (default: 2, or 1 without KVM).")
 @click.option("--disk-size", default="2G", show_default=True, help="The machine's disk; first boot grows into it.")
 @click.option("--disk-bus", type=click.Choice(DISK_BUSES), default="virtio", show_default=True)
 @click.option(
@@ -43,7 +43,7 @@ def run(
     serial: bool,
     display: bool,
     memory: int,
-    cpus: int,
+    cpus: int | None,
     disk_size: str,
     disk_bus: str,
     ssh_port: int,

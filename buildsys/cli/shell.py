@@ -32,6 +32,7 @@ def shell(
         action = session.plan.actions[session.plan.order([target])[-1]]
         if action.dependencies:
             session.build(action.dependencies)
+            session.sound(action.dependencies)
         executor = session.executor
         failed = executor.store.root / "failed" / action.name
         scratch = executor.store.stage()

@@ -15,7 +15,7 @@ MIN_ALIGN = 1 << 20
 
 def parse_size(value: object) -> int:
     """'256M' or a number of bytes → bytes."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     match = re.fullmatch(r"(\d{1,12})([KMG]?)", value) if isinstance(value, str) else None
     if match is None:
@@ -39,7 +39,8 @@ class Image(Strict):
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")] = "mixos"
     version: Version
-    epoch: Annotated[int, Field(gt=0, description="SOURCE_DATE_EPOCH, seconds since 1970")]
+    # 32 bits, as the time stamps of squashfs
+    epoch: Annotated[int, Field(gt=0, lt=1 << 32, description="SOURCE_DATE_EPOCH, seconds since 1970")]
     profile: Literal["release", "debug"] = "release"
     filesystem: Literal["squashfs", "erofs"] = "squashfs"
     max_root: Size = 64 << 20  # budget for the compressed root file system

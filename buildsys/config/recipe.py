@@ -13,6 +13,8 @@ from buildsys.config.load import Strict, load_toml
 from buildsys.errors import ConfigError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]{0,60}$")]
+# A place in the sandbox's root where a link may stand: absolute, and no component that leads elsewhere.
+LinkPath = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+$")]
 Mode = Annotated[str, StringConstraints(pattern=r"^[0-7]{4}$")]
 
 
@@ -51,7 +53,7 @@ class Recipe(Strict):
     sources: tuple[Name, ...] = ()
     build_depends: tuple[Name, ...] = ()
     depends: tuple[Name, ...] = ()
-    links: dict[str, str] = Field(default_factory=dict)
+    links: dict[LinkPath, str] = Field(default_factory=dict)
     env: dict[str, str] = Field(default_factory=dict)
     build: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")] = "build.sh"
     package: bool = True  # false: only used by other builds

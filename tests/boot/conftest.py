@@ -15,7 +15,8 @@ import pytest
 
 from buildsys.project import Project
 from buildsys.run import Completed
-from image import qemu
+from image import esp, gpt, qemu
+from image.host import opened
 from image.machine import Machine
 from tests.boot.guest import BOOT_SECONDS, Guest, KeyVm
 from tests.hostpackages import ROOT
@@ -98,9 +99,10 @@ class FirstBoot:
 
 @dataclass
 class Shared:
-    """The long-lived guest and what was recorded at its first boot."""
+    """The long-lived guest, the files of its ESP before it was ever started, and what its first boot was like."""
 
     guest: Guest
+    esp: dict[str, bytes]
     first: FirstBoot
 
 
@@ -108,6 +110,8 @@ class Shared:
 def shared(make_guest: Callable[..., Guest]) -> Shared:
     """Boot the image once, on virtio, with a disk larger than the image."""
     guest = make_guest()
+    with opened(guest.vm.disk) as disk:
+        fresh = esp.read(disk, gpt.read(disk).find(esp.NAME))
     began = time.monotonic()
     guest.start()
     guest.wait_ssh()
@@ -123,7 +127,7 @@ def shared(make_guest: Callable[..., Guest]) -> Shared:
         guest.run("cat /etc/ssh/ssh_host_ed25519_key.pub"),
         guest.lines("ls /boot/EFI/Linux"),
     )
-    return Shared(guest, first)
+    return Shared(guest, fresh, first)
 
 
 @pytest.fixture

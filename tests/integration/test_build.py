@@ -7,12 +7,14 @@ import signal
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from buildsys import schedule
-from buildsys.errors import BuildError
+from buildsys.errors import BuildError, HostError, StoreError
 from buildsys.events import ActionFinished, Event, Note
 from buildsys.execute import Executor
 from buildsys.fetch import Fetcher
@@ -20,6 +22,7 @@ from buildsys.graph import Action, FromAction, FromPath, Plan, Script
 from buildsys.jobserver import Jobserver
 from buildsys.lock import Lock
 from buildsys.run import Process, spawn
+from buildsys.session import Session
 from buildsys.store import Result, Store
 
 pytestmark = pytest.mark.integration
@@ -34,11 +37,15 @@ class Builder:
 
     def __call__(self, *actions: Action) -> dict[str, Result]:
         self.events.clear()
+        with self.executor() as executor:
+            return schedule.build(Plan.of(actions), [action.name for action in actions], executor)
+
+    @contextmanager
+    def executor(self) -> Iterator[Executor]:
         jobserver = Jobserver(2)
         fetcher = Fetcher(self.store.root, self.events.append, offline=True)
-        executor = Executor(self.store, fetcher, Lock(Path("lock"), {}), 1703030400, jobserver, self.events.append)
         try:
-            return schedule.build(Plan.of(actions), [action.name for action in actions], executor)
+            yield Executor(self.store, fetcher, Lock(Path("lock"), {}), 1703030400, jobserver, self.events.append)
         finally:
             jobserver.close()
 
@@ -98,6 +105,9 @@ def test_the_world_of_an_action_is_always_the_same(build: Builder):
         "test -e /root",
         "test -e /home",
         "test -e /usr/local/bin",
+        "test -w /proc/sys/kernel/core_pattern",
+        "test -w /proc/sysrq-trigger",
+        "echo 1 >/proc/1/oom_score_adj",
         "kill -0 2000000 || test $(ls -d /proc/[0-9]* | wc -l) -gt 6",
     ],
 )
@@ -141,6 +151,78 @@ def test_a_damaged_object_is_named_and_rebuilt(build: Builder):
     assert any(output in text and "'first'" in text for text in notes)
 
 
+def test_a_lost_listing_is_no_reason_to_stop(build: Builder):
+    first = script("first", "echo x >/out/x; echo y >/out/y")
+    output = build(first)["first"].output
+    (build.store.root / "trees" / f"{output}.json").unlink()
+    second = script("second", "cp /in/first /out/y", first=FromAction("first", "x"))
+    assert build.read(build(first, second)["second"], "y") == "x\n"
+    (build.store.root / "trees" / f"{output}.json").unlink()
+    (build.store.tree(output) / "x").write_text("damaged")
+    build(first, second)
+    assert build.how() == {"first": "cached", "second": "cached"} | {"first": "built"}
+    assert build.store.damage(output) is None
+
+
+def test_a_repair_starts_nothing_a_second_time(build: Builder):
+    first = script("first", "echo x >/out/x")
+    output = build(first)["first"].output
+    (build.store.tree(output) / "x").write_text("y")
+    rest = [script(name, f"cp /in/first/x /out/{name}", first=FromAction("first")) for name in ("a", "b", "c")]
+    build(first, *rest)
+    finished = [event.action for event in build.events if isinstance(event, ActionFinished)]
+    assert sorted(finished) == ["a", "b", "c", "first", "first"]
+
+
+def test_a_damaged_target_is_built_again_before_it_leaves_the_store(build: Builder):
+    first = script("first", "echo x >/out/x")
+    output = build(first)["first"].output
+    for damage in (lambda tree: (tree / "x").write_text("y"), lambda tree: (tree / "x").unlink()):
+        damage(build.store.tree(output))
+        with build.executor() as executor:
+            session = Session(None, Plan.of([first]), None, executor)  # type: ignore[arg-type]
+            assert session.build(["first"])["first"].output == output  # nothing was read
+            assert session.sound(["first"])["first"].output == output
+        assert build.store.damage(output) is None
+    assert any(isinstance(event, Note) and output in event.text for event in build.events)
+
+
+def test_an_action_that_cannot_start_lets_what_runs_finish(build: Builder):
+    slow = script("slow", "sleep 1; echo x >/out/x")
+    quick = script("quick", "true")
+    lacking = Action("lacking", Script("true"), {"quick": FromAction("quick")}, tools=("no-such-program",))
+    with pytest.raises(HostError) as caught:
+        build(slow, quick, lacking)
+    assert caught.value.reason == "tool-missing"
+    assert build.how() == {"quick": "built", "slow": "built"}
+    assert not list((build.store.root / "staging").iterdir())
+
+
+@pytest.mark.parametrize("only", [(), ("x",)])
+def test_an_input_that_changes_under_a_build_makes_no_result(build: Builder, tmp_path: Path, only: tuple[str, ...]):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "x").write_text("old")
+    action = script("action", "cp /in/src/x /out/x", src=FromPath(folder, only))
+    with build.executor() as executor:
+        executor.document(action)  # the key is made of what is there now
+        (folder / "x").write_text("new")
+        with pytest.raises(BuildError) as caught:
+            executor.execute(action)
+    assert caught.value.reason == "input-changed"
+    assert build.store.latest("action") is None
+    assert build.read(build(action)["action"], "x") == "new"
+
+
+@pytest.mark.parametrize("folder", ["logs", "staging"])
+def test_a_store_that_cannot_be_written_is_an_error_not_a_defect(build: Builder, folder: str):
+    (build.store.root / folder).rmdir()
+    (build.store.root / folder).write_text("")
+    with pytest.raises(StoreError) as caught:
+        build(script("action", "true"))
+    assert caught.value.reason == "store-write"
+
+
 def test_a_failure_shows_the_end_of_its_log_and_keeps_the_rest(build: Builder):
     bad = script("bad", "echo something >/build/left; echo the reason >&2; exit 7")
     error = failing(build, bad)
@@ -169,6 +251,19 @@ def test_make_shares_the_tokens(build: Builder):
         running += {"start": 1, "end": -1}.get(line, 0)
         most = max(most, running)
     assert most == 2
+
+
+def test_taking_a_token_never_makes_a_child_wait_or_fail():
+    """O_NONBLOCK is shared by all who hold the same open file: make sets it, and relies on it."""
+    jobserver = Jobserver(1)
+    assert os.get_blocking(jobserver.read_fd)
+    os.set_blocking(jobserver.read_fd, False)  # as make does
+    assert jobserver.try_acquire()
+    assert not jobserver.try_acquire()
+    assert not os.get_blocking(jobserver.read_fd)
+    jobserver.refill()
+    assert jobserver.try_acquire()
+    jobserver.close()
 
 
 def test_cycles_are_named(build: Builder):
@@ -217,6 +312,21 @@ def test_interrupting_stops_every_process_and_leaves_the_store_sound(tmp_path: P
     assert build.store.latest("slow") is None
     build(script("quick", "echo q >/out/q"))
     assert build.how() == {"quick": "cached"}
+
+
+def test_a_build_that_waits_for_another_one_can_be_interrupted(tmp_path: Path):
+    one = driver(tmp_path, 977.75)
+    await_log(tmp_path)
+    two = driver(tmp_path, 977.75)
+    try:
+        time.sleep(3)
+        two.send_signal(signal.SIGINT)
+        two.communicate(timeout=8)
+        assert one.poll() is None
+    finally:
+        for process in (one, two):
+            process.kill()
+            process.wait(30)
 
 
 def readable(path: Path) -> bool:

@@ -62,6 +62,11 @@ def test_a_wrong_value_shows_value_and_place():
     assert "'soon'" in error.message
 
 
+@pytest.mark.parametrize("epoch", ["0", "-1", "4294967296", "99999999999999999999"])
+def test_an_epoch_that_no_calendar_has(epoch: str):
+    assert failing(GOOD.replace("1703030400", epoch)).reason == "config-value"
+
+
 @pytest.mark.parametrize("text", ["a = ", "[image", "\x00", "a = 1\na = 2", "x = " + "[" * 5000])
 def test_text_that_is_not_toml_is_a_config_error(text: str):
     assert failing(text).reason == "config-syntax"
@@ -80,7 +85,7 @@ def test_sizes(text: object, size: int):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "M", "-1M", "1T", "1.5M", None, True, "9" * 40])
+@pytest.mark.parametrize("text", ["", "M", "-1M", "1T", "1.5M", None, True, "9" * 40, -1])
 def test_sizes_that_are_none(text: object):
     with pytest.raises(ValueError):
         parse_size(text)
@@ -153,6 +158,16 @@ def test_a_recipe_must_have_its_folders_name(tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
         load_recipes(tmp_path)
     assert caught.value.reason == "recipe-name"
+
+
+@pytest.mark.parametrize("path", ["/../../etc/x", "/lib/../../x", "lib/x", "/", "/lib//x", "/lib/./x", "/lib/x/"])
+def test_a_link_that_would_leave_the_sandbox_is_refused(tmp_path: Path, path: str):
+    recipe(tmp_path, "a", [])
+    file = tmp_path / "a" / "recipe.toml"
+    file.write_text(file.read_text() + f'links = {{ "{path}" = "/in/musl" }}\n')
+    with pytest.raises(ConfigError) as caught:
+        load_recipes(tmp_path)
+    assert caught.value.reason == "config-value"
 
 
 def test_a_source_is_locked_once(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ class Handler(BaseHTTPRequestHandler):
             status, body, start = (404 if self.path == "/missing" else 503), b"", 0
         elif self.path == "/evil":
             body, start = b"x" * len(BODY), 0
+        elif self.path == "/encoded":
+            body, start = gzip.compress(BODY, mtime=0), 0
         elif self.path == "/endless":
             body, start = BODY * 8, 0
         elif start and self.path != "/norange":
@@ -54,6 +57,12 @@ class Handler(BaseHTTPRequestHandler):
         else:
             start = 0
         self.send_response(status)
+        if status == 206 and self.path != "/shifted":
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        elif status == 206:
+            self.send_header("Content-Range", f"bytes 0-{len(body) - start - 1}/{len(body)}")
+        if self.path == "/encoded":
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
         data = body[start:]
@@ -103,6 +112,54 @@ def test_a_cut_download_resumes_where_it_ended(server: Server, fetcher: Fetcher)
 def test_a_server_without_ranges_starts_over(server: Server, fetcher: Fetcher, tmp_path: Path):
     (tmp_path / f"{SHA}.partial").write_bytes(BODY[:1000])
     assert fetcher.get(source(server.url("norange"))).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("size", [1000, len(BODY), len(BODY) + 9])
+def test_the_beginning_of_another_file_is_not_fatal(server: Server, fetcher: Fetcher, tmp_path: Path, size: int):
+    (tmp_path / f"{SHA}.partial").write_bytes(b"x" * size)
+    assert fetcher.get(source(server.url("good"))).read_bytes() == BODY
+    assert names(tmp_path) == [SHA]
+
+
+def test_a_partial_answer_to_another_question_is_not_appended(server: Server, fetcher: Fetcher, tmp_path: Path):
+    (tmp_path / f"{SHA}.partial").write_bytes(BODY[:1000])
+    assert fetcher.get(source(server.url("shifted"))).read_bytes() == BODY
+    assert [wanted for _, wanted in server.requests] == ["bytes=1000-", None]
+
+
+def test_what_a_server_calls_its_encoding_does_not_change_the_file(server: Server, fetcher: Fetcher, tmp_path: Path):
+    compressed = gzip.compress(BODY, mtime=0)
+    wanted = source(server.url("encoded"), sha=hashlib.sha256(compressed).hexdigest(), size=len(compressed))
+    assert fetcher.get(wanted).read_bytes() == compressed
+
+
+def test_a_full_disk_and_a_forbidden_folder_are_errors_not_tracebacks(server: Server, fetcher: Fetcher, tmp_path: Path):
+    (tmp_path / f"{SHA}.partial").symlink_to("/dev/full")
+    with pytest.raises(FetchError) as caught:
+        fetcher.get(source(server.url("norange")))
+    assert caught.value.reason == "disk-full"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FetchError) as caught:
+        Fetcher(tmp_path / "file" / "x", lambda event: None).get(source(server.url("good")))
+    assert caught.value.reason == "fetch-write"
+
+
+def test_stopping_ends_a_download_and_the_wait_for_another_one(server: Server, fetcher: Fetcher):
+    wanted = source(server.url("good"))
+
+    def get() -> None:
+        with pytest.raises(FetchError):
+            fetcher.get(wanted)
+
+    with fetcher._one_at_a_time(wanted):
+        thread = threading.Thread(target=get)
+        thread.start()
+        fetcher.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+    with pytest.raises(FetchError) as caught:
+        fetcher.get(wanted)
+    assert caught.value.reason == "fetch-stopped"
 
 
 def test_a_server_error_is_tried_again(server: Server, fetcher: Fetcher):

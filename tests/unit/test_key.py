@@ -101,6 +101,13 @@ def test_code_and_what_it_imports_does(package: Path):
     assert code("image.one") == before
 
 
+def test_an_action_runs_the_very_code_that_its_key_names(package: Path):
+    before = code("image.one")
+    (package / "two.py").write_text("def f():\n    return 2\n")  # edited while the build runs
+    assert key.implementation("image.one") == before
+    assert key.own_code("image.one")["image/two.py"] == b"def f():\n    return 1\n"
+
+
 def test_why_names_the_leaf_that_differs():
     old = {"env": {"A": "1"}, "inputs": {"x": "aa"}}
     new = {"env": {"A": "2"}, "inputs": {"x": "aa", "y": "bb"}}

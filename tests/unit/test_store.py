@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import signal
+import tempfile
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from buildsys.cli.cache import kept_outputs
 from buildsys.errors import StoreError
+from buildsys.files import data_ranges, remove_tree
 from buildsys.store import Store
 
 STEPS = ("settled", "listed", "renamed", "recorded")
@@ -118,9 +125,9 @@ def test_gc_refuses_while_a_build_runs_and_keeps_what_it_is_told(tmp_path: Path)
     store = Store(tmp_path)
     kept, gone = commit(store, "1" * 64, "a"), commit(store, "2" * 64, "b")
     with store.session(), pytest.raises(StoreError) as caught:
-        Store(tmp_path).collect(set())
+        Store(tmp_path).collect(set)
     assert caught.value.reason == "store-busy"
-    assert store.collect({kept.output}) > 0
+    assert store.collect(lambda: {kept.output}) > 0
     assert store.result("1" * 64) is not None
     assert store.digests() == [kept.output]
     assert gone.output != kept.output
@@ -131,3 +138,185 @@ def test_an_unusable_place_is_an_error(tmp_path: Path):
     with pytest.raises(StoreError) as caught:
         Store(tmp_path / "file" / "store")
     assert caught.value.reason == "store-unusable"
+
+
+def test_a_lost_or_mangled_listing_is_made_again_from_the_tree(tmp_path: Path):
+    store = Store(tmp_path)
+    result = commit(store)
+    listing = tmp_path / "trees" / f"{result.output}.json"
+    whole, part = listing.read_bytes(), store.part_digest(result.output, "dir")
+    for text in (None, b"", b"[[]]", whole.replace(b"hello", b"jello").replace(b"420", b"493"), b"\xff"):
+        listing.unlink()
+        if text is not None:
+            listing.write_bytes(text)
+        assert store.part_digest(result.output, "dir") == part
+        assert listing.read_bytes() == whole
+    listing.unlink()
+    (store.tree(result.output) / "dir" / "file").write_text("jello")
+    with pytest.raises(StoreError) as caught:
+        store.part_digest(result.output, "dir")
+    assert caught.value.reason == "store-damaged"
+
+
+@pytest.mark.parametrize("output", ["", ".", "..", "../failed", 7, None])
+def test_a_record_that_points_elsewhere_is_a_miss(tmp_path: Path, output: object):
+    store = Store(tmp_path)
+    result = commit(store)
+    record = tmp_path / "actions" / ("k" * 64 + ".json")
+    record.write_text(record.read_text().replace(json.dumps(result.output), json.dumps(output)))
+    assert store.result("k" * 64) is None
+
+
+def test_a_mangled_pointer_to_the_latest_result_is_none(tmp_path: Path):
+    store = Store(tmp_path)
+    commit(store)
+    (tmp_path / "latest" / "demo").write_bytes(b"\xff\x00")
+    assert store.latest("demo") is None
+    store.touch_latest("demo", "k" * 64)
+    assert store.latest("demo") is not None
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next_but_not_under_a_living_one(tmp_path: Path):
+    store = Store(tmp_path)
+    fill(store)
+    with store.session():
+        assert not list((tmp_path / "staging").iterdir())
+        mine = fill(store)
+        with Store(tmp_path).session():
+            assert mine.exists()
+
+
+def test_gc_decides_when_no_build_can_add_results_and_removes_what_is_of_no_use(tmp_path: Path):
+    store = Store(tmp_path)
+    result = commit(store)
+    store.keep_failed(fill(store), "other")
+    for left in ("trees/.x.json.1234", "actions/.y", "latest/.demo.12", "trees/" + "0" * 64 + ".json", "locks/k"):
+        (tmp_path / left).write_text("")
+
+    def choose() -> set[str]:
+        with pytest.raises(BlockingIOError), (tmp_path / "locks" / "store").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return {result.output}
+
+    assert store.collect(choose) == 0
+    assert store.result("k" * 64) == result
+    left = {str(path.relative_to(tmp_path)) for folder in tmp_path.iterdir() for path in folder.iterdir()}
+    tree = f"trees/{result.output}"
+    assert left == {tree, f"{tree}.json", f"actions/{'k' * 64}.json", "latest/demo", "locks/store"}
+
+
+def test_gc_keeps_what_was_used_last(tmp_path: Path):
+    store = Store(tmp_path)
+    old, new = commit(store, "1" * 64, "a", "old"), commit(store, "2" * 64, "b", "new")
+    for age, key in ((200, "1"), (100, "2")):
+        record = tmp_path / "actions" / (key * 64 + ".json")
+        os.utime(record, (record.stat().st_mtime - age,) * 2)
+    assert kept_outputs(store, 1) == {new.output}
+    store.touch_latest("old", "1" * 64)
+    assert kept_outputs(store, 1) == {old.output}
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.ENOSPC, "disk-full"), (errno.EDQUOT, "disk-full"), (errno.EIO, "store-write")]
+)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_disk_that_fills_up_at_any_step_leaves_the_store_sound(tmp_path: Path, step: str, number: int, reason: str):
+    def hook(name: str) -> None:
+        if name == step:
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(StoreError) as caught:
+        commit(Store(tmp_path, hook))
+    assert caught.value.reason == reason
+    store = Store(tmp_path)
+    assert all(store.damage(digest) is None for digest in store.digests())
+    assert store.damage(commit(store).output) is None
+
+
+def test_no_folder_to_build_in_is_an_error(tmp_path: Path):
+    store = Store(tmp_path)
+    (tmp_path / "staging").rmdir()
+    (tmp_path / "staging").write_text("")
+    with pytest.raises(StoreError) as caught:
+        store.stage()
+    assert caught.value.reason == "store-write"
+
+
+def test_a_failed_attempt_that_cannot_be_kept_hides_no_error(tmp_path: Path):
+    store = Store(tmp_path)
+    (tmp_path / "failed").rmdir()
+    assert store.keep_failed(fill(store), "demo") is None
+
+
+def test_a_success_forgets_the_failure_before_it(tmp_path: Path):
+    store = Store(tmp_path)
+    kept = store.keep_failed(fill(store), "demo")
+    assert kept is not None
+    commit(store)
+    assert not kept.exists()
+
+
+def test_waiting_for_another_build_can_be_ended(tmp_path: Path):
+    store = Store(tmp_path)
+
+    def stop() -> None:
+        raise InterruptedError
+
+    with store.building("k", lambda: None), pytest.raises(InterruptedError):  # noqa: SIM117 - the inner one must fail
+        with Store(tmp_path).building("k", lambda: None, stop):
+            raise AssertionError
+
+
+def as_nobody(action: Callable[[], None]) -> int:
+    """Run `action` in a child without any rights over others' files; its exit status."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def nobodys() -> Iterator[Path]:
+    """A folder of an ordinary user's; pytest's own are root's alone."""
+    folder = Path(tempfile.mkdtemp())
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, 65534)
+    yield folder
+    remove_tree(folder)
+
+
+def test_an_ordinary_user_can_remove_and_store_what_forbids_it(nobodys: Path):
+    def work() -> None:
+        store = Store(nobodys / "store")
+        staged = fill(store)
+        (staged / "build" / "secret" / "deep").mkdir(parents=True)
+        (staged / "build" / "secret" / "deep" / "file").write_text("x")
+        (staged / "build" / "secret" / "deep").chmod(0o555)
+        (staged / "build" / "secret").chmod(0)
+        (staged / "out").chmod(0o555)
+        store.commit(staged, "demo", "k" * 64, {}, 0, EPOCH)
+        assert not staged.exists()
+
+    assert as_nobody(work) == 0
+
+
+def test_a_hole_at_the_end_is_no_error_and_an_error_is_no_hole(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"x" * 4096)
+    with (tmp_path / "file").open("r+b") as file:
+        file.truncate(1 << 20)
+        assert data_ranges(file.fileno(), 1 << 20) == [(0, 4096)]
+    read, write = os.pipe()
+    with pytest.raises(OSError) as caught:
+        data_ranges(read, 10)
+    assert caught.value.errno == errno.ESPIPE
+    os.close(read)
+    os.close(write)
