@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from buildsys.config.load import read_text
+from buildsys.config.positions import nearest, positions
 from buildsys.config.recipe import Recipe, closure
 from buildsys.errors import ConfigError
 from buildsys.graph import Action, Call, FromAction, FromPath, FromSource, Input, Plan, Script
@@ -113,7 +114,9 @@ def _needed_recipes(project: Project) -> set[str]:
 def _installed(project: Project) -> list[str]:
     """All packages of the image: the ones asked for, their dependencies, and our own."""
     names = tuple(name for name in project.config.packages.install if name not in OWN_PACKAGES)
-    return [*OWN_PACKAGES, *closure(project.recipes, names, str(project.config_file))]
+    place = nearest(positions(read_text(project.config_file)), ("packages", "install"))
+    wanted_by = f"{project.config_file}:{place.line}:{place.column}: packages.install"
+    return [*OWN_PACKAGES, *closure(project.recipes, names, wanted_by)]
 
 
 def _recipe_inputs(project: Project, folder: Path, recipe: Recipe) -> dict[str, Input]:
@@ -142,8 +145,11 @@ def _package(project: Project, recipe: Recipe, build: str) -> Action:
 
 
 def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
+    from rootfs.basefiles import read_settings  # its template engine is slow to import, and most verbs plan nothing
+
     config = project.config
     root = project.root
+    read_settings(config.settings)  # a mistake in them is an error now, not in the middle of the build
     yield Action(
         "base-files",
         Call(
