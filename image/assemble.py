@@ -17,11 +17,12 @@ import re
 from pathlib import Path
 
 from buildsys.errors import ImageError
+from buildsys.files import data_ranges
 from buildsys.job import Job
 from image import deb, esp, gpt, layout
 from image import uki as uki_format
 from image import verity as verity_format
-from image.host import copy_range, data_ranges, image_errors, opened
+from image.host import copy_range, image_errors, opened
 
 ROOT_FILE = "root.squashfs"
 TREE_FILE = "verity.img"

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buildsys.errors import ConfigError, ImageError
+from buildsys.files import data_ranges
 from image import esp, gpt
 from image.blockdev import Device, Places, check_free, inspect, open_exclusive
-from image.host import data_ranges, image_errors, opened
+from image.host import image_errors, opened
 from image.uki import read_uki
 
 MIB = 1 << 20

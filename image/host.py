@@ -33,19 +33,6 @@ def opened(path: Path, flags: int = os.O_RDONLY, mode: int = 0o644) -> Iterator[
         os.close(fd)
 
 
-def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of the parts of a file that are not holes (lseek(2) SEEK_DATA); the whole file where unknown."""
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
-            return
-        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        yield start, end
-        at = end
-
-
 def copy_range(source: int, target: int, start: int, end: int, to: int) -> None:
     """Copy bytes start..end of one file to offset `to` of another, in the kernel, sharing extents where it can."""
     while start < end:
