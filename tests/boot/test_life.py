@@ -97,6 +97,7 @@ def test_what_was_written_is_still_there(guest: Guest, rebooted: Seen) -> None:
 
 
 def test_a_reboot_is_a_new_boot_of_the_same_device(first: FirstBoot, rebooted: Seen) -> None:
+    assert rebooted.serial.count("BdsDxe: starting") == 1, rebooted.serial  # the firmware ran once: no boot failed
     assert rebooted.status["boot_id"] != first.status["boot_id"]
     assert rebooted.host_key == first.host_key
     assert rebooted.status["slot"] == "a"
