@@ -130,6 +130,7 @@ def make_report(
     return {
         "format": 1,
         "kernel": str(version),
+        "release": str(version) + final.get("LOCALVERSION", "").strip('"'),  # what uname -r will say
         "compiler": final.get("CC_VERSION_TEXT", "").strip('"'),
         "requested": {symbol: request.value for symbol, request in resolution.effective.items()},
         "final": dict(final),

@@ -47,7 +47,7 @@ def build(job: Job) -> None:
         (tree / link).parent.mkdir(parents=True, exist_ok=True)
         (tree / link).symlink_to(target)
     report = json.loads(job.inputs["kernel-report"].read_bytes())
-    render_templates(data / "templates", tree, context(job.params, report["kernel"], job.epoch))
+    render_templates(data / "templates", tree, context(job.params, report["release"], job.epoch))
     for path, file in render(settings).items():
         _write(tree / path, file.data)
     _write(tree / SETTINGS_PATH, json.dumps(settings.as_mapping(), indent=1, ensure_ascii=False).encode() + b"\n")

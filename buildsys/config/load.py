@@ -63,13 +63,15 @@ def parse_toml(text: str, path: Path, model: type[Model]) -> Model:
     except ValidationError as error:
         places = positions(text)
         lines = [_explain(detail, places, path, model) for detail in error.errors()[:20]]
-        raise ConfigError("\n".join(lines), reason=_reason(error.errors()[0])) from error
+        raise ConfigError("\n".join(lines), reason=_reason(error.errors())) from error
 
 
-def _reason(detail: ErrorDetails) -> str:
-    return {"extra_forbidden": "config-unknown-key", "missing": "config-missing-key"}.get(
-        detail["type"], "config-value"
-    )
+def _reason(details: list[ErrorDetails]) -> str:
+    """The reason of several mistakes: a misspelt key explains the one that is missing for it."""
+    kinds = {detail["type"] for detail in details}
+    if "extra_forbidden" in kinds:
+        return "config-unknown-key"
+    return "config-missing-key" if "missing" in kinds else "config-value"
 
 
 def _explain(

@@ -35,7 +35,7 @@ def table(figures: Iterable[Figure]) -> str:
         lines += ["", group]
         for row in rows:
             if row.group == group:
-                words = [f"  {row.name:<44}{row.value:>10.2f} {row.unit:<4}", row.verdict(), row.note]
+                words = [f"  {row.name:<54}{row.value:>10.2f} {row.unit:<4}", row.verdict(), row.note]
                 lines.append("  ".join(word for word in words if word).rstrip())
     return "\n".join(lines[1:])
 

@@ -49,6 +49,10 @@ def test_an_unknown_key_is_located_and_a_near_name_suggested():
     assert "'source'" in error.message
 
 
+def test_a_misspelt_required_key_is_called_misspelt():
+    assert failing(GOOD.replace("version", "versoin")).reason == "config-unknown-key"
+
+
 def test_a_missing_key_is_located_at_its_table():
     error = failing("[image]\nepoch = 1\n[packages]\ninstall = []\n")
     assert error.reason == "config-missing-key"

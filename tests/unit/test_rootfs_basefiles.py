@@ -20,7 +20,7 @@ def built(tmp_path, **params):
     out, work = tmp_path / "out", tmp_path / "work"
     out.mkdir()
     work.mkdir()
-    (report := tmp_path / "report.json").write_text('{"kernel": "6.12.1"}')
+    (report := tmp_path / "report.json").write_text('{"release": "6.12.1-mixos"}')
     values = {"version": "0.1.0", "build_id": "abc", "kernel": KERNEL, **params}
     build(Job({"rootfs": ROOTFS, "kernel-report": report}, out, work, values, 1_700_000_000, 1))
     return open_artifact(out)
