@@ -34,6 +34,7 @@ _RECORD = "machine.json"
 _LOCK = "lock"
 _PORT_TRIES = 5
 _START_SECONDS = 60.0
+BUTTON_SECONDS = 10.0  # between two presses of the power button
 
 
 def prepare_disk(image: Path, disk: Path, size: int | None = None, preseed: str | None = None) -> Path:
@@ -249,23 +250,29 @@ def wait_exit(running: Running, seconds: float) -> bool:
 def stop(running: Running, seconds: float = 30.0) -> str:
     """End a machine: power button, after `seconds` QEMU's `quit`, at last SIGKILL.
 
+    The button is pressed again every few seconds: a guest that is still booting does not notice the first time.
     Returns how it ended: "powerdown", "quit" or "kill".
     """
-    for how, command, patience in (("powerdown", "system_powerdown", seconds), ("quit", "quit", 5.0)):
-        if patience <= 0:
-            continue
-        try:
-            with running.qmp(timeout=3.0) as monitor:
-                monitor.command(command)
-        except ImageError as error:
-            if error.reason not in ("qmp-closed", "qmp-connect", "qmp-timeout"):
-                raise
-        if wait_exit(running, patience):
-            _forget(running)
-            return how
-    _kill(running)
+    deadline = time.monotonic() + seconds
+    how = ""
+    while not how and (left := deadline - time.monotonic()) > 0:
+        how = "powerdown" if _press(running, "system_powerdown", min(left, BUTTON_SECONDS)) else ""
+    how = how or ("quit" if _press(running, "quit", 5.0) else "")
+    if not how:
+        _kill(running)
     _forget(running)
-    return "kill"
+    return how or "kill"
+
+
+def _press(running: Running, command: str, patience: float) -> bool:
+    """Give the monitor a command; whether the machine ended within `patience` seconds."""
+    try:
+        with running.qmp(timeout=3.0) as monitor:
+            monitor.command(command)
+    except ImageError as error:
+        if error.reason not in ("qmp-closed", "qmp-connect", "qmp-timeout"):
+            raise
+    return wait_exit(running, patience)
 
 
 def _kill(running: Running) -> None:
