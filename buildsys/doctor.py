@@ -25,6 +25,7 @@ TOOLS = {
     "gcc": "gcc",
     "ld": "binutils",
     "make": "make",
+    "patch": "patch",
     "flex": "flex",
     "bison": "bison",
     "bc": "bc",

@@ -26,7 +26,7 @@ from buildsys.project import Project
 from kernel.kconfig import read_fragments
 from kernel.waivers import check_waivers, read_waivers
 
-KERNEL_TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc", "perl", "zstd", "sh")
+KERNEL_TOOLS = ("gcc", "ld", "make", "patch", "flex", "bison", "bc", "perl", "zstd", "sh")
 RECIPE_TOOLS = ("make", "perl", "sed", "tar", "sh")
 # What a profile adds to the kernel's command line: debug shows every message of the kernel on the console.
 PROFILE_WORDS: dict[str, tuple[str, ...]] = {"release": (), "debug": ("ignore_loglevel", "printk.time=1")}
@@ -62,7 +62,7 @@ def _kernel(project: Project, kernel: KernelInput) -> Iterator[Action]:
     yield Action(
         "kernel-config",
         Call("kernel.config:configure", {"today": _today(project)}),
-        {"linux": kernel.source, "kernel": FromPath(folder, ("fragments/*", "*.toml", "*.txt", "*.sh"))},
+        {"linux": kernel.source, "kernel": FromPath(folder, ("fragments/*", "patches/*", "*.toml", "*.txt", "*.sh"))},
         tools=KERNEL_TOOLS,
     )
     yield Action(
@@ -71,6 +71,7 @@ def _kernel(project: Project, kernel: KernelInput) -> Iterator[Action]:
         {
             "linux": kernel.source,
             "config": FromAction("kernel-config", "config"),
+            "patches": FromAction("kernel-config", "patches"),
             "unpack": FromPath(folder / "unpack.sh"),
         },
         tools=KERNEL_TOOLS,

@@ -4,11 +4,12 @@
 # In:  /in/linux   source: tree, tarball or linux-source .deb (unpack.sh)
 #      /in/config  the file `config` of kernel.config:configure's output
 #      /in/unpack  kernel/unpack.sh
+#      /in/patches patches for this version, in order: `patches/` of the same output
 # Out: bzImage, config, release (the release string), System.map (decodes the addresses in a panic record; the kernel
 #      carries no symbol table of its own)
 #
 # The same source, configuration and compiler give the same bytes: fixed names and times go in instead of the host's.
-# Needs gcc, binutils, make, flex, bison, bc, perl, zstd and the headers of libelf (objtool).
+# Needs gcc, binutils, make, patch, flex, bison, bc, perl, zstd and the headers of libelf (objtool).
 
 KBUILD_BUILD_TIMESTAMP=$(LC_ALL=C date -u -d "@$SOURCE_DATE_EPOCH" '+%a %b %e %H:%M:%S UTC %Y')
 export KBUILD_BUILD_TIMESTAMP
@@ -18,6 +19,21 @@ export LOCALVERSION=
 
 tree=$(sh /in/unpack /in/linux /build/linux)
 out=/build/out
+
+for patch in /in/patches/*.patch; do
+	[ -e "$patch" ] || continue
+	if [ "$tree" = /in/linux ]; then
+		# A tree is mounted read-only: take a copy made of links, and real files where patches change them.
+		tree=/build/linux
+		cp --archive --symbolic-link /in/linux "$tree"
+	fi
+	sed -n 's,^+++ b/,,p' "$patch" | while read -r name; do
+		[ ! -L "$tree/$name" ] || cp --remove-destination "$(readlink "$tree/$name")" "$tree/$name"
+	done
+	echo "patch: ${patch##*/}"
+	patch --directory="$tree" --strip=1 --fuzz=0 --forward --batch --input="$patch"
+done
+
 mkdir -p "$out"
 cp /in/config "$out/.config"
 chmod 644 "$out/.config"

@@ -20,6 +20,7 @@ from buildsys.run import run
 from kernel.cmdline import read_cmdline
 from kernel.hardening import Rule, Verdict, judge, read_rules, require
 from kernel.kconfig import Request, defined_symbols, parse_final, read_fragments, read_symbols, render
+from kernel.patches import Patch, read_series, stage
 from kernel.source import source_version
 from kernel.version import Version
 from kernel.waivers import Resolution, Waiver, check_known, check_waivers, compare, read_waivers, resolve
@@ -38,10 +39,11 @@ class Data:
     waivers: Sequence[Waiver]
     rules: Sequence[Rule]
     parameters: Sequence[str]
+    patches: Sequence[Patch]
 
 
 def read_data(folder: Path, today: datetime.date) -> Data:
-    """Read the kernel/ folder: fragments, waivers, hardening rules, boot parameters.
+    """Read the kernel/ folder: fragments, waivers, hardening rules, boot parameters, patches.
 
     today: the date that waivers expire against. Raises ConfigError or CheckError for the first thing that is wrong.
     """
@@ -49,13 +51,20 @@ def read_data(folder: Path, today: datetime.date) -> Data:
     waivers = read_waivers(folder / "waivers.toml")
     check_waivers(waivers, requests, today)
     check_known(requests, read_symbols(folder / SYMBOLS), waivers)
-    return Data(requests, waivers, read_rules(folder / "hardening.toml"), read_cmdline(folder / "cmdline.txt"))
+    return Data(
+        requests,
+        waivers,
+        read_rules(folder / "hardening.toml"),
+        read_cmdline(folder / "cmdline.txt"),
+        read_series(folder / "patches"),
+    )
 
 
 def configure(job: Job) -> None:
     """The action. inputs: `linux` (tree, tarball or linux-source .deb), `kernel` (the kernel/ folder of the project).
 
-    params: `today` (ISO date). Output: `config` (the whole .config), `report.json`, `cmdline` (one line).
+    params: `today` (ISO date). Output: `config` (the whole .config), `report.json`, `cmdline` (one line), `patches/`
+    (those for this version; build.sh applies them).
     Raises what `read_data`, `kernel.source`, `resolve`, `compare` and `require` raise.
     """
     folder = job.inputs["kernel"]
@@ -76,7 +85,9 @@ def configure(job: Job) -> None:
     print(require(verdicts))
     (job.out / "config").write_text(text, encoding="utf-8")
     (job.out / "cmdline").write_text(" ".join(data.parameters) + "\n", encoding="utf-8")
+    chosen = stage(data.patches, version, job.out / "patches")
     report = make_report(version, resolution, final, waived, verdicts)
+    report["patches"] = {patch.path.name: patch.reason for patch in chosen}
     (job.out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from buildsys.errors import ImageError
 from image import gpt, qemu
 from image.host import opened
@@ -141,7 +139,6 @@ def test_static_network_name_and_time_zone(make_guest: MakeGuest, tmp_path: Path
     assert guest.stop() == "powerdown"
 
 
-@pytest.mark.xfail(strict=True, reason="dm-init looks for the root once, before a USB disk has been found")
 def test_usb_disk(make_guest: MakeGuest) -> None:
     guest = make_guest(disk_bus="usb", reboot=False)
     guest.start()

@@ -15,6 +15,7 @@ from buildsys.errors import CheckError, ConfigError
 from buildsys.job import Job
 from buildsys.run import CommandError, run
 from kernel.config import configure
+from kernel.patches import read_series, stage
 from kernel.source import FALLBACKS, OLDEST, PINNED, Selection, parse_makefile, parse_selection, source_version
 from kernel.version import Version
 
@@ -171,7 +172,8 @@ def job(tmp_path: Path, source: Path, **params: Any) -> Job:
 def test_configure_writes_what_the_build_and_the_image_need(tmp_path: Path):
     task = job(tmp_path, tree(tmp_path / "t"))
     configure(task)
-    assert sorted(path.name for path in task.out.iterdir()) == ["cmdline", "config", "report.json"]
+    assert sorted(path.name for path in task.out.iterdir()) == ["cmdline", "config", "patches", "report.json"]
+    assert [path.name for path in (task.out / "patches").iterdir()] == ["01-dm-init-wait.patch"]
     assert "CONFIG_DM_INIT=y\n" in (task.out / "config").read_text()
     line = (task.out / "cmdline").read_text()
     assert line.endswith("\n")
@@ -212,3 +214,30 @@ def test_configure_needs_a_date(tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
         configure(job(tmp_path, tree(tmp_path / "t"), today="soon"))
     assert caught.value.reason == "kernel-today"
+
+
+def test_patches_go_to_the_versions_they_are_for(tmp_path: Path):
+    series = read_series(KERNEL / "patches")
+    assert [patch.path.name for patch in stage(series, Version(6, 6, 8), tmp_path / "a")] == ["dm-init-wait.patch"]
+    assert stage(series, Version(6, 1, 9), tmp_path / "b") == []
+    assert (tmp_path / "b").is_dir()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "[[patch]\n",
+        "[other]\n",
+        '[[patch]]\nfile = "b.patch"\nversions = "any"\nreason = "r"\n',
+        '[[patch]]\nfile = "a.patch"\nversions = "any"\n',
+        '[[patch]]\nfile = "a.patch"\nversions = "any"\nreason = 1\n',
+        '[[patch]]\nfile = "a.patch"\nversions = "any"\nreason = "r"\nother = "x"\n',
+    ],
+)
+def test_series_that_are_refused(tmp_path: Path, body: str):
+    (tmp_path / "a.patch").touch()
+    (tmp_path / "series.toml").write_text(body)
+    with pytest.raises(ConfigError) as caught:
+        read_series(tmp_path)
+    assert caught.value.reason == "patch-series"
