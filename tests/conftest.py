@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ ALLOWED_SKIPS = (
     "this host gives no loop device",
     "this host's kernel mounts no ext4 file system",
 )
+
+
+def pytest_sessionstart() -> None:
+    """Tests interrupt builds: a shell that started us in the background had SIGINT ignored, which children inherit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)
