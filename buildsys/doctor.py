@@ -35,6 +35,7 @@ TOOLS = {
     "bzip2": "bzip2",
     "python3": "python3",
     "mksquashfs": "squashfs-tools",
+    "apparmor_parser": "apparmor",
     "dpkg-deb": "dpkg",
     "qemu-system-x86_64": "qemu-system-x86",
     "ssh": "openssh-client",

@@ -1,9 +1,11 @@
 """From configuration to the graph of actions: what an image is made of, readable from top to bottom.
 
-    recipe-<name>  →  package-<name>  ─┐
-    daemon  →  package-mixos-daemon   ─┼→  rootfs  →  root-image  →  verity  →  uki  →  disk
-    base-files                        ─┘                                       ↑
-    kernel-config  →  kernel  ─────────────────────────────────────────────────┘
+    recipe-<name>  →  package-<name>      ─┐
+    daemon    →  package-mixos-daemon     ─┤
+    native    →  package-mixos-native     ─┼→  rootfs  →  root-image  →  verity  →  uki  →  disk
+    apparmor  →  package-mixos-apparmor   ─┤                                       ↑
+    base-files                            ─┘                                       │
+    kernel-config  →  kernel  ─────────────────────────────────────────────────────┘
 
 Building a plan executes nothing and reads only files of the checkout.
 """
@@ -11,18 +13,18 @@ Building a plan executes nothing and reads only files of the checkout.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from buildsys.config.load import read_text
-from buildsys.config.positions import nearest, positions
 from buildsys.config.recipe import Recipe, closure
 from buildsys.errors import ConfigError
 from buildsys.graph import Action, Call, FromAction, FromPath, FromSource, Input, Plan, Script
 from buildsys.kernelsource import KernelChoice
 from buildsys.project import Project
+from daemon.positions import nearest, positions
 from kernel.kconfig import read_fragments
 from kernel.waivers import check_waivers, read_waivers
 
@@ -30,7 +32,8 @@ KERNEL_TOOLS = ("gcc", "ld", "make", "patch", "flex", "bison", "bc", "perl", "zs
 RECIPE_TOOLS = ("make", "perl", "sed", "tar", "sh")
 # What a profile adds to the kernel's command line: debug shows every message of the kernel on the console.
 PROFILE_WORDS: dict[str, tuple[str, ...]] = {"release": (), "debug": ("ignore_loglevel", "printk.time=1")}
-OWN_PACKAGES = ("base-files", "mixos-daemon")  # packages that are built from this repository
+# Packages that are built from this repository.
+OWN_PACKAGES = ("base-files", "mixos-apparmor", "mixos-daemon", "mixos-native")
 IMAGE_TARGET = "disk"
 
 
@@ -174,7 +177,7 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
         "daemon",
         Call("daemon.install:install"),
         {
-            "daemon": FromPath(root / "daemon", ("**/*.py", "*.tsv", "bin/*")),
+            "daemon": FromPath(root / "daemon", ("**/*.py", "**/*.toml", "bin/*", "dbus/*.conf")),
             "packages": FromPath(root / "packages", ("*.py", "mix/**/*.py")),
             "image": FromPath(root / "image", ("*.py",)),
             "python": FromAction("recipe-cpython"),
@@ -182,17 +185,49 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
         },
         links={project.arch.musl_loader: "/in/musl/usr/lib/libc.so"},
     )
+    yield _own_package(project, "daemon", "The daemon of the booted system, and mixctl", ("cpython", "python-runtime"))
+    yield from _helpers(project)
+
+
+def _helpers(project: Project) -> Iterator[Action]:
+    """What the daemon needs besides Python: in actions of its own, which a change of the daemon does not repeat."""
+    native, profiles = project.root / "daemon/native", project.root / "rootfs/apparmor"
+    yield Action(
+        "native",
+        Script(read_text(native / "build.sh")),
+        {
+            "native": FromPath(native, ("*.c", "*.h")),
+            "toolchain": FromAction("recipe-toolchain"),
+            "musl": FromAction("recipe-musl"),
+        },
+        env={"MIXOS_TARGET": project.arch.target},
+        tools=("sh",),
+        seconds=10,
+    )
+    yield _own_package(project, "native", "Helpers of the daemon: the parent of each service, the sandbox", ())
+    yield Action(
+        "apparmor",
+        Script(read_text(profiles / "build.sh")),
+        {"profiles": FromPath(profiles, ("*.profile", "features", "include/*"))},
+        tools=("apparmor_parser", "sh"),
+        seconds=10,
+    )
+    yield _own_package(project, "apparmor", "AppArmor policy of the system's services, compiled", ())
+
+
+def _own_package(project: Project, action: str, summary: str, depends: Sequence[str]) -> Action:
+    """The package `mixos-<action>`, made of the action's output."""
     recipe = Recipe.model_validate(
         {
-            "name": "mixos-daemon",
-            "version": config.image.version,
-            "summary": "The daemon of the booted system, and mixctl",
+            "name": f"mixos-{action}",
+            "version": project.config.image.version,
+            "summary": summary,
             "license": "Apache-2.0",
             "homepage": "https://mixos.org/",
-            "depends": ["cpython", "python-runtime"],
+            "depends": list(depends),
         }
     )
-    yield _package(project, recipe, "daemon")
+    return _package(project, recipe, action)
 
 
 def _root(project: Project) -> Iterator[Action]:
@@ -201,7 +236,8 @@ def _root(project: Project) -> Iterator[Action]:
     packages: dict[str, Input] = {
         name: FromAction("base-files" if name == "base-files" else f"package-{name}") for name in names
     }
-    waivers = [waiver.model_dump() for _, recipe in project.recipes.values() for waiver in recipe.elf_waivers]
+    installed = [project.recipes[name][1] for name in names if name not in OWN_PACKAGES]
+    waivers = [waiver.model_dump() for recipe in installed for waiver in recipe.elf_waivers]
     elf = {"machine": project.arch.elf_machine, "interpreter": project.arch.musl_loader, "waivers": waivers}
     yield Action(
         "rootfs",

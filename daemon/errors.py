@@ -4,7 +4,34 @@ from __future__ import annotations
 
 from packages.mix.errors import DeviceError
 
-__all__ = ["DeviceError", "DiskError", "RpcError", "SettingsError", "UnreachableError"]
+__all__ = [
+    "ConfigError",
+    "DeviceError",
+    "DiskError",
+    "NotFoundError",
+    "RefusedError",
+    "RpcError",
+    "SettingsError",
+    "UnreachableError",
+]
+
+
+class ConfigError(DeviceError):
+    """A file that people write (unit, profile, network, firewall) is wrong; one line per mistake, file:line:column."""
+
+    exit_code = 3
+
+
+class NotFoundError(DeviceError):
+    """What was named does not exist; the hint says what is near it."""
+
+    exit_code = 4
+
+
+class RefusedError(DeviceError):
+    """The request is understood and not allowed: role, policy, or a state in which it would do harm."""
+
+    exit_code = 7
 
 
 class SettingsError(DeviceError):

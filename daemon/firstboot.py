@@ -108,8 +108,10 @@ def prepare(partition: Path, run: Run = process.run) -> None:
     if found is None:
         print(f"mixos: {partition}: making the data file system")
         # The tables are written by the kernel in the background: minutes less on a large disk.
-        lazy = "lazy_itable_init=1,lazy_journal_init=1,nodiscard"
-        run([MKE2FS, "-q", "-F", "-t", "ext4", "-L", PARTITION, "-m", "1", "-E", lazy, str(partition)])
+        extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,quotatype=prjquota"
+        # Project quotas limit what each unit keeps; inodes of 256 bytes have the field for the project's number.
+        features = ["-I", "256", "-O", "project,quota"]
+        run([MKE2FS, "-q", "-F", "-t", "ext4", "-L", PARTITION, "-m", "1", *features, "-E", extended, str(partition)])
     elif found.size + _SLACK < size:
         run([E2FSCK, "-f", "-p", str(partition)], allow=(0, 1))
         run([RESIZE2FS, str(partition)])

@@ -13,7 +13,10 @@ from pathlib import Path
 from buildsys.errors import BuildError
 from buildsys.job import Job
 from buildsys.run import run
+from daemon.net.firewall import rules
+from daemon.net.firewall.policy import Source, default_text, resolve
 
+FIREWALL = "usr/lib/mixos/firewall.json"
 LIBRARY = "usr/lib/mixos/python"
 MODULES: Mapping[str, Sequence[str]] = {
     "packages": ("__init__.py", "mix/__init__.py", "mix/errors.py", "mix/manifest.py"),
@@ -22,8 +25,16 @@ MODULES: Mapping[str, Sequence[str]] = {
 PROGRAMS = {
     "mixosd": "usr/bin",
     "mixctl": "usr/bin",
+    "mixos-console": "usr/libexec",
     "mixos-firstboot": "usr/libexec",
     "mixos-preseed": "usr/libexec",
+    "mixos-mdns": "usr/libexec",
+}
+# Folder of data below daemon/ → where the device has it. Other *.toml lie beside the modules that read them.
+DATA = {
+    "units": "usr/lib/mixos/units",
+    "sandbox/profiles": "usr/lib/mixos/profiles",
+    "dbus": "usr/share/dbus-1",
 }
 
 
@@ -37,18 +48,25 @@ def install(job: Job) -> None:
     """
     library = job.out / LIBRARY
     daemon = job.inputs["daemon"]
-    names = [path.name for path in sorted(daemon.iterdir()) if path.suffix == ".py"]
-    for name in names:
-        if name == "install.py":
+    for path in sorted(daemon.rglob("*")):
+        inner = path.relative_to(daemon)
+        if path.is_dir() or inner.parts[0] in ("bin", "native") or inner == Path("install.py"):
             continue
-        _copy(daemon / name, library / "daemon" / name, 0o644)
+        place = DATA.get(os.fspath(inner.parent))
+        _copy(path, job.out / place / inner.name if place else library / "daemon" / inner, 0o644)
     for package, modules in MODULES.items():
         for name in modules:
             _copy(job.inputs[package] / name, library / package / name, 0o644)
     for name, folder in PROGRAMS.items():
         _copy(daemon / "bin" / name, job.out / folder / name, 0o755)
+    _write_firewall(daemon / "net/firewall", job.out / FIREWALL)
     if "python" in job.inputs:
         compile_all(job, library)
+
+
+def _write_firewall(data: Path, path: Path) -> None:
+    """The default rules as `nft -j` takes them: early boot loads them, before there is a daemon and a network."""
+    path.write_bytes(rules.document(resolve(Source(default_text(data)), Path("default.toml"), data)))
 
 
 def _copy(source: Path, target: Path, mode: int) -> None:

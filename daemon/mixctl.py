@@ -10,10 +10,9 @@ import json
 import sys
 from collections.abc import Sequence
 
+from daemon.console.safe import printable, printable_json
 from daemon.errors import DeviceError
 
-# Seconds to wait for a daemon that init is starting: sshd is up some seconds before it, and so may a person be.
-PATIENCE = 15.0
 _PLAIN = {
     ("status",): ("status", False),
     ("status", "--json"): ("status", True),
@@ -24,16 +23,17 @@ _WORDS = {"reboot": "rebooting", "poweroff": "switching off"}
 
 def answer(method: str, as_json: bool) -> str:
     """Ask the daemon and give the text to print: the object itself as JSON, or a form for people."""
-    from daemon.client import call
+    from daemon.client import PATIENCE, call
 
     result = call(method, {}, patience=PATIENCE)
     if as_json:
-        return json.dumps(result if isinstance(result, dict) else {method: result}, indent=1, ensure_ascii=False)
+        document = result if isinstance(result, dict) else {method: result}
+        return printable_json(json.dumps(document, indent=1, ensure_ascii=False))
     if method == "status":
         from daemon.show import table
 
-        return table(result)
-    return _WORDS.get(method, str(result))
+        return printable(table(result))
+    return _WORDS.get(method, printable(str(result)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--json" in arguments:
             sys.stderr.write(json.dumps(error.as_json()) + "\n")
         else:
-            sys.stderr.write(f"mixctl: {error.message}\n" + (f"  {error.hint}\n" if error.hint else ""))
+            hint = f"  {error.hint}\n" if error.hint else ""
+            sys.stderr.write(printable(f"mixctl: {error.message}\n{hint}"))
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; the interpreter must not complain about it

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from daemon import sshkey
+from daemon.console.accounts import ACCOUNTS
 from daemon.settings import Settings
 from daemon.zones import tzif, zones
 
@@ -31,9 +33,13 @@ def render(settings: Settings) -> dict[str, File]:
         "etc/mixos/network.conf": _NOTE + _network(settings),
         "etc/ssh/sshd_config.d/10-accounts.conf": _NOTE + _accounts(settings),
     }
-    for account in ("admin", "root"):
-        lines = (f"{key.key}\n" for key in settings.keys if key.account == account)
-        texts[f"etc/ssh/authorized_keys/{account}"] = _NOTE + "".join(lines)
+    for account in ACCOUNTS:
+        lines = (
+            sshkey.line(key.key, account.terminal, key.sources, key.expires, key.options) + "\n"
+            for key in settings.keys
+            if key.account == account.name
+        )
+        texts[f"etc/ssh/authorized_keys/{account.name}"] = _NOTE + "".join(lines)
     files = {path: File(text.encode()) for path, text in texts.items()}
     rule = "UTC0" if settings.timezone == "UTC" else zones()[settings.timezone]
     files["etc/localtime"] = File(tzif(rule))
@@ -50,6 +56,9 @@ def _network(settings: Settings) -> str:
 
 
 def _accounts(settings: Settings) -> str:
-    if settings.root_login:
-        return "PermitRootLogin prohibit-password\nAllowUsers admin root\n"
-    return "PermitRootLogin no\nAllowUsers admin\n"
+    """Who may log in at all: the administrator, and whoever has a key. The order is that of the table of accounts."""
+    open_to = {"admin", *(key.account for key in settings.keys)} - {"root"} | (
+        {"root"} if settings.root_login else set()
+    )
+    allowed = " ".join(account.name for account in ACCOUNTS if account.name in open_to)
+    return f"PermitRootLogin {'prohibit-password' if settings.root_login else 'no'}\nAllowUsers {allowed}\n"

@@ -11,8 +11,11 @@
     [ssh]
     root-login = false
     [[ssh.keys]]
-    account = "admin"                        # or "root", with root-login
+    account = "admin"                        # or operator, viewer, agent; root with root-login
     key = "ssh-ed25519 AAAA... comment"
+    from = ["192.0.2.0/24", "!192.0.2.1"]    # addresses that may use it; default: any
+    expires = "2027-01-01"                   # UTC, refused from this day on; default: never
+    options = ["no-pty"]                     # or "verify-required", for security keys
     [time]
     servers = ["pool.ntp.org"]
 
@@ -29,17 +32,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from daemon.console.accounts import NAMES
 from daemon.errors import SettingsError
-from daemon.sshkey import key_problem
+from daemon.sshkey import OPTIONS, expiry_problem, key_problem, option_problem, source_problem
 
 MAX_BYTES = 64 << 10
 MAX_KEYS = 64
 MAX_SERVERS = 8
+MAX_SOURCES = 16
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,14}")  # IFNAMSIZ is 16 with the final NUL
-_ACCOUNTS = ("admin", "root")
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,18 @@ class Network:
 
 @dataclass(frozen=True)
 class SshKey:
-    """A public key that may log in to an account."""
+    """A public key that may log in to an account: from where (patterns; empty: anywhere), until which day (or "")."""
 
     account: str
     key: str
+    sources: tuple[str, ...] = ()
+    expires: str = ""
+    options: tuple[str, ...] = ()
+
+    def as_mapping(self) -> dict[str, object]:
+        """The table `[[ssh.keys]]`; only what is set."""
+        extra = {"from": list(self.sources), "expires": self.expires, "options": list(self.options)}
+        return {"account": self.account, "key": self.key, **{key: value for key, value in extra.items() if value}}
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class Settings:
             "network": {key: value for key, value in network.items() if value},
             "ssh": {
                 "root-login": self.root_login,
-                "keys": [{"account": key.account, "key": key.key} for key in self.keys],
+                "keys": [key.as_mapping() for key in self.keys],
             },
             "time": {"servers": list(self.servers)},
         }
@@ -268,18 +280,27 @@ class _Reader:
         if not isinstance(rows, list) or len(rows) > MAX_KEYS:
             self.wrong("ssh.keys", f"must be at most {MAX_KEYS} tables [[ssh.keys]]", "settings-type")
             return ()
-        result = []
-        for index, row in enumerate(rows):
-            path = f"ssh.keys[{index}]"
-            table = self.table(row, path, ("account", "key"))
-            account = self.text(table, "account", f"{path}.account", "admin")
-            if account not in _ACCOUNTS:
-                self.wrong(f"{path}.account", f"{account!r} is not an account{_suggest(account, _ACCOUNTS)}")
-            key = self.text(table, "key", f"{path}.key", "").strip()
-            if problem := key_problem(key):
-                self.wrong(f"{path}.key", problem)
-            result.append(SshKey(account, key))
-        return tuple(result)
+        return tuple(self.key(row, f"ssh.keys[{index}]") for index, row in enumerate(rows))
+
+    def key(self, row: Any, path: str) -> SshKey:
+        table = self.table(row, path, ("account", "key", "from", "expires", "options"))
+        account = self.text(table, "account", f"{path}.account", "admin")
+        key = self.text(table, "key", f"{path}.key", "").strip()
+        expires = self.text(table, "expires", f"{path}.expires", "")
+        sources = self.texts(table, "from", f"{path}.from", MAX_SOURCES) or ()
+        options = self.texts(table, "options", f"{path}.options", len(OPTIONS)) or ()
+        if account not in NAMES:
+            self.wrong(f"{path}.account", f"{account!r} is not an account{_suggest(account, NAMES)}")
+        problems = {
+            "key": key_problem(key),
+            "from": source_problem(sources) if "from" in table else None,
+            "expires": expiry_problem(expires) if "expires" in table else None,
+            "options": option_problem(options, key),
+        }
+        for name, problem in problems.items():
+            if problem:
+                self.wrong(f"{path}.{name}", problem)
+        return SshKey(account, key, sources, expires, options)
 
     def servers(self, value: Any, default: tuple[str, ...]) -> tuple[str, ...]:
         names = self.texts(self.table(value, "time", ("servers",)), "servers", "time.servers", MAX_SERVERS)

@@ -32,10 +32,33 @@ def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("lockdown", _or_dash(hardening["lockdown"])),
         ("watchdog", _or_dash(hardening["watchdog"])),
     ]
+    result += _parts(facts.get("parts", {}))
     if hardening["sysctl_refused"]:
         result.append(("refused", " ".join(hardening["sysctl_refused"])))
     if facts["preseed"]:
         result.append(("preseed", _preseed(facts["preseed"])))
+    return result
+
+
+def _parts(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Services in numbers, what needs somebody's attention, and the parts of the daemon that are not up."""
+    result = []
+    service = parts.get("service", {})
+    if units := service.get("units"):
+        result.append(("services", ", ".join(f"{count} {state}" for state, count in units.items())))
+    for state in ("failed", "unhealthy", "broken"):
+        if names := service.get(state):
+            result.append((state, " ".join(names)))
+    if health := parts.get("metrics", {}).get("health"):
+        result.append(("health", str(health)))
+    approvals = [part["approvals"] for part in parts.values() if isinstance(part.get("approvals"), int)]
+    if approvals:
+        result.append(("approvals", f"{sum(approvals)} pending"))
+    for name, part in parts.items():
+        if part["state"] == "failed":
+            result.append((f"{name}!", f"failed: {part['error']}"))
+        elif part["state"] in ("waiting", "starting"):
+            result.append((name, part["state"]))
     return result
 
 

@@ -1,13 +1,17 @@
-"""Public SSH keys as they stand in authorized_keys: a syntax check that needs no ssh-keygen.
+"""Public SSH keys as they stand in authorized_keys: a syntax check that needs no ssh-keygen, and the written line.
 
 Format: algorithm, base64 of the key blob, comment (RFC 4253 section 6.6, RFC 5656, RFC 8709, PROTOCOL.u2f). Options
-before the algorithm are refused: an image-wide list of keys is no place for `command=` or `environment=`.
+before the algorithm are refused: an image-wide list of keys is no place for `command=` or `environment=`. What may
+limit a key has names of its own, and is written as sshd(8), AUTHORIZED_KEYS FILE FORMAT, wants it.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
+import re
+from collections.abc import Sequence
 
 MAX_LENGTH = 8192
 _MIN_RSA_BITS = 2048
@@ -22,6 +26,73 @@ _FIELDS = {
     "sk-ssh-ed25519@openssh.com": 3,
     "sk-ecdsa-sha2-nistp256@openssh.com": 4,
 }
+
+OPTIONS = ("no-pty", "verify-required")
+
+_WILDCARD = re.compile(r"[0-9A-Fa-f.:*?]{1,64}")
+_PREFIX = re.compile(r"[^/]*(/[0-9]{1,3})?")  # sshd knows no netmasks
+_DAY = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
+
+
+def line(key: str, terminal: bool, sources: Sequence[str], expires: str, options: Sequence[str]) -> str:
+    """The line of authorized_keys, without newline; the arguments were checked by the functions below.
+
+    terminal: whether the account may have one at all. Every key starts from `restrict`, which also covers what later
+    releases of OpenSSH learn to forward.
+    """
+    words = ["restrict"]
+    if terminal and "no-pty" not in options:
+        words.append("pty")
+    if "verify-required" in options:
+        words.append("verify-required")
+    if sources:
+        words.append(f'from="{",".join(sources)}"')
+    if expires:
+        words.append(f'expiry-time="{expires.replace("-", "")}Z"')
+    return f"{','.join(words)} {key}"
+
+
+def source_problem(sources: Sequence[str]) -> str | None:
+    """What is wrong with the addresses that a key may come from, as a phrase, or None.
+
+    Addresses, networks, or addresses with `*` and `?`, each after an optional `!`. No names: the server asks no DNS.
+    """
+    for pattern in sources:
+        text = pattern.removeprefix("!")
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as error:
+            if "/" in text and "host bits" in str(error):
+                return f"{pattern!r} has bits set behind the prefix length"
+            if not _WILDCARD.fullmatch(text) or not set(text) & set("*?"):
+                return f"{pattern!r} is not an address, a network such as 10.0.0.0/8, or an address with * and ?"
+        if "%" in text or not _PREFIX.fullmatch(text):
+            return f"{pattern!r} has an interface or a netmask; write a prefix length"
+    if all(pattern.startswith("!") for pattern in sources):
+        return "names no address that is let in, so the key could never be used"
+    return None
+
+
+def expiry_problem(day: str) -> str | None:
+    """What is wrong with the day on which a key stops to work, as a phrase, or None."""
+    from datetime import date
+
+    found = _DAY.fullmatch(day)
+    try:
+        date(*(int(part) for part in found.groups())) if found else None
+    except ValueError:
+        found = None
+    return None if found else f"{day!r} is not a day such as 2027-01-01"
+
+
+def option_problem(options: Sequence[str], key: str) -> str | None:
+    """What is wrong with the further options of a key, as a phrase, or None."""
+    for option in options:
+        if option not in OPTIONS:
+            return f"{option!r} is not an option (known: {', '.join(OPTIONS)})"
+    if "verify-required" in options and not key.startswith("sk-"):
+        return "verify-required is for security keys (sk-…)"
+    return None
 
 
 def key_problem(key: str) -> str | None:

@@ -24,7 +24,7 @@ from daemon.settings import Settings, from_mapping
 from packages.mix.artifact import Metadata, host_errors, write_artifact
 from packages.mix.manifest import walk
 
-SERVICES = ("sshd", "network", "console", "mixosd", "syslogd", "ntpd")
+SERVICES = ("sshd", "network", "console", "mixosd", "syslogd")
 SETTINGS_PATH = "usr/lib/mixos/settings.json"
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~_-]{0,63}")
 

@@ -15,6 +15,8 @@ TESTS = Path(__file__).resolve().parent
 # The only reasons to skip: what a host's kernel or the user's rights do not allow, never a program to be installed.
 ALLOWED_SKIPS = (
     "loop devices need root",
+    "other accounts, mounts and network namespaces need root",
+    "other accounts need root",
     "this host gives no loop device",
     "this host's kernel mounts no ext4 file system",
 )

@@ -1,116 +1,41 @@
-"""Read a TOML file into a strict pydantic model, and say exactly what is wrong with it when it does not fit."""
+"""Read a TOML file of the project into a strict pydantic model; `daemon.tomlfile` with the host's class of errors."""
 
 from __future__ import annotations
 
-import difflib
-import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
-
-from buildsys.config.positions import Position, nearest, positions
 from buildsys.errors import ConfigError
+from daemon import tomlfile
+from daemon.errors import DeviceError
+from daemon.tomlfile import MAX_BYTES, Model, Strict
 
-MAX_BYTES = 4 << 20  # no file that people write by hand is larger
-
-
-class Strict(BaseModel):
-    """Base of every model a user writes: frozen, no unknown keys, `like-this` in files is `like_this` in code."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-"), populate_by_name=False
-    )
-
-
-Model = TypeVar("Model", bound=BaseModel)
+__all__ = ["MAX_BYTES", "Strict", "load_toml", "parse_toml", "read_text"]
 
 
 def load_toml(path: Path, model: type[Model]) -> Model:
     """Read `path` as `model`. Raises ConfigError naming file:line:column, the value and what was expected."""
-    return parse_toml(read_text(path), path, model)
-
-
-def read_text(path: Path) -> str:
-    """The text of a configuration file. Raises ConfigError when it is missing, huge or not UTF-8."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: no such file", reason="config-missing", hint="run from the project's folder"
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", reason="config-unreadable") from error
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes", reason="config-too-large")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 (byte {error.start})", reason="config-encoding") from error
+    with _host_errors():
+        return tomlfile.load(path, model)
 
 
 def parse_toml(text: str, path: Path, model: type[Model]) -> Model:
     """Like `load_toml`, for text that was already read; `path` is only named in errors."""
+    with _host_errors():
+        return tomlfile.parse(text, path, model)
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file. Raises ConfigError when it is missing, huge or not UTF-8."""
+    with _host_errors():
+        return tomlfile.read_text(path)
+
+
+@contextmanager
+def _host_errors() -> Iterator[None]:
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}", reason="config-syntax", hint="the file must be TOML 1.0") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply", reason="config-syntax") from error
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        places = positions(text)
-        lines = [_explain(detail, places, path, model) for detail in error.errors()[:20]]
-        raise ConfigError("\n".join(lines), reason=_reason(error.errors())) from error
-
-
-def _reason(details: list[ErrorDetails]) -> str:
-    """The reason of several mistakes: a misspelt key explains the one that is missing for it."""
-    kinds = {detail["type"] for detail in details}
-    if "extra_forbidden" in kinds:
-        return "config-unknown-key"
-    return "config-missing-key" if "missing" in kinds else "config-value"
-
-
-def _explain(
-    detail: ErrorDetails, places: dict[tuple[str | int, ...], Position], path: Path, model: type[BaseModel]
-) -> str:
-    location = detail["loc"]
-    place = nearest(places, location)
-    name = ".".join(str(part) for part in location)
-    where = f"{path}:{place.line}:{place.column}: "
-    if detail["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(location[-1]), _keys_at(model, location[:-1]), n=1)
-        return f"{where}unknown key '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
-    if detail["type"] == "missing":
-        return f"{where}key '{name}' is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    value = repr(detail["input"])
-    return f"{where}{name} = {value if len(value) < 120 else value[:117] + '...'}: {message[:1].lower()}{message[1:]}"
-
-
-def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
-    """The keys that the model allows at a location, found by following the annotations down."""
-    current: Any = model
-    for part in location:
-        if isinstance(part, int):
-            continue
-        fields = {field.alias or name: field for name, field in current.model_fields.items()}
-        if part not in fields:
-            return []
-        current = _model_in(fields[part].annotation)
-        if current is None:
-            return []
-    return [field.alias or name for name, field in current.model_fields.items()]
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _model_in(inner)
-        if found is not None:
-            return found
-    return None
+        yield
+    except DeviceError as error:
+        hint = "run from the project's folder" if error.reason == "config-missing" else error.hint
+        raise ConfigError(error.message, reason=error.reason, hint=hint) from error

@@ -65,13 +65,13 @@ class Packages(Strict):
     install: tuple[str, ...]
 
 
-Service = Literal["sshd", "network", "console", "mixosd", "syslogd", "ntpd"]
+Service = Literal["sshd", "network", "console", "mixosd", "syslogd"]
 
 
 class Services(Strict):
     """What init starts."""
 
-    enable: tuple[Service, ...] = ("sshd", "network", "console", "mixosd", "syslogd", "ntpd")
+    enable: tuple[Service, ...] = ("sshd", "network", "console", "mixosd", "syslogd")
 
 
 class Partitions(Strict):

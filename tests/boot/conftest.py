@@ -27,11 +27,23 @@ DISK_SIZE = 2 << 30
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything here is a boot test; those that share the long-lived guest come first and in the order of its life."""
     here = Path(__file__).parent
-    order = ["test_system.py", "test_hardening.py", "test_services.py", "test_life.py", "test_hardware.py"]
+    order = [
+        "system",
+        "hardening",
+        "services",
+        "supervision",
+        "confinement",
+        "interfaces",
+        "vpn",
+        "escapes",
+        "life",
+        "hardware",
+    ]
+    names = [f"test_{name}.py" for name in order]
     for item in items:
         if item.path.parent == here:
             item.add_marker(pytest.mark.boot)
-    items.sort(key=lambda item: order.index(item.path.name) + 1 if item.path.name in order else 0)
+    items.sort(key=lambda item: names.index(item.path.name) + 1 if item.path.name in names else 0)
 
 
 @pytest.fixture(scope="session")

@@ -38,10 +38,11 @@ class KeyVm(Vm):
         return path
 
     def default_preseed(self) -> str:
-        """Let the test's key in as admin and as root."""
+        """Let the test's key in to every account."""
         public = self.key.with_suffix(".pub").read_text().strip()
         return "[ssh]\nroot-login = true\n" + "".join(
-            f'[[ssh.keys]]\naccount = "{account}"\nkey = "{public}"\n' for account in ("admin", "root")
+            f'[[ssh.keys]]\naccount = "{account}"\nkey = "{public}"\n'
+            for account in ("admin", "root", "operator", "viewer", "agent")
         )
 
 

@@ -188,13 +188,13 @@ def test_nobody_can_write_where_others_read(guest: Guest) -> None:
     assert odd == []
 
 
-def test_only_ssh_listens(guest: Guest) -> None:
+def test_only_ssh_and_mdns_listen(guest: Guest) -> None:
     tcp = [line.split() for line in guest.lines("cat /proc/net/tcp /proc/net/tcp6") if ":" in line[:8]]
     assert {int(row[1].rpartition(":")[2], 16) for row in tcp if row[3] == "0A"} == {22}
     udp = [line.split() for line in guest.lines("cat /proc/net/udp /proc/net/udp6") if ":" in line[:8]]
     unconnected = {int(row[1].rpartition(":")[2], 16) for row in udp if set(row[2]) <= {"0", ":"}}
     # Above (ip_local_port_range) are the ports of clients: questions to name servers that no answer has come for.
-    assert {port for port in unconnected if port < 32768} == set()
+    assert {port for port in unconnected if port < 32768} == {5353}
 
 
 def test_watchdog_is_held_open(guest: Guest) -> None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from buildsys.config.load import load_toml, parse_toml
 from buildsys.config.model import MixosToml, parse_size
-from buildsys.config.positions import Position, positions
 from buildsys.config.recipe import closure, load_recipes
 from buildsys.errors import ConfigError
 from buildsys.lock import load_lock
+from daemon.positions import Position, positions
 
 GOOD = """\
 [image]

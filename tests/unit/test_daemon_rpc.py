@@ -1,12 +1,10 @@
-"""JSON-RPC: framing, limits, refusal of garbage; and the server end to end over a real socket."""
+"""JSON-RPC: framing, limits, refusal of garbage; errors and streams on the wire; the client without a daemon."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import socket
-import stat
 import threading
 import time
 
@@ -15,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon import mixosd, power, rpc
-from daemon.client import call
-from daemon.errors import RpcError, UnreachableError
+from daemon.client import call, stream
+from daemon.errors import ConfigError, NotFoundError, RpcError, UnreachableError
 
 
 @pytest.mark.parametrize(
@@ -29,6 +27,7 @@ from daemon.errors import RpcError, UnreachableError
         (b"9" * 60_000, "rpc-json"),
         (b'{"jsonrpc":"2.0","method":"a","method":"b"}', "rpc-json"),
         (b'{"jsonrpc":"2.0","method":"a","id":NaN}', "rpc-json"),
+        (b'{"jsonrpc":"2.0","method":"a","params":{"a":1e999}}', "rpc-json"),
         (b"[]", "rpc-request"),
         (b"{}", "rpc-request"),
         (b'[{"jsonrpc":"2.0","method":"a","id":1}]', "rpc-request"),
@@ -57,6 +56,56 @@ def test_round_trip():
     assert (caught.value.code, caught.value.reason) == (-5, "why")
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "exit_code"),
+    [
+        (NotFoundError("m", reason="r", hint="h"), -32004, 4),
+        (ConfigError("m", reason="r", hint="h", retryable=True), -32003, 3),
+        (rpc.failure("m", code=rpc.INVALID_PARAMS, reason="r", hint="h", exit_code=2), -32602, 2),
+    ],
+)
+def test_an_error_arrives_as_it_was_raised(error, code, exit_code):
+    with pytest.raises(RpcError) as caught:
+        rpc.decode_answer(rpc.encode_error(1, error), 1)
+    assert caught.value.code == code
+    assert caught.value.as_json() == error.as_json()
+    assert caught.value.exit_code == exit_code
+
+
+@pytest.mark.parametrize("data", [None, [], {"hint": 1, "exit_code": "x", "reason": None}, {"exit_code": 0}])
+def test_an_error_without_usable_data_is_still_one(data):
+    line = json.dumps({"jsonrpc": "2.0", "id": 1, "error": {"code": "x", "message": None, "data": data}}).encode()
+    with pytest.raises(RpcError) as caught:
+        rpc.decode_answer(line, 1)
+    assert (caught.value.reason, caught.value.exit_code, caught.value.hint) == ("rpc-error", 11, None)
+
+
+def test_stream_lines():
+    assert rpc.decode_stream(rpc.encode_item(3, {"a": 1}), 3) == (True, {"a": 1})
+    assert rpc.decode_stream(rpc.encode_end(3, None), 3) == (False, None)
+    with pytest.raises(RpcError) as caught:
+        rpc.decode_stream(rpc.encode_end(3, NotFoundError("m", reason="gone")), 3)
+    assert caught.value.reason == "gone"
+    for line in (rpc.encode_item(4, 1), rpc.encode_result(1, {"stream": 3}), b"{}", b"[]"):
+        with pytest.raises(RpcError) as caught:
+            rpc.decode_stream(line, 3)
+        assert caught.value.reason == "rpc-answer"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [({1, 2}, "rpc-answer"), (float("nan"), "rpc-answer"), ("x" * rpc.MAX_ANSWER, "rpc-answer-too-long")],
+)
+def test_what_cannot_be_answered(value, reason):
+    with pytest.raises(RpcError) as caught:
+        rpc.encode_result(1, value)
+    assert caught.value.reason == reason
+
+
+def test_a_file_name_that_is_no_text_can_be_answered():
+    assert rpc.decode_answer(rpc.encode_result(1, os.fsdecode(b"a\xff")), 1) == os.fsdecode(b"a\xff")
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=200) | st.text().map(str.encode))
 def test_any_line_is_a_request_or_garbage(line):
@@ -74,109 +123,8 @@ def test_any_line_is_a_request_or_garbage(line):
 def test_any_answer_is_decoded_or_an_rpc_error(line):
     with pytest.raises(RpcError):
         rpc.decode_answer(line, 1)
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A running server with three methods; yields the path of its socket."""
-    path = tmp_path / "s"
-    monkeypatch.setattr(mixosd, "IDLE_SECONDS", 0.5)
-    monkeypatch.setattr(mixosd, "log", lambda level, text: None)
-    ready, holder = threading.Event(), {}
-
-    async def echo(_):
-        return {"pong": True}
-
-    async def broken(_):
-        raise ValueError("secret detail")
-
-    async def slow(_):
-        await asyncio.sleep(60)
-
-    async def main():
-        stop = asyncio.Event()
-        holder.update(loop=asyncio.get_running_loop(), stop=stop)
-        task = asyncio.create_task(
-            mixosd.serve(path, "no-such-group", {"echo": echo, "broken": broken, "slow": slow}, stop)
-        )
-        while not path.exists():
-            await asyncio.sleep(0.01)
-        ready.set()
-        await task
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert ready.wait(5)
-    yield path
-    holder["loop"].call_soon_threadsafe(holder["stop"].set)
-    thread.join(5)
-    assert not thread.is_alive()
-    assert not path.exists()
-
-
-def converse(path, data: bytes) -> bytes:
-    """Send bytes, read until the server closes."""
-    with socket.socket(socket.AF_UNIX) as channel:
-        channel.settimeout(5)
-        channel.connect(str(path))
-        channel.sendall(data)
-        answer = b""
-        while chunk := channel.recv(65536):
-            answer += chunk
-        return answer
-
-
-def test_call(server):
-    assert stat.S_IMODE(server.stat().st_mode) == 0o660
-    assert call("echo", {}, server) == {"pong": True}
-
-
-@pytest.mark.parametrize(
-    ("method", "params", "reason"),
-    [("nothing", {}, "rpc-method"), ("broken", {}, "rpc-internal"), ("echo", {"x": 1}, "rpc-params")],
-)
-def test_errors(server, method, params, reason):
-    with pytest.raises(RpcError) as caught:
-        call(method, params, server)
-    assert caught.value.reason == reason
-    assert "secret" not in caught.value.message
-
-
-def test_garbage_closes_the_connection(server):
-    good = rpc.encode_request("echo", {}, 1)
-    answers = [json.loads(line) for line in converse(server, good + b"garbage\n" + good).splitlines()]
-    assert [("result" in answer) for answer in answers] == [True, False]
-    assert answers[1]["error"]["code"] == rpc.PARSE_ERROR
-
-
-def test_long_line_closes_the_connection(server):
-    answer = json.loads(converse(server, b"x" * (rpc.MAX_LINE + 10)))
-    assert answer["error"]["data"]["reason"] == "rpc-too-long"
-    assert call("echo", {}, server) == {"pong": True}
-
-
-def test_idle_and_cut_connections_end(server):
-    assert converse(server, b"") == b""
-    assert converse(server, b'{"jsonrpc"') == b""
-    assert call("echo", {}, server) == {"pong": True}
-
-
-def test_notification_has_no_answer(server):
-    answers = converse(server, b'{"jsonrpc":"2.0","method":"echo"}\n' + rpc.encode_request("echo", {}, 2)).splitlines()
-    assert [json.loads(answer)["id"] for answer in answers] == [2]
-
-
-def test_too_many_connections(server):
-    held = []
-    for _ in range(mixosd.MAX_CONNECTIONS):
-        channel = socket.socket(socket.AF_UNIX)
-        channel.connect(str(server))
-        held.append(channel)
-    with pytest.raises(RpcError) as caught:
-        call("echo", {}, server)
-    assert caught.value.reason == "rpc-busy"
-    for channel in held:
-        channel.close()
+    with pytest.raises(RpcError):
+        rpc.decode_stream(line, 1)
 
 
 def test_second_instance_is_refused(tmp_path):
@@ -211,6 +159,35 @@ def test_patience_waits_for_a_starting_daemon(tmp_path):
     thread.start()
     assert call("ping", {}, path, patience=30) == "pong"
     thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        (rpc.encode_result(1, "no stream"), "rpc-answer"),
+        (rpc.encode_result(1, {"stream": 1}) + rpc.encode_item(1, "a"), "daemon-gone"),
+        (rpc.encode_error(1, NotFoundError("m", reason="x")), "x"),
+        (b"", "daemon-unreachable"),
+    ],
+)
+def test_a_stream_that_breaks(tmp_path, answers, reason):
+    path = tmp_path / "s"
+
+    def answer():
+        peer, _ = server.accept()
+        with peer:
+            peer.recv(4096)
+            peer.sendall(answers)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises((RpcError, UnreachableError)) as caught:
+            list(stream("x", {}, path))
+        thread.join()
+    assert caught.value.reason == reason
 
 
 def test_power_button_events():

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from daemon.errors import SettingsError
 from daemon.render import render
 from daemon.settings import MAX_BYTES, Network, Settings, SshKey, from_mapping, parse
-from daemon.sshkey import key_problem
+from daemon.sshkey import expiry_problem, key_problem, option_problem, source_problem
+from daemon.sshkey import line as key_line
 from daemon.zones import tzif, zones
 
 
@@ -24,6 +25,8 @@ def blob(*fields: bytes) -> str:
 
 ED25519 = "ssh-ed25519 " + blob(b"ssh-ed25519", bytes(32)) + " me@example"
 RSA_1024 = "ssh-rsa " + blob(b"ssh-rsa", b"\x01\x00\x01", b"\x00" + b"\xff" * 128)
+MANY = 17 * "'::1',"
+SECURITY = "sk-ssh-ed25519@openssh.com " + blob(b"sk-ssh-ed25519@openssh.com", bytes(32), b"ssh:")
 RSA_4096 = "ssh-rsa " + blob(b"ssh-rsa", b"\x01\x00\x01", b"\x00" + b"\xff" * 512)
 
 FULL = f"""
@@ -47,6 +50,13 @@ key = "{ED25519}"
 [[ssh.keys]]
 key = "{RSA_4096}"
 
+[[ssh.keys]]
+account = "operator"
+key = "{ED25519}"
+from = ["10.0.0.0/8", "!10.1.0.0/16", "2001:db8::/32", "192.168.1.*"]
+expires = "2027-01-31"
+options = ["no-pty"]
+
 [time]
 servers = ["ntp.example", "192.0.2.5"]
 """
@@ -59,7 +69,17 @@ def test_everything():
         timezone="Europe/Berlin",
         network=Network("static", "eth0", "192.0.2.10/24", "192.0.2.1", ("192.0.2.1", "2001:db8::1")),
         root_login=True,
-        keys=(SshKey("root", ED25519), SshKey("admin", RSA_4096)),
+        keys=(
+            SshKey("root", ED25519),
+            SshKey("admin", RSA_4096),
+            SshKey(
+                "operator",
+                ED25519,
+                ("10.0.0.0/8", "!10.1.0.0/16", "2001:db8::/32", "192.168.1.*"),
+                "2027-01-31",
+                ("no-pty",),
+            ),
+        ),
         servers=("ntp.example", "192.0.2.5"),
     )
     assert from_mapping(json.loads(json.dumps(result.as_mapping())), "stored", Settings()) == result
@@ -99,6 +119,11 @@ def test_what_is_left_out_keeps_the_base():
         ('[network]\ndns = "192.0.2.1"', 2, "settings-type"),
         ('[ssh]\nroot-login = "yes"', 2, "settings-type"),
         ('[[ssh.keys]]\naccount = "root"\nkey = "' + ED25519 + '"', 1, "settings-value"),
+        (f'[[ssh.keys]]\nkey = "{ED25519}"\naccount = "nobody"', 3, "settings-value"),
+        (f'[[ssh.keys]]\nkey = "{ED25519}"\nfrom = "10.0.0.0/8"', 3, "settings-type"),
+        (f'[[ssh.keys]]\nkey = "{ED25519}"\nfrom = [{MANY}]', 3, "settings-type"),
+        (f'[[ssh.keys]]\nkey = "{ED25519}"\nexpires = 2027-01-01', 3, "settings-type"),
+        (f'[[ssh.keys]]\nkey = "{ED25519}"\ncommand = "sh"', 3, "settings-unknown-key"),
         ('[time]\nservers = ["a b"]', 2, "settings-value"),
         ('hostname = "x', 1, "settings-syntax"),
         ('a = 1\na = 2', 2, "settings-syntax"),
@@ -170,7 +195,7 @@ VALUE = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["mode", "interface", "address", "gateway", "dns", "root-login", "keys", "account", "key", "x"]
+                ["mode", "interface", "address", "gateway", "dns", "root-login", "keys", "account", "key", "from", "x"]
             ),
             inner,
             max_size=5,
@@ -206,10 +231,73 @@ def test_any_bytes_are_settings_or_an_error(data):
 def test_rendered_accounts():
     off = render(Settings(keys=(SshKey("admin", ED25519),)))
     assert b"PermitRootLogin no\nAllowUsers admin\n" in off["etc/ssh/sshd_config.d/10-accounts.conf"].data
-    assert off["etc/ssh/authorized_keys/admin"].data.endswith(ED25519.encode() + b"\n")
+    assert off["etc/ssh/authorized_keys/admin"].data.endswith(b"\nrestrict,pty " + ED25519.encode() + b"\n")
     assert ED25519.encode() not in off["etc/ssh/authorized_keys/root"].data
     on = render(Settings(root_login=True))
     assert b"AllowUsers admin root\n" in on["etc/ssh/sshd_config.d/10-accounts.conf"].data
+
+
+def test_an_account_is_open_when_somebody_has_a_key_for_it():
+    files = render(Settings(keys=(SshKey("agent", ED25519), SshKey("operator", RSA_4096))))
+    assert b"\nAllowUsers admin operator agent\n" in files["etc/ssh/sshd_config.d/10-accounts.conf"].data
+    assert files["etc/ssh/authorized_keys/agent"].data.endswith(b"\nrestrict " + ED25519.encode() + b"\n")
+    assert files["etc/ssh/authorized_keys/operator"].data.endswith(b"\nrestrict,pty " + RSA_4096.encode() + b"\n")
+    assert files["etc/ssh/authorized_keys/viewer"].data.count(b"\n") == 1
+
+
+def test_limits_of_a_key_are_options_of_its_line():
+    key = SshKey("viewer", ED25519, ("10.0.0.0/8", "!10.1.1.1"), "2027-01-31", ("no-pty",))
+    written = render(Settings(keys=(key,)))["etc/ssh/authorized_keys/viewer"].data.splitlines()[-1].decode()
+    assert written == f'restrict,from="10.0.0.0/8,!10.1.1.1",expiry-time="20270131Z" {ED25519}'
+    assert key_line(SECURITY, True, (), "", ("verify-required",)) == f"restrict,pty,verify-required {SECURITY}"
+
+
+@pytest.mark.parametrize(
+    "sources", [("::1",), ("10.0.0.0/8", "!10.0.0.1"), ("192.0.2.?",), ("2001:db8:*",), ("*", "!10.*"), ("fe80::/10",)]
+)
+def test_good_sources(sources):
+    assert source_problem(sources) is None
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "", "host.example", "*.example", "10.0.0.1/8", "10.0.0.0/255.0.0.0", "10.0.0.0/33", "fe80::1%eth0", "*\n", "-",
+        '10.*",command="sh', "1 2*", "10.0.0.0/8,!*", "!10.0.0.1", "!!10.0.0.1", "10.0.0.0 /8", "10.0.0.0/+8",
+    ],
+)  # fmt: skip
+def test_bad_sources(pattern):
+    assert source_problem((pattern,))
+
+
+@pytest.mark.parametrize(
+    "day", ["", "2027-1-1", "2027-02-30", "0000-01-01", "tomorrow", "2027-01-01Z", "\u0662027-01-01", "20270101"]
+)
+def test_bad_days(day):
+    assert expiry_problem(day)
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "good"),
+    [
+        (("no-pty",), ED25519, True),
+        (("verify-required",), ED25519, False),
+        (("verify-required", "no-pty"), SECURITY, True),
+        (("pty",), ED25519, False),
+        (('command="sh"',), ED25519, False),
+        (("no-touch-required",), ED25519, False),
+    ],
+)
+def test_options(options, key, good):
+    assert (option_problem(options, key) is None) is good
+
+
+@given(st.lists(st.text(alphabet='0123456789abf.:/*?!%," \n', max_size=12), min_size=1, max_size=3))
+def test_accepted_sources_stay_one_option(sources):
+    if source_problem(sources) is None:
+        written = key_line(ED25519, True, sources, "", ())
+        assert written == f'restrict,pty,from="{",".join(sources)}" {ED25519}'
+        assert re.fullmatch(r'restrict,pty,from="[0-9A-Fa-f.:/*?!,]+" ssh-ed25519 [^"\n]*', written)
 
 
 def test_zones_are_posix_rules():

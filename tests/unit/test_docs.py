@@ -22,8 +22,19 @@ from buildsys.errors import MixosError
 from buildsys.lock import Source, load_lock
 from buildsys.project import Project
 from buildsys.run import run
-from daemon.cli import cli as mixctl
+from daemon import tomlfile
+from daemon.cli import VERBS as MIXCTL_VERBS
+from daemon.metrics.config import Config as MetricsConfig
+from daemon.net.firewall.model import Config as FirewallConfig
+from daemon.net.mdns import MdnsFile
+from daemon.net.netfile import NetworkFile
+from daemon.net.proxy import ProxyFile
+from daemon.net.vpnfile import VpnFile
+from daemon.sandbox.policy import Overlay
+from daemon.sandbox.profile import ProfileFile
 from daemon.settings import Network, Settings, SshKey, from_mapping, parse
+from daemon.supervise.load import parse_unit
+from daemon.tomlfile import Strict
 from kernel.waivers import read_waivers
 from packages.mix import elf
 from rootfs.basefiles import read_settings
@@ -31,6 +42,18 @@ from rootfs.basefiles import read_settings
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+# What people write on a device, by the name in the example's first line; any other name on these pages is a unit.
+DEVICE_FILES: dict[str, type[Strict]] = {
+    "firewall.toml": FirewallConfig,
+    "mdns.toml": MdnsFile,
+    "metrics.toml": MetricsConfig,
+    "network.toml": NetworkFile,
+    "overlay.toml": Overlay,
+    "profile.toml": ProfileFile,
+    "proxy.toml": ProxyFile,
+    "vpn.toml": VpnFile,
+}
+UNIT_PAGES = ("services.md",)
 REQUIRED_PAGES = {"README.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "CHANGELOG.md", "SECURITY.md"}
 
 
@@ -109,13 +132,17 @@ def test_toml_examples_go_through_the_real_parser(block: Block, tmp_path: Path):
         path = tmp_path / "waivers.toml"
         path.write_text(block.text)
         assert read_waivers(path)
+    elif block.title in DEVICE_FILES:
+        tomlfile.parse(block.text, block.page, DEVICE_FILES[block.title])
+    elif block.page.name in UNIT_PAGES and block.title:
+        parse_unit(block.text, Path(block.title))
     else:
         pytest.fail(f"{block.where}: a TOML example begins with the name of its file, not {block.title!r}")
 
 
 def test_every_kind_of_file_has_an_example():
-    titles = {block.title for block in ALL_BLOCKS if block.language == "toml"}
-    assert titles == {"mixos.toml", "recipe.toml", "mixos-preseed.toml", "sources.lock", "waivers.toml"}
+    titles = {block.title for block in ALL_BLOCKS if block.language == "toml" and block.page.name not in UNIT_PAGES}
+    assert titles == {"mixos.toml", "recipe.toml", "mixos-preseed.toml", "sources.lock", "waivers.toml", *DEVICE_FILES}
 
 
 @pytest.mark.parametrize("block", SHELL)
@@ -220,7 +247,7 @@ SETTING_KEYS = {
     *(f"settings.network.{name}" for name in ("mode", "interface", "address", "gateway", "dns")),
     "settings.ssh.root-login",
     "settings.ssh.keys",
-    *(f"settings.ssh.keys.{name}" for name in ("account", "key")),
+    *(f"settings.ssh.keys.{name}" for name in ("account", "key", "from", "expires", "options")),
     "settings.time.servers",
 }
 
@@ -237,7 +264,8 @@ def flattened(table: dict[str, Any], prefix: str) -> Iterator[str]:
 
 def test_the_list_of_settings_in_this_test_is_that_of_the_parser():
     full = Settings(
-        network=Network("static", "eth0", "192.0.2.10/24", "192.0.2.1", ("192.0.2.1",)), keys=(SshKey("admin", "key"),)
+        network=Network("static", "eth0", "192.0.2.10/24", "192.0.2.1", ("192.0.2.1",)),
+        keys=(SshKey("admin", "key", ("10.0.0.0/8",), "2027-01-01", ("no-pty",)),),
     )
     assert set(flattened(full.as_mapping(), "settings.")) == SETTING_KEYS
 
@@ -316,7 +344,7 @@ def test_every_verb_and_option_of_mixos_is_described(verb: str):
 
 def test_every_command_of_mixctl_is_described():
     table = section("docs/commands.md", "mixctl")
-    for name in mixctl.commands:
+    for name in MIXCTL_VERBS:
         assert f"`mixctl {name}`" in table
 
 

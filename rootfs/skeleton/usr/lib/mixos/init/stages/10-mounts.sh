@@ -2,6 +2,9 @@
 # Kernel file systems. The kernel has mounted /dev itself (DEVTMPFS_MOUNT, _SAFE: nosuid, noexec); fstab has the rest.
 [ -c /dev/null ] || mount -t devtmpfs -o nosuid,noexec,mode=0755 devtmpfs /dev
 mkdir -p /dev/pts /dev/shm
+# What programs expect beside devtmpfs (/dev/stdin is what many read for "-").
+ln -s /proc/self/fd /dev/fd
+for pair in 0:stdin 1:stdout 2:stderr; do ln -s "fd/${pair%:*}" "/dev/${pair#*:}"; done
 mount -a || echo "mixos: not all of fstab could be mounted" >/dev/console
 mkdir -p "$RUN/net" /run/lock /run/sshd
 for pair in securityfs:/sys/kernel/security pstore:/sys/fs/pstore efivarfs:/sys/firmware/efi/efivars; do

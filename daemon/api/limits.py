@@ -1,0 +1,52 @@
+"""Bounds that the doors put on clients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Counts, seconds and rates. Tests take other ones."""
+
+    connections: int = 32  # of the socket, all clients together
+    per_uid: int = 8  # of them, so that no account locks the others out
+    per_admin: int = 16
+    idle: float = 60.0  # seconds until a line is complete, and between calls; open streams do not idle
+    slow: float = 10.0  # seconds that a client may leave its answers unread
+    linger: float = 2.0  # seconds for the last words to a client before the connection is cut
+    streams: int = 8  # open at once on one connection
+    rate: float = 200.0  # calls per second of one connection; faster ones wait
+    burst: float = 400.0  # calls that are answered at once after a pause
+
+
+class Bucket:
+    """A token bucket: `burst` at once, `rate` per second in the long run."""
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock
+        self._tokens = burst
+        self._at = clock()
+
+    def delay(self) -> float:
+        """Take one token; seconds to wait until it is really there."""
+        self._fill()
+        self._tokens -= 1
+        return max(0.0, -self._tokens / self._rate)
+
+    def take(self) -> bool:
+        """Take one token if there is one."""
+        self._fill()
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now

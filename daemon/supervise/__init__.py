@@ -1,0 +1,1 @@
+"""Supervision: services that outlive the daemon which steers them."""

@@ -1,0 +1,141 @@
+"""Values as people write them in unit files: sizes, durations, counts, signals, addresses, calendar times.
+
+Each type is an `Annotated` one: the text is checked and converted where it is read, so that a mistake is reported with
+file, line and column, and the rest of the code sees bytes, seconds and numbers.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import signal
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BeforeValidator, StringConstraints
+
+_SIZE = re.compile(r"(\d{1,15})([KMGT]?)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_PART = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|min|m|h|d|w)")
+_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_CALENDAR = re.compile(
+    r"(?:(?P<hourly>hourly)(?: at :(?P<only>\d\d))?"
+    r"|(?:daily|weekly on (?P<weekday>[a-z]+)|monthly on (?P<day>\d{1,2})) at (?P<hour>\d\d):(?P<minute>\d\d))"
+)
+MAX_SECONDS = 366 * 86400.0
+
+
+def size(value: Any) -> int:
+    """Bytes: a number, or a text with a binary suffix ("64M" is 64 × 2^20). Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62:
+        return value
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError("a size is expected, such as 512K, 64M or 1G")
+    return int(found[1]) << (10 * " KMGT".index(found[2] or " "))
+
+
+def duration(value: Any) -> float:
+    """Seconds: a number, or a text such as "250ms", "10s", "1h30m". Raises ValueError."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str) and value and not _PART.sub("", value):
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
+    else:
+        raise ValueError("a duration is expected, such as 250ms, 10s, 5m or 1h30m")
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise ValueError("a duration lies between 0 and 366d")
+    return seconds
+
+
+def signal_number(value: Any) -> int:
+    """The number of a signal by its name ("TERM" or "SIGTERM"). Raises ValueError."""
+    name = value if isinstance(value, str) else ""
+    found = getattr(signal.Signals, name if name.startswith("SIG") else f"SIG{name}", None)
+    if found is None:
+        raise ValueError("the name of a signal is expected, such as TERM, INT or HUP")
+    return int(found)
+
+
+def mode(value: Any) -> int:
+    """Permission bits written in octal ("0660"). Raises ValueError."""
+    if not isinstance(value, str) or not re.fullmatch(r"0?[0-7]{3}", value):
+        raise ValueError('octal permission bits are expected, as text: "0660"')
+    return int(value, 8)
+
+
+class Rlimit(NamedTuple):
+    """Soft and hard limit; -1 is "unlimited"."""
+
+    soft: int
+    hard: int
+
+
+def rlimit(value: Any) -> Rlimit:
+    """One number for both limits, or "SOFT:HARD", each a number, a size or "unlimited". Raises ValueError."""
+    parts = str(value).split(":") if isinstance(value, str | int) and not isinstance(value, bool) else []
+    if not 1 <= len(parts) <= 2:
+        raise ValueError('a limit is expected, such as 1024, "1024:4096" or "unlimited"')
+    numbers = [-1 if part == "unlimited" else size(int(part) if part.isdigit() else part) for part in parts]
+    soft, hard = numbers[0], numbers[-1]
+    if hard != -1 and not 0 <= soft <= hard:
+        raise ValueError("the soft limit is above the hard one")
+    return Rlimit(soft, hard)
+
+
+class Address(NamedTuple):
+    """Where TCP is spoken: a numeric address ("127.0.0.1", "::1") and a port."""
+
+    host: str
+    port: int
+
+
+def address(value: Any) -> Address:
+    """PORT (this machine only), "ADDRESS:PORT" or "[V6]:PORT"; names are not looked up. Raises ValueError."""
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536 or (":" in host and "[" not in text):
+        raise ValueError("a port, ADDRESS:PORT or [ADDRESS]:PORT is expected")
+    return Address(str(ipaddress.ip_address(host)) if host else "127.0.0.1", int(port))
+
+
+class Calendar(NamedTuple):
+    """A repeated local time. hour None: every hour; weekday (0 is Monday) and day (of the month) None: every day."""
+
+    minute: int
+    hour: int | None = None
+    weekday: int | None = None
+    day: int | None = None
+    text: str = ""
+
+
+def calendar(value: Any) -> Calendar:
+    """One of "hourly", "hourly at :15", "daily at 04:00", "weekly on sunday at 04:00", "monthly on 1 at 04:00"."""
+    found = _CALENDAR.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(
+            '"hourly", "daily at 04:00", "weekly on sunday at 04:00" or "monthly on 1 at 04:00" is expected'
+        )
+    minute = int(found["minute"] or found["only"] or 0)
+    hour = None if found["hourly"] else int(found["hour"])
+    if minute > 59 or (hour or 0) > 23:
+        raise ValueError("a time lies between 00:00 and 23:59")
+    if found["weekday"] and found["weekday"] not in _DAYS:
+        raise ValueError(f"a day of the week is expected: {', '.join(_DAYS)}")
+    weekday = _DAYS.index(found["weekday"]) if found["weekday"] else None
+    day = int(found["day"]) if found["day"] else None
+    if day is not None and not 1 <= day <= 28:
+        raise ValueError("the day of a month lies between 1 and 28, which every month has")
+    return Calendar(minute, hour, weekday, day, str(value))
+
+
+NAME = r"[a-z0-9][a-z0-9_-]{0,47}"  # also a folder, a cgroup and part of a socket's path (108 bytes: unix(7))
+
+Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
+Size = Annotated[int, BeforeValidator(size)]
+Duration = Annotated[float, BeforeValidator(duration)]
+SignalNumber = Annotated[int, BeforeValidator(signal_number)]
+Mode = Annotated[int, BeforeValidator(mode)]
+Limit = Annotated[Rlimit, BeforeValidator(rlimit)]
+Endpoint = Annotated[Address, BeforeValidator(address)]
+CalendarTime = Annotated[Calendar, BeforeValidator(calendar)]

@@ -1,0 +1,19 @@
+/* What expat's configure script would find with musl and clang, on x86_64 and aarch64 alike. */
+#define BYTEORDER 1234
+#define HAVE_FCNTL_H 1
+#define HAVE_GETENTROPY 1
+#define HAVE_GETRANDOM 1
+#define HAVE_INTTYPES_H 1
+#define HAVE_STDINT_H 1
+#define HAVE_STDLIB_H 1
+#define HAVE_STRING_H 1
+#define HAVE_STRINGS_H 1
+#define HAVE_SYSCALL_GETRANDOM 1
+#define HAVE_SYS_STAT_H 1
+#define HAVE_SYS_TYPES_H 1
+#define HAVE_UNISTD_H 1
+#define STDC_HEADERS 1
+#define XML_CONTEXT_BYTES 1024
+#define XML_DTD 1
+#define XML_GE 1
+#define XML_NS 1

@@ -1,0 +1,9 @@
+# Compiles each profile to the form that the kernel takes. Everything that the parser would ask the machine it runs on is
+# answered here instead: its configuration, the place of included files, and (features) what the kernel can mediate.
+mkdir -p /out/usr/lib/mixos/apparmor
+cd /in/profiles
+for profile in *.profile; do
+    apparmor_parser --config-file /dev/null --base . --Include . --kernel-features features --policy-features features \
+        --skip-kernel-load --skip-cache --jobs 1 --quiet --Werror \
+        --ofile "/out/usr/lib/mixos/apparmor/${profile%.profile}.bin" "$profile"
+done

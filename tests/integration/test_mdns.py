@@ -1,0 +1,296 @@
+"""The mDNS responder against Avahi, another implementation, and against itself; two network namespaces on one cable."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import process
+from daemon.api.method import Caller, Role
+from daemon.errors import DeviceError
+from daemon.net.mdns import MdnsPart
+from daemon.part import Context
+from tests.integration.namespaces import Space, cable, spaces
+
+ME = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
+SSH = {"type": "_ssh._tcp", "port": 22, "name": None, "txt": {}}
+BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig><listen>unix:path={path}</listen><policy context="default"><allow send_destination="*" eavesdrop="true"/>
+<allow eavesdrop="true"/><allow own="*"/></policy></busconfig>"""
+AVAHI = """[server]
+host-name={name}
+allow-interfaces=eth0
+[publish]
+publish-workstation=yes
+"""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Two namespaces, `one` with 192.0.2.1 and `two` with 192.0.2.2, and a folder."""
+
+    one: Space
+    two: Space
+    folder: Path
+
+    def write(self, name: str, host: str, services: Sequence[dict[str, Any]] = (SSH,), enabled: bool = True) -> None:
+        body = {"enabled": enabled, "hostname": host, "interfaces": [], "services": list(services)}
+        (self.folder / f"{name}.json").write_text(json.dumps(body))
+
+    async def ask(self, name: str, **question: object) -> dict[str, Any]:
+        reader, writer = await asyncio.open_unix_connection(self.folder / name)
+        writer.write(json.dumps(question).encode() + b"\n")
+        answer = json.loads(await reader.readuntil(b"\n"))
+        writer.close()
+        return answer  # type: ignore[no-any-return]
+
+    async def host(self, name: str) -> str | None:
+        try:
+            return (await self.ask(name, do="status")).get("host")
+        except OSError:
+            return None
+
+    @asynccontextmanager
+    async def responder(self, name: str, space: Space) -> AsyncIterator[asyncio.subprocess.Process]:
+        program = [sys.executable, "-m", "daemon.net.mdns_main", self.folder / f"{name}.json", self.folder / name]
+        async with background("ip", "netns", "exec", space.name, *map(str, program)) as child:
+            yield child
+
+    @asynccontextmanager
+    async def avahi(self, name: str) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+        """avahi-daemon in `two`, with a bus of its own; gives a function that runs an Avahi program there."""
+        bus, config = self.folder / "bus", self.folder / "avahi.conf"
+        (self.folder / "bus.conf").write_text(BUS.format(path=bus))
+        config.write_text(AVAHI.format(name=name))
+        enter = ("ip", "netns", "exec", self.two.name)
+        address = {"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={bus}"}
+        private = "mount -t tmpfs tmpfs /run && mkdir /run/avahi-daemon && exec avahi-daemon --no-drop-root "
+        private += f"--no-chroot --no-rlimits -f {config}"
+
+        async def program(*words: str) -> str:
+            answer = await process.capture(["/usr/bin/env", *enter, *words], seconds=30, extra=address)
+            return answer.out.decode()
+
+        async with background("dbus-daemon", f"--config-file={self.folder}/bus.conf", "--nofork"):
+            await eventually(bus.exists)
+            async with background(*enter, "unshare", "-m", "sh", "-c", private, **address):
+
+                async def answers() -> bool:
+                    return bool(await program("avahi-resolve", "-n", f"{name}.local"))
+
+                await eventually(answers)
+                yield program
+
+
+@asynccontextmanager
+async def background(*words: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    child = await asyncio.create_subprocess_exec(*words, env={**os.environ, **environment})
+    try:
+        yield child
+    finally:
+        if child.returncode is None:
+            child.terminate()
+        await child.wait()
+
+
+async def eventually(question: Callable[[], Any], tries: int = 300) -> None:
+    """Wait until an answer is true; far longer than it ever takes."""
+    for _ in range(tries):
+        answer = question()
+        if await answer if asyncio.iscoroutine(answer) else answer:
+            return
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"{question} never came true")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with spaces("one", "two") as (one, two):
+        cable(one, "eth0", two, "eth0", {})
+        one.ip("address", "add", "192.0.2.1/24", "dev", "eth0")
+        two.ip("address", "add", "192.0.2.2/24", "dev", "eth0")
+        yield Bench(one, two, tmp_path)
+
+
+def test_avahi_finds_us_and_we_find_avahi(bench):
+    web = {"type": "_http._tcp", "port": 8080, "name": "My web", "txt": {"path": "/x"}}
+    bench.write("a", "kitchen", [SSH, web])
+
+    async def main() -> None:
+        async with bench.avahi("laptop") as avahi, bench.responder("a", bench.one) as child:
+            await eventually(lambda: bench.host("a"))
+            assert (await avahi("avahi-resolve", "-4", "-n", "kitchen.local")).split() == ["kitchen.local", "192.0.2.1"]
+            rows = [line.split(";") for line in (await avahi("avahi-browse", "-rpt", "_ssh._tcp")).splitlines()]
+            assert ["kitchen", "kitchen.local", "22"] in [[row[3], row[6], row[8]] for row in rows if row[0] == "="]
+            assert '8080;"path=/x"' in await avahi("avahi-browse", "-rpt", "_http._tcp")
+            found = await bench.ask("a", do="browse", type="_workstation._tcp", seconds=3)
+            assert [row["host"] for row in found["services"]] == ["laptop.local"]
+            assert "192.0.2.2" in found["services"][0]["addresses"]
+            types = (await bench.ask("a", do="browse", type=None, seconds=3))["types"]
+            assert {"_ssh._tcp", "_workstation._tcp"} <= set(types)
+            # Goodbye: what was announced is gone for others at once, not when it would have expired.
+            child.terminate()
+            assert await child.wait() == 0
+
+            async def gone() -> bool:
+                return "kitchen" not in await avahi("avahi-browse", "-rpt", "_ssh._tcp")
+
+            await eventually(gone)
+
+    asyncio.run(main())
+
+
+def test_a_name_that_avahi_has_is_not_taken(bench):
+    bench.write("a", "kitchen")
+
+    async def main() -> None:
+        async with bench.avahi("kitchen") as avahi, bench.responder("a", bench.one):
+            await eventually(lambda: bench.host("a"))
+            status = await bench.ask("a", do="status")
+            assert (status["host"], status["wanted"]) == ("kitchen-2.local", "kitchen.local")
+            assert "192.0.2.1" in await avahi("avahi-resolve", "-4", "-n", "kitchen-2.local")
+            assert "192.0.2.2" in await avahi("avahi-resolve", "-4", "-n", "kitchen.local")
+
+    asyncio.run(main())
+
+
+def test_two_that_meet_later_end_with_two_names(tmp_path):
+    """Each has the name on a network of its own; then somebody plugs the networks together."""
+    with spaces("one", "two", "switch") as (one, two, switch):
+        bench = Bench(one, two, tmp_path)
+        switch.ip("link", "add", "br0", "type", "bridge")
+        switch.ip("link", "set", "br0", "up")
+        for number, space in enumerate((one, two), 1):
+            cable(space, "eth0", switch, f"port{number}", {"eth0": (f"192.0.2.{number}/24",)})
+            bench.write(str(number), "kitchen")
+        switch.ip("link", "set", "port1", "master", "br0")
+
+        async def both() -> set[str | None]:
+            return {await bench.host("1"), await bench.host("2")}
+
+        async def same() -> bool:
+            return await both() == {"kitchen.local"}
+
+        async def different() -> bool:
+            found = await both()
+            return None not in found and len(found) == 2
+
+        async def main() -> None:
+            async with bench.responder("1", one), bench.responder("2", two):
+                await eventually(same)
+                switch.ip("link", "set", "port2", "master", "br0")
+                two.ip("link", "set", "lo", "down")  # any change of the links makes it ask; else it does every minute
+                await eventually(different)
+                assert "kitchen-2.local" in await both()
+
+        asyncio.run(main())
+
+
+def test_it_waits_for_a_network_and_follows_addresses(bench):
+    bench.write("a", "kitchen")
+    bench.one.ip("address", "flush", "dev", "eth0")
+    bench.one.ip("link", "set", "eth0", "down")
+
+    async def addresses() -> list[str]:
+        return (await bench.ask("a", do="status")).get("addresses", [])  # type: ignore[no-any-return]
+
+    async def main() -> None:
+        async with bench.responder("a", bench.one):
+            await eventually((bench.folder / "a").exists)
+            assert await addresses() == []
+            assert (await bench.ask("a", do="browse", type=None, seconds=1))["error"] == "mdns-no-network"
+            bench.one.ip("link", "set", "eth0", "up")
+            for address, gone in (("192.0.2.7", "none"), ("192.0.2.8", "192.0.2.7")):
+                if gone != "none":
+                    bench.one.ip("address", "del", f"{gone}/24", "dev", "eth0")
+                bench.one.ip("address", "add", f"{address}/24", "dev", "eth0")
+
+                async def there(address: str = address, gone: str = gone) -> bool:
+                    found = await addresses()
+                    return address in found and gone not in found
+
+                await eventually(there)
+
+    asyncio.run(main())
+
+
+def test_garbage_at_the_socket_harms_nothing(bench):
+    bench.write("a", "kitchen")
+
+    async def send(data: bytes) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(bench.folder / "a")
+        writer.write(data)
+        writer.write_eof()
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def main() -> None:
+        async with bench.responder("a", bench.one):
+            await eventually(lambda: bench.host("a"))
+            for data in (b"", b"\n", b"{", b"[" * 5000 + b"\n", b"x" * 200_000, b"\xff\n", b"null\n", b'{"do": 1}\n'):
+                assert await send(data) in (b"", b'{"error": "mdns-question"}\n')
+            for kind in ("_http", "x" * 300, "_a._b._c", "", "..", "_http._tcp\u0000"):
+                answer = await bench.ask("a", do="browse", type=kind, seconds="x")
+                assert answer in ({"error": "mdns-browse"}, {"services": []})
+            assert await bench.host("a") == "kitchen.local"
+
+    asyncio.run(main())
+
+
+def test_the_daemons_part_switches_it_and_follows_units(bench):
+    folders = [bench.folder / name for name in ("run", "state", "etc", "lib", "log")]
+    for folder in folders:
+        folder.mkdir()
+    context = Context(*folders)
+    (context.etc / "mdns.toml").write_text(
+        "hostname = 'kitchen'\n[services.web]\ntype = '_http._tcp'\nport = 80\nunit = 'web'\n"
+    )
+    part = MdnsPart(context, bench.folder / "control")
+    methods = {method.name: method for method in part.methods()}
+    program = [sys.executable, "-m", "daemon.net.mdns_main", str(context.run / "mdns.json"), str(part.control)]
+
+    async def call(name: str, **params: object) -> Any:
+        method = methods[f"mdns.{name}"]
+        return await method.handler(ME, method.params.model_validate(params))  # type: ignore[misc]
+
+    async def services() -> list[str]:
+        return [row["name"] for row in (await call("status")).get("services", [])]
+
+    async def main() -> None:
+        await part.start()
+        assert await call("status") == {"enabled": True, "running": False}
+        with pytest.raises(DeviceError) as caught:
+            await call("browse")
+        assert caught.value.reason == "mdns-off"
+        async with background("ip", "netns", "exec", bench.one.name, *program) as child:
+
+            async def announced(wanted: list[str]) -> bool:
+                return await services() == wanted
+
+            await eventually(lambda: announced(["kitchen._ssh._tcp"]))
+            state = context.run / "units/web/state"
+            state.parent.mkdir(parents=True)
+            state.write_text("phase running\npid 1\n")
+            context.events.publish("service.state", "web", state="running")
+            await eventually(lambda: announced(["kitchen._ssh._tcp", "kitchen._http._tcp"]))
+            found = await call("browse", type="_http._tcp", seconds=1)
+            assert [row["port"] for row in found["services"]] == [80]
+            assert await call("off") == {"enabled": False}
+            assert await child.wait() == 0
+        assert "enabled = false" in (context.etc / "mdns.toml").read_text()
+        async with background("ip", "netns", "exec", bench.one.name, *program) as child:
+            assert await child.wait() == 0  # off: nothing runs
+        await part.stop()
+
+    asyncio.run(main())

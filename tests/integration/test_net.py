@@ -1,0 +1,622 @@
+"""Interfaces for real: in network namespaces of this host, looked at with `ip`, which knows nothing of our codec."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildsys.run import run
+from daemon.api.method import Caller, Nothing, Role
+from daemon.errors import DeviceError
+from daemon.net import interfaces as part
+from daemon.net import keys, tunnel, wgquick
+from daemon.net.interfaces import Apply, Interfaces, Set
+from daemon.net.netlink import NetlinkError
+from daemon.net.rtnl import MAIN_TABLE, Route, Rtnl, Rule
+from daemon.net.vpn import Vpn
+from daemon.net.vpncalls import AddPeer, Import, Init, OfInterface, OfPeer, Rotate
+from daemon.net.vpnfile import VpnFile
+from daemon.part import Context
+from daemon.tomlfile import parse
+
+CALLER = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
+NOTHING = Nothing()
+CLONE_NEWNET = 0x40000000
+
+
+@pytest.fixture(autouse=True)
+def namespace() -> Iterator[None]:
+    """Every test has an empty network of its own; `ip` and the code under test run inside it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+    yield
+    assert libc.setns(home, CLONE_NEWNET) == 0
+    os.close(home)
+
+
+def ip(*words: str) -> Any:
+    """`ip -json …`, decoded."""
+    text = run(["ip", "-json", *words]).text
+    return json.loads(text) if text.strip() else []
+
+
+def addresses(name: str) -> set[str]:
+    """Addresses of an interface as `ip` tells them, without link-local ones."""
+    (link,) = ip("address", "show", "dev", name)
+    return {f"{row['local']}/{row['prefixlen']}" for row in link["addr_info"] if row["scope"] == "global"}
+
+
+def routes(family: str = "-4") -> set[tuple[str, str, str]]:
+    """(destination, gateway, interface) of routes that somebody added."""
+    rows = ip(family, "route", "show", "table", "main")
+    return {(row["dst"], row.get("gateway", ""), row["dev"]) for row in rows if row["protocol"] != "kernel"}
+
+
+def links() -> set[str]:
+    return {row["ifname"] for row in ip("link")}
+
+
+def cable(one: str = "eth0", other: str = "far0") -> None:
+    """Two interfaces that are connected."""
+    run(["ip", "link", "add", one, "type", "veth", "peer", "name", other])
+    run(["ip", "link", "set", other, "up"])
+
+
+class Box:
+    """The part with folders of its own."""
+
+    def __init__(self, tmp: Path) -> None:
+        self.context = Context(run=tmp / "run", state=tmp / "state", etc=tmp / "etc", lib=tmp / "lib", log=tmp / "log")
+        self.context.etc.mkdir(parents=True, exist_ok=True)
+        self.file = self.context.etc / "network.toml"
+        self.part = Interfaces(self.context, etc=tmp)
+
+    async def apply(self, text: str, confirm: int = 0) -> Any:
+        self.file.write_text(text)
+        return await self.part.apply(CALLER, Apply(confirm=confirm))
+
+    def resolv(self) -> str:
+        return (self.context.run / "resolv.conf").read_text()
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    return Box(tmp_path)
+
+
+STATIC = """
+dns = ["192.0.2.53"]
+[interface.eth0]
+mode = "static"
+addresses = ["192.0.2.10/24", "2001:db8::10/64"]
+gateways = ["192.0.2.1", "2001:db8::1"]
+mtu = 1400
+ipv6 = "static"
+[[interface.eth0.routes]]
+to = "198.51.100.0/24"
+via = "192.0.2.254"
+metric = 50
+"""
+
+
+# -- rtnetlink -------------------------------------------------------------------------------------------------------
+
+
+def test_what_we_read_is_what_ip_says() -> None:
+    cable()
+    run(["ip", "link", "add", "br0", "type", "bridge", "stp_state", "1"])
+    run(["ip", "link", "set", "eth0", "master", "br0", "mtu", "1300", "alias", "hällo"])
+    with Rtnl() as rtnl:
+        found = rtnl.links()
+    told = {row["ifname"]: row for row in ip("-details", "link")}
+    assert found.keys() == told.keys()
+    for name, link in found.items():
+        row = told[name]
+        kind = row.get("linkinfo", {}).get("info_kind", "")
+        assert (link.index, link.mac, link.mtu, link.kind) == (row["ifindex"], row["address"], row["mtu"], kind)
+        assert link.up == ("UP" in row["flags"])
+        assert link.state.upper() == row["operstate"]
+    assert found["eth0"].master == found["br0"].index
+    assert found["eth0"].alias == "hällo"
+    assert found["br0"].stp
+
+
+def test_addresses_and_routes_arrive(box: Box) -> None:
+    cable()
+    with Rtnl() as rtnl:
+        rtnl.change("eth0", up=True)
+        rtnl.add_address("eth0", "192.0.2.10/24")
+        rtnl.add_address("eth0", "192.0.2.10/24")  # twice is once
+        rtnl.add_address("eth0", "2001:db8::10/64")
+        wanted = [
+            Route("0.0.0.0/0", "192.0.2.1", "eth0", 7),
+            Route("198.51.100.0/24", "", "eth0", 0),
+            Route("2001:db8:1::/48", "2001:db8::1", "eth0", 1024),
+            Route("203.0.113.0/24", "192.0.2.2", "eth0", 0, table=51820),
+        ]
+        for route in wanted:
+            rtnl.add_route(route)
+        assert set(wanted) <= set(rtnl.routes())
+        assert addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
+        assert routes() == {("default", "192.0.2.1", "eth0"), ("198.51.100.0/24", "", "eth0")}
+        assert ip("route", "show", "table", "51820")[0]["dst"] == "203.0.113.0/24"
+        for route in wanted:
+            rtnl.remove_route(route)
+            rtnl.remove_route(route)  # gone is gone
+        rtnl.remove_address("eth0", "192.0.2.10/24")
+        rtnl.remove_address("eth0", "192.0.2.10/24")
+    assert routes() == set()
+    assert addresses("eth0") == {"2001:db8::10/64"}
+
+
+def test_rules_are_what_wg_quick_makes() -> None:
+    with Rtnl() as rtnl:
+        rules = [Rule(family, 32764, MAIN_TABLE, suppress=0) for family in (2, 10)]
+        rules += [Rule(family, 32765, 51820, mark=51820, inverted=True) for family in (2, 10)]
+        for rule in rules:
+            rtnl.add_rule(rule)
+        assert set(rules) <= set(rtnl.rules())
+        told = ip("rule")
+        assert {"priority": 32764, "src": "all", "table": "main", "suppress_prefixlen": 0}.items() <= told[1].items()
+        assert {"not": None, "fwmark": "0xca6c", "table": "51820"}.items() <= told[2].items()
+        for rule in rules:
+            rtnl.remove_rule(rule)
+            rtnl.remove_rule(rule)
+        assert not [rule for rule in rtnl.rules() if rule in rules]
+
+
+def test_the_kernel_says_why() -> None:
+    cable()
+    with Rtnl() as rtnl, pytest.raises(NetlinkError) as caught:
+        rtnl.add_route(Route("0.0.0.0/0", "192.0.2.1", "eth0", 0))
+    assert caught.value.reason == "netlink-refused"
+    assert caught.value.errno
+    with Rtnl() as rtnl, pytest.raises(NetlinkError) as caught:
+        rtnl.change("absent", up=True)
+    assert caught.value.reason == "net-interface"
+
+
+def test_a_large_dump_is_complete() -> None:
+    cable()
+    batch = "".join(f"address add 10.{n >> 8}.{n & 255}.1/32 dev eth0\n" for n in range(3000))
+    run(["ip", "-batch", "-"], stdin=batch.encode())
+    with Rtnl() as rtnl:
+        assert sum(address.address.endswith("/32") for address in rtnl.addresses()) == 3000
+
+
+# -- network.toml ----------------------------------------------------------------------------------------------------
+
+
+def test_static_set_up_and_again_nothing_to_do(box: Box) -> None:
+    async def scenario() -> None:
+        cable()
+        first = await box.apply(STATIC)
+        assert first["steps"]
+        assert addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
+        assert routes() == {("default", "192.0.2.1", "eth0"), ("198.51.100.0/24", "192.0.2.254", "eth0")}
+        assert routes("-6") == {("default", "2001:db8::1", "eth0")}
+        assert ip("link", "show", "eth0")[0]["mtu"] == 1400
+        assert Path("/proc/sys/net/ipv6/conf/eth0/accept_ra").read_text() == "0\n"
+        assert box.resolv() == "nameserver 192.0.2.53\n"
+        assert (await box.apply(STATIC))["steps"] == []
+        # The daemon of a later boot finds the same.
+        again = Box(box.context.etc.parent)
+        await again.part.start()
+        assert (await again.part.check(CALLER, NOTHING))["steps"] == []
+        await again.part.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_new_address_replaces_the_old_one_in_its_network(box: Box) -> None:
+    """The kernel takes secondary addresses away with their primary one, unless told otherwise."""
+
+    async def scenario() -> None:
+        cable()
+        await box.apply('[interface.eth0]\nmode = "static"\naddresses = ["192.0.2.10/24"]\ngateways = ["192.0.2.1"]\n')
+        await box.apply('[interface.eth0]\nmode = "static"\naddresses = ["192.0.2.11/24"]\ngateways = ["192.0.2.1"]\n')
+        assert addresses("eth0") == {"192.0.2.11/24"}
+        assert routes() == {("default", "192.0.2.1", "eth0")}
+
+    asyncio.run(scenario())
+
+
+BRIDGE = """
+[interface.lan]
+mode = "static"
+addresses = ["192.0.2.1/24"]
+bridge = { ports = ["eth0", "eth1"], stp = true }
+"""
+
+
+def test_bridge_with_ports_comes_and_goes(box: Box) -> None:
+    async def scenario() -> None:
+        cable("eth0", "far0")
+        cable("eth1", "far1")
+        run(["ip", "address", "add", "198.51.100.1/24", "dev", "eth0"])
+        await box.apply(BRIDGE)
+        ports = {row["ifname"] for row in ip("link", "show", "master", "lan")}
+        assert ports == {"eth0", "eth1"}
+        assert addresses("lan") == {"192.0.2.1/24"}
+        assert addresses("eth0") == set()  # a port has no address of its own
+        assert ip("-details", "link", "show", "lan")[0]["linkinfo"]["info_data"]["stp_state"] == 1
+        await box.apply(BRIDGE.replace(', "eth1"', "").replace("true", "false"))
+        assert {row["ifname"] for row in ip("link", "show", "master", "lan")} == {"eth0"}
+        await box.apply("")
+        assert "lan" not in links()
+        assert "eth0" in links()
+
+    asyncio.run(scenario())
+
+
+def test_an_interface_that_the_file_does_not_name_is_left_alone(box: Box) -> None:
+    async def scenario() -> None:
+        cable("eth0", "far0")
+        cable("eth1", "far1")
+        run(["ip", "link", "set", "eth1", "up", "mtu", "1280"])
+        run(["ip", "address", "add", "198.51.100.1/24", "dev", "eth1"])
+        run(["ip", "link", "add", "theirs", "type", "bridge"])
+        before = ip("address", "show", "dev", "eth1")
+        await box.part.start()  # no network.toml at all
+        await box.apply(STATIC)
+        await box.apply("")
+        await box.part.stop()
+        assert ip("address", "show", "dev", "eth1") == before
+        assert "theirs" in links()
+        assert addresses("eth0") == set()
+        assert ip("link", "show", "eth0")[0]["mtu"] == 1500
+
+    asyncio.run(scenario())
+
+
+def test_a_name_that_is_taken_is_a_conflict_before_anything_changes(box: Box) -> None:
+    async def scenario() -> None:
+        cable("eth0", "far0")
+        cable("lan", "far1")
+        before = ip("address")
+        with pytest.raises(DeviceError) as caught:
+            await box.apply(BRIDGE + STATIC)
+        assert caught.value.reason in ("net-conflict", "config-value")
+        with pytest.raises(DeviceError) as caught:
+            await box.apply(BRIDGE)
+        assert caught.value.reason == "net-conflict"
+        assert ip("address") == before
+
+    asyncio.run(scenario())
+
+
+def test_what_fails_half_way_is_undone(box: Box) -> None:
+    """The last route leads to a gateway that nobody can reach: the kernel refuses it after the address was added."""
+
+    async def scenario() -> None:
+        cable("eth0", "far0")
+        cable("eth1", "far1")
+        await box.apply(STATIC)
+        bad = STATIC.replace("192.0.2.10/24", "192.0.2.20/24") + BRIDGE.replace("192.0.2.1/24", "10.0.0.1/24").replace(
+            '"eth0", "eth1"', '"eth1"'
+        )
+        with pytest.raises(DeviceError) as caught:
+            await box.apply(bad + '[[interface.lan.routes]]\nto = "203.0.113.0/24"\nvia = "172.16.0.1"\n')
+        assert caught.value.reason == "netlink-refused"
+        assert addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
+        assert ("default", "192.0.2.1", "eth0") in routes()
+        assert "lan" not in links()
+        assert not list((box.context.run / "net").glob("eth1.want"))
+
+    asyncio.run(scenario())
+
+
+def test_an_interface_that_comes_later_is_set_up(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part, "SETTLE_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        box.file.write_text(STATIC)
+        await box.part.start()
+        assert (await box.part.report(CALLER, NOTHING))["missing"] == ["eth0"]
+        cable()
+        for _ in range(200):
+            await asyncio.sleep(0.05)
+            if addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"} and len(routes()) == 2:
+                break
+        assert routes() == {("default", "192.0.2.1", "eth0"), ("198.51.100.0/24", "192.0.2.254", "eth0")}
+        await box.part.stop()
+
+    asyncio.run(scenario())
+
+
+def test_set_changes_the_file_and_nothing_else(box: Box) -> None:
+    async def scenario() -> None:
+        cable()
+        await box.apply("# mine\n" + STATIC)
+        done: Any = await box.part.set(CALLER, Set(name="eth0", values={"mtu": 1300, "metric": 5}))
+        assert box.file.read_text().startswith("# mine\n")
+        assert len(done["steps"]) >= 1
+        assert ip("link", "show", "eth0")[0]["mtu"] == 1400
+        with pytest.raises(DeviceError) as caught:
+            await box.part.set(CALLER, Set(name="eth0", values={"mtu": 1}))
+        assert caught.value.reason == "config-value"
+        assert "1300" in box.file.read_text()
+
+    asyncio.run(scenario())
+
+
+# -- trial -----------------------------------------------------------------------------------------------------------
+
+OTHER = STATIC.replace("192.0.2.10/24", "192.0.2.99/24")
+
+
+def test_not_confirmed_is_undone(box: Box) -> None:
+    async def scenario() -> None:
+        cable()
+        await box.apply(STATIC)
+        await box.apply(OTHER, confirm=1)
+        assert "192.0.2.99/24" in addresses("eth0")
+        with pytest.raises(DeviceError) as caught:
+            await box.apply(OTHER)
+        assert caught.value.reason == "net-trial"
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if box.part.status()["file"] == "reverted":
+                break
+        assert addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
+        with pytest.raises(DeviceError) as caught:
+            await box.part.confirm(CALLER, NOTHING)
+        assert caught.value.reason == "net-no-trial"
+
+    asyncio.run(scenario())
+
+
+def test_confirmed_stays(box: Box) -> None:
+    async def scenario() -> None:
+        cable()
+        await box.apply(STATIC)
+        await box.apply(OTHER, confirm=60)
+        await box.part.confirm(CALLER, NOTHING)
+        again = Box(box.context.etc.parent)
+        await again.part.start()
+        assert again.part.status()["file"] == "ok"
+        await again.part.stop()
+        assert addresses("eth0") == {"192.0.2.99/24", "2001:db8::10/64"}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("reboot", [False, True])
+def test_a_daemon_that_dies_during_a_trial_reverts_when_it_comes_back(box: Box, reboot: bool) -> None:
+    async def scenario() -> None:
+        cable("eth0", "far0")
+        cable("eth1", "far1")
+        await box.apply(STATIC)
+        extra = '[interface.eth1]\nmode = "static"\naddresses = ["198.51.100.9/24"]\n'
+        await box.apply(OTHER + extra, confirm=600)
+        assert addresses("eth1") == {"198.51.100.9/24"}
+        if reboot:
+            run(["ip", "address", "flush", "dev", "eth0"])
+            run(["ip", "address", "flush", "dev", "eth1"])
+        for round_ in range(2):  # and it stays refused: the file still says it
+            again = Box(box.context.etc.parent)
+            await again.part.start()
+            assert again.part.status()["file"] == "reverted", round_
+            assert addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
+            assert addresses("eth1") == set()
+            await again.part.stop()
+        box.file.write_text(OTHER + "# looked at again\n")
+        again = Box(box.context.etc.parent)
+        await again.part.start()
+        assert again.part.status()["file"] == "ok"
+        assert addresses("eth0") == {"192.0.2.99/24", "2001:db8::10/64"}
+        await again.part.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_broken_file_leaves_the_last_good_one_in_force(box: Box) -> None:
+    async def scenario() -> None:
+        cable()
+        await box.apply(STATIC)
+        box.file.write_text(STATIC + "nonsense")
+        again = Box(box.context.etc.parent)
+        await again.part.start()
+        assert again.part.status()["file"] == "error"
+        assert addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
+        await again.part.stop()
+
+    asyncio.run(scenario())
+
+
+# -- VPN: everything but the kernel's WireGuard, which build hosts often lack (the booted image is tested with it) ----
+
+ONE = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+CLIENT = f"""
+[interface.wg0]
+addresses = ["10.5.0.2/32", "fd00:5::2/64"]
+mtu = 1380
+[interface.wg0.peer.provider]
+public-key = "{ONE}"
+allowed-ips = ["0.0.0.0/0", "::/0", "198.51.100.0/24", "fd00:5::/64"]
+"""
+
+
+def test_a_tunnels_addresses_routes_and_rules_come_and_go(tmp_path: Path) -> None:
+    """On a link of another kind: what lies around the WireGuard device is the same."""
+    entry = parse(CLIENT, tmp_path / "vpn.toml", VpnFile).interface["wg0"]
+    cable("wg0", "far0")
+    with Rtnl() as rtnl:
+        for _ in range(2):  # the second time nothing is left to do, and nothing fails
+            tunnel.set_up(rtnl, "wg0", entry)
+            tunnel.set_rules(rtnl, [entry])
+        assert addresses("wg0") == {"10.5.0.2/32", "fd00:5::2/64"}
+        assert routes() == {("198.51.100.0/24", "", "wg0")}
+        assert [row["dst"] for row in ip("route", "show", "table", "51820")] == ["default"]
+        assert [row["dst"] for row in ip("-6", "route", "show", "table", "51820")] == ["default"]
+        assert ip("link", "show", "wg0")[0]["mtu"] == 1380
+        for family in ("-4", "-6"):
+            told = [row for row in ip(family, "rule") if row["priority"] in (32764, 32765)]
+            assert [row.get("suppress_prefixlen") for row in told] == [0, None]
+            assert told[1]["fwmark"] == "0xca6c"
+        assert Path("/proc/sys/net/ipv4/conf/all/src_valid_mark").read_text() == "1\n"
+        fewer = parse(CLIENT.replace('"0.0.0.0/0", "::/0", ', ""), tmp_path / "vpn.toml", VpnFile).interface["wg0"]
+        tunnel.set_up(rtnl, "wg0", fewer)
+        tunnel.set_rules(rtnl, [fewer])
+        assert ip("route", "show", "table", "all", "default") == []
+        assert {row["priority"] for row in ip("rule")} == {0, 32766, 32767}
+
+
+@pytest.fixture
+def vpn(tmp_path: Path) -> Vpn:
+    folders = {name: tmp_path / name for name in ("run", "state", "etc", "lib", "log")}
+    return Vpn(Context(**folders))
+
+
+def test_commands_of_the_vpn_end_to_end(vpn: Vpn, tmp_path: Path) -> None:
+    """init, two peers, rotate, remove, import, delete: what the answers, the file and the secrets say."""
+
+    async def scenario() -> None:
+        await vpn.start()
+        made = await vpn.init(
+            CALLER, Init.model_validate({"endpoint": "vpn.example.org", "addresses": ["10.8.0.1/24"]})
+        )
+        first = await vpn.add(CALLER, AddPeer.model_validate({"peer": "laptop", "psk": True, "keep-key": True}))
+        client = wgquick.parse(first["config"])
+        assert client.addresses == ("10.8.0.2/32",)
+        assert keys.encode(client.peers[0].public) == made["public-key"]
+        assert client.peers[0].endpoint == "vpn.example.org:51820"
+        again = await vpn.show(CALLER, OfPeer.model_validate({"peer": "laptop"}))
+        assert again["config"] == first["config"]
+        second = await vpn.add(CALLER, AddPeer.model_validate({"peer": "office", "public-key": ONE}))
+        assert "PrivateKey = " not in second["config"].replace("# PrivateKey = ", "")
+        for params, reason in (
+            ({"peer": "laptop"}, "vpn-exists"),
+            ({"peer": "x", "public-key": "nonsense"}, "vpn-key"),
+            ({"peer": "x", "public-key": made["public-key"]}, "vpn-key-own"),
+            ({"peer": "x", "public-key": ONE}, "config-value"),
+        ):
+            with pytest.raises(DeviceError) as caught:
+                await vpn.add(CALLER, AddPeer.model_validate(params))
+            assert caught.value.reason == reason
+        with pytest.raises(DeviceError) as caught:
+            await vpn.show(CALLER, OfPeer.model_validate({"peer": "office"}))
+        assert caught.value.reason == "vpn-key-not-kept"
+
+        before = (tmp_path / "state/vpn/wg0.laptop.psk").read_text()
+        rotated = await vpn.rotate(CALLER, Rotate.model_validate({"peer": "laptop"}))
+        after = (tmp_path / "state/vpn/wg0.laptop.psk").read_text()
+        assert after != before
+        assert after.strip() in rotated["configs"]["laptop"]
+        own = await vpn.rotate(CALLER, Rotate())
+        assert own["public-key"] != made["public-key"]
+        assert set(own["configs"]) == {"laptop", "office"}
+        assert all(own["public-key"] in text for text in own["configs"].values())
+        new = await vpn.rotate(CALLER, Rotate.model_validate({"peer": "laptop", "key": True}))
+        private = wgquick.parse(new["configs"]["laptop"]).private
+        told = await vpn.report(CALLER, NOTHING)
+        rows = {row["name"]: row for row in told["interfaces"][0]["peers"]}
+        assert rows["laptop"]["public-key"] == keys.encode(await keys.public_of(private))
+        assert rows["office"]["state"] in ("never", "down")
+        for secret in (tmp_path / "state/vpn").iterdir():
+            assert secret.read_text().strip() not in json.dumps(told) + vpn.config.file.read_text()
+            assert secret.read_text().strip() not in (await vpn.export(CALLER, OfInterface()))["config"]
+
+        text = "[Interface]\nPrivateKey = " + keys.encode(private) + "\nAddress = 10.99.0.2/32\nDNS = 10.99.0.1\n"
+        given = Import.model_validate({"name": "wg1", "text": text})
+        assert keys.encode(private) not in given.model_dump_json()
+        await vpn.bring_in(CALLER, given)
+        with pytest.raises(DeviceError) as caught:
+            await vpn.down(CALLER, OfInterface())
+        assert caught.value.reason == "vpn-which"
+        await vpn.down(CALLER, OfInterface.model_validate({"interface": "wg1"}))
+        assert vpn.config.tunnel("wg1")[1].up is False
+        await vpn.delete(CALLER, OfInterface.model_validate({"interface": "wg1"}))
+        await vpn.remove(CALLER, OfPeer.model_validate({"peer": "laptop"}))
+        assert {path.name for path in (tmp_path / "state/vpn").iterdir()} == {"wg0.key"}
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
+def test_what_keeps_a_tunnel_down_is_said(vpn: Vpn, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        vpn.context.etc.mkdir()
+        vpn.config.file.write_text(CLIENT)
+        await vpn.start()
+        assert set(vpn.status()["problems"]) == {"wg0"}  # no private key, or no WireGuard at all
+        assert vpn.status()["up"] == []
+        vpn.config.file.write_text(CLIENT + "nonsense")
+        with pytest.raises(DeviceError) as caught:
+            await vpn.apply(CALLER, NOTHING)
+        assert caught.value.reason == "config-syntax"
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_crash_leaves_no_name_servers_of_a_tunnel_behind(vpn: Vpn) -> None:
+    (vpn.context.run / "net/dns.vpn").mkdir(parents=True)
+    (vpn.context.run / "net/dns.vpn/wg0").write_text("nameserver 10.8.0.1\n")
+    (vpn.context.run / "net/eth0.dns").write_text("nameserver 192.0.2.1\n")
+    (vpn.context.run / "resolv.conf").write_text("nameserver 10.8.0.1\n")
+
+    async def scenario() -> None:
+        await vpn.start()
+        assert (vpn.context.run / "resolv.conf").read_text() == "nameserver 192.0.2.1\n"
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
+# -- what people see -------------------------------------------------------------------------------------------------
+
+
+def test_answers_can_be_shown(box: Box, vpn: Vpn) -> None:
+    """Every name of the answer is in the text."""
+    from daemon.cli import net as net_cli
+    from daemon.cli import vpn as vpn_cli
+
+    async def scenario() -> None:
+        cable()
+        applied = await box.apply(STATIC + "[interface.eth7]\n")
+        assert len(net_cli._steps(applied).splitlines()) == len(applied["steps"]) + 1
+        status = net_cli._status(await box.part.report(CALLER, NOTHING))
+        for word in ("eth0", "far0", "eth7", "192.0.2.10/24", "192.0.2.53"):
+            assert word in status
+        shown = net_cli._one(await box.part.show(CALLER, part.Named(name="eth0")))
+        assert "198.51.100.0/24 via 192.0.2.254 metric 50" in shown
+        assert net_cli._time(await box.part.time(CALLER, NOTHING))
+        await vpn.init(CALLER, Init())
+        added = await vpn.add(CALLER, AddPeer(peer="phone"))
+        text = vpn_cli._status(await vpn.report(CALLER, NOTHING))
+        for word in ("wg0", "phone", "51820"):
+            assert word in text
+        assert added["config"].startswith("[Interface]\nPrivateKey = ")
+
+    asyncio.run(scenario())
+
+
+def test_a_configuration_as_a_code(capsys: pytest.CaptureFixture[str]) -> None:
+    from daemon.cli.vpn import _print_config
+
+    _print_config("[Interface]\n" * 10, True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in lines}) == 1
+    assert len(lines) > 15
+    with pytest.raises(DeviceError) as caught:
+        _print_config("x" * 5000, True)
+    assert caught.value.reason == "vpn-qr-size"
+
+
+@pytest.mark.parametrize("group", ["net", "vpn"])
+def test_every_command_has_an_example(group: str) -> None:
+    from importlib import import_module
+
+    command = getattr(import_module(f"daemon.cli.{group}"), group)
+    for one in [command, *command.commands.values()]:
+        assert "Example:" in (one.help or "")

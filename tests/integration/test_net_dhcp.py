@@ -1,0 +1,108 @@
+"""The scripts of early boot and the daemon together: who keeps the DHCP client. BusyBox is at both ends of a cable."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buildsys.run import run
+from tests.hostpackages import ROOT
+from tests.integration.test_net import CALLER, NOTHING, Box, addresses, cable, namespace
+
+__all__ = ["namespace"]  # a network of its own for every test here, too
+INIT = ROOT / "rootfs/skeleton/usr/lib/mixos/init"
+SECONDS = 60.0
+STATIC = '[interface.eth0]\nmode = "static"\naddresses = ["192.0.2.9/24"]\n'
+DHCP = '[interface.eth0]\nmode = "dhcp"\n'
+
+
+async def until(condition: object, seconds: float = SECONDS) -> None:
+    """Poll until `condition()` holds."""
+    assert callable(condition)
+    for _ in range(int(seconds / 0.1)):
+        if condition():
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("it did not come")
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    """The part, the script `network` of early boot running beside it, and a DHCP server behind the cable."""
+    cable()
+    box = Box(tmp_path)
+    for folder in ("run/net", "init", "bin", "sys/eth0"):
+        (tmp_path / folder).mkdir(parents=True)
+    for program in ("udhcpc", "udhcpd"):
+        (tmp_path / "bin" / program).symlink_to("/usr/bin/busybox")
+    for name in ("network", "dhcp", "functions", "udhcpc"):
+        text = (INIT / name).read_text().replace("/run/mixos", str(tmp_path / "run"))
+        text = text.replace("/usr/lib/mixos/init", str(tmp_path / "init")).replace("/etc/mixos", str(tmp_path / "etc"))
+        text = text.replace("/usr/sbin/udhcpc", f"{tmp_path}/bin/udhcpc")
+        text = text.replace("/sys/class/net", str(tmp_path / "sys")).replace("PATH=", f"PATH={tmp_path}/bin:")
+        (tmp_path / "init" / name).write_text(text)
+        (tmp_path / "init" / name).chmod(0o755)
+    (tmp_path / "sys/eth0/ifindex").write_text("2\n")
+    run(["ip", "address", "add", "192.0.2.1/24", "dev", "far0"])
+    lease = tmp_path / "leases"
+    lease.touch()
+    server = f"start 192.0.2.100\nend 192.0.2.110\ninterface far0\nlease_file {lease}\nopt dns 192.0.2.53\n"
+    (tmp_path / "udhcpd.conf").write_text(
+        f"{server}opt router 192.0.2.1\nopt subnet 255.255.255.0\noption lease 3600\n"
+    )
+    null = (os.POSIX_SPAWN_OPEN, 1, str(tmp_path / "output"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    both = [null, (os.POSIX_SPAWN_DUP2, 1, 2)]
+    pids = [
+        os.posix_spawn(argv[0], argv, {}, file_actions=both, setpgroup=0)
+        for argv in (
+            ["/usr/bin/busybox", "udhcpd", "-f", str(tmp_path / "udhcpd.conf")],
+            ["/usr/bin/busybox", "ash", str(tmp_path / "init/network")],
+        )
+    ]
+    yield box
+    for pid in pids:
+        os.killpg(pid, signal.SIGKILL)  # the script's client is in its group
+        os.waitpid(pid, 0)
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_the_client_follows_the_file(box: Box) -> None:
+    """Lease, then a fixed address, then a lease again, then nothing: one client at a time, and no address too many."""
+
+    async def scenario() -> None:
+        folder = box.context.run / "net"
+        await box.apply(DHCP)
+        await until(lambda: any(address.startswith("192.0.2.10") for address in addresses("eth0")))
+        await until(lambda: (folder / "eth0.address").exists())
+        assert box.resolv() == "nameserver 192.0.2.53\n"
+        client = (folder / "eth0.pid").read_text()
+        assert (await box.apply(DHCP))["steps"] == []
+        again = Box(box.context.etc.parent)
+        await again.part.start()
+        await again.part.stop()
+        assert (folder / "eth0.pid").read_text() == client  # neither a second apply nor a new daemon disturbs it
+
+        await box.apply(STATIC)
+        assert addresses("eth0") == {"192.0.2.9/24"}
+        assert not Path(f"/proc/{client.strip()}").exists()
+        assert not (folder / "eth0.started").exists()
+        assert (folder / "eth0.address").read_text() == "192.0.2.9\n"
+        assert box.resolv() == ""
+
+        await box.apply(DHCP)
+        await until(lambda: any(address.startswith("192.0.2.10") for address in addresses("eth0")))
+        await until(lambda: "192.0.2.9/24" not in addresses("eth0"))
+
+        (box.context.etc / "network.conf").write_text("MODE=static\nINTERFACE=eth9\nADDRESS=192.0.2.77/24\n")
+        await box.apply("")  # the settings have nothing for eth0: its client ends
+        assert not (folder / "eth0.started").exists()
+        assert not (folder / "eth0.want").exists()
+        assert (await box.part.check(CALLER, NOTHING))["steps"] == []
+
+    asyncio.run(scenario())

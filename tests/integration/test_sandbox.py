@@ -1,0 +1,955 @@
+"""The launcher against the kernel: what is inside, what is not, and that nothing runs when a wall cannot be had.
+
+Needs root, which is how the device uses it; the tests of a user's sandbox change to another account themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import daemon
+from buildsys.run import Completed, run
+from daemon.api.method import Caller, Role
+from daemon.cli import sandbox as cli
+from daemon.errors import RefusedError
+from daemon.part import Context
+from daemon.sandbox.compile import compile_policy
+from daemon.sandbox.explain import explain
+from daemon.sandbox.methods import Command, Named, Sandbox
+from daemon.sandbox.policy import Policy
+from daemon.sandbox.run import Ended, Output, Runner, SandboxError
+from daemon.sandbox.seccomp import ABSENT, FORBIDDEN, KILLED, STRICT
+from daemon.sandbox.syscalls import numbers
+
+pytestmark = pytest.mark.integration
+NATIVE = Path(daemon.__file__).parent / "native"
+SYSTEM = ["/usr", "?/bin", "?/sbin", "?/lib", "?/lib64"]
+NOBODY = 65534
+TIMED_OUT, REFUSED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished launch: exit code, output, error output, the report's lines by step."""
+
+    code: int
+    out: str
+    err: str
+    report: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Path]:
+    """A folder that every account reaches, with the launcher: as shipped, and with address and undefined checks."""
+    folder = Path(tempfile.mkdtemp(prefix="sandbox-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    base = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", NATIVE / "sandbox.c"]
+    run([*base, "-O2", "-static", "-o", folder / "sandbox"], timeout=120)
+    checks = "-fsanitize=address,undefined"
+    run([*base, "-g", checks, "-fno-sanitize-recover=all", "-o", folder / "sandbox-checked"], timeout=120)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def launcher(programs: Path) -> Path:
+    return programs / "sandbox"
+
+
+@pytest.fixture
+def work(programs: Path) -> Iterator[Path]:
+    """A folder that belongs to the account 61000, the first dynamic one."""
+    folder = Path(tempfile.mkdtemp(dir=programs))
+    os.chown(folder, 61000, 61000)
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def policy(**changes: Any) -> Policy:
+    values = {"read-only": SYSTEM, "scratch": {"/tmp": "8M"}, **{k.replace("_", "-"): v for k, v in changes.items()}}
+    return Policy.model_validate(values)
+
+
+def write_policy(folder: Path, one: Policy) -> Path:
+    path = folder / f"{random.randrange(1 << 40)}.policy"
+    path.write_bytes(compile_policy(one, uid_locks=folder / "uids"))
+    path.chmod(0o644)
+    return path
+
+
+def launch(
+    launcher: Path,
+    one: Policy,
+    argv: Sequence[str],
+    options: Sequence[str] = (),
+    *,
+    before: Sequence[str] = (),
+    inherit_fd: int | None = None,
+    **kw: Any,
+) -> Ran:
+    reader, writer = os.pipe()
+    path = write_policy(launcher.parent, one)
+    try:
+        command = [*before, launcher, "--report", str(writer), *options, path, "--", *argv]
+        passed = (writer,) if inherit_fd is None else (writer, inherit_fd)
+        done: Completed = run(command, split=True, allow=range(256), pass_fds=passed, timeout=30, **kw)
+    finally:
+        os.close(writer)
+        path.unlink()
+    with os.fdopen(reader, "rb") as stream:
+        lines = [json.loads(line) for line in stream.read().splitlines()]
+    return Ran(done.status, done.stdout.decode(), done.stderr.decode(), {line["step"]: line for line in lines})
+
+
+def shell(launcher: Path, script: str, one: Policy | None = None, **kw: Any) -> Ran:
+    return launch(launcher, one or policy(), ["sh", "-c", script], **kw)
+
+
+def python(launcher: Path, script: str, one: Policy | None = None, **kw: Any) -> Ran:
+    return launch(launcher, one or policy(), ["python3", "-I", "-S", "-c", script], **kw)
+
+
+# -- what is inside ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_has_no_rights(launcher: Path) -> None:
+    ran = shell(launcher, "id -u; id -G; grep -E 'Cap|NoNewPrivs|Seccomp:' /proc/self/status; hostname; umask")
+    assert ran.code == 0
+    lines = ran.out.split("\n")
+    assert lines[:2] == ["61000", "61000"]
+    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    assert {fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+    assert "sandbox" in lines
+    assert "0077" in lines
+
+
+def test_the_report_says_what_was_read_back(launcher: Path) -> None:
+    ready = shell(launcher, "exit 3").report["ready"]
+    assert (ready["account"], ready["capabilities"], ready["seccomp"], ready["no-new-privs"]) == (61000, "0" * 16, 2, 1)
+    assert (ready["network"], ready["proc"], ready["keyring"], ready["user-namespace"]) == (
+        "none",
+        "pids",
+        "new",
+        False,
+    )
+    assert ready["landlock"]["used"] == min(ready["landlock"]["abi"], 6)
+
+
+def test_only_listed_paths_are_there(launcher: Path) -> None:
+    ran = shell(launcher, "ls / /dev; ls /proc | grep -v '[0-9]'")
+    words = set(ran.out.split())
+    assert words & {"etc", "home", "root", "var", "run", "sys", "boot"} == set()
+    assert {"null", "zero", "urandom", "pts", "usr", "tmp", "self"} <= words
+    assert words & {"kcore", "sys", "sda", "vda", "kmsg", "mem", "meminfo"} == set()
+    assert shell(launcher, "echo x > /usr/x || echo y > /new || mkdir /usr/d || echo z > /bin/sh").code != 0
+
+
+def test_a_terminal_can_be_made_inside(launcher: Path) -> None:
+    script = "import os; a, b = os.openpty(); os.write(b, b'x'); print(os.read(a, 1), os.ttyname(b))"
+    assert python(launcher, script).out == "b'x' /dev/pts/0\n"
+
+
+def test_everything_is_mounted_without_set_uid_and_devices(launcher: Path) -> None:
+    ran = shell(launcher, "cat /proc/self/mounts", policy(read_write=[str(launcher.parent)]))
+    for line in ran.out.splitlines():
+        _, point, _, options, *_ = line.split()
+        given = set(options.split(","))
+        assert "nosuid" in given, line
+        assert point.startswith("/dev/") or "nodev" in given, line
+        if point in ("/tmp", str(launcher.parent)):
+            assert {"rw", "noexec"} <= given, line
+
+
+def test_executables_in_writable_paths_need_the_policys_word(launcher: Path) -> None:
+    script = "printf '#!/bin/sh\\necho ran' > /tmp/x && chmod +x /tmp/x && /tmp/x"
+    assert "ran" not in shell(launcher, script).out
+    assert shell(launcher, script, policy(execute_writable=True)).out == "ran\n"
+
+
+def test_the_environment_is_the_policys(launcher: Path) -> None:
+    one = policy(environment={"A": "1"}, pass_environment=["KEPT", "ABSENT"])
+    ran = launch(launcher, one, ["env"], env={"KEPT": "yes", "SECRET": "no", "LD_PRELOAD": "/x"})
+    assert set(ran.out.split()) == {"A=1", "KEPT=yes", "LC_ALL=C.UTF-8", "PATH=/usr/bin:/usr/sbin:/bin:/sbin"}
+
+
+def test_a_private_tmp_of_a_bounded_size(launcher: Path) -> None:
+    marker = Path("/tmp") / f"outside-{os.getpid()}"
+    marker.write_text("x")
+    try:
+        ran = shell(
+            launcher, f"cat {marker}; head -c 16M /dev/zero > /tmp/big; stat -c %s /tmp/big; ls -a /tmp | wc -l"
+        )
+    finally:
+        marker.unlink()
+    assert "x\n" not in ran.out
+    assert int(ran.out.split()[0]) <= 8 << 20
+    many = "i=0; while [ $i -lt 5000 ] && echo > /tmp/$i; do i=$((i + 1)); done; ls /tmp | wc -l"
+    assert int(shell(launcher, many).out.split()[-1]) < 5000
+
+
+def test_a_network_of_its_own(launcher: Path) -> None:
+    sockets = policy(sockets=["inet", "netlink-route"], proc="full")
+    ran = shell(launcher, "grep -c : /proc/net/dev; grep -o lo: /proc/net/dev", sockets)
+    assert ran.out.split() == ["1", "lo:"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        script = f"import socket; socket.create_connection(('127.0.0.1', {port}), 2); print('reached')"
+        assert "reached" not in python(launcher, script, sockets).out
+        assert "reached" in python(launcher, script, sockets.model_copy(update={"network": "host"})).out
+
+
+def test_abstract_sockets_of_the_host(launcher: Path) -> None:
+    """With the host's network only Landlock stands before them, from ABI 6 on; the report says which it is."""
+    name = f"sandbox-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"\0{name}")
+        server.listen()
+        script = f"import socket; socket.socket(socket.AF_UNIX).connect('\\0{name}'); print('reached')"
+        ran = python(launcher, script, policy(network="host"))
+        assert ("reached" in ran.out) == (ran.report["ready"]["landlock"]["used"] < 6)
+        assert "reached" not in python(launcher, script).out
+
+
+def test_processes_of_others_do_not_exist(launcher: Path) -> None:
+    ran = python(launcher, f"import os; os.kill({os.getpid()}, 0)")
+    assert "ProcessLookupError" in ran.err
+    ran = shell(launcher, "ls -d /proc/[0-9]*; cat /proc/1/environ /proc/1/maps; ls /proc/1/root /proc/1/fd")
+    assert "/proc/1\n" not in ran.out
+
+
+# -- system calls, really ----------------------------------------------------------------------------------------------
+
+TRY = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+for word in sys.argv[1:]:
+    number = int(word)
+    child = os.fork()
+    if child == 0:
+        result = libc.syscall(number, 0, 0, 0, 0, 0, 0)
+        os._exit(ctypes.get_errno() if result == -1 else 0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("level", ["standard", "strict"])
+def test_every_refused_call_is_refused_by_the_kernel(launcher: Path, level: str) -> None:
+    table = numbers(os.uname().machine)
+    expected = dict.fromkeys(FORBIDDEN, 1) | dict.fromkeys(ABSENT, 38) | dict.fromkeys(KILLED, -31)
+    expected |= dict.fromkeys(STRICT, 1) if level == "strict" else {}
+    names = [name for name in expected if name in table]
+    words = [str(table[name]) for name in names]
+    ran = launch(launcher, policy(seccomp=level), ["python3", "-I", "-S", "-c", TRY, *words])
+    answers = dict(zip(names, map(int, ran.out.split()), strict=True))
+    assert answers == {name: expected[name] for name in names}
+
+
+def test_arguments_are_compared_without_their_upper_half(launcher: Path) -> None:
+    ioctl = numbers(os.uname().machine)["ioctl"]
+    script = f"""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+for request in (0x5412, 0x5412 | 1 << 32, 0x5412 | 0xdeadbeef << 32, 0x541c, 0x541c | 1 << 63, 0x5413):
+    libc.syscall(ctypes.c_long({ioctl}), ctypes.c_long(0), ctypes.c_ulong(request), b"x")
+    print(ctypes.get_errno())
+"""
+    assert python(launcher, script).out.split() == ["1"] * 5 + ["25"]  # EPERM, and ENOTTY for what is allowed
+
+
+def test_no_set_uid_file_can_be_left_behind(launcher: Path, work: Path) -> None:
+    script = f"cd {work}; cp /bin/true a; chmod 4755 a; chmod u+s a; install -m 4755 /bin/true b; mkdir -m 2777 c"
+    shell(launcher, script, policy(read_write=[str(work)]))
+    assert (work / "a").exists()
+    assert all(not path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID) for path in work.iterdir())
+
+
+# -- protected paths ---------------------------------------------------------------------------------------------------
+
+
+def guarded(work: Path, **changes: Any) -> Policy:
+    names = [".git/hooks/", ".git/config", ".envrc", ".vscode/tasks.json"]
+    return policy(
+        read_write=[str(work)], protect=[f"{work}/{name}" for name in names], hide=[f"{work}/key"], directory=str(work),
+        **changes,
+    )  # fmt: skip
+
+
+def test_protected_paths_that_exist(launcher: Path, work: Path) -> None:
+    shutil.copytree("/etc/skel", work / ".git")
+    (work / ".git" / "config").write_text("safe")
+    (work / "key").write_text("secret")
+    for path in (work / ".git", work / ".git" / "config", work / "key"):
+        os.chown(path, 61000, 61000)
+        path.chmod(0o777)
+    attempts = (
+        "echo bad > .git/config", "rm .git/config", "mv .git/config x", "mv .git old", "rm -r .git",
+        "ln .git/config hard", "chmod 600 .git/config", "mkdir .git/hooks/x", "rmdir .git/hooks",
+        "echo bad > .envrc", "rm -f .envrc",
+        "mv .vscode v", "ln -sf /tmp .envrc", "cat key", "cp -f /bin/true key", "truncate -s 0 .git/config",
+    )  # fmt: skip
+    script = "".join(f"{attempt} 2>/dev/null && echo DONE: '{attempt}'\n" for attempt in attempts)
+    ran = shell(launcher, script, guarded(work))
+    assert [line for line in ran.out.splitlines() if line not in ("DONE: rm -f .envrc", "DONE: cat key")] == []
+    assert (work / ".git" / "config").read_text() == "safe"
+    assert (work / "key").read_text() == "secret"
+    assert ran.report["ready"]["placeholders"] == 3
+
+
+def test_placeholders_are_gone_afterwards(launcher: Path, work: Path) -> None:
+    (work / "key").write_text("secret")
+    ran = shell(launcher, "ls -A; echo made > own", guarded(work))
+    assert {".git", ".envrc", ".vscode", "key"} <= set(ran.out.split())
+    assert sorted(path.name for path in work.iterdir()) == ["key", "own"]
+
+
+def test_a_placeholder_that_a_crash_left_is_known_again(launcher: Path, work: Path) -> None:
+    (work / ".envrc").touch(mode=0)
+    (work / ".envrc").chmod(0)
+    (work / ".git").mkdir()
+    (work / ".git" / "hooks").mkdir()
+    (work / ".git" / "hooks").chmod(0)
+    assert shell(launcher, "echo x > .envrc || echo x > .git/hooks/pre-commit", guarded(work)).code != 0
+    assert not (work / ".envrc").exists()
+    assert not (work / ".git" / "hooks").exists()
+
+
+def test_an_empty_file_of_a_person_is_no_placeholder(launcher: Path, work: Path) -> None:
+    (work / ".envrc").touch(mode=0o644)
+    shell(launcher, "true", guarded(work))
+    assert (work / ".envrc").exists()
+
+
+def test_sandboxes_that_share_a_folder_do_not_take_each_others_placeholders(launcher: Path, work: Path) -> None:
+    path = write_policy(launcher.parent, guarded(work))
+    long = "while [ ! -e go ]; do sleep 0.02; done; echo bad > .envrc; mv .git x; touch end"
+    argv = [str(launcher), str(path), "--", "sh", "-c", long]
+    null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    first = os.posix_spawn(launcher, argv, {}, file_actions=[null])
+    wait_for(lambda: (work / ".envrc").exists())
+    assert shell(launcher, "true", guarded(work)).code == 0
+    (work / "go").touch()
+    assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == 0
+    path.unlink()
+    assert sorted(item.name for item in work.iterdir()) == ["end", "go"]
+
+
+@pytest.mark.parametrize("name", [".git", ".envrc"])
+def test_a_symbolic_link_in_the_way_stops_everything(launcher: Path, work: Path, name: str) -> None:
+    target = launcher.parent / "elsewhere"
+    target.mkdir(exist_ok=True)
+    (work / name).symlink_to(target)
+    ran = shell(launcher, "echo ran", guarded(work))
+    assert (ran.code, ran.out, ran.report) == (REFUSED, "", {})
+    assert list(target.iterdir()) == []
+    assert [path.name for path in work.iterdir()] == [name]
+
+
+def test_a_file_where_a_folder_was_expected_is_what_is_protected(launcher: Path, work: Path) -> None:
+    (work / ".git").write_text("gitdir: /elsewhere")
+    (work / ".git").chmod(0o666)
+    shell(launcher, "echo bad > .git; rm -f .git; mv .git x", guarded(work))
+    assert (work / ".git").read_text() == "gitdir: /elsewhere"
+
+
+def test_hidden_paths_in_a_read_only_tree(launcher: Path, programs: Path, work: Path) -> None:
+    (work / "secret").write_text("s")
+    (work / "folder").mkdir()
+    (work / "folder" / "inner").write_text("s")
+    one = policy(read_only=[*SYSTEM, str(work)], hide=[f"{work}/secret", f"{work}/folder/", f"{work}/absent"])
+    ran = shell(launcher, f"cat {work}/secret; ls {work}/folder", one)
+    assert (ran.code, ran.out) == (0, "")
+    assert f"{work}/absent" in ran.report["ready"]["absent"]
+
+
+def test_paths_that_a_caller_named_are_looked_up_with_the_callers_rights(launcher: Path, work: Path) -> None:
+    closed = work / "closed"
+    (closed / "open").mkdir(parents=True)
+    closed.chmod(0o700)
+    os.chown(closed, 0, 0)
+    allowed = shell(launcher, "true", policy(read_only=[*SYSTEM, f"{closed}/open"]))
+    assert allowed.code == 0
+    for asked in ({"asked_read_only": [f"{closed}/open"]}, {"asked_read_write": [f"{closed}/open"]}):
+        refused = shell(launcher, "echo ran", policy(**asked))
+        assert (refused.code, refused.out) == (REFUSED, "")
+
+
+def test_links_in_paths_lead_nowhere(launcher: Path, work: Path) -> None:
+    (work / "link").symlink_to("/etc")
+    for changes in ({"read_write": [f"{work}/link"]}, {"read_only": [f"{work}/link/ssh"]}):
+        assert shell(launcher, "echo ran", policy(**changes)).code == REFUSED
+    ran = shell(
+        launcher, f"cat {work}/link/hostname || readlink {work}/link", policy(read_only=[*SYSTEM, f"{work}/link"])
+    )
+    assert ran.out == "/etc\n"  # the link as it is, to a place that is not there
+
+
+# -- life and death ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137), ("exit 255", 255)]
+)
+def test_exit_codes(launcher: Path, script: str, code: int) -> None:
+    ran = shell(launcher, script)
+    assert (ran.code, ran.report["end"]["code"]) == (code, code)
+
+
+def test_what_cannot_be_executed(launcher: Path) -> None:
+    assert launch(launcher, policy(), ["/nowhere"]).code == NOT_FOUND
+    assert launch(launcher, policy(), ["/usr"]).code == NOT_EXECUTABLE
+
+
+def test_the_wall_clock_ends_everything(launcher: Path) -> None:
+    ran = shell(
+        launcher, "trap '' TERM INT HUP; (trap '' TERM; sleep 100) & sleep 100", policy(limits={"wall": "200ms"})
+    )
+    assert (ran.code, ran.report["end"]["timeout"]) == (TIMED_OUT, True)
+
+
+def test_nothing_is_left_when_the_command_ends(launcher: Path, work: Path) -> None:
+    shell(launcher, f"(setsid sh -c 'sleep 0.3; touch {work}/late') & exit 0", policy(read_write=[str(work)]))
+    time.sleep(0.6)
+    assert not (work / "late").exists()
+
+
+def wait_for(condition: Any, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+def spawn(launcher: Path, one: Policy, script: str) -> int:
+    path = write_policy(launcher.parent, one)
+    null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    return os.posix_spawn(launcher, [str(launcher), str(path), "--", "sh", "-c", script], {}, file_actions=[null])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_reach_the_command(launcher: Path, work: Path, number: signal.Signals) -> None:
+    script = f"trap 'exit 42' {number.value}; touch up; while :; do sleep 0.05; done"
+    pid = spawn(launcher, policy(read_write=[str(work)], directory=str(work)), script)
+    wait_for((work / "up").exists)
+    os.kill(pid, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+def test_when_the_keeper_ends_so_does_everything(launcher: Path, work: Path, number: signal.Signals) -> None:
+    script = "trap '' TERM INT HUP; while :; do date +%N > beat; sleep 0.02; done"
+    pid = spawn(launcher, guarded(work), script)
+    wait_for((work / "beat").exists)
+    os.kill(pid, number)
+    os.waitpid(pid, 0)
+    time.sleep(0.3)
+    before = (work / "beat").read_text()
+    time.sleep(0.2)
+    assert (work / "beat").read_text() == before
+    if number == signal.SIGABRT:
+        assert [path.name for path in work.iterdir()] == ["beat"]
+
+
+def test_each_sandbox_has_its_own_account(launcher: Path, work: Path) -> None:
+    work.chmod(0o777)
+    one = policy(read_write=[str(work)], directory=str(work))
+    pids = [spawn(launcher, one, f"id -u > {name}; while [ ! -e go ]; do sleep 0.02; done") for name in "abc"]
+    wait_for(lambda: all((work / name).exists() and (work / name).read_text() for name in "abc"))
+    (work / "go").touch()
+    assert {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids} == {0}
+    assert len({(work / name).read_text() for name in "abc"}) == 3
+
+
+# -- descriptors, limits -----------------------------------------------------------------------------------------------
+
+
+def test_no_descriptor_leaks_in(launcher: Path, work: Path) -> None:
+    with open(work / "file", "w") as leaked:  # noqa: PTH123
+        ran = shell(launcher, "ls /proc/self/fd", inherit_fd=leaked.fileno())
+    assert ran.out.split() == ["0", "1", "2", "3"]  # 3 is the listing's own
+
+
+def test_a_folder_as_descriptor_stops_everything(launcher: Path) -> None:
+    folder = os.open("/", os.O_RDONLY)
+    path = write_policy(launcher.parent, policy())
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, folder, 0)]
+        pid = os.posix_spawn(launcher, [str(launcher), str(path), "--", "true"], {}, file_actions=actions)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == REFUSED
+    finally:
+        os.close(folder)
+
+
+def test_a_terminal_only_with_the_policys_word(launcher: Path) -> None:
+    main, terminal = os.openpty()
+    try:
+        for allowed, code in ((False, REFUSED), (True, 0)):
+            path = write_policy(launcher.parent, policy(terminal=allowed))
+            actions = [(os.POSIX_SPAWN_DUP2, terminal, 0)]
+            pid = os.posix_spawn(launcher, [str(launcher), str(path), "--", "true"], {}, file_actions=actions)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+    finally:
+        os.close(main)
+        os.close(terminal)
+
+
+@pytest.mark.parametrize("number", [3, 4, 63, 99, 100, 101, 102, 250])
+def test_the_report_may_have_any_descriptor(launcher: Path, number: int) -> None:
+    reader, writer = os.pipe()
+    path = write_policy(launcher.parent, policy())
+    cgroup = next(line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line)
+    argv = [str(launcher), "--cgroup", cgroup, "--report", str(number), str(path), "--", "ls", "/proc/self/fd"]
+    actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, writer, 300)]
+    actions += [(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, 300, number)]
+    pid = os.posix_spawn(launcher, argv, {}, file_actions=actions)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        lines = stream.read().splitlines()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert [line for line in lines if not line.startswith("{")] == ["0", "1", "2", "3"]
+    assert [json.loads(line)["step"] for line in lines if line.startswith("{")] == ["ready", "end"]
+
+
+def test_descriptors_that_are_meant_to_pass(launcher: Path, work: Path) -> None:
+    reader, writer = os.pipe()
+    path = write_policy(launcher.parent, policy(pass_environment=["LISTEN_FDS", "LISTEN_PID"]))
+    null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    script = 'echo "$LISTEN_FDS $LISTEN_PID $$" >&3; ls /proc/self/fd >&3'
+    argv = [str(launcher), "--keep", "1", str(path), "--", "sh", "-c", script]
+    actions = [null, (os.POSIX_SPAWN_DUP2, writer, 3)]
+    pid = os.posix_spawn(launcher, argv, {"LISTEN_FDS": "1", "LISTEN_PID": "99"}, file_actions=actions)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        assert stream.read().split() == ["1", "2", "2", "0", "1", "2", "3", "4"]
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_limits_of_each_process(launcher: Path) -> None:
+    one = policy(limits={"memory": "64M", "pids": 12, "file-size": "1M", "open-files": 32})
+    ran = shell(
+        launcher, "ulimit -c -d -f -n 2>&1; cat /proc/self/limits; head -c 2M /dev/zero > /tmp/x; wc -c < /tmp/x", one
+    )
+    assert (ran.report["ready"]["memory"], ran.report["ready"]["pids"]) == ("process", "process")
+    assert "1048576" in ran.out.split()
+    limits = {line[:25].strip(): line[25:].split()[0] for line in ran.out.splitlines() if line.startswith("Max ")}
+    assert limits["Max core file size"] == "1"
+    assert limits["Max data size"] == str(64 << 20)
+    assert limits["Max open files"] == "32"
+    hog = python(launcher, "x = bytearray(100 << 20); print('got it')", one)
+    assert "MemoryError" in hog.err
+    bomb = python(
+        launcher,
+        "import os, time\nfor _ in range(30):\n if os.fork() == 0: time.sleep(1); os._exit(0)",
+        one,
+    )
+    assert "BlockingIOError" in bomb.err
+
+
+@pytest.mark.parametrize("need", ["memory", "pids"])
+def test_a_required_limit_that_is_not_there_stops_everything(launcher: Path, need: str) -> None:
+    """Started in a group of its own, in which no controller limits anything."""
+    ran = shell(launcher, "echo ran", policy(require=[need], limits={"memory": "64M", "pids": 12}))
+    assert (ran.code, ran.out) == (REFUSED, "")
+
+
+def test_the_command_starts_in_the_given_cgroup(launcher: Path) -> None:
+    mount = next(
+        line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"
+    )
+    leaf = Path(mount) / f"sandbox-test-{os.getpid()}"
+    leaf.mkdir()
+    try:
+        ran = shell(launcher, "cat /proc/self/cgroup; sleep 0.2", policy(), options=["--cgroup", str(leaf)])
+        assert ran.code == 0
+        assert "0::/" in ran.out.split()  # a root of its own, which says nothing about outside
+        pid_file, path = leaf / "cgroup.procs", write_policy(launcher.parent, policy())
+        pid = os.posix_spawn(
+            launcher, [str(launcher), "--cgroup", str(leaf), str(path), "--", "sleep", "60"],
+            {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
+        )  # fmt: skip
+        wait_for(lambda: len(pid_file.read_text().split()) == 2)
+        (leaf / "cgroup.kill").write_text("1")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 137
+    finally:
+        wait_for(lambda: not (leaf / "cgroup.procs").read_text())
+        leaf.rmdir()
+
+
+# -- without root ------------------------------------------------------------------------------------------------------
+
+AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+
+
+def test_an_ordinary_user_gets_a_weaker_sandbox_and_is_told(launcher: Path) -> None:
+    ran = shell(launcher, "id -u; grep Cap /proc/self/status; cat /proc/self/uid_map; touch /usr/x", before=AS_NOBODY)
+    assert ran.report["ready"]["user-namespace"] is True
+    assert ran.out.split()[0] == "61000"
+    assert f"61000 {NOBODY} 1" in " ".join(ran.out.split())
+    assert {line.split()[1] for line in ran.out.splitlines() if line.startswith("Cap")} == {"0" * 16}
+
+
+def test_an_ordinary_user_cannot_have_an_account_of_its_own(launcher: Path) -> None:
+    ran = shell(launcher, "echo ran", policy(require=["account"]), before=AS_NOBODY)
+    assert (ran.code, ran.out) == (REFUSED, "")
+
+
+# -- the policy file ---------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_that_others_can_change_is_refused(launcher: Path) -> None:
+    path = write_policy(launcher.parent, policy())
+    for mode, owner in ((0o666, 0), (0o664, 0), (0o644, NOBODY)):
+        os.chown(path, owner, owner)
+        path.chmod(mode)
+        assert run([launcher, "--check", path], allow=(REFUSED,)).status == REFUSED
+    os.chown(path, 0, 0)
+    assert run([launcher, "--check", path]).status == 0
+    link = path.with_suffix(".link")
+    link.symlink_to(path)
+    assert run([launcher, "--check", link], allow=(REFUSED,)).status == REFUSED
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["/x"], ["--report"], ["--keep", "-1", "/x", "--", "true"], ["--what", "/x"]]
+)
+def test_wrong_command_lines(launcher: Path, arguments: list[str]) -> None:
+    assert run([launcher, *arguments], allow=(REFUSED,)).status == REFUSED
+
+
+def test_garbage_fails_closed(programs: Path) -> None:
+    """Cut short, changed, enlarged, in every field, under the address and undefined-behaviour checks."""
+    whole = compile_policy(policy(read_write=["/work"], protect=["/work/a"], limits={"memory": "1M"}), uid_locks="/x")
+    chance = random.Random(7)
+    samples = [whole[:length] for length in (0, 7, 15, 16, 17, 39, 40, 100, len(whole) - 8, len(whole) - 1)]
+    samples += [whole + bytes(8), whole + whole[16:40], chance.randbytes(4096), b"MIXOSBX\0" + chance.randbytes(2000)]
+    for _ in range(250):
+        changed = bytearray(whole)
+        for _ in range(chance.choice((1, 1, 2, 8))):
+            at = chance.randrange(len(changed) if chance.random() < 0.5 else min(len(changed), 1500))
+            changed[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)))
+        samples.append(bytes(changed))
+    path = programs / "garbage.policy"
+    path.touch(mode=0o600)
+    statuses = []
+    for sample in samples:
+        path.write_bytes(sample)
+        statuses.append(run([programs / "sandbox-checked", "--check", path], allow=range(256)).status)
+    assert set(statuses) <= {0, REFUSED}  # 1 is what the checks end with
+    assert statuses[:14] == [REFUSED] * 14
+    path.write_bytes(whole)
+    assert run([programs / "sandbox-checked", "--check", path]).status == 0
+
+
+def test_the_whole_launcher_under_the_checks(programs: Path, work: Path) -> None:
+    """The command does not run in this build: the checks' own files are not inside. Everything before it does."""
+    ran = launch(programs / "sandbox-checked", guarded(work), ["true"], ["--dry"])
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.report["ready"]["protected"] == 5
+    assert list(work.iterdir()) == []
+
+
+# -- the bridge --------------------------------------------------------------------------------------------------------
+
+
+def proxy(path: Path, stop: threading.Event) -> threading.Thread:
+    """The far end: answers each connection with what it sent, in capitals."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(os.fspath(path))
+    path.chmod(0o666)
+    server.listen(128)
+    server.settimeout(0.2)
+
+    def answer(channel: socket.socket) -> None:
+        with channel:
+            while data := channel.recv(65536):
+                channel.sendall(data.upper())
+
+    def serve() -> None:
+        with server:
+            while not stop.is_set():
+                try:
+                    channel, _ = server.accept()
+                except TimeoutError:
+                    continue
+                channel.settimeout(20)
+                threading.Thread(target=answer, args=(channel,), daemon=True).start()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+def test_the_bridge_joins_loopback_and_the_proxy(launcher: Path, programs: Path) -> None:
+    path, stop = programs / "proxy.sock", threading.Event()
+    thread = proxy(path, stop)
+    script = """
+import os, socket, threading
+assert os.environ["https_proxy"] == "http://127.0.0.1:3128"
+big = b"x" * 3_000_000
+def one(data):
+    with socket.create_connection(("127.0.0.1", 3128), 20) as channel:
+        sender = threading.Thread(target=lambda: (channel.sendall(data), channel.shutdown(socket.SHUT_WR)))
+        sender.start()
+        got = bytearray()
+        while part := channel.recv(65536):
+            got += part
+        sender.join()
+        assert got == data.upper()
+one(b"hello"); one(big)
+threads = [threading.Thread(target=one, args=(b"%d" % n * 1000,)) for n in range(100)]
+[thread.start() for thread in threads]; [thread.join() for thread in threads]
+try:
+    socket.create_connection(("127.0.0.1", 3129), 2)
+except ConnectionRefusedError:
+    print("done")
+"""
+    one = policy(network="proxy", proxy_socket=str(path), sockets=["unix", "inet"], limits={"wall": "25s"})
+    try:
+        ran = python(launcher, script, one)
+    finally:
+        stop.set()
+        thread.join()
+        path.unlink()
+    assert (ran.out, ran.code) == ("done\n", 0), ran.err
+
+
+def test_without_its_proxy_nothing_runs(launcher: Path) -> None:
+    ran = shell(launcher, "echo ran", policy(network="proxy", proxy_socket="/var/tmp/no-such-proxy"))
+    assert (ran.code, ran.out) == (REFUSED, "")
+
+
+# -- through the daemon's part -----------------------------------------------------------------------------------------
+
+ADMIN = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
+USER = Caller(Role.OPERATOR, NOBODY, NOBODY, 1, "nobody", "local")
+
+
+@pytest.fixture
+def part(launcher: Path) -> Iterator[Sandbox]:
+    folder = Path(tempfile.mkdtemp(dir=launcher.parent))
+    context = Context(run=folder / "run", state=folder / "state", etc=folder / "etc", lib=folder / "lib")
+    (folder / "run").mkdir()
+    folder.chmod(0o755)
+    yield Sandbox(context, Runner(context, None, launcher=launcher))
+    shutil.rmtree(folder)
+
+
+def collect(part: Sandbox, caller: Caller, **params: Any) -> tuple[bytes, bytes, dict[str, Any]]:
+    async def gather() -> list[Any]:
+        wanted = Command.model_validate({key.replace("_", "-"): value for key, value in params.items()})
+        return [item async for item in part.run(caller, wanted)]
+
+    items = asyncio.run(gather())
+    out, err = (b"".join(base64.b64decode(i["data"]) for i in items[:-1] if i["stream"] == n) for n in (1, 2))
+    return out, err, items[-1]
+
+
+def test_a_command_through_the_daemon(part: Sandbox) -> None:
+    given = base64.b64encode(b"from outside").decode()
+    out, err, end = collect(part, USER, command=["sh", "-c", "id -u; cat; echo oops >&2; exit 5"], input=given)
+    assert (out, err, end["code"], end["timeout"]) == (f"{NOBODY}\nfrom outside".encode(), b"oops\n", 5, False)
+    assert end["facts"]["missing"] == ["memory.max", "pids.max", "cpu.max"]
+    assert list(part.runner.folder.iterdir()) == []
+    assert part.status() == {"running": 0}
+
+
+def test_root_is_never_root_inside(part: Sandbox) -> None:
+    out, _, _ = collect(part, ADMIN, command=["id", "-u"])
+    assert int(out) >= 61000
+
+
+def test_a_command_writes_only_where_its_caller_may(part: Sandbox, work: Path) -> None:
+    os.chown(work, NOBODY, NOBODY)
+    out, _, end = collect(
+        part, USER, command=["sh", "-c", "pwd; echo x > new"], read_write=[str(work)], directory=str(work)
+    )
+    assert (out.decode().strip(), end["code"]) == (str(work), 0)
+    assert (work / "new").stat().st_uid == NOBODY
+    work.chmod(0o700)
+    os.chown(work, 0, 0)
+    _, _, end = collect(
+        part, USER, command=["sh", "-c", f"echo x > {work}/new2"], read_write=[str(work)], directory="/tmp"
+    )
+    assert end["code"] != 0
+    assert not (work / "new2").exists()
+
+
+def test_a_user_cannot_have_placeholders_made_where_the_user_may_not(part: Sandbox, work: Path) -> None:
+    """The launcher is root: it must not make a file such as /etc/nologin because somebody wants it protected."""
+    os.chown(work, 0, 0)
+    overlay = {"protect": [f"{work}/nologin", f"{work}/a/b/"]}
+    with pytest.raises(SandboxError) as caught:
+        collect(part, USER, command=["ls", "-A", str(work)], read_write=[str(work)], overlay=overlay)
+    assert caught.value.reason == "sandbox-refused"
+    assert list(work.iterdir()) == []
+    os.chown(work, NOBODY, NOBODY)
+    out, _, _ = collect(part, USER, command=["ls", "-A", str(work)], read_write=[str(work)], overlay=overlay)
+    assert out.split() == [b"a", b"nologin"]
+    assert list(work.iterdir()) == []
+
+
+def test_an_empty_file_that_a_user_may_not_remove_stays(part: Sandbox, work: Path) -> None:
+    (work / "flag").touch(mode=0)
+    (work / "flag").chmod(0)
+    os.chown(work, 0, 0)
+    collect(part, USER, command=["true"], read_write=[str(work)], overlay={"protect": [f"{work}/flag"]})
+    assert (work / "flag").exists()
+
+
+def test_variables_pass_when_the_profile_names_them(part: Sandbox) -> None:
+    out, _, _ = collect(part, USER, command=["env"], environment={"TERM": "dumb", "LD_PRELOAD": "/x", "PATH": "/y"})
+    assert b"TERM=dumb" in out.split()
+    assert b"/x" not in out
+    assert b"/y" not in out
+
+
+def test_a_sandbox_that_cannot_be_had_is_an_error_not_a_weaker_sandbox(part: Sandbox) -> None:
+    with pytest.raises(SandboxError) as caught:
+        collect(part, USER, command=["id"], profile="strict")
+    assert caught.value.reason == "sandbox-refused"
+    assert "memory.max" in caught.value.message
+    with pytest.raises(RefusedError) as refused:
+        collect(part, USER, command=["id"], network="host")
+    assert refused.value.reason == "policy-loosens"
+
+
+def test_much_output_and_its_reader_going_away(part: Sandbox) -> None:
+    async def read_some() -> int:
+        wanted = Command.model_validate({"command": ["sh", "-c", "yes; yes"]})
+        items = part.run(USER, wanted)
+        size = 0
+        async for item in items:
+            assert isinstance(item, dict)
+            size += len(str(item["data"]))
+            if size > 1 << 20:
+                break
+        await items.aclose()  # type: ignore[attr-defined]
+        return len(part.runner.running)
+
+    assert asyncio.run(read_some()) == 0
+    out, _, end = collect(part, USER, command=["head", "-c", "5000000", "/dev/zero"])
+    assert (len(out), end["code"]) == (5_000_000, 0)
+
+
+def test_what_stays_open_does_not_hold_the_daemon(part: Sandbox) -> None:
+    out, _, end = collect(part, USER, command=["sh", "-c", "exec >&- 2>&-; sleep 0.2; exit 3"])
+    assert (out, end["code"]) == (b"", 3)
+    _, _, end = collect(part, USER, command=["sh", "-c", "sleep 60 & exit 4"])
+    assert end["code"] == 4
+
+
+def test_only_so_many_at_once(part: Sandbox) -> None:
+    part.runner.running.update(range(1_000_000, 1_000_016))
+    with pytest.raises(RefusedError) as caught:
+        collect(part, USER, command=["id"])
+    assert caught.value.reason == "sandbox-busy"
+
+
+def test_explain_measures(part: Sandbox) -> None:
+    found = asyncio.run(part.explain(USER, Named(profile="tool")))
+    assert isinstance(found, dict)
+    verdicts = {row["what"]: row["enforced"] for row in found["rows"]}
+    assert verdicts["files"] == verdicts["network"] == verdicts["system calls"] == verdicts["capabilities"] == "yes"
+    assert verdicts["memory"] == verdicts["account"] == "partly"
+    assert verdicts["cpu"] == "no"
+    assert found["kernel"]["landlock"] == found["facts"]["landlock"]["abi"]
+
+
+def test_profiles_and_show(part: Sandbox) -> None:
+    listed = asyncio.run(part.profiles(USER, Named()))
+    assert isinstance(listed, list)
+    assert "strict" in {one["name"] for one in listed}
+    shown = asyncio.run(part.show(USER, Named(profile="strict")))
+    assert isinstance(shown, dict)
+    assert shown["policy"]["seccomp"] == "strict"
+    assert json.dumps(shown)
+
+
+def test_every_shipped_profile_runs_here(part: Sandbox) -> None:
+    """Those that demand a cgroup say so."""
+
+    async def facts(name: str) -> str:
+        from daemon.sandbox.profile import load_profile
+
+        try:
+            await explain(part.runner, load_profile(part.context, name).for_account(NOBODY, NOBODY))
+        except (SandboxError, RefusedError) as error:
+            return error.reason
+        return "runs"
+
+    names = ("minimal", "tool", "build", "network", "service", "package-script")
+    found = {name: asyncio.run(facts(name)) for name in names}
+    assert set(found.values()) == {"runs"}
+    assert asyncio.run(facts("strict")) == "sandbox-refused"
+
+
+def test_the_iterator_gives_typed_items(part: Sandbox) -> None:
+    async def gather() -> list[Output | Ended]:
+        return [item async for item in part.runner.run(policy(), ["echo", "hi"])]
+
+    first, last = asyncio.run(gather())
+    assert isinstance(first, Output)
+    assert isinstance(last, Ended)
+    assert (first.stream, first.data, last.code) == (1, b"hi\n", 0)
+
+
+# -- the command line, with the daemon's part at the other end ---------------------------------------------------------
+
+
+@pytest.fixture
+def mixctl(part: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `mixctl sandbox WORDS`; requests go through JSON, as they do over the socket."""
+    methods = {method.name: method for method in part.methods()}
+
+    def follow(name: str, params: dict[str, Any]) -> Iterator[Any]:
+        wanted = methods[name].params.model_validate(json.loads(json.dumps(params)))
+
+        async def gather() -> list[Any]:
+            return [json.loads(json.dumps(item)) async for item in methods[name].handler(USER, wanted)]
+
+        yield from asyncio.run(gather())
+
+    def ask(name: str, params: dict[str, Any] | None = None) -> Any:
+        method = methods[name]
+        return json.loads(json.dumps(asyncio.run(method.handler(USER, method.params.model_validate(params or {})))))
+
+    monkeypatch.setattr(cli, "follow", follow)
+    monkeypatch.setattr(cli, "ask", ask)
+    return lambda *words, **more: CliRunner().invoke(cli.sandbox, list(words), **more)
+
+
+def test_run_on_the_command_line(mixctl: Any, work: Path) -> None:
+    os.chown(work, NOBODY, NOBODY)
+    done = mixctl("run", "--rw", str(work), "--", "sh", "-c", "pwd; echo warning >&2; exit 9")
+    assert (done.exit_code, done.stdout, done.stderr) == (9, f"{work}\n", "warning\n")
+    lines = mixctl("run", "--json", "--", "true").stdout
+    assert '"code": 0' in lines
+    assert mixctl("run", "--net", "host", "--", "true").exception.reason == "policy-loosens"
+    assert mixctl("run", "--profile", "tol", "--", "true").exception.reason == "profile-missing"
+
+
+def test_explain_profiles_and_show_on_the_command_line(mixctl: Any) -> None:
+    for words in (["explain"], ["profiles"], ["show", "tool"]):
+        text, as_json = mixctl(*words), mixctl(*words, "--json")
+        assert (text.exit_code, as_json.exit_code) == (0, 0), text.exception
+        assert json.loads(as_json.stdout)
+    assert "seccomp = standard" in mixctl("show", "tool").stdout.splitlines()

@@ -1,0 +1,500 @@
+"""Supervision end to end: real shims, real processes, and a daemon that is killed at every step."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.errors import DeviceError
+from daemon.part import Context
+from daemon.supervise.logs import Query, Reader
+from daemon.supervise.states import State
+from daemon.supervise.timer import Clock
+from tests.supervision import (
+    PATIENCE,
+    QUICK,
+    SLEEP,
+    Heard,
+    alive,
+    ends,
+    eventually,
+    folders,
+    lines,
+    managed,
+    reach,
+    shell,
+    unit,
+)
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).resolve().parents[2]
+S = State
+
+
+@pytest.fixture
+def place() -> Iterator[Context]:
+    with folders() as context:
+        yield context
+
+
+# -- lives -----------------------------------------------------------------------------------------------------------
+
+
+def test_order_of_start_and_stop_and_what_failure_does(place: Context):
+    log = place.log / "order"
+
+    def logged(name: str, about: str) -> str:
+        return shell(
+            f'echo +{name} >>{log}; echo >&3; trap "echo -{name} >>{log}; exit 0" TERM; while :; do sleep 0.05; done',
+            unit_=about,
+            rest="[ready]\nhow = 'fd:3'",
+        )
+
+    unit(place, "base", logged("base", ""))
+    unit(place, "mid", logged("mid", "requires = ['base']"))
+    unit(place, "top", logged("top", "requires = ['mid']\nwants = ['extra']"))
+    unit(place, "extra", logged("extra", "after = ['top']"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            plan = manager.begin(["top"])
+            assert plan.steps == (("base",), ("mid",), ("top",), ("extra",))
+            await reach(manager.services["extra"], S.RUNNING)
+            await manager.halt(["base"])
+            assert manager.services["extra"].state is S.RUNNING  # wanted, and ordered, but not requiring
+        assert log.read_text().split() == ["+base", "+mid", "+top", "+extra", "-top", "-mid", "-base", "-extra"]
+
+    asyncio.run(main())
+
+
+def test_a_required_unit_that_fails_takes_down_what_requires_it_and_starts_its_helper(place: Context):
+    flag = place.log / "flag"
+    unit(
+        place,
+        "base",
+        shell(
+            f"until test -e {flag}; do sleep 0.05; done; exit 9", more="restart = 'no'", unit_="on-failure = ['helper']"
+        ),
+    )
+    unit(place, "top", shell(SLEEP, unit_="requires = ['base']"))
+    unit(place, "wanting", shell(SLEEP, unit_="wants = ['base']\nafter = ['base']"))
+    unit(place, "helper", shell("exit 0", kind="oneshot"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["top", "wanting"])
+            for name in ("top", "wanting"):
+                await reach(manager.services[name], S.RUNNING)
+            flag.touch()
+            await reach(manager.services["top"], S.FAILED)
+            assert manager.services["top"].memory.slug == "service-dependency"
+            assert manager.services["base"].memory.slug == "service-exit"
+            assert manager.services["wanting"].state is S.RUNNING
+            await reach(manager.services["helper"], S.DONE)
+            flag.unlink()
+            manager.begin(["top"])
+            await reach(manager.services["top"], S.RUNNING)
+        assert ends(place, "base")[0] == (9, 0)
+
+    asyncio.run(main())
+
+
+def test_after_exit_waits_for_the_end_and_conflicts_exclude(place: Context):
+    unit(place, "setup", shell("sleep 0.3; exit 0", kind="oneshot"))
+    unit(place, "work", shell(SLEEP, unit_="wants = ['setup']\nafter-exit = ['setup']"))
+    unit(place, "rival", shell(SLEEP, unit_="conflicts = ['work']"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            heard = Heard(place)
+            await asyncio.sleep(0)
+            manager.begin(["work"])
+            await reach(manager.services["work"], S.RUNNING)
+            assert manager.services["setup"].state is S.DONE
+            manager.begin(["rival"])
+            await reach(manager.services["rival"], S.RUNNING)
+            assert manager.services["work"].state is S.INACTIVE
+            assert heard.states("work") == ["waiting", "starting", "running", "stopping", "inactive"]
+            heard.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("script", "more", "rest", "slug", "end"),
+    [
+        ("exit 3", "restart = 'no'", "", "service-exit", (3, 0)),
+        ("exit 3", QUICK + "start-limit = { burst = 4, interval = '1m' }", "", "start-limit", (3, 0)),
+        ("exit 64", QUICK + "permanent-failure = [64]", "", "service-exit", (64, 0)),
+        ("kill -SEGV $$", "restart = 'no'\nrlimits = { core = 0 }", "", "service-signal", (-1, 11)),
+        ("sleep 1000 & exit 0", "", "", "service-daemonised", (0, 0)),
+        (SLEEP, "restart = 'no'\nstart-timeout = '200ms'", "[ready]\nhow = 'fd:3'", "service-not-ready", (-1, 15)),
+        (SLEEP, "restart = 'no'\nstart-timeout = '200ms'", "[ready]\nhow = 'exec'\ncommand = ['/bin/false']",
+         "service-not-ready", (-1, 15)),
+        ("exit 0", "restart = 'no'\npre-start = [['/bin/sh', '-c', 'exit 5']]", "", "service-exit", (5, 0)),
+    ],
+)  # fmt: skip
+def test_bad_services(place: Context, script: str, more: str, rest: str, slug: str, end: tuple[int, int]):
+    unit(place, "bad", shell(script, more=more, rest=rest))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["bad"])
+            bad = await reach(manager.services["bad"], S.FAILED)
+            assert bad.memory.slug == slug
+            assert ends(place, "bad")[-1] == end
+            await eventually(lambda: not (bad.folder / "control").exists())  # its shim goes, too
+        assert len(ends(place, "bad")) == (4 if slug == "start-limit" else 1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("text", "slug"),
+    [
+        ("[service]\ncommand = ['/nonexistent/program']\n", "program-missing"),
+        ("[service]\ncommand = ['/etc/passwd']\n", "program-missing"),
+        ("[service]\ncommand = ['/bin/true']\nuser = 'nobody-at-all'\n", "unit-user"),
+        ("[service]\ncommand = ['/bin/true']\nenvironment-file = '/nonexistent'\n", "unit-environment"),
+        ("[service]\ncommand = ['/bin/true']\nworking-directory = '/nonexistent'\n", "service-exec"),
+    ],
+)
+def test_what_cannot_start_fails_at_once_and_check_says_so(place: Context, text: str, slug: str):
+    unit(place, "bad", text)
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["bad"])
+            assert (await reach(manager.services["bad"], S.FAILED)).memory.slug == slug
+            if slug != "service-exec":
+                assert [one["reason"] for one in manager.check() if one["level"] == "error"] == [slug]
+
+    asyncio.run(main())
+
+
+def test_one_that_ignores_sigterm_and_one_that_floods_its_log_still_stop(place: Context):
+    unit(place, "deaf", shell("trap '' TERM; echo >&3; while :; do sleep 1; done", more="stop-timeout = '200ms'",
+                              rest="[ready]\nhow = 'fd:3'"))  # fmt: skip
+    unit(place, "flood", shell("while :; do echo flood; done", rest="[logs]\nrate = 100\nsize = '64K'\nkeep = 2"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["deaf", "flood"])
+            for name in ("deaf", "flood"):
+                await reach(manager.services[name], S.RUNNING)
+            flood = manager.services["flood"]
+            await eventually(lambda: flood.known is not None and flood.known.populated)
+            await asyncio.sleep(1.0)
+            await manager.halt(["deaf", "flood"])
+            assert ends(place, "deaf") == [(-1, 9)]
+            assert ends(place, "flood") == [(-1, 15)]
+            folder = place.log / "units" / "flood"
+            assert sum(path.stat().st_size for path in folder.iterdir()) <= 3 * (64 << 10)
+            assert flood.last is not None
+            assert flood.last.dropped > 0
+
+    asyncio.run(main())
+
+
+# -- readiness, health, watchdog, sockets, timers --------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def python(code: str) -> str:
+    """A command in TOML that runs a piece of Python."""
+    return f"['{sys.executable}', '-I', '-c', '''{code}''']"
+
+
+NOTIFY = """import os,socket,time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(os.environ["NOTIFY_SOCKET"])
+s.send(b"STATUS=warming up"); time.sleep(0.2); s.send(b"READY=1\\nSTATUS=serving"); time.sleep(1000)"""
+
+
+def test_each_kind_of_readiness(place: Context):
+    port, flag = free_port(), place.log / "flag"
+    listen = f"import socket,time; time.sleep(0.2); s=socket.create_server(('127.0.0.1',{port})); time.sleep(1000)"
+    unit(place, "fd", shell(f"sleep 0.2; echo >&3; {SLEEP}", rest="[ready]\nhow = 'fd:3'"))
+    unit(place, "notify", f"[service]\ntype = 'notify'\ncommand = {python(NOTIFY)}\n")
+    unit(place, "tcp", f"[service]\ncommand = {python(listen)}\n[ready]\nhow = 'tcp:{port}'\ninterval = '50ms'\n")
+    asking = f"[ready]\nhow = 'exec'\ncommand = ['/bin/ls', '{flag}']\ninterval = '50ms'\n"
+    unit(place, "exec", shell(f"sleep 0.2; touch {flag}; {SLEEP}", rest=asking))
+    unit(place, "milestone", f"[unit]\nafter = ['exec']\n{asking}")
+    names = ["fd", "notify", "tcp", "exec", "milestone"]
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(names)
+            for name in names:
+                assert manager.services[name].state in (S.WAITING, S.STARTING)
+            for name in names:
+                await reach(manager.services[name], S.RUNNING)
+            assert manager.services["notify"].known is not None
+            assert manager.services["notify"].known.status == "serving"
+            assert flag.exists()
+            with socket.create_connection(("127.0.0.1", port)):
+                pass
+
+    asyncio.run(main())
+
+
+def test_health_restarts_or_reports_and_the_watchdog_bites(place: Context):
+    sick = place.log / "sick"
+    check = f"command_ = 0\nexec = ['/bin/sh', '-c', '! test -e {sick}']\nevery = '50ms'\nthreshold = 2\n".partition(
+        "\n"
+    )[2]
+    unit(place, "heal", shell(f"rm -f {sick}; {SLEEP}", more=QUICK, rest=f"[health]\n{check}"))
+    unit(place, "tell", shell(SLEEP, rest=f"[health]\n{check}action = 'report'"))
+    unit(place, "silent", shell(SLEEP, more="watchdog = '200ms'\nrestart = 'no'"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            heard = Heard(place)
+            await asyncio.sleep(0)
+            manager.begin(["heal", "tell", "silent"])
+            for name in ("heal", "tell"):
+                await reach(manager.services[name], S.RUNNING)
+            silent = await reach(manager.services["silent"], S.FAILED)
+            assert silent.memory.slug == "service-watchdog"
+            sick.touch()
+            await eventually(lambda: heard.states("heal").count("running") == 2)
+            await eventually(lambda: "unhealthy" in heard.states("tell"))
+            await reach(manager.services["tell"], S.RUNNING)
+            assert len(ends(place, "tell")) == 0
+            assert manager.services["heal"].history.ends[0].slug == "service-unhealthy"
+            heard.close()
+
+    asyncio.run(main())
+
+
+SERVE = """import socket,os
+s = socket.socket(fileno=3)
+assert os.environ["LISTEN_FDS"] == "1" and os.environ["LISTEN_FDNAMES"] == "web", os.environ
+c, _ = s.accept(); c.sendall(str(os.getpid()).encode()); c.close()"""
+
+
+def test_socket_activation_outlives_the_service_and_the_daemon(place: Context):
+    path = place.run / "web.sock"
+    unit(
+        place,
+        "web",
+        f"[service]\ncommand = {python(SERVE)}\n[[socket]]\nname = 'web'\nunix = '{path}'\nmode = '0660'\n",
+    )
+
+    def ask() -> int:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            client.connect(str(path))
+            return int(client.recv(100))
+
+    async def main() -> None:
+        async with managed(place, leave=True) as manager:
+            manager.begin(["web"])
+            web = await reach(manager.services["web"], S.LISTENING)
+            assert path.stat().st_mode & 0o777 == 0o660
+            assert web.known is not None
+            assert web.known.starts == 0
+            first = await asyncio.to_thread(ask)
+            await reach(web, S.LISTENING)
+            assert first != await asyncio.to_thread(ask)
+            await reach(web, S.LISTENING)
+        inode = path.stat().st_ino
+        with socket.socket(socket.AF_UNIX) as waiting:  # no daemon is there: it waits in the backlog
+            waiting.connect(str(path))
+            async with managed(place) as manager:
+                waiting.settimeout(PATIENCE)
+                assert await asyncio.to_thread(waiting.recv, 100)
+                await reach(manager.services["web"], S.LISTENING)
+                assert path.stat().st_ino == inode
+        assert ends(place, "web") == [(0, 0)] * 3
+
+    asyncio.run(main())
+
+
+def test_a_service_that_never_accepts_is_not_started_for_ever(place: Context):
+    path = place.run / "web.sock"
+    limit = "start-limit = { burst = 3, interval = '1m' }"
+    unit(place, "web", shell("exit 0", more=limit, rest=f"[[socket]]\nunix = '{path}'"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["web"])
+            await reach(manager.services["web"], S.LISTENING)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                assert (await reach(manager.services["web"], S.FAILED)).memory.slug == "start-limit"
+            await eventually(lambda: not path.exists())
+
+    asyncio.run(main())
+
+
+def test_timers_follow_the_clocks(place: Context):
+    unit(place, "often", shell("echo x >>$OUT", kind="oneshot", more=f"environment = {{ OUT = '{place.log}/often' }}",
+                               rest="[timer]\nevery = '100ms'"))  # fmt: skip
+    unit(place, "nightly", shell("exit 4", kind="oneshot", rest="[timer]\ncalendar = 'daily at 04:00'"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            nightly = manager.services["nightly"]
+            now = Clock.now()
+            nightly.clock = lambda: now
+            manager.begin(["often", "nightly"])
+            await reach(nightly, S.SCHEDULED)
+            await eventually(lambda: lines(place.log / "often") >= 3)
+            assert ends(place, "nightly") == []
+            now = Clock(now.boot, now.wall + 86400)  # somebody sets the clock
+            nightly.live()  # instead of waiting for its next glance
+            await eventually(lambda: ends(place, "nightly") == [(4, 0)])
+            assert (await reach(nightly, S.SCHEDULED)).memory.slug == "service-exit"
+            now = Clock(now.boot, now.wall - 3600)  # and back
+            nightly.live()
+            await asyncio.sleep(0.2)
+            assert ends(place, "nightly") == [(4, 0)]
+            manager.begin(["nightly"], now=True)
+            await eventually(lambda: len(ends(place, "nightly")) == 2)
+
+    asyncio.run(main())
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_reload_applies_what_differs_and_nothing_that_is_broken(place: Context):
+    unit(place, "same", shell(SLEEP))
+    unit(place, "policy", shell(SLEEP))
+    unit(place, "process", shell(SLEEP))
+    unit(place, "gone", shell(SLEEP))
+    unit(place, "broken", shell(SLEEP))
+    names = ["same", "policy", "process", "gone", "broken"]
+
+    async def main() -> None:
+        async with managed(place, leave=True) as manager:
+            manager.begin(names)
+            for name in names:
+                await reach(manager.services[name], S.RUNNING)
+            pids = {name: one.known and one.known.main.pid for name, one in manager.services.items()}
+            unit(place, "policy", shell(SLEEP, more="restart = 'always'"))
+            unit(place, "process", shell(SLEEP, more="nice = 5"))
+            unit(place, "broken", "[service]\ncommand = ['sleep']\n")
+            unit(place, "new", shell(SLEEP, unit_="requires = ['same']"))
+            (place.etc / "units" / "gone.toml").unlink()
+            found = await manager.reload()
+            assert found == {
+                "added": ["new"],
+                "changed": ["policy", "process"],
+                "removed": ["gone"],
+                "restarted": ["process"],
+                "broken": ["broken"],
+            }
+            await reach(manager.services["process"], S.RUNNING)
+            now = {name: one.known and one.known.main.pid for name, one in manager.services.items()}
+            assert [name for name in pids if now.get(name) == pids[name]] == ["broken", "policy", "same"]
+            assert not alive(pids["gone"] or 0)
+            assert manager.services["policy"].policy.restarts == "always"
+        (place.etc / "units" / "same.toml").unlink()
+        async with managed(place) as manager:  # the broken file still has its older text; the lost one runs on
+            for name in ("broken", "same"):
+                assert manager.services[name].state is S.RUNNING
+                assert name in manager.loaded.broken
+            assert (await manager.reload())["removed"] == ["same"]
+
+    asyncio.run(main())
+
+
+def test_enabling_is_kept(place: Context):
+    unit(place, "shipped", shell(SLEEP, unit_="enabled = true"), shipped=True)
+    unit(place, "local", shell(SLEEP))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.set_enabled(["shipped"], False)
+            manager.set_enabled(["local"], True)
+            with pytest.raises(DeviceError) as caught:
+                manager.set_enabled(["locl"], True)
+            assert caught.value.reason == "unit-unknown"
+        (place.run / "units").rename(place.run / "old")  # as after a boot
+        async with managed(place) as manager:
+            await reach(manager.services["local"], S.RUNNING)
+            assert manager.services["shipped"].state is S.INACTIVE
+            manager.set_enabled(["shipped"], True)
+            manager.set_enabled(["local"], False)
+            assert (place.etc / "enabled.toml").read_text() == "enable = []\ndisable = []\n"
+
+    asyncio.run(main())
+
+
+def test_what_a_service_gets(place: Context):
+    out = place.log / "out"
+    (place.etc / "env").write_text("FROM_FILE=1\nGIVEN=no\n")
+    script = """pwd; umask; nice; ulimit -n; stat -c %u:%g:%a $STATE_DIRECTORY; id -u; id -G
+echo "$FROM_FILE $GIVEN $RUNTIME_DIRECTORY $STATE_DIRECTORY $MIXOS_UNIT" """
+    unit(
+        place,
+        "x",
+        shell(
+            f"({script}) >{out} 2>&1",
+            kind="oneshot",
+            more=f"""user = 'nobody'
+umask = '0027'
+nice = 7
+rlimits = {{ nofile = 99 }}
+working-directory = '/usr'
+environment = {{ GIVEN = 'yes' }}
+environment-file = '{place.etc}/env'
+runtime-directory = 'x-run'
+state-directory = 'x-state'
+""",
+        ),
+    )
+    out.touch()
+    out.chmod(0o666)
+    for folder in (place.run.parents[1], place.log):
+        folder.chmod(0o755)
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["x"])
+            await reach(manager.services["x"], S.DONE)
+        run_, state = place.run.parent / "x-run", place.state.parent / "x-state"
+        nobody, group = 65534, 65534
+        assert out.read_text().splitlines() == [
+            "/usr", "0027", "7", "99", f"{nobody}:{group}:750", f"{nobody}", f"{group}", f"1 yes {run_} {state} x",
+        ]  # fmt: skip
+
+    asyncio.run(main())
+
+
+BOXED = """import os, socket, time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(os.environ["NOTIFY_SOCKET"])
+with open(os.environ["STATE_DIRECTORY"] + "/seen", "w") as f:
+    print(os.getpid() < 10, os.getuid(), os.path.exists("/etc/shadow"), os.environ["EXTRA"], file=f)
+s.send(b"READY=1"); time.sleep(1000)"""
+
+
+def test_a_service_in_a_sandbox_is_supervised_like_any_other(place: Context):
+    keys = "type = 'notify'\nuser = 'nobody'\nsandbox = 'service'\nstate-directory = 'boxed'"
+    more = "restart = 'no'\nenvironment = { EXTRA = 'yes' }"
+    unit(place, "x", f"[service]\ncommand = ['/usr/bin/python3', '-I', '-c', '''{BOXED}''']\n{keys}\n{more}\n")
+    for folder in (place.run.parents[1], place.state.parent):
+        folder.chmod(0o755)
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["x"])
+            await reach(manager.services["x"], S.RUNNING, S.FAILED)
+            said = [record.text for record in Reader(place.log / "units").read(Query(("x",)))]
+            assert manager.services["x"].state is S.RUNNING, said
+            assert (place.state.parent / "boxed" / "seen").read_text() == "True 65534 False yes\n"
+            await manager.halt(["x"])
+        assert ends(place, "x") in ([(-1, 15)], [(143, 0)])  # the launcher tells a signal as a shell does
+
+    asyncio.run(main())

@@ -1,0 +1,79 @@
+"""`mixctl audit` and `mixctl events`, and how errors of the daemon end a command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import cli as verbs
+from daemon import client, mixctl
+from tests.unit.test_api_server import Running, running
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    monkeypatch.setitem(verbs.VERBS, "audit", ("audit", "x"))
+    monkeypatch.setitem(verbs.VERBS, "events", ("events", "x"))
+    with running(tmp_path) as found:
+        for name in ("call", "stream"):
+            real = getattr(client, name)
+            monkeypatch.setattr(
+                client, name, lambda method, params, real=real, **options: real(method, params, found.path, **options)
+            )
+        yield found
+
+
+def test_audit_list(device, capsys):
+    device.call("sample.set", {"text": "a"})
+    device.reason("sample.fail", {"text": "b"})
+    assert mixctl.main(["audit"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["NO", "TIME", "KIND", "WHO", "FROM", "WHAT"]
+    assert lines[2].endswith("sample.set text=a")
+    assert lines[-1].endswith("4: sample-unknown")
+    assert mixctl.main(["audit", "list", "--method", "sample.set", "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["params"] == {"text": "a"}
+
+
+def test_audit_verify(device, capsys):
+    assert mixctl.main(["audit", "verify"]) == 0
+    anchor = capsys.readouterr().out.split("anchor ")[1].strip()
+    assert mixctl.main(["audit", "verify", "--anchor", anchor, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["anchored"] is True
+    assert mixctl.main(["audit", "verify", "--anchor", f"1:{'0' * 64}"]) == 8
+    assert mixctl.main(["audit", "verify", "--anchor", "nonsense"]) == 2
+    assert mixctl.main(["audit", "verify", "--anchor", "1:xyz"]) == 2
+    (path,) = (device.daemon.context.log / "audit").glob("*")
+    path.write_bytes(path.read_bytes().replace(b"started", b"stopped"))
+    assert mixctl.main(["audit", "verify"]) == 8
+    assert "BROKEN" in capsys.readouterr().out
+
+
+def test_errors_of_the_daemon_end_with_its_exit_code(device, capsys):
+    assert mixctl.main(["audit", "list", "--kind", "x" * 17, "--json"]) == 2
+    error = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert (error["reason"], error["exit_code"]) == ("rpc-params", 2)
+
+
+def test_events(device, monkeypatch, capsys):
+    event: dict[str, Any] = {"topic": "service.exited", "subject": "hello", "at": 0.0, "data": {"code": 1}}
+    monkeypatch.setattr(client, "stream", lambda *given, **options: iter([event, {**event, "subject": "", "data": {}}]))
+    assert mixctl.main(["events"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("  service.exited  hello  code=1")
+    assert second.endswith("  service.exited")
+    assert mixctl.main(["events", "service.", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0]) == event
+
+
+@pytest.mark.parametrize(
+    "argv", [["audit", "--help"], ["audit", "list", "--help"], ["audit", "verify", "--help"], ["events", "--help"]]
+)
+def test_help_has_an_example(device, capsys, argv):
+    assert mixctl.main(argv) == 0
+    assert "Example:" in capsys.readouterr().out

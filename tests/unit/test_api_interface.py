@@ -1,0 +1,171 @@
+"""Methods as D-Bus interfaces: signatures, XML, values; and the generated reference is that of the code."""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field, SecretStr
+
+from daemon.api import interface, reference
+from daemon.api.method import Caller, Method, Nothing
+from daemon.api.values import pack
+from daemon.tomlfile import Strict
+from tests.hostpackages import ROOT
+
+
+class Kind(enum.StrEnum):
+    A = "a"
+    B = "b"
+
+
+class Inner(Strict):
+    x: int = 1
+
+
+class Everything(Strict):
+    text: str
+    number: Annotated[int, Field(ge=1)]
+    fraction: float
+    flag: bool
+    words: list[str]
+    numbers: tuple[int, ...]
+    table: dict[str, Any]
+    inner: Inner
+    inners: list[Inner]
+    kind: Kind
+    level: Literal["low", "high"]
+    maybe: str | None
+    either: int | str
+    anything: Any
+    path: Path
+    secret_key: SecretStr
+    optional: int = 1
+
+
+async def answers(caller: Caller, params: Everything) -> list[dict[str, Any]]:
+    return []
+
+
+def test_signatures_of_parameters():
+    member = interface.Member(Method("part.rule.add-all", "x", answers, params=Everything))
+    assert member.name == "RuleAddAll"
+    assert {one.name: one.type for one in member.arguments} == {
+        "text": "s",
+        "number": "x",
+        "fraction": "d",
+        "flag": "b",
+        "words": "as",
+        "numbers": "ax",
+        "table": "a{sv}",
+        "inner": "a{sv}",
+        "inners": "aa{sv}",
+        "kind": "s",
+        "level": "s",
+        "maybe": "s",
+        "either": "v",
+        "anything": "v",
+        "path": "s",
+        "secret-key": "s",
+    }
+    assert (member.options, member.result) == (True, "aa{sv}")
+    assert member.signature == "".join(one.type for one in member.arguments) + "a{sv}"
+
+
+def test_options_are_only_there_when_something_may_be_given():
+    async def nothing(caller: Caller, params: Nothing) -> None: ...
+
+    assert interface.Member(Method("a.b", "x", nothing)).signature == ""
+    assert interface.Member(Method("a.b", "x", nothing)).result == ""
+    assert interface.Member(Method("a.b", "x", nothing, changes=True)).signature == "a{sv}"
+
+
+def test_names_are_what_dbus_allows():
+    assert interface.interface("vpn-peer") == "org.mixos.VpnPeer1"
+    assert interface.path("vpn-peer") == "/org/mixos/vpn_peer"
+    assert interface.path("manager") == "/org/mixos"
+
+
+def test_description_is_xml_and_lists_children():
+    parts = interface.by_part([Method("part.x", 'say "<this>" & that', answers, params=Everything)])
+    text = interface.describe(parts, "/org/mixos/part")
+    assert text is not None
+    (found,) = (one for one in ElementTree.fromstring(text).iter("annotation") if "DocString" in one.get("name", ""))
+    assert found.get("value") == 'say "<this>" & that'
+    for place, child in (("/", "org"), ("/org", "mixos"), ("/org/mixos", "part")):
+        text = interface.describe(parts, place)
+        assert text is not None
+        assert [one.get("name") for one in ElementTree.fromstring(text).findall("node")] == [child]
+    assert interface.describe(parts, "/org/mixos/nothing") is None
+    assert interface.describe(parts, "/org/mix") is None
+
+
+class Wrapped(NamedTuple):
+    code: str
+    value: Any
+
+
+def test_values():
+    value = {"a": None, "b": [1, None], "c": {"d": [{"e": 1.5}]}, "f": True, "g": [], "h": 1 << 70, "\0": "\ud800"}
+    assert pack(Wrapped, "a{sv}", value) == {
+        "b": ("av", [("x", 1), ("av", [])]),
+        "c": ("a{sv}", {"d": ("aa{sv}", [{"e": ("d", 1.5)}])}),
+        "f": ("b", True),
+        "g": ("av", []),
+        "h": ("d", float(1 << 70)),
+        "\ufffd": ("s", "?"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "value"), [("a{sv}", None), ("a{sv}", [1]), ("as", 5), ("x", "x"), ("v", {1, 2}), ("v", object())]
+)
+def test_values_that_do_not_fit(code: str, value: Any):
+    with pytest.raises((TypeError, ValueError, AttributeError)):
+        pack(Wrapped, code, value)
+
+
+def test_deep_values_are_refused():
+    value: Any = 1
+    for _ in range(100):
+        value = [value]
+    with pytest.raises(ValueError):
+        pack(Wrapped, "v", value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 63) - 1) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(JSON)
+def test_every_value_of_json_can_be_sent(value: Any):
+    """As dbus-next itself sees it: what it marshals, the bus accepts."""
+    from dbus_next.message import Message
+    from dbus_next.signature import Variant
+
+    message = Message("a.b", "/a", "a.b", "C", signature="v", body=[pack(Variant, "v", value)])
+    assert message._marshall()
+
+
+def test_the_reference_is_that_of_the_code():
+    found = reference.methods()
+    hint = "run: python -m daemon.api.reference"
+    assert (ROOT / reference.PAGE).read_text(encoding="utf-8") == reference.page(found), hint
+    assert (ROOT / reference.XML).read_text(encoding="utf-8") == reference.xml(found), hint
+
+
+def test_every_method_is_documented_and_well_named():
+    for method in reference.methods():
+        assert method.summary.endswith(".")
+        assert "\n" not in method.summary
+        json.dumps(method.params.model_json_schema(by_alias=True))

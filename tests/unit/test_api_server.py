@@ -1,0 +1,772 @@
+"""The daemon behind its socket: calls, roles, parameters, streams, limits, garbage, parts that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field, SecretStr
+
+from buildsys.run import run
+from daemon import rpc
+from daemon.api.limits import Bucket, Limits
+from daemon.api.method import EVERYONE, OPERATORS, Caller, Method, Nothing, Role
+from daemon.api.parts import Source
+from daemon.client import call, stream
+from daemon.errors import NotFoundError, RefusedError, RpcError, UnreachableError
+from daemon.mixosd import Daemon
+from daemon.part import Context
+from daemon.tomlfile import Strict
+from tests.hostpackages import ROOT
+
+QUICK = Limits(idle=0.5, slow=0.5, linger=0.2, connections=8, per_uid=6, per_admin=6, streams=3, rate=2000, burst=4000)
+
+
+class Text(Strict):
+    text: Annotated[str, Field(max_length=10)]
+    count: Annotated[int, Field(ge=1, le=100_000)] = 1
+    secret_word: SecretStr | None = None
+
+
+class Sample:
+    """A part with one method of every kind."""
+
+    name = "sample"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.closed = threading.Event()
+
+    def methods(self) -> Sequence[Method]:
+        return (
+            Method("sample.echo", "Says it again.", self.echo, EVERYONE, Text),
+            Method("sample.who", "Who calls.", self.who, EVERYONE),
+            Method("sample.set", "Changes something.", self.set, OPERATORS, Text, changes=True),
+            Method("sample.fail", "Fails.", self.fail, EVERYONE, Text, changes=True),
+            Method("sample.broken", "Has a defect.", self.broken, EVERYONE),
+            Method("sample.slow", "Takes too long.", self.slow, EVERYONE, seconds=0.2),
+            Method("sample.unsayable", "Answers what JSON has not.", self.unsayable, EVERYONE),
+            Method("sample.count", "Counts.", self.count, EVERYONE, Text),
+            Method("sample.change", "Changes while it streams.", self.change, OPERATORS, Text, changes=True),
+        )
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    def status(self) -> Mapping[str, Any]:
+        return {"calls": len(self.calls)}
+
+    async def echo(self, caller: Caller, params: Text) -> dict[str, Any]:
+        return {"text": params.text, "count": params.count}
+
+    async def who(self, caller: Caller, params: Nothing) -> dict[str, Any]:
+        return caller._asdict()
+
+    async def set(self, caller: Caller, params: Text) -> str:
+        self.calls.append(params.text)
+        return f"{params.text} {len(self.calls)}"
+
+    async def fail(self, caller: Caller, params: Text) -> None:
+        self.calls.append(params.text)
+        if params.text == "again":
+            raise RefusedError("not now", reason="sample-busy", retryable=True)
+        raise NotFoundError("there is none", reason="sample-unknown", hint="look")
+
+    async def broken(self, caller: Caller, params: Nothing) -> None:
+        raise ValueError("secret detail")
+
+    async def slow(self, caller: Caller, params: Nothing) -> None:
+        await asyncio.sleep(60)
+
+    async def unsayable(self, caller: Caller, params: Nothing) -> object:
+        return {"a": {1, 2}}
+
+    async def count(self, caller: Caller, params: Text) -> AsyncIterator[Any]:
+        try:
+            for number in range(params.count):
+                yield number if params.text != "big" else "x" * 50_000
+            if params.text == "fail":
+                raise NotFoundError("there is none", reason="sample-unknown", hint="look")
+            if params.text == "broken":
+                raise ValueError("secret detail")
+            while params.text == "wait":
+                await asyncio.sleep(0.01)
+        finally:
+            self.closed.set()
+
+    async def change(self, caller: Caller, params: Text) -> AsyncIterator[int]:
+        for number in range(params.count):
+            yield number
+
+
+class Running:
+    """A daemon in a thread."""
+
+    def __init__(self, daemon: Daemon, path: Path, sample: Sample, loop: asyncio.AbstractEventLoop) -> None:
+        self.daemon, self.path, self.sample, self.loop = daemon, path, sample, loop
+
+    def call(self, name: str, params: Mapping[str, object] | None = None) -> Any:
+        return call(name, params or {}, self.path)
+
+    def stream(self, name: str, params: Mapping[str, object] | None = None) -> Iterator[Any]:
+        return stream(name, params or {}, self.path)
+
+    def reason(self, name: str, params: Mapping[str, object] | None = None) -> str:
+        with pytest.raises((RpcError, UnreachableError)) as caught:
+            self.call(name, params)
+        return caught.value.reason
+
+    def audit(self) -> list[dict[str, Any]]:
+        files = sorted((self.daemon.context.log / "audit").glob("*.jsonl"))
+        return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+
+
+@contextmanager
+def running(
+    folder: Path,
+    role: Role | None = Role.ADMIN,
+    limits: Limits | None = None,
+    more: Sequence[Source] = (),
+    bus: str = "/nonexistent/bus",
+    accounts: Mapping[int, Role] | None = None,
+) -> Iterator[Running]:
+    """A daemon on a socket in `folder`, for this test's account in `role`."""
+    sample, ready, holder = Sample(), threading.Event(), {}
+    context = Context(run=folder, state=folder / "state", etc=folder, lib=folder, log=folder / "log")
+    table = accounts if accounts is not None else {os.getuid(): role} if role else {}
+    daemon = Daemon(context, [Source("sample", lambda: sample), *more], table, limits, bus)
+    path = folder / "mixosd.sock"
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        holder.update(loop=asyncio.get_running_loop(), stop=stop)
+        task = asyncio.create_task(daemon.run(stop, "no-such-group"))
+        while not task.done() and any(
+            one["state"] in ("waiting", "starting") for one in daemon.parts.status().values()
+        ):
+            await asyncio.sleep(0.01)
+        ready.set()
+        await task
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield Running(daemon, path, sample, holder["loop"])
+    finally:
+        holder["loop"].call_soon_threadsafe(holder["stop"].set)
+        thread.join(20)
+        assert not thread.is_alive()
+        assert not path.exists()
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Running]:
+    with running(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Iterator[Running]:
+    with running(tmp_path, limits=QUICK) as found:
+        yield found
+
+
+def converse(path: Path, data: bytes, seconds: float = 10) -> bytes:
+    """Send bytes, read until the server closes."""
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(seconds)
+        channel.connect(str(path))
+        answer = b""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            channel.sendall(data)
+        with suppress(ConnectionResetError):
+            while chunk := channel.recv(65536):
+                answer += chunk
+        return answer
+
+
+# -- calls -----------------------------------------------------------------------------------------------------------
+
+
+def test_call(device):
+    assert stat.S_IMODE(device.path.stat().st_mode) == 0o660
+    assert device.call("ping") == "pong"
+    assert device.call("sample.echo", {"text": "ä"}) == {"text": "ä", "count": 1}
+
+
+def test_status_shows_every_part(device):
+    parts = device.call("status")["parts"]
+    assert {name: one["state"] for name, one in parts.items()} == dict.fromkeys(
+        ("system", "api", "sample", "dbus"), "running"
+    )
+    assert parts["sample"]["calls"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "reason", "exit_code"),
+    [
+        ("nothing", {}, "rpc-method", 11),
+        ("sample.broken", {}, "rpc-internal", 11),
+        ("sample.slow", {}, "rpc-timeout", 11),
+        ("sample.unsayable", {}, "rpc-answer", 11),
+        ("sample.fail", {"text": "a"}, "sample-unknown", 4),
+        ("ping", {"x": 1}, "rpc-params", 2),
+        ("sample.echo", {}, "rpc-params", 2),
+        ("sample.echo", {"text": "longer than ten"}, "rpc-params", 2),
+        ("sample.echo", {"text": "a", "secret_word": "b"}, "rpc-params", 2),
+        ("sample.echo", {"text": "\ud800"}, "rpc-params", 2),
+        ("sample.echo", {"text": "a", "idempotency": "b"}, "rpc-params", 2),
+        ("sample.set", {"text": "a", "idempotency": ""}, "rpc-params", 2),
+        ("sample.set", {"text": "a", "idempotency": 5}, "rpc-params", 2),
+        ("api.version", {"client": 99}, "api-version", 7),
+    ],
+)
+def test_errors(device, name, params, reason, exit_code):
+    with pytest.raises(RpcError) as caught:
+        device.call(name, params)
+    assert (caught.value.reason, caught.value.exit_code) == (reason, exit_code)
+    assert "secret" not in caught.value.message.replace("secret_word", "").replace("secret-word", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "word"),
+    [
+        ("sample.ecoh", {}, "sample.echo"),
+        ("sample.echo", {"text": "a", "cuont": 3}, "count"),
+        ("sample.echo", {"count": 0, "text": ""}, "count"),
+        ("sample.echo", {}, "text"),
+    ],
+)
+def test_errors_name_what_is_wrong_and_what_is_near(device, name, params, word):
+    with pytest.raises(RpcError) as caught:
+        device.call(name, params)
+    assert word in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_notification_has_no_answer(device):
+    requests = b'{"jsonrpc":"2.0","method":"ping"}\n' + rpc.encode_request("ping", {}, 2)
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(str(device.path))
+        channel.sendall(requests)
+        assert rpc.decode_answer(channel.recv(4096), 2) == "pong"
+
+
+def test_methods_describe_themselves(device):
+    found = {one["name"]: one for one in device.call("api.methods")}
+    assert set(found) >= {"ping", "status", "api.version", "events.follow", "audit.list", "sample.echo"}
+    echo, count = found["sample.echo"], found["sample.count"]
+    assert echo["params"]["required"] == ["text"]
+    assert echo["params"]["additionalProperties"] is False
+    assert (echo["stream"], count["stream"], count["seconds"]) == (False, True, None)
+    assert (echo["idempotency"], found["sample.set"]["idempotency"]) == (False, True)
+    assert [one["name"] for one in device.call("api.methods", {"name": "audit"})] == ["audit.list", "audit.verify"]
+    assert device.reason("api.methods", {"name": "nothing"}) == "method-unknown"
+
+
+# -- roles -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_every_method_enforces_its_roles(tmp_path, role):
+    with running(tmp_path, role) as device:
+        methods = dict(device.daemon.dispatcher.methods)
+        offered = {one["name"] for one in device.call("api.methods")}
+        assert offered == {name for name, method in methods.items() if role in method.roles}
+        for name, method in methods.items():
+            if role not in method.roles:
+                assert device.reason(name, {"text": "a"}) == "role-denied"
+        denied = [entry["method"] for entry in device.audit() if entry["kind"] == "denied"]
+        assert denied == [name for name, method in methods.items() if role not in method.roles]
+
+
+def test_an_account_without_a_role_is_turned_away(tmp_path):
+    with running(tmp_path, None) as device:
+        assert device.reason("ping") == "role-none"
+
+
+def test_denied_calls_are_audited_within_bounds(tmp_path):
+    with running(tmp_path, Role.VIEWER) as device:
+        for _ in range(50):
+            assert device.reason("reboot") == "role-denied"
+        denied = [entry for entry in device.audit() if entry["kind"] == "denied"]
+        assert len(denied) == 10
+        assert {entry["method"] for entry in denied} == {"reboot"}
+
+
+def test_the_caller_is_the_kernels_and_the_origin_is_claimed(device, tmp_path):
+    key = tmp_path / "auth"
+    key.write_text("publickey ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMtidA45oOo6cjipaVn1Wa8X8fm6UFV/P7AnYhRpaHob\n")
+    environment = {"SSH_CONNECTION": "192.0.2.7 1 192.0.2.1 22", "SSH_USER_AUTH": str(key), "PATH": os.environ["PATH"]}
+    found = json.loads(asked_by(environment, device.path))
+    assert (found["uid"], found["role"]) == (os.getuid(), "admin")
+    assert found["origin"] == "ssh 192.0.2.7 (claimed)"
+    # The same key's fingerprint as `ssh-keygen -lf` prints it.
+    assert found["name"].endswith(" (claimed key SHA256:mIbVn0ivU0uNGr7FLdB3jP+JHyTiCi/McNYN+zGV2/I)")
+
+
+@pytest.mark.parametrize("claim", ["fifo", "link", "/etc/shadow", "relative", "missing", "device"])
+def test_a_claimed_file_cannot_hold_up_or_tell_anything(device, tmp_path, claim):
+    (tmp_path / "target").write_text("publickey ssh-ed25519 AAAA\n")
+    place = {"fifo": tmp_path / "fifo", "link": tmp_path / "link", "device": Path("/dev/zero")}.get(claim, Path(claim))
+    if claim == "fifo":
+        os.mkfifo(place)
+    if claim == "link":
+        place.symlink_to(tmp_path / "target")
+    environment = {"SSH_CONNECTION": "evil\nname 1 2 3", "SSH_USER_AUTH": str(place), "PATH": os.environ["PATH"]}
+    found = json.loads(asked_by(environment, device.path))
+    assert "key" not in found["name"]
+    assert found["origin"] == "local (claimed)"
+
+
+def asked_by(environment: Mapping[str, str], path: Path) -> bytes:
+    """The answer of `sample.who` to a process with this environment."""
+    code = f"import json; from daemon.client import call; print(json.dumps(call('sample.who', {{}}, {str(path)!r})))"
+    return run([sys.executable, "-c", code], env=dict(environment), cwd=ROOT).stdout
+
+
+# -- streams ---------------------------------------------------------------------------------------------------------
+
+
+def test_stream(device):
+    assert list(device.stream("sample.count", {"text": "a", "count": 1000})) == list(range(1000))
+
+
+@pytest.mark.parametrize(("text", "reason"), [("fail", "sample-unknown"), ("broken", "rpc-internal")])
+def test_a_stream_ends_with_its_error(device, text, reason):
+    items = []
+    with pytest.raises(RpcError) as caught:
+        items.extend(device.stream("sample.count", {"text": text, "count": 3}))
+    assert caught.value.reason == reason
+
+
+def test_a_reader_who_leaves_ends_the_stream(device):
+    items = device.stream("sample.count", {"text": "wait"})
+    assert next(items) == 0
+    items.close()
+    assert device.sample.closed.wait(5)
+
+
+def test_cancel_and_calls_beside_a_stream(device):
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(10)
+        channel.connect(str(device.path))
+        reader = channel.makefile("rb")
+        channel.sendall(rpc.encode_request("sample.count", {"text": "wait"}, 1))
+        number = rpc.decode_answer(reader.readline(), 1)["stream"]
+        assert rpc.decode_stream(reader.readline(), number) == (True, 0)
+        channel.sendall(rpc.encode_request("ping", {}, 2))
+        assert rpc.decode_answer(reader.readline(), 2) == "pong"
+        for params, found in (({"stream": [1]}, False), ({"stream": 99}, False), ({}, False)):
+            channel.sendall(rpc.encode_request("stream.cancel", params, 3))
+            assert rpc.decode_answer(reader.readline(), 3) is found
+        channel.sendall(rpc.encode_request("stream.cancel", {"stream": number}, 4))
+        lines = [reader.readline(), reader.readline()]
+        assert rpc.encode_end(number, None) in lines
+        assert rpc.encode_result(4, True) in lines
+    assert device.sample.closed.wait(5)
+
+
+def test_streams_of_one_connection_are_limited_and_do_not_idle(quick):
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(10)
+        channel.connect(str(quick.path))
+        reader = channel.makefile("rb")
+        for ident in range(4):
+            channel.sendall(rpc.encode_request("sample.count", {"text": "wait"}, ident))
+        answers = [json.loads(reader.readline()) for _ in range(7)]
+        refused = [one["error"]["data"]["reason"] for one in answers if "error" in one]
+        assert refused == ["stream-limit"]
+        time.sleep(3 * QUICK.idle)
+        channel.sendall(rpc.encode_request("ping", {}, 9))
+        assert rpc.decode_answer(reader.readline(), 9) == "pong"
+
+
+def test_who_does_not_read_is_dropped_with_the_reason(quick):
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(10)
+        channel.connect(str(quick.path))
+        channel.sendall(rpc.encode_request("sample.count", {"text": "big", "count": 10_000}, 1))
+        assert quick.sample.closed.wait(10)
+        data = b""
+        while chunk := channel.recv(1 << 20):
+            data += chunk
+    assert len(data) < 2 << 20
+    # The last words fit when the reader wakes within the linger time; otherwise the line is cut, and that is seen too.
+    last = data.splitlines()[-1]
+    assert b'"rpc-slow"' in last or not data.endswith(b"\n")
+
+
+def test_the_reason_reaches_a_reader_who_wakes_up(tmp_path):
+    with running(tmp_path, limits=replace(QUICK, linger=10)) as device, socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(10)
+        channel.connect(str(device.path))
+        channel.sendall(rpc.encode_request("sample.count", {"text": "big", "count": 10_000}, 1))
+        assert device.sample.closed.wait(10)
+        lines = channel.makefile("rb").readlines()
+        with pytest.raises(RpcError) as caught:
+            rpc.decode_stream(lines[-1], 1)
+        assert caught.value.reason == "rpc-slow"
+
+
+def test_events(device):
+    done = threading.Event()
+
+    def publish() -> None:
+        while not done.wait(0.02):
+            device.loop.call_soon_threadsafe(device.daemon.context.events.publish, "other.done", "y")
+            device.loop.call_soon_threadsafe(device.daemon.context.events.publish, "sample.done", "x")
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    items = device.stream("events.follow", {"prefix": "sample."})
+    event = next(items)
+    items.close()
+    done.set()
+    thread.join()
+    assert (event["topic"], event["subject"], event["data"]) == ("sample.done", "x", {})
+
+
+# -- changes: audit and keys -----------------------------------------------------------------------------------------
+
+
+def test_a_change_is_audited_before_and_after(device):
+    assert device.call("sample.set", {"text": "a", "secret-word": "hush"}) == "a 1"
+    device.reason("sample.fail", {"text": "b"})
+    assert list(device.stream("sample.change", {"text": "c", "count": 2})) == [0, 1]
+    device.call("sample.echo", {"text": "d"})
+    entries = [entry for entry in device.audit() if entry["kind"] in ("intent", "outcome")]
+    assert [(one["kind"], one.get("method") or one["outcome"]) for one in entries] == [
+        ("intent", "sample.set"),
+        ("outcome", "ok"),
+        ("intent", "sample.fail"),
+        ("outcome", "sample-unknown"),
+        ("intent", "sample.change"),
+        ("outcome", "ok"),
+    ]
+    assert [entry["call"] for entry in entries[1::2]] == [entry["seq"] for entry in entries[::2]]
+    assert entries[0]["uid"] == os.getuid()
+    assert "hush" not in json.dumps(entries)
+    assert device.call("audit.verify")["ok"] is True
+    assert [one["method"] for one in device.call("audit.list", {"method": "sample.set"})] == ["sample.set"]
+    assert len(device.call("audit.list", {"limit": 2})) == 2
+
+
+def test_nothing_is_changed_without_the_audit(tmp_path):
+    (tmp_path / "log").write_text("in the way")
+    with running(tmp_path) as device:
+        assert device.call("ping") == "pong"
+        assert device.reason("sample.set", {"text": "a"}) == "audit-failed"
+        assert device.reason("sample.set", {"text": "a", "idempotency": "k"}) == "audit-failed"
+        assert device.sample.calls == []
+
+
+def test_a_key_makes_a_change_once(tmp_path):
+    with running(tmp_path) as device:
+        assert device.call("sample.set", {"text": "a", "idempotency": "k"}) == "a 1"
+        assert device.call("sample.set", {"text": "a", "idempotency": "k"}) == "a 1"
+        assert device.reason("sample.set", {"text": "b", "idempotency": "k"}) == "idempotency-mismatch"
+        assert device.reason("sample.fail", {"text": "a", "idempotency": "k"}) == "idempotency-mismatch"
+        for _ in range(2):
+            assert device.reason("sample.fail", {"text": "x", "idempotency": "f"}) == "sample-unknown"
+            assert device.reason("sample.fail", {"text": "again", "idempotency": "r"}) == "sample-busy"
+        assert device.sample.calls == ["a", "x", "again", "again"]
+    with running(tmp_path) as device:
+        assert device.call("sample.set", {"text": "a", "idempotency": "k"}) == "a 1"
+        assert device.sample.calls == []
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+class Odd(Sample):
+    """A part that goes wrong somewhere."""
+
+    def __init__(self, name: str, wrong: str) -> None:
+        super().__init__()
+        self.name, self.wrong = name, wrong
+
+    async def start(self) -> None:
+        if self.wrong == "start":
+            raise NotFoundError("no such thing", reason="odd-missing")
+
+    async def stop(self) -> None:
+        if self.wrong == "stop":
+            raise RuntimeError("no")
+
+    def methods(self) -> Sequence[Method]:
+        if self.wrong == "duplicate":
+            return super().methods()
+        return (Method(f"{self.name}.x", "X.", self.who, EVERYONE),)
+
+    def status(self) -> Mapping[str, Any]:
+        if self.wrong == "status":
+            raise RuntimeError("no")
+        return {}
+
+
+def test_a_part_that_fails_is_left_out(tmp_path):
+    def importing() -> Sample:
+        raise ImportError("no module")
+
+    more = [
+        Source("imports", importing),
+        *(
+            Source(f"odd-{one}", lambda one=one: Odd(f"odd-{one}", one))
+            for one in ("start", "stop", "status", "duplicate")
+        ),
+        Source("good", lambda: Odd("good", "")),
+    ]
+    with running(tmp_path, more=more) as device:
+        parts = device.call("status")["parts"]
+        assert {
+            name: one["state"] for name, one in parts.items() if name not in ("system", "api", "dbus", "sample")
+        } == {
+            "imports": "failed",
+            "odd-start": "failed",
+            "odd-stop": "running",
+            "odd-status": "running",
+            "odd-duplicate": "failed",
+            "good": "running",
+        }
+        assert parts["odd-start"]["error"] == "odd-missing"
+        assert parts["odd-duplicate"]["error"] == "method-duplicate"
+        assert device.reason("odd-start.x") == "part-failed"
+        assert device.reason("imports.anything") == "part-failed"
+        assert device.call("good.x")["uid"] == os.getuid()
+        assert device.call("sample.echo", {"text": "a"})["text"] == "a"
+
+
+def test_the_daemon_answers_while_parts_start(tmp_path):
+    release = threading.Event()
+
+    def late() -> Sample:
+        assert release.wait(20)
+        return Odd("late", "")
+
+    def ask() -> None:
+        path = tmp_path / "mixosd.sock"
+        try:
+            assert call("ping", {}, path, patience=10) == "pong"
+            with pytest.raises(RpcError) as caught:
+                call("late.x", {}, path)
+            answers.append((caught.value.reason, caught.value.retryable))
+        finally:
+            release.set()
+
+    answers: list[tuple[str, bool]] = []
+    thread = threading.Thread(target=ask)
+    thread.start()
+    with running(tmp_path, more=[Source("late", late)]) as device:
+        thread.join()
+        assert answers == [("part-starting", True)]
+        assert device.call("late.x")
+
+
+# -- limits and garbage ----------------------------------------------------------------------------------------------
+
+
+def test_garbage_closes_the_connection(device):
+    good = rpc.encode_request("ping", {}, 1)
+    answers = [json.loads(line) for line in converse(device.path, good + b"garbage\n" + good).splitlines()]
+    assert [("result" in answer) for answer in answers] == [True, False]
+    assert answers[1]["error"]["code"] == rpc.PARSE_ERROR
+
+
+def test_long_line_closes_the_connection(device):
+    answer = json.loads(converse(device.path, b"x" * (rpc.MAX_LINE + 10)))
+    assert answer["error"]["data"]["reason"] == "rpc-too-long"
+    assert device.call("ping") == "pong"
+
+
+def test_the_longest_line_is_served(device):
+    line = rpc.encode_request("ping", {}, 1)
+    line = line[:-1].ljust(rpc.MAX_LINE - 1) + b"\n"
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(str(device.path))
+        channel.sendall(line)
+        assert rpc.decode_answer(channel.recv(4096), 1) == "pong"
+
+
+def test_idle_and_cut_connections_end(quick):
+    assert converse(quick.path, b"") == b""
+    assert converse(quick.path, b'{"jsonrpc"') == b""
+    assert quick.call("ping") == "pong"
+
+
+def test_a_line_that_comes_byte_by_byte_does_not_hold_a_connection(quick):
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(str(quick.path))
+        channel.settimeout(0.05)
+        ended = False
+        for _ in range(200):
+            try:
+                channel.sendall(b"{")
+                ended = channel.recv(100) == b""
+            except TimeoutError:
+                continue
+            except OSError:
+                ended = True
+            if ended:
+                break
+        assert ended
+
+
+def test_too_many_connections_of_one_account(quick):
+    held = []
+    for _ in range(QUICK.per_admin):
+        channel = socket.socket(socket.AF_UNIX)
+        channel.connect(str(quick.path))
+        held.append(channel)
+    assert quick.reason("ping") == "rpc-busy"
+    for channel in held:
+        channel.close()
+    for _ in range(200):  # until the server has seen that they are closed
+        try:
+            assert quick.call("ping") == "pong"
+            break
+        except RpcError:
+            time.sleep(0.02)
+    else:
+        pytest.fail("the connections were never given back")
+
+
+def test_ten_thousand_attempts_to_connect(quick):
+    """A flood opens no more than the limit, and the daemon answers afterwards."""
+    before = memory()
+    held: list[socket.socket] = []
+    for _ in range(10_000):
+        channel = socket.socket(socket.AF_UNIX)
+        channel.setblocking(False)
+        try:
+            channel.connect(str(quick.path))
+            held.append(channel)
+        except BlockingIOError:
+            channel.close()
+        if len(held) > 500:
+            held.pop(0).close()
+    assert sum(quick.daemon.server._open.values()) <= 500 + QUICK.connections
+    for channel in held:
+        channel.close()
+    assert eventually_answers(quick)
+    assert memory() - before < 48 << 20
+
+
+def test_floods_of_garbage_leave_the_daemon_answering_and_small(quick):
+    generator = random.Random(1)
+    before = memory()
+
+    def flood(seed: int) -> None:
+        source = random.Random(seed)
+        for _ in range(60):
+            kind = source.randrange(4)
+            data = {
+                0: source.randbytes(source.randrange(1, 70_000)),
+                1: b"[" * 60_000 + b"\n",
+                2: rpc.encode_request("sample.echo", {"text": "a" * 60_000}, 1),
+                3: b'{"jsonrpc":"2.0","method":"ping","id":' + b"9" * 5000 + b"}\n",
+            }[kind]
+            try:
+                with socket.socket(socket.AF_UNIX) as channel:
+                    channel.settimeout(5)
+                    channel.connect(str(quick.path))
+                    channel.sendall(data)
+                    if source.random() < 0.5:
+                        channel.recv(4096)
+            except OSError:
+                pass
+
+    threads = [threading.Thread(target=flood, args=(generator.randrange(1 << 30),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert eventually_answers(quick)
+    assert memory() - before < 48 << 20
+
+
+def eventually_answers(device: Running) -> bool:
+    for _ in range(500):
+        try:
+            return bool(device.call("ping") == "pong")
+        except (RpcError, UnreachableError):
+            time.sleep(0.02)
+    return False
+
+
+def memory() -> int:
+    """Bytes of this process, in which the server runs."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_faster_calls_wait(tmp_path):
+    with running(tmp_path, limits=replace(QUICK, rate=1000, burst=10, idle=30)) as device:
+        lines = b"".join(rpc.encode_request("ping", {}, number) for number in range(100))
+        with socket.socket(socket.AF_UNIX) as channel:
+            channel.settimeout(20)
+            channel.connect(str(device.path))
+            channel.sendall(lines)
+            reader = channel.makefile("rb")
+            assert [rpc.decode_answer(reader.readline(), number) for number in range(100)] == ["pong"] * 100
+
+
+def test_token_bucket():
+    now = [0.0]
+    bucket = Bucket(10, 2, lambda: now[0])
+    assert [bucket.take() for _ in range(3)] == [True, True, False]
+    now[0] = 0.1
+    assert [bucket.take(), bucket.take()] == [True, False]
+    now[0] = 100.0
+    assert [bucket.delay() for _ in range(4)] == pytest.approx([0, 0, 0.1, 0.2])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("fuzz"), Role.AGENT) as found:
+        yield found
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from(["ping", "sample.echo", "sample.fail", "stream.cancel", "api.version", "api.methods", "audit.list"])
+    | st.text(max_size=70),
+    st.dictionaries(
+        st.sampled_from(["text", "count", "idempotency", "client", "stream"]) | st.text(max_size=8), JSON, max_size=4
+    ),
+)
+def test_any_call_is_answered(fuzzed, name, params):
+    line = json.dumps({"jsonrpc": "2.0", "id": 7, "method": name, "params": params}).encode() + b"\n"
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(10)
+        channel.connect(str(fuzzed.path))
+        channel.sendall(line)
+        answer = json.loads(channel.makefile("rb").readline())
+    assert answer["jsonrpc"] == "2.0"
+    assert ("result" in answer) != ("error" in answer)
+    if "error" in answer:
+        assert answer["error"]["data"]["reason"] != "rpc-internal"

@@ -1,0 +1,197 @@
+"""The AppArmor profiles: compiled by the real parser, then asked what they allow."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from buildsys.run import find_tool, run
+from daemon.install import PROGRAMS
+from tests.apparmor import Policy, read_policy
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILES = ROOT / "rootfs/apparmor"
+SKELETON = ROOT / "rootfs/skeleton"
+NAMES = sorted(path.stem for path in PROFILES.glob("*.profile"))
+CAPABILITIES = {"net_admin": 12, "sys_module": 16, "sys_rawio": 17, "sys_admin": 21, "sys_time": 25, "mknod": 27}
+CAPABILITIES |= {"mac_override": 32, "mac_admin": 33, "perfmon": 38, "bpf": 39}
+POLICY_FILES = [f"/sys/kernel/security/apparmor/.{verb}" for verb in ("load", "replace", "remove")]
+SECRETS = [
+    "/etc/shadow",
+    "/etc/ssh/ssh_host_ed25519_key",
+    "/var/lib/mixos/vpn/wg0.key",
+    "/proc/kcore",
+    "/dev/vda",
+    "/dev/mem",
+]
+
+
+def build(folder: Path) -> Path:
+    """Run build.sh as the action does, with its two fixed places moved."""
+    script = (PROFILES / "build.sh").read_text().replace("/in/profiles", str(PROFILES)).replace("/out", str(folder))
+    run([find_tool("sh"), "-eu", "-c", script], env={"LC_ALL": "C.UTF-8"})
+    return folder / "usr/lib/mixos/apparmor"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("apparmor"))
+
+
+@pytest.fixture(scope="module")
+def policy(compiled) -> dict[str, Policy]:
+    return {name: read_policy(compiled / f"{name}.bin") for name in NAMES}
+
+
+def test_every_profile_is_compiled_and_enforced(policy):
+    assert len(policy) >= 7
+    for name, found in policy.items():
+        assert (found.name, found.mode) == (name, 0)
+
+
+def test_same_bytes_again(compiled, tmp_path):
+    again = build(tmp_path)
+    assert [path.read_bytes() for path in sorted(again.iterdir())] == [
+        path.read_bytes() for path in sorted(compiled.iterdir())
+    ]
+
+
+def test_an_error_in_a_profile_ends_the_build(tmp_path):
+    script = (PROFILES / "build.sh").read_text().replace("/in/profiles", str(tmp_path)).replace("/out", str(tmp_path))
+    (tmp_path / "features").write_bytes((PROFILES / "features").read_bytes())
+    (tmp_path / "a.profile").write_text("profile a /usr/bin/a { capability chown, }\n")
+    run([find_tool("sh"), "-eu", "-c", script])
+    (tmp_path / "a.profile").write_text("profile a /usr/bin/a { capability fly, }\n")
+    done = run([find_tool("sh"), "-eu", "-c", script], allow=range(256))
+    assert done.status != 0
+
+
+def test_profiles_attach_to_their_program_alone(policy):
+    """What must be reachable in any case is confined by none, and no path by two."""
+    ours = {f"/{folder}/{name}" for name, folder in PROGRAMS.items()}
+    ours |= {f"/{path.relative_to(SKELETON)}" for path in SKELETON.rglob("*") if path.is_file()}
+    ours |= {
+        "/usr/sbin/sshd",
+        "/usr/lib/ssh/sshd-session",
+        "/usr/bin/busybox",
+        "/usr/bin/python3.13",
+        "/usr/bin/mixctl",
+    }
+    ours |= {"/usr/sbin/nft", "/usr/bin/dbus-daemon", "/usr/libexec/mixos/shim", "/usr/libexec/mixos/sandbox"}
+    attached = {name: {path for path in ours if found.attaches(path)} for name, found in policy.items()}
+    for name, found in policy.items():
+        (path,) = re.findall(rf"^profile {name} (/\S+) ", (PROFILES / f"{name}.profile").read_text(), re.MULTILINE)
+        assert found.attaches(path)
+        assert attached[name] <= {path}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mixosd"])
+def test_services_reach_no_secret_and_no_policy(policy, name):
+    for path in [*SECRETS, *POLICY_FILES, "/root/.ssh/id_ed25519", "/usr/bin/mixosd"]:
+        assert set(policy[name].may(path, owner=True)) <= set("r" if path.startswith(("/usr/", "/root/")) else "")
+    for capability in ("sys_module", "sys_rawio", "sys_admin", "mknod", "mac_override", "mac_admin", "perfmon", "bpf"):
+        assert not policy[name].capabilities >> CAPABILITIES[capability] & 1
+
+
+def test_what_services_need(policy):
+    assert policy["ntpd"].capabilities >> CAPABILITIES["sys_time"] & 1
+    assert policy["ntpd"].may("/run/ntpd.pid") == "rwa"
+    assert policy["ntpd"].may("/usr/bin/busybox") == "rmix"
+    assert policy["syslogd"].may("/var/log/messages.0") == "rwak"
+    assert policy["syslogd"].may("/dev/log") == "rwa"
+    assert policy["udhcpc"].may("/usr/lib/mixos/init/dhcp") == "rmix"
+    assert policy["udhcpc"].may("/run/mixos/resolv.conf.123") == "rwak"
+    assert policy["udhcpc"].may("/sys/devices/pci0000:00/0000:00:02.0/virtio0/net/eth0/mtu") == "rwa"
+    assert policy["dbus-daemon"].may("/run/dbus/system_bus_socket") == "rwak"
+    assert policy["dbus-daemon"].may("/usr/share/dbus-1/system.d/org.mixos.conf") == "r"
+    assert policy["nft"].capabilities >> CAPABILITIES["net_admin"] & 1
+    assert policy["nft"].may("/etc/mixos/rules.nft") == "r"
+    assert policy["mdns"].may("/run/mixos-mdns/control") == "rwak"
+    assert policy["mdns"].may("/usr/lib/python3.13/site-packages/zeroconf/__init__.py") == "rm"
+
+
+def test_the_daemon_administers(policy):
+    daemon = policy["mixosd"]
+    for path in ("/etc/mixos/units/x.toml", "/run/mixos/mixosd.sock", "/var/lib/mixos/state", "/data/mixos/journal"):
+        assert set("rwalk") <= set(daemon.may(path))
+    for path in ("/sys/fs/cgroup/mixos/x/cgroup.procs", "/proc/42/oom_score_adj", "/proc/sys/net/ipv4/ip_forward"):
+        assert "w" in daemon.may(path)
+    assert daemon.may("/usr/bin/busybox").endswith("mix")
+    for helper in ("shim", "sandbox"):
+        assert daemon.may(f"/usr/libexec/mixos/{helper}").endswith("ux")
+    for confined in ("/usr/sbin/nft", "/usr/bin/dbus-daemon"):
+        assert daemon.may(confined).endswith("px")
+
+
+def test_the_daemon_stays_out_of_the_kernel_and_the_disks(policy):
+    daemon = policy["mixosd"]
+    for path in ("/dev/mem", "/dev/kmem", "/dev/port", "/proc/kcore", "/proc/kallsyms"):
+        assert daemon.may(path, owner=True) == ""
+    for path in (
+        "/dev/vda",
+        "/dev/nvme0n1p2",
+        "/dev/dm-0",
+        "/usr/bin/mixosd",
+        "/boot/EFI/BOOT/BOOTX64.EFI",
+        *POLICY_FILES,
+    ):
+        assert "w" not in daemon.may(path, owner=True)
+    for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sysrq-trigger"):
+        assert "w" not in daemon.may(path, owner=True)
+    for capability in ("sys_module", "mknod", "mac_override", "mac_admin", "perfmon", "bpf"):
+        assert not daemon.capabilities >> CAPABILITIES[capability] & 1
+
+
+class Stage:
+    """The init stage with its fixed places moved, and what it leaves."""
+
+    def __init__(self, folder: Path) -> None:
+        self.security = folder / "security"
+        self.policy = folder / "policy"
+        self.lock = folder / "lock_policy"
+        self.notes = folder / "notes"
+        self.run_folder = folder / "run"
+        for path in (self.security, self.policy, self.run_folder):
+            path.mkdir()
+
+    def run(self) -> str:
+        text = (SKELETON / "usr/lib/mixos/init/stages/12-apparmor.sh").read_text()
+        for fixed, moved in (
+            ("/sys/kernel/security/apparmor", self.security),
+            ("/usr/lib/mixos/apparmor", self.policy),
+            ("/sys/module/apparmor/parameters/lock_policy", self.lock),
+        ):
+            assert fixed in text
+            text = text.replace(fixed, str(moved))
+        run([find_tool("sh"), "-u", "-c", f'RUN={self.run_folder}\nsay() {{ echo "$*" >>{self.notes}; }}\n{text}'])
+        return (self.run_folder / "apparmor").read_text()
+
+
+@pytest.fixture
+def stage(tmp_path):
+    found = Stage(tmp_path)
+    for name, size in (("one", 100), ("two", 300_000)):
+        (found.policy / f"{name}.bin").write_bytes(bytes([size % 251]) * size)
+    return found
+
+
+def test_the_stage_loads_in_one_write_and_locks(stage):
+    (stage.security / ".replace").touch()
+    assert stage.run() == "loaded one two\nfailed\n"
+    assert (stage.security / ".replace").read_bytes() == (stage.policy / "two.bin").read_bytes()
+    assert stage.lock.read_text() == "Y\n"
+    assert not stage.notes.exists()
+
+
+def test_the_stage_says_what_was_refused(stage):
+    (stage.security / ".replace").symlink_to("/dev/full")
+    assert stage.run() == "loaded\nfailed one two\n"
+    assert "one two" in stage.notes.read_text()
+
+
+def test_the_stage_without_apparmor(stage):
+    assert stage.run() == "loaded\nfailed\n"
+    assert stage.notes.exists()
+    assert not stage.lock.exists()

@@ -1,0 +1,353 @@
+"""What goes into a backup, what may come out of one, and a restore that is cut off at every step."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.errors import DeviceError
+from daemon.storage import archive, contents
+from daemon.storage.archive import Entry
+from daemon.storage.backup import _Made, manifest_now
+from daemon.storage.contents import MANIFEST, Trees
+from daemon.storage.restore import Restorer, services_to_restart
+from daemon.storage.sealed import seal, unseal
+
+SECRET = "correct horse battery"
+
+
+class PowerCutError(BaseException):
+    """Stops everything, cleaning up included."""
+
+
+@pytest.fixture(autouse=True)
+def _no_sync(monkeypatch):
+    """Nothing here loses power; writing back the whole host's files again and again would take minutes."""
+    monkeypatch.setattr(os, "sync", lambda: None)
+
+
+def write(path: Path, text: str, mode: int = 0o644) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+
+
+def device(base: Path, mark: str = "one") -> Trees:
+    """A device's two folders; `mark` tells one device from another."""
+    trees = Trees(base / "etc", base / "lib")
+    for name in ("hostname", "timezone", "mixos/network.toml", "mixos/units/web.toml", "ssh/authorized_keys/admin"):
+        write(trees.etc / name, f"{name} {mark}\n")
+    write(trees.etc / "mixos/proxy.secret.toml", f"password {mark}", 0o600)
+    write(trees.etc / "ssh/ssh_host_ed25519_key", f"key {mark}", 0o600)
+    write(trees.etc / "passwd", "not ours")
+    for name in ("vpn/wg0.key", "config/revisions.jsonl", "firewall.json", "idempotency/1", "config/undo.json"):
+        write(trees.lib / "mixos" / name, f"{name} {mark}", 0o600)
+    write(trees.lib / "web/db/data", f"state {mark}" * 50)
+    (trees.lib / "web/current").symlink_to("db")
+    return trees
+
+
+def snapshot(trees: Trees) -> dict[str, tuple[int, object]]:
+    """Everything below the two folders: mode and content."""
+    found: dict[str, tuple[int, object]] = {}
+    for base in (trees.etc, trees.lib):
+        for path in sorted(base.rglob("*")):
+            mode = path.lstat().st_mode
+            content: object = None
+            if stat.S_ISLNK(mode):
+                content = os.readlink(path)
+            elif stat.S_ISREG(mode):
+                content = path.read_bytes()
+            found[f"{base.name}/{path.relative_to(base)}"] = (mode, content)
+    return found
+
+
+def backup(trees: Trees, secrets: bool = True, state: dict[str, str] | None = None) -> bytes:
+    made = _Made(trees, manifest_now(secrets, state or {}))
+    return b"".join(seal(archive.write(made.items()), SECRET, 10))
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    return unseal(io.BytesIO(data), SECRET)
+
+
+def restorer(trees: Trees, step: Callable[[str], None] = lambda name: None) -> Restorer:
+    return Restorer(trees, trees.lib / "mixos/backup/journal.json", step)
+
+
+def names(data: bytes) -> list[str]:
+    return [entry.path for entry, _ in archive.read(pieces(data))]
+
+
+STATE = {"web": "web"}
+
+
+def test_what_is_kept(tmp_path):
+    trees = device(tmp_path)
+    found = names(backup(trees, state=STATE))
+    assert found[0] == MANIFEST
+    assert {"etc/hostname", "etc/mixos/units/web.toml", "etc/ssh/ssh_host_ed25519_key"} <= set(found)
+    assert {"var/lib/mixos/vpn/wg0.key", "var/lib/mixos/firewall.json", "var/lib/web/db/data"} <= set(found)
+    assert not {"etc/passwd", "var/lib/mixos/idempotency/1", "var/lib/mixos/config/undo.json"} & set(found)
+    assert len(found) == len(set(found))
+
+
+def test_without_secrets(tmp_path):
+    trees = device(tmp_path)
+    left = set(names(backup(trees))) - set(names(backup(trees, secrets=False)))
+    assert left == {
+        "etc/mixos/proxy.secret.toml",
+        "etc/ssh/ssh_host_ed25519_key",
+        "var/lib/mixos/config/revisions.jsonl",
+        "var/lib/mixos/vpn/wg0.key",
+    }
+    target = device(tmp_path / "other", "two")
+    plan = restorer(target).prepare(pieces(backup(trees, secrets=False)))
+    assert not [one for one in plan.changes if one.kind == "gone"]  # the target's own secrets stay
+
+
+def test_a_hostile_unit_gets_nothing_in(tmp_path):
+    trees = device(tmp_path)
+    (trees.lib / "web/out").symlink_to("/etc/shadow")
+    (trees.lib / "web/up").symlink_to("../mixos")
+    os.mkfifo(trees.lib / "web/pipe")
+    (trees.lib / "web/db/elsewhere").symlink_to(tmp_path)
+    left: list[str] = []
+    kept = [entry.path for entry, _ in contents.scan_state(trees, "web", left)]
+    assert sorted(left) == [f"var/lib/web/{name}" for name in ("db/elsewhere", "out", "pipe", "up")]
+    assert sorted(kept) == [f"var/lib/web{name}" for name in ("", "/current", "/db", "/db/data")]
+
+
+def test_a_restore_makes_it_what_it_was(tmp_path):
+    old, new = device(tmp_path / "a"), device(tmp_path / "b", "two")
+    write(new.etc / "mixos/units/later.toml", "x")
+    write(new.lib / "web/later", "x")
+    restoring = restorer(new)
+    plan = restoring.prepare(pieces(backup(old, state=STATE)))
+    restoring.apply(plan, "me")
+    kept = ("lib/mixos/idempotency", "lib/mixos/config/undo", "etc/passwd", "lib/mixos/backup")
+    wanted = {name: value for name, value in snapshot(old).items() if not name.startswith(kept)}
+    assert {name: value for name, value in snapshot(new).items() if not name.startswith(kept)} == wanted
+    assert (new.lib / "mixos/idempotency/1").read_text() == "idempotency/1 two"
+    assert services_to_restart(plan) == (["web"], True)
+    again = restorer(new).prepare(pieces(backup(old)))
+    assert again.changes == []
+
+
+def test_only_some_sections(tmp_path):
+    old, new = device(tmp_path / "a"), device(tmp_path / "b", "two")
+    restoring = restorer(new)
+    plan = restoring.prepare(pieces(backup(old)), ["units"])
+    restoring.apply(plan, "me")
+    assert [one.name for one in plan.changes] == ["etc/mixos/units/web.toml"]
+    assert services_to_restart(plan) == ([], False)
+    assert (new.etc / "hostname").read_text() == "hostname two\n"
+    with pytest.raises(DeviceError) as caught:
+        restorer(new).prepare(pieces(backup(old)), ["state"])
+    assert caught.value.reason == "backup-section"
+
+
+def prepared(base: Path) -> tuple[Trees, bytes, dict[str, tuple[int, object]]]:
+    """A device that differs in all ways: changed, missing, additional; and how it looks before."""
+    old, new = device(base / "a"), device(base / "b", "two")
+    write(new.etc / "mixos/units/later.toml", "x")
+    (new.etc / "timezone").unlink()
+    write(old.etc / "mixos/profiles/deep/p.toml", "x")
+    (new.lib / "mixos/backup").mkdir()
+    return new, backup(old, state=STATE), snapshot(new)
+
+
+def finished(base: Path) -> dict[str, tuple[int, object]]:
+    trees, data, _ = prepared(base)
+    restoring = restorer(trees)
+    restoring.apply(restoring.prepare(pieces(data)), "me")
+    return snapshot(trees)
+
+
+def steps(base: Path, broken: str = "") -> list[str]:
+    """The names of all steps."""
+    found: list[str] = []
+    trees, data, _ = prepared(base)
+
+    def step(name: str) -> None:
+        found.append(name)
+        if name == broken:
+            raise OSError(5, "Input/output error")
+
+    restoring = restorer(trees, step)
+    plan = restoring.prepare(pieces(data))
+    if broken:
+        with pytest.raises(DeviceError) as caught:
+            restoring.apply(plan, "me")
+        assert caught.value.reason == "backup-io"
+    else:
+        restoring.apply(plan, "me")
+    return found
+
+
+def cut_at(number: int, broken: str = "") -> Callable[[str], None]:
+    count = iter(range(number + 1))
+
+    def step(name: str) -> None:
+        if next(count) == number:
+            raise PowerCutError
+        if name == broken:
+            raise OSError(5, "Input/output error")
+
+    return step
+
+
+def test_a_power_cut_at_every_step_is_finished_or_never_was(tmp_path):
+    wanted = finished(tmp_path / "wanted")
+    every = steps(tmp_path / "steps")
+    assert len(every) > 25
+    for number, name in enumerate(every):
+        trees, data, before = prepared(tmp_path / str(number))
+        restoring = restorer(trees, cut_at(number))
+        plan = restoring.prepare(pieces(data))
+        with pytest.raises(PowerCutError):
+            restoring.apply(plan, "me")
+        outcome = restorer(trees).recover()
+        if name == "staged":
+            assert (outcome, snapshot(trees)) == (None, before)
+        else:
+            assert outcome == (None if name == "forgotten" else "finished")
+            assert snapshot(trees) == wanted, name
+        assert restorer(trees).recover() is None
+
+
+def test_cut_twice(tmp_path):
+    """The recovery is cut off as well, at each of its steps."""
+    wanted = finished(tmp_path / "wanted")
+    for number in range(2, 24, 3):
+        for second in range(0, 20, 3):
+            trees, data, _ = prepared(tmp_path / f"{number}-{second}")
+            restoring = restorer(trees, cut_at(number))
+            plan = restoring.prepare(pieces(data))
+            with pytest.raises(PowerCutError):
+                restoring.apply(plan, "me")
+            with contextlib.suppress(PowerCutError):  # or fewer steps were left
+                restorer(trees, cut_at(second)).recover()
+            restorer(trees).recover()
+            assert snapshot(trees) == wanted
+
+
+def test_a_failing_rename_takes_everything_back_even_through_a_power_cut(tmp_path):
+    broken = "done var/lib/web"
+    every = steps(tmp_path / "steps", broken)
+    assert "undoing" in every
+    for number, name in list(enumerate(every))[every.index(broken) + 1 :]:
+        trees, data, before = prepared(tmp_path / str(number))
+        restoring = restorer(trees, cut_at(number, broken))
+        plan = restoring.prepare(pieces(data))
+        with pytest.raises(PowerCutError):
+            restoring.apply(plan, "me")
+        assert restorer(trees).recover() == (None if name == "forgotten" else "undone")
+        assert snapshot(trees) == before, name
+
+
+def test_whatever_is_wrong_changes_nothing(tmp_path):
+    trees, data, before = prepared(tmp_path)
+    for broken in (data[:-1], data[: len(data) // 2], data[:-20] + b"x" * 20, b"", b"MIXOSBK\n\0\2"):
+        with pytest.raises(DeviceError):
+            restorer(trees).prepare(pieces(broken))
+        assert snapshot(trees) == before
+
+
+def test_what_is_in_the_way(tmp_path):
+    trees, data, _ = prepared(tmp_path)
+    (trees.etc / "hostname").unlink()
+    write(trees.etc / "hostname/file", "x")
+    with pytest.raises(DeviceError) as caught:
+        restorer(trees).prepare(pieces(data))
+    assert caught.value.reason == "backup-conflict"
+
+
+def hostile(trees: Trees, *items: tuple[Entry, bytes], state: dict[str, str] | None = None, text: bytes = b"") -> str:
+    """The reason with which a backup that holds `items` is refused."""
+    manifest = text or manifest_now(True, state or {}).model_dump_json(by_alias=True).encode()
+    front = Entry(MANIFEST, "file", 0o600, size=len(manifest)), manifest
+    data = b"".join(archive.write((entry, iter([content])) for entry, content in (front, *items)))
+    before = snapshot(trees)
+    with pytest.raises(DeviceError) as caught:
+        restorer(trees).prepare(iter([data]))
+    assert snapshot(trees) == before
+    return caught.value.reason
+
+
+ROOT = Entry("var/lib/web", "folder", 0o755)
+
+
+@pytest.mark.parametrize(
+    ("entry", "wanted"),
+    [
+        (Entry("etc/passwd", "file", 0o644), "backup-name"),
+        (Entry("etc/hostname/../passwd", "file", 0o644), "backup-name"),
+        (Entry("usr/bin/sh", "file", 0o755), "backup-name"),
+        (Entry("var/lib/mixos", "file", 0o644), "backup-conflict"),
+        (Entry("var/lib/mixos/backup/journal.json", "file", 0o644), "backup-name"),
+        (Entry("var/lib/mixos/config/.x.new", "file", 0o644), "backup-name"),
+        (Entry("etc/mixos/a", "link", 0o777, target="b"), "backup-name"),
+        (Entry("etc/mixos/a", "folder", 0o777), "backup-name"),
+        (Entry("var/lib/other/x", "file", 0o644), "backup-name"),
+        (Entry("var/lib/web/x", "link", 0o777, target="../mixos"), "backup-link"),
+        (Entry("var/lib/web/x", "link", 0o777, target="/etc"), "backup-link"),
+        (Entry("var/lib/web/sub/x", "file", 0o644), "backup-name"),
+    ],
+)
+def test_names_that_have_no_place_in_a_backup(tmp_path, entry, wanted):
+    assert hostile(device(tmp_path), (ROOT, b""), (entry, b""), state=STATE) == wanted
+
+
+def test_manifests_that_are_refused(tmp_path):
+    trees = device(tmp_path)
+    good = manifest_now(True, {}).model_dump(mode="json", by_alias=True)
+
+    def text(**changes: object) -> bytes:
+        import json
+
+        return json.dumps({**good, **changes}).encode()
+
+    assert hostile(trees, text=text(format=2)) == "backup-too-new"
+    assert hostile(trees, text=text(format=99, new="key")) == "backup-too-new"
+    assert hostile(trees, text=text(other=1)) == "backup-manifest"
+    assert hostile(trees, text=b"{" * 3000) == "backup-manifest"
+    assert hostile(trees, text=b" " * (65 << 10)) == "backup-manifest"
+    assert hostile(trees, text=text(sections=["settings", "logs"])) == "backup-manifest"
+    for folder in ("mixos", "../x", "a/b", ".x", ""):
+        assert hostile(trees, text=text(sections=["state"], state={"web": folder})) == "backup-manifest"
+    assert hostile(trees, text=text(state={"web": "web"})) == "backup-manifest"
+    assert hostile(trees, (Entry("etc/hostname", "file", 0o644), b""), text=text(sections=["ssh"])) == "backup-name"
+
+
+def test_no_space(tmp_path, monkeypatch):
+    trees, data, before = prepared(tmp_path)
+    real = os.statvfs
+
+    class Full:
+        f_bavail, f_frsize = 4096, 4096  # all of it is reserve
+
+    monkeypatch.setattr(os, "statvfs", lambda path: Full if path == trees.lib else real(path))
+    with pytest.raises(DeviceError) as caught:
+        restorer(trees).prepare(pieces(data))
+    assert caught.value.reason == "backup-no-space"
+    assert snapshot(trees) == before
+
+
+def test_owner_mode_and_time_come_back(tmp_path):
+    old, new = device(tmp_path / "a"), device(tmp_path / "b", "two")
+    path = old.lib / "web/db/data"
+    os.utime(path, (1, 1_000_000))
+    if os.geteuid() == 0:
+        os.chown(path, 1234, 4321)
+    path.chmod(0o640)
+    restoring = restorer(new)
+    restoring.apply(restoring.prepare(pieces(backup(old, state=STATE))), "me")
+    one, two = path.stat(), (new.lib / "web/db/data").stat()
+    assert (one.st_uid, one.st_gid, one.st_mode, int(one.st_mtime)) == (two.st_uid, two.st_gid, two.st_mode, 1_000_000)

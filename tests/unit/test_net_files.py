@@ -1,0 +1,373 @@
+"""network.toml, edits of TOML, name servers, the hand-over with early boot, trials: files only."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from buildsys.run import run
+from daemon.errors import DeviceError
+from daemon.net import values
+from daemon.net.dns import Names
+from daemon.net.handover import EarlyBoot
+from daemon.net.netfile import NetworkFile
+from daemon.net.tomledit import remove_table, set_keys
+from daemon.net.trial import Journal
+from daemon.tomlfile import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+INIT = ROOT / "rootfs/skeleton/usr/lib/mixos/init"
+
+
+def network(text: str) -> NetworkFile:
+    return parse(text, Path("network.toml"), NetworkFile)
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("vpn.example.org:51820", "vpn.example.org:51820"),
+        ("192.0.2.1:1", "192.0.2.1:1"),
+        ("[2001:DB8::1]:65535", "[2001:db8::1]:65535"),
+    ],
+)
+def test_endpoints(text: str, expected: str) -> None:
+    assert values.endpoint(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "host",
+        "host:",
+        "host:0",
+        "host:65536",
+        "2001:db8::1:5",
+        "[host]:5",
+        ":5",
+        "a b:5",
+        "1.2.3:5",
+        "h:٣",
+        "[::]:5",
+    ],
+)
+def test_what_is_no_endpoint(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        values.endpoint(text)
+
+
+def test_a_host_gets_the_port() -> None:
+    hosts = ("vpn.example.org", "192.0.2.1", "2001:db8::1", "[2001:db8::1]:7", "h:7")
+    expected = ["vpn.example.org:5", "192.0.2.1:5", "[2001:db8::1]:5", "[2001:db8::1]:7", "h:7"]
+    assert [values.with_port(host, 5) for host in hosts] == expected
+
+
+@pytest.mark.parametrize("name", ["eth0", "eth0.20", "br-lan", "a" * 15, "0vpn"])
+def test_interface_names(name: str) -> None:
+    assert values.interface_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "lo", "all", "default", ".", "..", "a/b", "a b", "-x", "a" * 16, "ä", "a..b", "$x"]
+)
+def test_what_is_no_interface_name(name: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        values.interface_name(name)
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_checks_of_values_only_raise_value_errors(text: str) -> None:
+    checks = (values.endpoint, values.network, values.interface_address, values.host_address, values.host_name)
+    for check in checks:
+        try:
+            assert check(check(text)) == check(text)
+        except ValueError:
+            continue
+
+
+# -- network.toml ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[interface.eth0]\nmode = "statc"', "config-value"),
+        ('[interface.eth0]\nmode = "static"', "config-value"),
+        ('[interface.eth0]\nadresses = ["192.0.2.1/24"]', "config-unknown-key"),
+        ('[interface.eth0]\naddresses = ["192.0.2.1/24"]', "config-value"),
+        ('[interface.eth0]\nmode = "static"\naddresses = ["192.0.2.1"]', "config-value"),
+        (
+            '[interface.eth0]\nmode = "static"\naddresses = ["192.0.2.1/24"]\ngateways = ["198.51.100.1"]',
+            "config-value",
+        ),
+        ('[interface.eth0]\nmode = "static"\naddresses = ["192.0.2.1/24"]\ngateways = ["192.0.2.1"]', "config-value"),
+        ('[interface.eth0]\ngateways = ["192.0.2.1"]', "config-value"),
+        ('[interface.eth0]\nipv6 = "off"\naddresses = ["2001:db8::1/64"]', "config-value"),
+        ("[interface.eth0]\nmtu = 1000", "config-value"),
+        ("[interface.lo]\nmtu = 1500", "config-value"),
+        ("[interface.v]\nvlan = { parent = 'v', id = 5 }", "config-value"),
+        ("[interface.v]\nvlan = { parent = 'eth0', id = 0 }", "config-value"),
+        ("[interface.v]\nvlan = { parent = 'eth0' }", "config-missing-key"),
+        ("[interface.b]\nbridge = { ports = ['b'] }", "config-value"),
+        ("[interface.b]\nbridge = { ports = ['v'] }\n[interface.v]\nvlan = { parent = 'b', id = 5 }", "config-value"),
+        ("[interface.b]\nbridge = { ports = ['e'] }\n[interface.c]\nbridge = { ports = ['e'] }", "config-value"),
+        ("[interface.b]\nbridge = { ports = ['e'] }\n[interface.e]\nmode = 'dhcp'", "config-value"),
+        ("[interface.b]\nbridge = {}\nvlan = { parent = 'e', id = 5 }", "config-value"),
+        ("[[interface.e.routes]]\nto = '10.0.0.1/8'", "config-value"),
+        ("[[interface.e.routes]]\nto = '10.0.0.0/8'\nvia = '2001:db8::1'", "config-value"),
+        ("interface = 5", "config-value"),
+        ("[interface.eth0", "config-syntax"),
+    ],
+)
+def test_mistakes_are_found(text: str, reason: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        network(text)
+    assert caught.value.reason == reason
+    assert caught.value.exit_code == 3
+
+
+def test_two_default_routes_of_one_metric_are_a_mistake() -> None:
+    one = '[interface.{0}]\nmode = "static"\naddresses = ["192.0.{1}.2/24"]\ngateways = ["192.0.{1}.1"]\nmetric = {2}\n'
+    network(one.format("a", 2, 0) + one.format("b", 3, 10))
+    with pytest.raises(DeviceError) as caught:
+        network(one.format("a", 2, 0) + one.format("b", 3, 0))
+    assert caught.value.reason == "config-value"
+
+
+# -- editing ---------------------------------------------------------------------------------------------------------
+
+FILE = """# top
+dns = ["192.0.2.53"]  # theirs
+
+[interface.eth0]  # the cable
+mode = "static"
+addresses = [
+    "192.0.2.1/24",  # old
+    "2001:db8::1/64",
+]
+mtu = 1500
+
+# the other one
+[interface."eth0.5"]
+vlan = { parent = "eth0", id = 5 }
+"""
+
+
+def test_an_edit_leaves_everything_else() -> None:
+    text = set_keys(FILE, ["interface", "eth0"], {"addresses": ["192.0.2.9/24"], "mtu": None, "metric": 7})
+    assert text == FILE.replace(
+        'addresses = [\n    "192.0.2.1/24",  # old\n    "2001:db8::1/64",\n]\nmtu = 1500\n',
+        'addresses = ["192.0.2.9/24"]\n',
+    ).replace("# the cable\n", "# the cable\nmetric = 7\n")
+
+
+def test_a_new_table_is_appended_and_removed_again() -> None:
+    text = set_keys(FILE, ["interface", "br.1"], {"mode": "none", "odd": 'a"b\\\n\x7f'})
+    assert text.startswith(FILE)
+    assert tomllib.loads(text)["interface"]["br.1"] == {"mode": "none", "odd": 'a"b\\\n\x7f'}
+    assert remove_table(text, ["interface", "br.1"]) == FILE
+
+
+def test_root_keys() -> None:
+    assert tomllib.loads(set_keys(FILE, [], {"dns": None, "search": ["a"]}))["search"] == ["a"]
+
+
+def test_a_table_goes_with_those_below_it() -> None:
+    text = "[a]\nx = 1\n[a.b]\ny = 1\n[a.b.c]\nz = 1\n# about d\n[a.d]\nw = 1\n"
+    assert tomllib.loads(remove_table(text, ["a", "b"])) == {"a": {"x": 1, "d": {"w": 1}}}
+
+
+@pytest.mark.parametrize(
+    "text", ["interface = { eth0 = { mtu = 1 } }\n", "interface.eth0.mtu = 1\n", "[interface]\neth0.mtu = 1\n"]
+)
+def test_what_cannot_be_edited_is_refused(text: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        set_keys(text, ["interface", "eth0"], {"metric": 2})
+    assert caught.value.reason == "config-edit"
+
+
+KEYS = st.sampled_from(["a", "b-c", "d e", "x.y"])
+LEAVES = st.one_of(st.integers(0, 9), st.booleans(), st.text(max_size=5), st.lists(st.text(max_size=3), max_size=3))
+
+
+@given(
+    st.lists(st.tuples(st.lists(KEYS, min_size=1, max_size=3), st.dictionaries(KEYS, LEAVES, max_size=3)), max_size=4)
+)
+@settings(max_examples=40, deadline=None)
+def test_edits_mean_what_they_say(edits: list[tuple[list[str], dict[str, Any]]]) -> None:
+    text, meant = "# note\n", {}
+    for table, entries in edits:
+        try:
+            text = set_keys(text, table, entries)
+        except DeviceError as error:
+            assert error.reason == "config-edit"  # noqa: PT017  # either refused or exact
+            continue
+        inner: dict[str, Any] = meant
+        for name in table:
+            inner = inner.setdefault(name, {})
+        inner.update(entries)
+        assert tomllib.loads(text) == meant
+        assert text.startswith("# note\n")
+
+
+# -- name servers ----------------------------------------------------------------------------------------------------
+
+CONTRIBUTIONS = {
+    "dns.vpn/wg0": "nameserver 10.8.0.1\n",
+    "dns.vpn/wg1": "search corp\nnameserver 10.9.0.1\n",
+    "dns.file": "search example.org\nnameserver 192.0.2.53\n",
+    "configured.dns": "nameserver 192.0.2.54\n",
+    "br0.dns": "nameserver 192.0.2.55\n",
+    "eth0.dns": "search lan\nnameserver 192.0.2.56\n",
+}
+
+
+@pytest.mark.parametrize("mask", [0, 1, 3, 4, 7, 8, 12, 16, 24, 32, 48, 63])
+def test_daemon_and_script_write_the_same_resolv_conf(tmp_path: Path, mask: int) -> None:
+    (tmp_path / "net/dns.vpn").mkdir(parents=True)
+    for number, (name, text) in enumerate(CONTRIBUTIONS.items()):
+        if mask >> number & 1:
+            (tmp_path / "net" / name).write_text(text)
+    names = Names(tmp_path)
+    names.refresh()
+    ours = (tmp_path / "resolv.conf").read_text()
+    assert not names.refresh()
+    script = tmp_path / "dhcp"
+    script.write_text((INIT / "dhcp").read_text().replace("/run/mixos", str(tmp_path)))
+    run(["/bin/sh", script, "resolv"])
+    assert (tmp_path / "resolv.conf").read_text() == ours
+
+
+def test_a_contribution_that_ends_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/eth0.dns").write_text("nameserver 192.0.2.1\n")
+    names = Names(tmp_path)
+    names.refresh()
+    names.set_vpn({"wg0": (["10.8.0.1"], ["corp"]), "wg1": (["10.9.0.1"], [])})
+    assert names.servers() == ["10.8.0.1", "10.9.0.1"]
+    # The daemon dies here; the next one knows only what the files say, and what shall be.
+    again = Names(tmp_path)
+    again.set_vpn({"wg1": (["10.9.0.1"], [])})
+    assert again.servers() == ["10.9.0.1"]
+    again.set_vpn({})
+    assert again.servers() == ["192.0.2.1"]
+    assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["dns.vpn", "eth0.dns"]
+
+
+# -- hand-over -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def early(tmp_path: Path) -> EarlyBoot:
+    (tmp_path / "net").mkdir()
+    return EarlyBoot(tmp_path / "net", tmp_path / "network.conf")
+
+
+def client(early: EarlyBoot, tmp_path: Path, name: str) -> int:
+    """A process that looks like a DHCP client of the script, with the files that the script keeps."""
+    program = tmp_path / "udhcpc"
+    if not program.exists():
+        shutil.copy("/bin/sleep", program)
+    pid = os.posix_spawn(program, ["udhcpc", "300"], {})
+    while Path(f"/proc/{pid}/comm").read_text() != "udhcpc\n":
+        time.sleep(0.01)  # the spawn returns a moment before the kernel has set the new name
+    (early.folder / f"{name}.pid").write_text(f"{pid}\n")
+    (early.folder / f"{name}.started").touch()
+    return pid
+
+
+def test_a_claim_ends_the_client_and_waits_for_the_script(early: EarlyBoot, tmp_path: Path) -> None:
+    async def script(pid: int) -> None:
+        await asyncio.to_thread(os.waitpid, pid, 0)
+        assert (early.folder / "eth0.want").read_text() == "none\n"  # or it would start another one
+        (early.folder / "eth0.started").unlink()
+
+    async def scenario() -> None:
+        pid = client(early, tmp_path, "eth0")
+        await asyncio.gather(early.claim("eth0", False), script(pid))
+        assert not (early.folder / "eth0.started").exists()
+        assert early.claimed() == {"eth0"}
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_is_wanted_goes_on(early: EarlyBoot, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        pid = client(early, tmp_path, "eth0")
+        await early.claim("eth0", True)
+        await early.release("eth0")
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        assert (early.folder / "eth0.started").exists()
+        assert early.claimed() == set()
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+    asyncio.run(scenario())
+
+
+def test_a_foreign_process_is_never_ended(early: EarlyBoot) -> None:
+    """A pid file from before: its number belongs to somebody else now."""
+    (early.folder / "eth0.pid").write_text(f"{os.getpid()}\n")
+    asyncio.run(early.claim("eth0", False))
+    (early.folder / "eth0.pid").write_text("nonsense")
+    asyncio.run(early.claim("eth0", False))
+    assert (early.folder / "eth0.want").read_text() == "none\n"
+
+
+def test_the_script_is_woken(early: EarlyBoot) -> None:
+    early.wake()  # nobody there: nothing happens
+    os.mkfifo(early.folder / "wake")
+    early.wake()
+    reader = os.open(early.folder / "wake", os.O_RDONLY | os.O_NONBLOCK)
+    early.wake()
+    assert os.read(reader, 10) == b"\n"
+    os.close(reader)
+
+
+# -- trials ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_moment_of_a_trial_has_a_way_back(tmp_path: Path) -> None:
+    """Whatever is on disk when the power goes, the next start puts something confirmed in force, or what is new."""
+    old, new = '[interface.a]\nmode = "none"\n', '[interface.b]\nmode = "none"\n'
+    journal = Journal(tmp_path / "network.toml", tmp_path / "state")
+
+    def next_start() -> str:
+        later = Journal(tmp_path / "network.toml", tmp_path / "state")
+        if later.state == "trial":
+            later.revert()
+        return later.choose().text
+
+    assert next_start() == ""
+    journal.file.write_text(old)
+    assert next_start() == old  # a file that was never tried counts
+    journal.confirm(old)
+    journal.file.write_text(new)
+    journal.begin(new)
+    assert journal.tried()[0] == new
+    assert next_start() == old
+    assert next_start() == old
+    assert journal.choose().problem is not None
+    journal.begin(new)
+    journal.confirm(new)
+    assert next_start() == new
+    assert journal.choose().problem is None
+    journal.file.write_text("broken [")
+    assert next_start() == new
+    (tmp_path / "state/trial.json").write_bytes(b"\xff garbage")
+    (tmp_path / "state/applied.toml").write_bytes(b"\xff")
+    assert next_start() == ""

@@ -1,0 +1,351 @@
+"""WireGuard's files: keys, vpn.toml, files of wg-quick, configurations of clients. No kernel is involved."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daemon.errors import DeviceError
+from daemon.net import clients, keys, tunnel, wgquick
+from daemon.net.rtnl import MAIN_TABLE, Route, Rule
+from daemon.net.vpnconfig import VpnConfig
+from daemon.net.vpnfile import Tunnel, VpnFile
+from daemon.net.wireguard import Device, Endpoint, Peer
+from daemon.tomlfile import parse
+
+ONE, TWO = keys.encode(bytes([1]) * 32), keys.encode(bytes([2]) * 32)
+
+
+def vpn(text: str) -> VpnFile:
+    return parse(text, Path("vpn.toml"), VpnFile)
+
+
+# -- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_public_key_of_rfc_7748() -> None:
+    """Section 5.2: the scalar 9 at the base point, after one iteration."""
+    public = asyncio.run(keys.public_of(bytes([9]) + bytes(31)))
+    assert public.hex() == "422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079"
+
+
+def test_pairs_are_pairs() -> None:
+    async def scenario() -> None:
+        one, two = await keys.make_pair(), await keys.make_pair()
+        assert one.private != two.private
+        assert await keys.public_of(one.private) == one.public
+        assert await keys.public_of(keys.clamp(one.private)) == one.public
+        assert keys.encode(one.private) not in repr(one)
+        with pytest.raises(DeviceError) as caught:
+            await keys.public_of(b"short")
+        assert caught.value.reason == "vpn-keys"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "key", ONE[:-1], ONE + "=", ONE[:-2] + "F=", "A" * 43 + "=", "ä" * 44, ONE[:20] + " " + ONE[20:]],
+)
+def test_what_is_no_key(text: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        keys.decode(text)
+    assert (caught.value.reason, caught.value.exit_code) == ("vpn-key", 3)
+    assert len(text) < 4 or text not in caught.value.message
+
+
+@given(st.text(max_size=50))
+@settings(max_examples=200, deadline=None)
+def test_a_text_is_a_key_or_refused(text: str) -> None:
+    try:
+        assert keys.encode(keys.decode(text)) == text.strip()
+    except DeviceError as error:
+        assert error.reason == "vpn-key"  # noqa: PT017  # either way is fine
+
+
+def test_secrets_are_for_root_alone(tmp_path: Path) -> None:
+    store = keys.Store(tmp_path / "vpn")
+    store.write("wg0.key", bytes([5]) * 32)
+    assert store.read("wg0.key") == bytes([5]) * 32
+    assert (tmp_path / "vpn/wg0.key").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "vpn").stat().st_mode & 0o777 == 0o700
+    store.remove("wg0.key")
+    with pytest.raises(DeviceError) as caught:
+        store.read("wg0.key")
+    assert caught.value.reason == "vpn-secret-missing"
+
+
+# -- vpn.toml --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[interface.wg0.peer.a]\npublic-key = "nonsense"',
+        "[interface.wg0.peer.a]\nallowed-ips = []",
+        f'[interface.wg0.peer.a]\npublic-key = "{ONE}"\nallowed-ips = ["10.0.0.1/8"]',
+        f'[interface.wg0.peer.a]\npublic-key = "{ONE}"\n[interface.wg0.peer.b]\npublic-key = "{ONE}"',
+        f'[interface.wg0.peer."a b"]\npublic-key = "{ONE}"',
+        f'[interface.wg0.peer.a]\npublic-key = "{ONE}"\nendpoint = "2001:db8::1:5"',
+        '[interface."wg 0"]',
+        "[interface.wg0]\nport = 65536",
+        "[interface.wg0]\nport = 5\n[interface.wg1]\nport = 5",
+        '[interface.wg0]\nprivate-key = "x"',
+        "".join(f'[interface.wg{n}.peer.a]\npublic-key = "{ONE}"\nallowed-ips = ["0.0.0.0/0"]\n' for n in range(2)),
+    ],
+)
+def test_mistakes_in_vpn_toml(text: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        vpn(text)
+    assert caught.value.exit_code == 3
+
+
+def test_an_allowed_ip_belongs_to_one_peer() -> None:
+    peers = "".join(
+        f'[interface.wg0.peer.{name}]\npublic-key = "{key}"\nallowed-ips = ["10.0.0.2/32"]\n'
+        for name, key in (("a", ONE), ("b", TWO))
+    )
+    with pytest.raises(DeviceError) as caught:
+        vpn(peers)
+    assert caught.value.reason == "config-value"
+
+
+def test_changes_keep_comments_and_secrets_follow(tmp_path: Path) -> None:
+    config = VpnConfig(tmp_path / "vpn.toml", tmp_path / "vpn")
+    config.add_tunnel("wg0", bytes([5]) * 32, {"addresses": ["10.8.0.1/24"], "port": 5})
+    config.file.write_text("# ours\n" + config.file.read_text())
+    config.add_peer("wg0", "a", {"public-key": ONE, "allowed-ips": ["10.8.0.2/32"]}, bytes([6]) * 32, bytes([7]) * 32)
+    config.add_peer("wg0", "b", {"public-key": TWO, "allowed-ips": ["10.8.0.3/32"]}, None, None)
+    assert {path.name for path in (tmp_path / "vpn").iterdir()} == {"wg0.key", "wg0.a.psk", "wg0.a.key"}
+    text = config.file.read_text()
+    assert text.startswith("# ours\n")
+    for secret in (5, 6, 7):
+        assert keys.encode(bytes([secret]) * 32) not in text
+    for reason, name, peer in (("vpn-exists", "wg0", "a"), ("vpn-interface", "wg9", "z")):
+        with pytest.raises(DeviceError) as caught:
+            config.add_peer(name, peer, {"public-key": ONE}, None, None)
+        assert caught.value.reason == reason
+    with pytest.raises(DeviceError):  # the same key under another name: nothing is written
+        config.add_peer("wg0", "c", {"public-key": ONE}, bytes([8]) * 32, None)
+    assert not (tmp_path / "vpn/wg0.c.psk").exists()
+    assert config.file.read_text() == text
+    config.remove_peer("wg0", "a")
+    assert {path.name for path in (tmp_path / "vpn").iterdir()} == {"wg0.key"}
+    name, entry = config.tunnel(None)
+    assert (name, list(entry.peer)) == ("wg0", ["b"])
+    config.remove_tunnel("wg0", entry)
+    assert list((tmp_path / "vpn").iterdir()) == []
+    assert config.read().interface == {}
+
+
+# -- wg-quick --------------------------------------------------------------------------------------------------------
+
+SECRET = keys.encode(bytes([9]) * 31 + bytes([0x49]))
+STOCK = f"""# made elsewhere
+[Interface]
+PrivateKey = {SECRET}
+Address = 10.5.0.2/32, fd00:5::2/128
+Address = 10.6.0.2
+DNS = 10.5.0.1, fd00:5::1, corp.example.org
+MTU = 1380
+ListenPort = 0x1234
+FwMark = off
+SaveConfig = false
+
+# laptop
+[peer]
+publickey = {ONE}   # a comment
+AllowedIPs = 10.5.0.9/24, ::/0
+Endpoint = [2001:db8::1]:51820
+PersistentKeepalive = 25
+
+[Peer]
+PublicKey={TWO}
+PresharedKey={SECRET}
+AllowedIPs=
+Endpoint=vpn.example.org:1
+PersistentKeepalive=off
+"""
+
+
+def test_a_stock_file_is_read() -> None:
+    quick = wgquick.parse(STOCK, "a.conf")
+    assert quick.addresses == ("10.5.0.2/32", "fd00:5::2/128", "10.6.0.2/32")
+    assert (quick.dns, quick.search) == (("10.5.0.1", "fd00:5::1"), ("corp.example.org",))
+    assert (quick.mtu, quick.port, quick.mark, quick.routes) == (1380, 0x1234, 0, True)
+    one, two = quick.peers
+    assert (one.name, one.allowed, one.endpoint) == ("laptop", ("10.5.0.0/24", "::/0"), "[2001:db8::1]:51820")
+    assert (one.keepalive, one.preshared) == (25, None)
+    assert (two.name, two.allowed, two.keepalive, two.preshared) == ("", (), 0, keys.decode(SECRET))
+    assert SECRET not in repr(quick)
+
+
+def test_what_is_written_is_read_back() -> None:
+    quick = wgquick.parse(STOCK)
+    again = wgquick.parse(wgquick.write(quick, f"PrivateKey = {SECRET}"))
+    assert again == quick
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("MTU = 1380", "PostUp = iptables -A FORWARD -j ACCEPT"), "vpn-import-unsupported"),
+        (("MTU = 1380", "PreDown = true"), "vpn-import-unsupported"),
+        (("MTU = 1380", "Table = 1234"), "vpn-import-unsupported"),
+        (("SaveConfig = false", "SaveConfig = true"), "vpn-import-unsupported"),
+        (("MTU = 1380", "MTU = many"), "vpn-import"),
+        (("MTU = 1380", "MTU = 70000"), "vpn-import"),
+        (("MTU = 1380", "MTU = 1\nMTU = 2"), "vpn-import"),
+        (("MTU = 1380", "Colour = red"), "vpn-import"),
+        (("MTU = 1380", "AllowedIPs = 10.0.0.0/8"), "vpn-import"),
+        (("MTU = 1380", "no equals sign"), "vpn-import"),
+        ((SECRET, "c2hvcnQ="), "vpn-key"),
+        ((f"PrivateKey = {SECRET}\n", ""), "vpn-import"),
+        ((f"publickey = {ONE}", "PersistentKeepalive = 5"), "vpn-import"),
+        (("[peer]", "[pear]"), "vpn-import"),
+        (("[peer]", "[Interface]"), "vpn-import"),
+        (("10.5.0.9/24", "10.5.0.9/240"), "vpn-import"),
+        (("[2001:db8::1]:51820", "2001:db8::1:51820"), "vpn-import"),
+    ],
+)
+def test_what_is_refused_and_why(change: tuple[str, str], reason: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        wgquick.parse(STOCK.replace(*change), "a.conf")
+    assert caught.value.reason == reason
+    assert "a.conf" in caught.value.message
+    assert SECRET not in caught.value.message
+
+
+@given(st.text(alphabet=st.sampled_from("[]#=,:/ \nInterfacPivKyAdsMTU019x" + ONE[0]), max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_garbage_is_refused(text: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        wgquick.parse(text)
+    assert caught.value.reason in ("vpn-import", "vpn-import-unsupported", "vpn-key")
+
+
+def test_an_import_makes_a_tunnel(tmp_path: Path) -> None:
+    config = VpnConfig(tmp_path / "vpn.toml", tmp_path / "vpn")
+    entry = config.add_quick("wg0", wgquick.parse(STOCK))
+    assert entry.addresses == ("10.5.0.2/32", "fd00:5::2/128", "10.6.0.2/32")
+    assert (entry.mtu, entry.port, entry.dns, entry.search) == (
+        1380,
+        0x1234,
+        ("10.5.0.1", "fd00:5::1"),
+        ("corp.example.org",),
+    )
+    assert list(entry.peer) == ["laptop", "peer2"]
+    assert {path.name for path in (tmp_path / "vpn").iterdir()} == {"wg0.key", "wg0.peer2.psk"}
+    assert SECRET not in config.file.read_text()
+    exported = clients.export(entry)
+    assert SECRET not in exported
+    back = wgquick.parse(exported.replace("# PrivateKey: kept on the device", f"PrivateKey = {SECRET}"))
+    assert {peer.public for peer in back.peers} == {keys.decode(ONE), keys.decode(TWO)}
+
+
+# -- clients ---------------------------------------------------------------------------------------------------------
+
+SERVER = f"""[interface.wg0]
+addresses = ["10.8.0.1/24", "fd00:8::1/64"]
+port = 51820
+endpoint = "vpn.example.org:51820"
+client-dns = ["10.8.0.1"]
+[interface.wg0.peer.a]
+public-key = "{ONE}"
+allowed-ips = ["10.8.0.2/32", "fd00:8::2/128"]
+keepalive = 25
+"""
+
+
+def server(text: str = SERVER) -> Tunnel:
+    return vpn(text).interface["wg0"]
+
+
+def test_a_clients_file_is_a_file_of_wg_quick() -> None:
+    entry = server()
+    private, public, preshared = bytes([8]) * 32, bytes([3]) * 32, bytes([4]) * 32
+    quick = wgquick.parse(clients.client(entry, entry.peer["a"], public, private, preshared))
+    assert (quick.private, quick.addresses, quick.dns) == (private, ("10.8.0.2/32", "fd00:8::2/128"), ("10.8.0.1",))
+    (peer,) = quick.peers
+    assert (peer.public, peer.preshared, peer.endpoint) == (public, preshared, "vpn.example.org:51820")
+    assert (peer.allowed, peer.keepalive) == (("10.8.0.0/24", "fd00:8::/64"), 25)
+    everything = SERVER.replace("[interface.wg0.peer.a]", 'client-routes = ["0.0.0.0/0"]\n[interface.wg0.peer.a]')
+    text = clients.section(server(everything), entry.peer["a"], public, None)
+    assert text.startswith("[Peer]\n")
+    assert "AllowedIPs = 0.0.0.0/0\n" in text
+
+
+def test_addresses_are_given_in_order_and_run_out() -> None:
+    assert clients.next_addresses(server()) == ("10.8.0.3/32", "fd00:8::3/128")
+    assert clients.next_addresses(server('[interface.wg0]\naddresses = ["10.8.0.2/24"]')) == ("10.8.0.1/32",)
+    assert clients.next_addresses(server('[interface.wg0]\naddresses = ["10.8.0.1/30"]')) == ("10.8.0.2/32",)
+    for text, reason in (('addresses = ["10.8.0.1/32"]', "vpn-full"), ("", "vpn-address")):
+        with pytest.raises(DeviceError) as caught:
+            clients.next_addresses(server(f"[interface.wg0]\n{text}"))
+        assert caught.value.reason == reason
+
+
+def test_random_networks_avoid_what_is_there() -> None:
+    taken = ["10.0.0.1/9", "192.0.2.1/24", "2001:db8::1/64"]
+    for _ in range(50):
+        four, six = clients.random_networks(taken)
+        assert ipaddress.ip_address("10.128.0.0") < ipaddress.ip_interface(four).ip < ipaddress.ip_address("11.0.0.0")
+        assert ipaddress.ip_interface(six).ip in ipaddress.ip_network("fd00::/8")
+    with pytest.raises(DeviceError) as caught:
+        clients.random_networks(["10.0.0.1/8"])
+    assert caught.value.reason == "vpn-address"
+
+
+# -- what the kernel shall have --------------------------------------------------------------------------------------
+
+
+def test_routes_and_rules_of_a_tunnel_that_takes_everything() -> None:
+    text = SERVER.replace('"10.8.0.2/32", "fd00:8::2/128"', '"0.0.0.0/0", "10.8.0.2/32", "192.0.2.0/24"')
+    entry = server(text)
+    assert tunnel.routes("wg0", entry) == {
+        Route("0.0.0.0/0", "", "wg0", 0, table=51820),
+        Route("192.0.2.0/24", "", "wg0", 0, table=MAIN_TABLE),
+    }
+    assert tunnel.rules([entry]) == {
+        Rule(2, 32764, MAIN_TABLE, suppress=0),
+        Rule(2, 32765, 51820, mark=51820, inverted=True),
+    }
+    quiet = server(text.replace("port = 51820", "port = 51820\nroutes = false"))
+    assert tunnel.routes("wg0", quiet) == set()
+    assert tunnel.rules([quiet]) == set()
+    assert tunnel.mark_of(quiet) == 0
+
+
+def test_a_device_needs_its_secrets(tmp_path: Path) -> None:
+    store = keys.Store(tmp_path)
+    with pytest.raises(DeviceError) as caught:
+        tunnel.device("wg0", server(), store, {})
+    assert caught.value.reason == "vpn-secret-missing"
+    store.write("wg0.key", b"\xff" * 32)
+    device = tunnel.device("wg0", server(), store, {"a": Endpoint("192.0.2.1", 5)})
+    assert device.private == b"\xf8" + b"\xff" * 30 + b"\x7f"  # as the kernel keeps it
+    assert device.peers[0].endpoint == Endpoint("192.0.2.1", 5)
+
+
+def test_only_peers_that_do_not_answer_are_moved() -> None:
+    now = time.time()
+    old, new = Endpoint("192.0.2.1", 5), Endpoint("192.0.2.2", 5)
+    one, two = keys.decode(ONE), keys.decode(TWO)
+
+    def moved(handshake: float, told: dict[bytes, Any]) -> list[bytes]:
+        actual = Device("wg0", peers=(Peer(one, endpoint=old, handshake=int(handshake)), Peer(two, endpoint=old)))
+        wanted = Device("wg0", peers=(Peer(one, endpoint=new), Peer(two, endpoint=None)))
+        return [change.public for change in tunnel.to_move(actual, wanted, told, now)]
+
+    assert moved(now - 5, {}) == []  # it may have roamed
+    assert moved(now - 5, {one: new}) == []
+    assert moved(now - 5, {one: old}) == [one]  # the file says something new
+    assert moved(now - 500, {}) == [one]
+    assert moved(0, {one: new}) == [one]
