@@ -83,7 +83,7 @@ class Dispatcher:
         if key is not None and (not isinstance(key, str) or not 0 < len(key) <= MAX_KEY):
             raise wrong(f"{KEY}: must be a text of at most {MAX_KEY} characters", None)
         if key is not None and not method.takes_key:
-            raise wrong(f"{KEY}: {name} takes no key", "only changes whose answer holds no secret take one")
+            raise wrong(f"{KEY}: {name} takes no key", "only changes without secrets take one")
         return Call(method, validate(method, given), given, key)
 
     def _unknown(self, caller: Caller, name: str) -> DeviceError:

@@ -87,6 +87,7 @@ class Backup:
                 Restore,
                 changes=True,
                 seconds=_SECONDS,
+                secret=True,  # of its parameters: no key, whose record would hold a digest of the passphrase
             ),
         ]
 

@@ -58,7 +58,7 @@ def toml(values: Mapping[str, Any]) -> str:
 
 def profiles() -> dict[str, str]:
     """By name: with no network, behind the proxy, and with a short clock."""
-    base = {"extends": "tool", "directory": f"{STAGE}/work", **suite.policy(Path(STAGE))}
+    base = {"extends": "tool", "directory": f"{STAGE}/project", **suite.policy(Path(STAGE))}
     brief = {**base, "limits": {**base["limits"], "wall": "2s"}}
     behind = {**base, "network": "proxy", "allow": list(suite.ALLOW)}
     return {"escapes": toml(base), "escapes-brief": toml(brief), "escapes-proxy": toml(behind)}
@@ -131,7 +131,7 @@ def _worked(guest: Guest, name: str, done: Completed) -> bool:
     file = suite.ALONE[name]
     if file is None:
         return done.status == 0
-    late = f"sleep {suite.LATER}; test -e {STAGE}/work/{file} && rm {STAGE}/work/{file}"
+    late = f"sleep {suite.LATER}; test -e {STAGE}/project/{file} && rm {STAGE}/project/{file}"
     return guest.attempt(late).status == 0
 
 
@@ -159,6 +159,6 @@ def test_enough_was_proved(found: Found) -> None:
 
 def test_nothing_was_left_behind(found: Found, guest: Guest) -> None:
     """Protected names are as absent as before, and nothing in the writable folder gives rights."""
-    assert guest.lines(f"cd {STAGE}/work && ls -d agent.toml .editor .git/hooks 2>/dev/null; :") == []
-    assert guest.lines(f"find {STAGE}/work -perm /6000 -o -type b -o -type c") == []
-    assert guest.run(f"cat {STAGE}/work/secret") == suite.TOKEN
+    assert guest.lines(f"cd {STAGE}/project && ls -d agent.toml .editor .git/hooks 2>/dev/null; :") == []
+    assert guest.lines(f"find {STAGE}/project -perm /6000 -o -type b -o -type c") == []
+    assert guest.run(f"cat {STAGE}/project/secret") == suite.TOKEN

@@ -45,9 +45,9 @@ set -e
 ip link set lo up
 mount -t tmpfs tmpfs /mnt
 cp -a {tree} /mnt/upper
-mkdir /mnt/work /mnt/work/etc /mnt/work/usr
+mkdir /mnt/layer /mnt/layer/etc /mnt/layer/usr
 for name in etc usr; do
-    mount -t overlay overlay -o lowerdir=/$name,upperdir=/mnt/upper/$name,workdir=/mnt/work/$name /$name
+    mount -t overlay overlay -o lowerdir=/$name,upperdir=/mnt/upper/$name,workdir=/mnt/layer/$name /$name
 done
 mount -t tmpfs -o mode=0755 tmpfs /home
 mount -t tmpfs -o mode=0755 tmpfs /run

@@ -637,7 +637,9 @@ def test_wrong_command_lines(launcher: Path, arguments: list[str]) -> None:
 
 def test_garbage_fails_closed(programs: Path) -> None:
     """Cut short, changed, enlarged, in every field, under the address and undefined-behaviour checks."""
-    whole = compile_policy(policy(read_write=["/work"], protect=["/work/a"], limits={"memory": "1M"}), uid_locks="/x")
+    whole = compile_policy(
+        policy(read_write=["/project"], protect=["/project/a"], limits={"memory": "1M"}), uid_locks="/x"
+    )
     chance = random.Random(7)
     samples = [whole[:length] for length in (0, 7, 15, 16, 17, 39, 40, 100, len(whole) - 8, len(whole) - 1)]
     samples += [whole + bytes(8), whole + whole[16:40], chance.randbytes(4096), b"MIXOSBX\0" + chance.randbytes(2000)]

@@ -36,7 +36,7 @@ def overlay(**changes: Any) -> Overlay:
         {"read_only": ["/a\0b"]},
         {"read_only": ["/" + "x" * 256]},
         {"read_write": ["/sys/class"]},
-        {"read_write": ["?/work"]},
+        {"read_write": ["?/project"]},
         {"read_only": ["/a"], "read_write": ["/a"]},
         {"scratch": {"/dev/shm": 4096}},
         {"scratch": {"/tmp": 0}},
@@ -64,13 +64,13 @@ def test_refused(changes: dict[str, Any]) -> None:
 
 def test_the_innermost_path_decides_and_hidden_ones_win() -> None:
     one = policy(
-        read_only=["/usr", "/work/vendor"], read_write=["/work"], scratch={"/usr/tmp": "1M"},
-        hide=["/work/key"], protect=["/work/.git/"],
+        read_only=["/usr", "/project/vendor"], read_write=["/project"], scratch={"/usr/tmp": "1M"},
+        hide=["/project/key"], protect=["/project/.git/"],
     )  # fmt: skip
     expected = {
         "/usr/bin": Access.READ, "/usr": Access.READ, "/usrx": Access.NONE, "/usr/tmp/x": Access.OWN,
-        "/work/a": Access.WRITE, "/work/vendor/a": Access.READ, "/work/key": Access.NONE, "/etc": Access.NONE,
-        "/work/.git/config": Access.READ,
+        "/project/a": Access.WRITE, "/project/vendor/a": Access.READ, "/project/key": Access.NONE, "/etc": Access.NONE,
+        "/project/.git/config": Access.READ,
     }  # fmt: skip
     assert {path: one.access(path) for path in expected} == expected
 
@@ -196,8 +196,8 @@ def test_an_overlay_that_says_the_same_changes_no_right(base: Policy) -> None:
     [
         ({"read_write": ["/usr"]}, "read-write = /usr"),
         ({"read_only": ["/etc"]}, "read-only = /etc"),
-        ({"read_only": ["/work/key"]}, "read-only = /work/key"),
-        ({"read_write": ["/work/vendor"]}, "read-write = /work/vendor"),
+        ({"read_only": ["/project/key"]}, "read-only = /project/key"),
+        ({"read_write": ["/project/vendor"]}, "read-write = /project/vendor"),
         ({"scratch": {"/new": 1}}, "scratch = /new"),
         ({"scratch": {"/tmp": "2M"}}, "scratch = /tmp"),
         ({"network": "host"}, "network"),
@@ -211,7 +211,7 @@ def test_an_overlay_that_says_the_same_changes_no_right(base: Policy) -> None:
 )
 def test_loosening_is_named(change: dict[str, Any], named: str) -> None:
     base = policy(
-        read_only=["/usr", "/work/vendor"], read_write=["/work"], hide=["/work/key"], scratch={"/tmp": "1M"},
+        read_only=["/usr", "/project/vendor"], read_write=["/project"], hide=["/project/key"], scratch={"/tmp": "1M"},
         seccomp="strict", limits={"memory": "1G"},
     )  # fmt: skip
     with pytest.raises(RefusedError) as caught:
@@ -221,10 +221,10 @@ def test_loosening_is_named(change: dict[str, Any], named: str) -> None:
 
 
 def test_what_is_taken_back_inside_a_writable_path_stays() -> None:
-    base = policy(read_only=["/usr", "/work/vendor"], read_write=["/work"])
-    assert tighten(base, overlay(read_only=["/usr/lib"])).access("/work/vendor/x") is Access.READ
-    narrowed = tighten(base, overlay(read_only=["/work"]))
-    assert narrowed.access("/work/a") is Access.READ
+    base = policy(read_only=["/usr", "/project/vendor"], read_write=["/project"])
+    assert tighten(base, overlay(read_only=["/usr/lib"])).access("/project/vendor/x") is Access.READ
+    narrowed = tighten(base, overlay(read_only=["/project"]))
+    assert narrowed.access("/project/a") is Access.READ
     assert narrowed.access("/usr") is Access.NONE
 
 

@@ -4,7 +4,7 @@
 
 static int read_outside(void) { return reads_token(in("outside/secret")); }
 static int write_outside(void) { return verdict(writes(open(in("outside/new"), O_WRONLY | O_CREAT, 0644), "x")); }
-static int read_hidden(void) { return reads_token(in("work/secret")); }
+static int read_hidden(void) { return reads_token(in("project/secret")); }
 static int shadow(void) { return opens("/etc/shadow", O_RDONLY); }
 static int host_keys(void) { return verdict(opendir("/etc/ssh") != NULL); }
 static int root_home(void) { return verdict(opendir("/root") != NULL); }
@@ -15,46 +15,46 @@ static int resolver(void) { return opens("/etc/hosts", O_WRONLY); }
 
 static int dotdot(void)
 {
-    int work = open(in("work"), O_PATH | O_DIRECTORY);
+    int work = open(in("project"), O_PATH | O_DIRECTORY);
     return verdict(gives_token(openat(work, "../outside/secret", O_RDONLY)));
 }
 
 static int dotdot_by_proc(void)
 {
     char path[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d/../outside/secret", open(in("work"), O_PATH | O_DIRECTORY));
+    snprintf(path, sizeof path, "/proc/self/fd/%d/../outside/secret", open(in("project"), O_PATH | O_DIRECTORY));
     return reads_token(path);
 }
 
 static int link_to_outside(void)
 {
-    unlink(in("work/link"));
-    if (symlink(in("outside/secret"), in("work/link")))
+    unlink(in("project/link"));
+    if (symlink(in("outside/secret"), in("project/link")))
         return verdict(0);
-    return reads_token(in("work/link"));
+    return reads_token(in("project/link"));
 }
 
 /* A name that is a file of ours at one moment and a link to outside at the next. */
 static int symlink_race(void)
 {
-    unlink(in("work/race"));
+    unlink(in("project/race"));
     pid_t child = fork();
     if (child == 0)
         for (;;) {
-            close(open(in("work/race"), O_WRONLY | O_CREAT, 0644));
-            unlink(in("work/race"));
-            if (symlink(in("outside/secret"), in("work/race")) == 0)
-                unlink(in("work/race"));
+            close(open(in("project/race"), O_WRONLY | O_CREAT, 0644));
+            unlink(in("project/race"));
+            if (symlink(in("outside/secret"), in("project/race")) == 0)
+                unlink(in("project/race"));
         }
     int found = 0;
     for (int turn = 0; turn < 5000 && !found; turn++) {
-        int fd = open(in("work/race"), O_RDONLY);
+        int fd = open(in("project/race"), O_RDONLY);
         found = gives_token(fd);
         close(fd);
     }
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
-    unlink(in("work/race"));
+    unlink(in("project/race"));
     errno = ENOENT;
     return verdict(found);
 }
@@ -62,11 +62,11 @@ static int symlink_race(void)
 /* Stand in a folder that is moved up: then ".." could lead past the root of the mount. */
 static int rename_race(void)
 {
-    mkdir(in("work/a"), 0755);
-    mkdir(in("work/a/b"), 0755);
-    int deep = open(in("work/a/b"), O_PATH | O_DIRECTORY);
-    rmdir(in("work/up"));
-    if (rename(in("work/a/b"), in("work/up")))
+    mkdir(in("project/a"), 0755);
+    mkdir(in("project/a/b"), 0755);
+    int deep = open(in("project/a/b"), O_PATH | O_DIRECTORY);
+    rmdir(in("project/up"));
+    if (rename(in("project/a/b"), in("project/up")))
         return verdict(0);
     return verdict(gives_token(openat(deep, "../../outside/secret", O_RDONLY)));
 }
@@ -74,53 +74,53 @@ static int rename_race(void)
 static int hidden_by_path_descriptor(void)
 {
     char path[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", open(in("work/secret"), O_PATH));
+    snprintf(path, sizeof path, "/proc/self/fd/%d", open(in("project/secret"), O_PATH));
     return reads_token(path);
 }
 
 static int hidden_by_link(void)
 {
-    unlink(in("work/hard"));
-    if (link(in("work/secret"), in("work/hard")))
+    unlink(in("project/hard"));
+    if (link(in("project/secret"), in("project/hard")))
         return verdict(0);
-    return reads_token(in("work/hard"));
+    return reads_token(in("project/hard"));
 }
 
 static int hidden_by_rename(void)
 {
-    if (rename(in("work/secret"), in("work/moved")))
+    if (rename(in("project/secret"), in("project/moved")))
         return verdict(0);
-    int found = reads_token(in("work/moved"));
-    rename(in("work/moved"), in("work/secret"));
+    int found = reads_token(in("project/moved"));
+    rename(in("project/moved"), in("project/secret"));
     return found;
 }
 
-static int hidden_through_another_name(void) { return reads_token(in("work/./folder/../secret")); }
+static int hidden_through_another_name(void) { return reads_token(in("project/./folder/../secret")); }
 
-static int hidden_folder(void) { return reads_token(in("work/keys/key")); }
+static int hidden_folder(void) { return reads_token(in("project/keys/key")); }
 
 /* What is protected may be read. */
-static int write_protected(void) { return overwrites(in("work/.git/config")); }
-static int truncate_protected(void) { return verdict(!truncate(in("work/.git/config"), 7)); }
-static int chmod_protected(void) { return verdict(!chmod(in("work/.git/config"), 0666)); }
-static int times_protected(void) { return verdict(!utimensat(AT_FDCWD, in("work/.git/config"), NULL, 0)); }
-static int attribute_protected(void) { return verdict(!setxattr(in("work/.git/config"), "user.x", "x", 1, 0)); }
+static int write_protected(void) { return overwrites(in("project/.git/config")); }
+static int truncate_protected(void) { return verdict(!truncate(in("project/.git/config"), 7)); }
+static int chmod_protected(void) { return verdict(!chmod(in("project/.git/config"), 0666)); }
+static int times_protected(void) { return verdict(!utimensat(AT_FDCWD, in("project/.git/config"), NULL, 0)); }
+static int attribute_protected(void) { return verdict(!setxattr(in("project/.git/config"), "user.x", "x", 1, 0)); }
 
 static int link_protected(void)
 {
-    unlink(in("work/hard"));
-    if (link(in("work/.git/config"), in("work/hard")))
+    unlink(in("project/hard"));
+    if (link(in("project/.git/config"), in("project/hard")))
         return verdict(0);
-    int found = overwrites(in("work/hard"));
-    unlink(in("work/hard"));
+    int found = overwrites(in("project/hard"));
+    unlink(in("project/hard"));
     return found;
 }
 
 static int rename_protected(void)
 {
-    if (rename(in("work/.git/config"), in("work/moved")))
+    if (rename(in("project/.git/config"), in("project/moved")))
         return verdict(0);
-    rename(in("work/moved"), in("work/.git/config"));
+    rename(in("project/moved"), in("project/.git/config"));
     return verdict(1);
 }
 
@@ -129,37 +129,37 @@ static int put_back(int old)
 {
     char text[100];
     ssize_t length = read(old, text, sizeof text);
-    int fd = open(in("work/.git/config"), O_WRONLY | O_CREAT, 0666), worked = write(fd, text, (size_t)length) == length;
+    int fd = open(in("project/.git/config"), O_WRONLY | O_CREAT, 0666), worked = write(fd, text, (size_t)length) == length;
     return verdict(worked && !fchmod(fd, 0666) && (getuid() || !fchown(fd, number("account"), number("account"))));
 }
 
 static int replace_protected(void)
 {
-    close(open(in("work/other"), O_WRONLY | O_CREAT, 0666));
-    int old = open(in("work/.git/config"), O_RDONLY);
-    return rename(in("work/other"), in("work/.git/config")) ? verdict(0) : put_back(old);
+    close(open(in("project/other"), O_WRONLY | O_CREAT, 0666));
+    int old = open(in("project/.git/config"), O_RDONLY);
+    return rename(in("project/other"), in("project/.git/config")) ? verdict(0) : put_back(old);
 }
 
 static int exchange_protected(void)
 {
-    close(open(in("work/other"), O_WRONLY | O_CREAT, 0666));
-    int worked = !syscall(SYS_renameat2, AT_FDCWD, in("work/other"), AT_FDCWD, in("work/.git/config"), 2);
+    close(open(in("project/other"), O_WRONLY | O_CREAT, 0666));
+    int worked = !syscall(SYS_renameat2, AT_FDCWD, in("project/other"), AT_FDCWD, in("project/.git/config"), 2);
     if (worked)
-        syscall(SYS_renameat2, AT_FDCWD, in("work/other"), AT_FDCWD, in("work/.git/config"), 2);
+        syscall(SYS_renameat2, AT_FDCWD, in("project/other"), AT_FDCWD, in("project/.git/config"), 2);
     return verdict(worked);
 }
 
 static int unlink_protected(void)
 {
-    int old = open(in("work/.git/config"), O_RDONLY);
-    return unlink(in("work/.git/config")) ? verdict(0) : put_back(old);
+    int old = open(in("project/.git/config"), O_RDONLY);
+    return unlink(in("project/.git/config")) ? verdict(0) : put_back(old);
 }
 
 static int move_folder_of_protected(void)
 {
-    if (rename(in("work/.git"), in("work/.old")))
+    if (rename(in("project/.git"), in("project/.old")))
         return verdict(0);
-    rename(in("work/.old"), in("work/.git"));
+    rename(in("project/.old"), in("project/.git"));
     return verdict(1);
 }
 
@@ -167,12 +167,12 @@ static int move_folder_of_protected(void)
 static int makes(const char *folder, const char *name)
 {
     if (*folder)
-        mkdir(in("work/%s", folder), 0755);
-    int fd = open(in("work/%s%s", folder, name), O_WRONLY | O_CREAT, 0755), worked = writes(fd, "#!/bin/sh\n");
+        mkdir(in("project/%s", folder), 0755);
+    int fd = open(in("project/%s%s", folder, name), O_WRONLY | O_CREAT, 0755), worked = writes(fd, "#!/bin/sh\n");
     int number = errno;
     if (worked) {
-        unlink(in("work/%s%s", folder, name));
-        rmdir(in("work/%s", folder));
+        unlink(in("project/%s%s", folder, name));
+        rmdir(in("project/%s", folder));
     }
     errno = number;
     return verdict(worked);
@@ -184,19 +184,19 @@ static int absent_editor_task(void) { return makes(".editor/", "tasks.json"); }
 
 static int absent_by_link(void)
 {
-    int worked = !symlink("/tmp", in("work/agent.toml")), number = errno;
+    int worked = !symlink("/tmp", in("project/agent.toml")), number = errno;
     if (worked)
-        unlink(in("work/agent.toml"));
+        unlink(in("project/agent.toml"));
     errno = number;
     return verdict(worked);
 }
 
 static int absent_by_rename(void)
 {
-    close(open(in("work/other"), O_WRONLY | O_CREAT, 0644));
-    int worked = !rename(in("work/other"), in("work/agent.toml")), number = errno;
+    close(open(in("project/other"), O_WRONLY | O_CREAT, 0644));
+    int worked = !rename(in("project/other"), in("project/agent.toml")), number = errno;
     if (worked)
-        unlink(in("work/agent.toml"));
+        unlink(in("project/agent.toml"));
     errno = number;
     return verdict(worked);
 }
@@ -261,13 +261,13 @@ static int path_hijack(void)
 static int leaves_mode(mode_t mode, int by_creation)
 {
     struct stat info = {0};
-    unlink(in("work/left"));
-    int fd = open(in("work/left"), O_WRONLY | O_CREAT, by_creation ? mode : 0755);
+    unlink(in("project/left"));
+    int fd = open(in("project/left"), O_WRONLY | O_CREAT, by_creation ? mode : 0755);
     if (!by_creation && fchmod(fd, mode))
         return verdict(0);
     int number = errno;
     fstat(fd, &info);
-    unlink(in("work/left"));
+    unlink(in("project/left"));
     errno = number;
     return verdict((info.st_mode & mode) == mode);
 }
@@ -278,14 +278,14 @@ static int create_set_uid(void) { umask(0); return leaves_mode(04755, 1); }
 
 static int leave_set_gid_folder(void)
 {
-    int worked = !syscall(SYS_mkdirat, AT_FDCWD, in("work/left.d"), 02777), number = errno;
+    int worked = !syscall(SYS_mkdirat, AT_FDCWD, in("project/left.d"), 02777), number = errno;
     struct stat info = {0};
-    stat(in("work/left.d"), &info);
-    rmdir(in("work/left.d"));
-    mkdir(in("work/left.d"), 0755);
-    if (!worked && !chmod(in("work/left.d"), 02777))
+    stat(in("project/left.d"), &info);
+    rmdir(in("project/left.d"));
+    mkdir(in("project/left.d"), 0755);
+    if (!worked && !chmod(in("project/left.d"), 02777))
         worked = 1;
-    rmdir(in("work/left.d"));
+    rmdir(in("project/left.d"));
     errno = number;
     return verdict(worked);
 }
@@ -293,13 +293,13 @@ static int leave_set_gid_folder(void)
 static int leave_capability(void)
 {
     uint32_t caps[5] = {0x02000001, 1 << 12, 0, 0, 0}; /* VFS_CAP_REVISION_2, effective; CAP_NET_ADMIN */
-    close(open(in("work/left"), O_WRONLY | O_CREAT, 0755));
-    return verdict(!setxattr(in("work/left"), "security.capability", caps, sizeof caps, 0));
+    close(open(in("project/left"), O_WRONLY | O_CREAT, 0755));
+    return verdict(!setxattr(in("project/left"), "security.capability", caps, sizeof caps, 0));
 }
 
 static int leave_immutable(void)
 {
-    int flags = 0x10, none = 0, fd = open(in("work/left"), O_RDONLY | O_CREAT, 0755); /* FS_IMMUTABLE_FL */
+    int flags = 0x10, none = 0, fd = open(in("project/left"), O_RDONLY | O_CREAT, 0755); /* FS_IMMUTABLE_FL */
     int worked = !ioctl(fd, FS_IOC_SETFLAGS, &flags), number = errno;
     ioctl(fd, FS_IOC_SETFLAGS, &none);
     errno = number;
@@ -308,26 +308,26 @@ static int leave_immutable(void)
 
 static int leave_device(void)
 {
-    unlink(in("work/node"));
-    int worked = !mknod(in("work/node"), S_IFCHR | 0666, makedev(1, 3)), number = errno;
-    unlink(in("work/node"));
+    unlink(in("project/node"));
+    int worked = !mknod(in("project/node"), S_IFCHR | 0666, makedev(1, 3)), number = errno;
+    unlink(in("project/node"));
     errno = number;
     return verdict(worked);
 }
 
 static int leave_disk(void)
 {
-    unlink(in("work/node"));
-    int worked = !mknod(in("work/node"), S_IFBLK | 0666, makedev(7, 0)), number = errno;
-    unlink(in("work/node"));
+    unlink(in("project/node"));
+    int worked = !mknod(in("project/node"), S_IFBLK | 0666, makedev(7, 0)), number = errno;
+    unlink(in("project/node"));
     errno = number;
     return verdict(worked);
 }
 
 static int chown_away(void)
 {
-    close(open(in("work/left"), O_WRONLY | O_CREAT, 0755));
-    return verdict(!chown(in("work/left"), 0, 0));
+    close(open(in("project/left"), O_WRONLY | O_CREAT, 0755));
+    return verdict(!chown(in("project/left"), 0, 0));
 }
 
 static const struct attempt file_attempts[] = {

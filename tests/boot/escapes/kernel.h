@@ -188,19 +188,19 @@ static int memory_program(void)
 
 static int written_program(void)
 {
-    unlink(in("work/left"));
-    int fd = open(in("work/left"), O_WRONLY | O_CREAT | O_CLOEXEC, 0755);
+    unlink(in("project/left"));
+    int fd = open(in("project/left"), O_WRONLY | O_CREAT | O_CLOEXEC, 0755);
     if (!copies_itself(fd))
         return verdict(0);
     close(fd);
     pid_t child = fork();
     if (child == 0) {
-        execl(in("work/left"), "x", "am-i-here", NULL);
+        execl(in("project/left"), "x", "am-i-here", NULL);
         _exit(errno);
     }
     errno = exit_of(child);
     int number = errno;
-    unlink(in("work/left"));
+    unlink(in("project/left"));
     errno = number;
     return verdict(number == 0);
 }

@@ -12,7 +12,7 @@ static void own_mounts(void)
 static int mounts(const char *type, const char *options)
 {
     own_mounts();
-    return verdict(!mount("none", in("work/mnt"), type, 0, options));
+    return verdict(!mount("none", in("project/mnt"), type, 0, options));
 }
 
 static int mount_tmpfs(void) { return mounts("tmpfs", ""); }
@@ -24,14 +24,14 @@ static int mount_cgroup(void) { return mounts("cgroup2", ""); }
 static int mount_overlay(void)
 {
     char options[900];
-    snprintf(options, sizeof options, "lowerdir=%s:%s", in("shown"), in("work"));
+    snprintf(options, sizeof options, "lowerdir=%s:%s", in("shown"), in("project"));
     return mounts("overlay", options);
 }
 
 static int mount_bind(void)
 {
     own_mounts();
-    return verdict(!mount("/", in("work/mnt"), NULL, MS_BIND, NULL));
+    return verdict(!mount("/", in("project/mnt"), NULL, MS_BIND, NULL));
 }
 
 static int remount_rw(void)
@@ -65,24 +65,24 @@ static int mount_propagation(void)
 static int umount_mask(void)
 {
     own_mounts();
-    mount(in("shown/facts"), in("work/secret"), NULL, MS_BIND, NULL); /* outside: hide it first */
-    if (umount2(in("work/secret"), MNT_DETACH))
+    mount(in("shown/facts"), in("project/secret"), NULL, MS_BIND, NULL); /* outside: hide it first */
+    if (umount2(in("project/secret"), MNT_DETACH))
         return verdict(0);
-    return reads_token(in("work/secret"));
+    return reads_token(in("project/secret"));
 }
 
 static int pivot(void)
 {
     own_mounts();
-    mount(in("work/mnt"), in("work/mnt"), NULL, MS_BIND, NULL);
-    return verdict(!syscall(SYS_pivot_root, in("work/mnt"), in("work/mnt")));
+    mount(in("project/mnt"), in("project/mnt"), NULL, MS_BIND, NULL);
+    return verdict(!syscall(SYS_pivot_root, in("project/mnt"), in("project/mnt")));
 }
 
 /* A folder held open above a chroot made below it: then ".." has no end (chroot(2)). */
 static int chroot_by_folder(void)
 {
-    int above = open(in("work"), O_RDONLY | O_DIRECTORY);
-    if (chroot(in("work/mnt")) || fchdir(above))
+    int above = open(in("project"), O_RDONLY | O_DIRECTORY);
+    if (chroot(in("project/mnt")) || fchdir(above))
         return verdict(0);
     for (int level = 0; level < 32; level++)
         if (chdir(".."))
@@ -94,9 +94,9 @@ static int detached_tree(void) { return verdict(syscall(OPEN_TREE, AT_FDCWD, "/"
 
 static int moved_mount(void)
 {
-    int tree = (int)syscall(OPEN_TREE, AT_FDCWD, in("work/mnt"), 1);
+    int tree = (int)syscall(OPEN_TREE, AT_FDCWD, in("project/mnt"), 1);
     own_mounts();
-    return verdict(!syscall(MOVE_MOUNT, tree, "", AT_FDCWD, in("work/mnt"), 4)); /* MOVE_MOUNT_F_EMPTY_PATH */
+    return verdict(!syscall(MOVE_MOUNT, tree, "", AT_FDCWD, in("project/mnt"), 4)); /* MOVE_MOUNT_F_EMPTY_PATH */
 }
 
 static int new_filesystem(void) { return verdict(syscall(FSOPEN, "tmpfs", 0) >= 0); }
@@ -113,9 +113,9 @@ static int file_handle(void)
 {
     _Alignas(8) char space[sizeof(struct file_handle) + MAX_HANDLE_SZ] = "";
     struct file_handle *handle = (struct file_handle *)space;
-    int mount_id, folder = open(in("work"), O_RDONLY | O_DIRECTORY);
+    int mount_id, folder = open(in("project"), O_RDONLY | O_DIRECTORY);
     handle->handle_bytes = MAX_HANDLE_SZ;
-    if (name_to_handle_at(AT_FDCWD, in("work/plain"), handle, &mount_id, 0))
+    if (name_to_handle_at(AT_FDCWD, in("project/plain"), handle, &mount_id, 0))
         handle->handle_bytes = 8; /* any: the question is whether we may ask */
     return past_the_check(open_by_handle_at(folder, handle, O_RDONLY));
 }

@@ -210,13 +210,13 @@ static int works_read(void) { return verdict(read(open(in("shown/open"), O_RDONL
 
 static int works_write(void)
 {
-    int worked = writes(open(in("work/mine"), O_WRONLY | O_CREAT, 0644), "x");
-    unlink(in("work/mine"));
+    int worked = writes(open(in("project/mine"), O_WRONLY | O_CREAT, 0644), "x");
+    unlink(in("project/mine"));
     return verdict(worked);
 }
 
 static int works_scratch(void) { return verdict(writes(open(in("scratch/mine"), O_WRONLY | O_CREAT, 0644), "x")); }
-static int works_read_protected(void) { return verdict(read(open(in("work/.git/config"), O_RDONLY), (char[1]){0}, 1) == 1); }
+static int works_read_protected(void) { return verdict(read(open(in("project/.git/config"), O_RDONLY), (char[1]){0}, 1) == 1); }
 
 static int works_fork(void)
 {

@@ -58,7 +58,7 @@ async def alone(place: Path, name: str, argv: Sequence[str | Path], leaked: int)
     if file is None:
         return said.endswith("code=0")
     await asyncio.sleep(suite.LATER)
-    late = place / "work" / file
+    late = place / "project" / file
     worked = late.exists()
     late.unlink(missing_ok=True)
     return worked
@@ -90,7 +90,7 @@ def _disk() -> str:
 
 def _left(place: Path) -> dict[str, str]:
     """The files below the writable folder: mode, or content of those that must stay as they are."""
-    work = place / "work"
+    work = place / "project"
     kept = {name: (work / name).read_text() for name in ("secret", "keys/key", ".git/config")}
     return {str(one.relative_to(work)): f"{one.lstat().st_mode:o}" for one in work.rglob("*")} | kept
 
@@ -109,7 +109,7 @@ def policy(place: Path, **changes: Any) -> Policy:
             "read-only": [*SYSTEM, *suite.policy(place)["read-only"]],
             "user": ACCOUNT,
             "group": ACCOUNT,
-            "directory": f"{place}/work",
+            "directory": f"{place}/project",
             **changes,
         }
     )

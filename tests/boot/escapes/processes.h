@@ -299,9 +299,9 @@ static int inodes_over(void)
 static int file_size_over(void)
 {
     signal(SIGXFSZ, SIG_IGN);
-    int fd = open(in("work/left"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    int fd = open(in("project/left"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
     int worked = pwrite(fd, "x", 1, number("file-size")) == 1, number = errno;
-    unlink(in("work/left"));
+    unlink(in("project/left"));
     errno = number;
     return verdict(worked);
 }
@@ -329,7 +329,7 @@ static int appears(const char *name, int seconds)
     sigfillset(&every);
     sigprocmask(SIG_SETMASK, &every, NULL);
     sleep((unsigned)seconds);
-    put_text(in("work/%s", name), "late");
+    put_text(in("project/%s", name), "late");
     _exit(0);
 }
 
@@ -341,7 +341,7 @@ static int outlive(void)
             appears("outlived", 1);
         _exit(0);
     }
-    return say(BLOCKED, "see whether work/outlived appears");
+    return say(BLOCKED, "see whether project/outlived appears");
 }
 
 static int past_the_clock(void) { return appears("too-late", 3); }

@@ -2,7 +2,7 @@
  *
  * A tmpfs that allows set-user-ID programs and devices, so that it is the sandbox that takes both away:
  *     shown/    read-only inside: this program, facts, a set-user-ID and a capable copy, device nodes, a socket
- *     work/     writable inside, the account's: a secret (hidden), .git/config (protected), names that are absent
+ *     project/  writable inside, the account's: a secret (hidden), .git/config (protected), names that are absent
  *     scratch/  inside a small tmpfs of its own
  *     outside/  not inside at all
  * A victim runs as the sandbox's account with the token in its memory, environment, files and keys; servers on every
@@ -36,8 +36,8 @@ static void copy_program(const char *path, mode_t mode)
 
 static void make_files(uid_t account)
 {
-    static const char *const folders[] = {"shown", "work", "scratch", "outside", "shown/owned", "work/mnt", "work/.git", "work/keys", "work/folder"};
-    static const char *const owned[] = {"work", "shown/owned", "work/mnt", "work/.git", "work/keys", "work/folder"};
+    static const char *const folders[] = {"shown", "project", "scratch", "outside", "shown/owned", "project/mnt", "project/.git", "project/keys", "project/folder"};
+    static const char *const owned[] = {"project", "shown/owned", "project/mnt", "project/.git", "project/keys", "project/folder"};
     uint32_t caps[5] = {0x02000001, 1 << CAP_NET_ADMIN, 0, 0, 0}; /* capabilities(7): revision 2, effective */
     need(mount("none", here, "tmpfs", 0, "size=128m,mode=0755") == 0, here);
     umask(0);
@@ -46,10 +46,10 @@ static void make_files(uid_t account)
     need(!chmod(in("outside"), 0777) && !chmod(in("scratch"), 01777), "folders");
     put(in("outside/secret"), TOKEN, 0666);
     put(in("shown/open"), "read this", 0666);
-    put(in("work/secret"), TOKEN, 0666);
-    put(in("work/keys/key"), TOKEN, 0666);
-    put(in("work/plain"), "plain", 0666);
-    put(in("work/.git/config"), "[core]\n", 0666);
+    put(in("project/secret"), TOKEN, 0666);
+    put(in("project/keys/key"), TOKEN, 0666);
+    put(in("project/plain"), "plain", 0666);
+    put(in("project/.git/config"), "[core]\n", 0666);
     put(in("shown/signals"), "\1\1\1\1", 0666);
     copy_program(in("shown/attempts"), 0755);
     copy_program(in("shown/set-uid"), 04755);
@@ -61,8 +61,8 @@ static void make_files(uid_t account)
     need(!mknod(in("shown/disk"), S_IFBLK | 0666, disk.st_rdev), "disk");
     for (size_t index = 0; index < sizeof owned / sizeof *owned; index++)
         need(!chown(in("%s", owned[index]), account, account), owned[index]);
-    need(!chown(in("work/secret"), account, account) && !chown(in("work/.git/config"), account, account) &&
-             !chown(in("work/plain"), account, account), "owner");
+    need(!chown(in("project/secret"), account, account) && !chown(in("project/.git/config"), account, account) &&
+             !chown(in("project/plain"), account, account), "owner");
 }
 
 static void make_objects(void)

@@ -16,7 +16,7 @@ from tests.native import FLAGS
 
 SOURCE = Path(__file__).with_name("attempts.c")
 LEAST = 200  # attempts; fewer were not all of them
-# Attempts that end a sandbox or try to outlive it: the file in work/ whose appearance shows that it worked, if not
+# Attempts that end a sandbox or try to outlive it: the file in project/ whose appearance shows that it worked, if not
 # the exit code does; and seconds after which it would have appeared.
 ALONE: Mapping[str, str | None] = {"memory-over": None, "outlive": "outlived", "past-the-clock": "too-late"}
 LATER = 4.0
@@ -110,9 +110,9 @@ def policy(stage: Path) -> dict[str, Any]:
     """The keys of a policy or profile that the stage counts on; network, account and level are the caller's."""
     return {
         "read-only": [f"{stage}/shown"],
-        "read-write": [f"{stage}/work"],
-        "hide": [f"{stage}/work/secret", f"{stage}/work/keys/"],
-        "protect": [f"{stage}/work/{name}" for name in (".git/config", ".git/hooks/", "agent.toml", ".editor/")],
+        "read-write": [f"{stage}/project"],
+        "hide": [f"{stage}/project/secret", f"{stage}/project/keys/"],
+        "protect": [f"{stage}/project/{name}" for name in (".git/config", ".git/hooks/", "agent.toml", ".editor/")],
         "scratch": {f"{stage}/scratch": LIMITS["scratch"]},
         "sockets": ["unix", "inet", "inet6", "netlink-route"],
         "limits": {
