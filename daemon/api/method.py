@@ -58,8 +58,8 @@ class Method(NamedTuple):
     changes anything: then the call is audited, and may carry an idempotency key. The handler returns what JSON can say;
     an asynchronous generator makes the method a stream, whose items follow the answer. Handlers raise DeviceError for
     every failure that is not a defect of ours. seconds: the longest that a call may take (not for streams); then the
-    handler is cancelled. stable: kept as it is while the API's version stays. secret: neither the
-    answer nor a digest of the parameters may be kept on disk, so the method takes no idempotency key. Secrets among the parameters are
+    handler is cancelled. stable: kept as it is while the API's version stays. secret: neither the answer nor a digest
+    of the parameters may be kept on disk, so the method takes no idempotency key. Secrets among the parameters are
     `pydantic.SecretStr`, which the audit shows as stars. The handler's return annotation is the D-Bus signature:
     `dict[str, Any]`, `list[dict[str, Any]]`, `str`, `int`… tell callers what comes, `object` becomes a variant.
     """
