@@ -2,6 +2,8 @@
 
 MIXOS := .venv/bin/mixos
 PYTEST := .venv/bin/python -m pytest
+# Files of tests run side by side, each file in one process; more than three would mean more than three guests.
+PARALLEL := --numprocesses auto --maxprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: image run test unit boot bench lint format release bootstrap clean distclean
 
@@ -14,14 +16,14 @@ run: bootstrap
 
 test: bootstrap
 	$(MIXOS) build
-	$(PYTEST)
+	$(PYTEST) $(PARALLEL)
 
 unit: bootstrap
-	$(PYTEST) tests/unit
+	$(PYTEST) $(PARALLEL) tests/unit
 
 boot: bootstrap
 	$(MIXOS) build
-	$(PYTEST) tests/boot
+	$(PYTEST) $(PARALLEL) tests/boot
 
 bench: bootstrap
 	$(MIXOS) build

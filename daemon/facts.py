@@ -93,7 +93,8 @@ def memory(root: Path) -> dict[str, int]:
 
 
 def data(root: Path) -> dict[str, Any]:
-    """The data partition: whether it is mounted (else /etc and /var are in memory), its device, size and free space."""
+    """The data partition: whether it is mounted (else /etc and /var are in memory; None: this is no device), its
+    device, size and free space."""
     for line in (text(root / "proc/self/mounts") or "").splitlines():
         device, point, kind = line.split()[:3]
         if point == "/data":
@@ -105,7 +106,7 @@ def data(root: Path) -> dict[str, Any]:
                 "size": space.f_blocks * space.f_frsize,
                 "free": space.f_bavail * space.f_frsize,
             }
-    return {"persistent": False}
+    return {"persistent": False if release(root) else None}
 
 
 def network(root: Path) -> list[dict[str, Any]]:
@@ -163,14 +164,21 @@ def hardening(root: Path) -> dict[str, Any]:
     from daemon.dm import verity_state
 
     lockdown = text(root / "sys/kernel/security/lockdown") or ""
-    refused = (text(root / "run/mixos/sysctl") or "").splitlines()
-    sysctl = {line.split()[0]: line.split()[1:] for line in refused if line}
+    sysctl, apparmor = _words(root / "run/mixos/sysctl"), _words(root / "run/mixos/apparmor")
     return {
         "verity": verity_state() if root == ROOT else None,
         "lockdown": lockdown.partition("[")[2].partition("]")[0] or None,
         "lsm": (text(root / "sys/kernel/security/lsm") or "").split(",") if lockdown else [],
+        "apparmor_loaded": apparmor.get("loaded", []),
+        "apparmor_refused": apparmor.get("failed", []),
         "sysctl_missing": sysctl.get("missing", []),
         "sysctl_refused": sysctl.get("refused", []),
         "watchdog": text(root / "sys/class/watchdog/watchdog0/state"),
         "tainted": text(root / "proc/sys/kernel/tainted"),
     }
+
+
+def _words(path: Path) -> dict[str, list[str]]:
+    """What an early script left: on each line a word, and what it is about."""
+    lines = [line.split() for line in (text(path) or "").splitlines()]
+    return {words[0]: words[1:] for words in lines if words}

@@ -7,6 +7,7 @@ click parses command lines, but importing it doubles the time of the commonest q
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ _PLAIN = {
     ("status", "--json"): ("status", True),
     ("ping",): ("ping", False),
 }
+COMPLETE = "_MIXCTL_COMPLETE"  # the variable in which a shell says what it wants completed
 _WORDS = {"reboot": "rebooting", "poweroff": "switching off"}
 
 
@@ -45,27 +47,49 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _parsed(arguments)
         print(answer(*plain), flush=True)
     except DeviceError as error:
-        if "--json" in arguments:
+        if wants_json(arguments):
             sys.stderr.write(json.dumps(error.as_json()) + "\n")
         else:
             hint = f"  {error.hint}\n" if error.hint else ""
             sys.stderr.write(printable(f"mixctl: {error.message}\n{hint}"))
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")  # behind the terminal's ^C
+        return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; the interpreter must not complain about it
         return 141
     return 0
 
 
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether an error is to be told as JSON; what stands behind `--` belongs to another program."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in own
+
+
 def _parsed(arguments: Sequence[str]) -> int:
     import click
+    from click.exceptions import Exit
 
     from daemon.cli import cli
 
+    if instruction := os.environ.get(COMPLETE):  # the script of `mixctl completion` asks
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "mixctl", COMPLETE, instruction)
     try:
-        result = cli.main(list(arguments), prog_name="mixctl", standalone_mode=False)
+        # Not `cli.main`: it makes a reader that went away a failure (exit code 1).
+        with cli.make_context("mixctl", list(arguments)) as context:
+            result = cli.invoke(context)
+    except Exit as ending:
+        return ending.exit_code
     except click.ClickException as error:
-        error.show()
+        if wants_json(arguments):
+            told = DeviceError(error.format_message(), reason="usage", hint="--help shows what it takes")
+            sys.stderr.write(json.dumps({**told.as_json(), "exit_code": error.exit_code}) + "\n")
+        else:
+            error.show()
         return error.exit_code
     except click.Abort:
         return 130

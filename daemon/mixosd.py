@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from daemon.api.dispatch import Dispatcher
+from daemon.api.follow import follow
 from daemon.api.keys import Keys
 from daemon.api.limits import Limits
 from daemon.api.method import Role
@@ -27,7 +30,7 @@ from daemon.audit import Audit, AuditError
 from daemon.errors import DeviceError
 from daemon.facts import ROOT, text
 from daemon.log import log
-from daemon.part import Context, Part
+from daemon.part import Context, Part, cgroups
 from daemon.system import SystemPart
 
 GROUP = "mixos"
@@ -38,15 +41,19 @@ PARTS: Mapping[str, str] = MappingProxyType(
         "config": "daemon.config.part:Config",
         "firewall": "daemon.net.firewall.part:Firewall",
         "proxy": "daemon.net.proxy:Proxy",
+        "storage": "daemon.storage.part:Storage",  # before the services: their quotas hold from their start
         "service": "daemon.supervise.manager:Manager",
         "net": "daemon.net.interfaces:Interfaces",
         "vpn": "daemon.net.vpn:Vpn",
         "mdns": "daemon.net.mdns:MdnsPart",
         "sandbox": "daemon.sandbox.methods:Sandbox",
         "metrics": "daemon.metrics.part:Metrics",
-        "storage": "daemon.storage.part:Storage",
     }
 )
+
+
+# What an ordinary host gives us without being taken over: not its network, nor its disks.
+HOST_PARTS = ("config", "proxy", "service", "sandbox", "metrics")
 
 
 class BusyError(DeviceError):
@@ -88,28 +95,31 @@ class Daemon:
         def dbus() -> Part:
             from daemon.api.dbus import DbusPart  # dbus-next: last, in its thread, and not needed to answer
 
-            return DbusPart(context, self.dispatcher, accounts, bus)
+            return DbusPart(context, self.dispatcher, accounts, bus, limits)
 
         system = Source("system", lambda: SystemPart(context, lambda: self.parts.status()))
         api = Source("api", lambda: ApiPart(context, self.dispatcher, self.audit))
         self.parts = Parts([system, api, *given, Source("dbus", dbus)], self.dispatcher)
 
     async def run(self, stop: asyncio.Event, group: str = GROUP) -> None:
-        """Serve until `stop` is set."""
+        """Serve until `stop` is set, the members of `group` as well where others may come."""
         try:
             self.audit.open()
             await self.audit.record("started", pid=os.getpid(), boot=text(ROOT / "proc/sys/kernel/random/boot_id"))
         except AuditError as error:  # questions are still answered; changes are refused
             log("err", error.message)
-        serving = asyncio.create_task(self.server.serve(self.context.run / "mixosd.sock", group, stop))
+        serving = asyncio.create_task(
+            self.server.serve(self.context.run / "mixosd.sock", group if self.context.shared else None, stop)
+        )
         starting = asyncio.create_task(self.parts.start())
         watching = asyncio.create_task(self._record_denials())
+        following = asyncio.create_task(follow(self.dispatcher, self.context.events))
         try:
             await serving
         finally:
-            starting.cancel()
-            watching.cancel()
-            await asyncio.gather(starting, watching, return_exceptions=True)
+            for task in (starting, watching, following):
+                task.cancel()
+            await asyncio.gather(starting, watching, following, return_exceptions=True)
             await self.parts.stop()
             with contextlib.suppress(OSError):
                 self.audit.close()
@@ -121,23 +131,43 @@ class Daemon:
                 self.audit.append("denied", method="sandbox.network", name=event.subject, **event.data)
 
 
-async def run(context: Context) -> None:
-    """A device's daemon until SIGTERM or SIGINT."""
+async def run(daemon: Daemon) -> None:
+    """Until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, 0)  # init starts us behind sshd and the network
-    await Daemon(context).run(stop)
+    await daemon.run(stop)
 
 
-def main() -> int:
+def on_host(arguments: Sequence[str]) -> Daemon:
+    """A daemon for an ordinary Linux host or a container, all its folders below one; its user is the administrator."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="mixosd", description="Without options: the daemon of a device.")
+    parser.add_argument("--folder", type=Path, required=True, help="run, state, etc, lib, libexec and log are below it")
+    parser.add_argument("--part", choices=tuple(PARTS), action="append", help=f"default: {', '.join(HOST_PARTS)}")
+    options = parser.parse_args(arguments)
+    places = {name: options.folder.absolute() / name for name in ("run", "state", "etc", "lib", "log", "libexec")}
+    root = cgroups()
+    name = f"{root.name}-{hashlib.sha256(os.fsencode(options.folder.absolute())).hexdigest()[:8]}"
+    context = Context(**places, cgroups=root.with_name(name), shared=False)
+    parts = [source(name, PARTS[name], context) for name in PARTS if name in (options.part or HOST_PARTS)]
+    return Daemon(
+        context, parts, {os.geteuid(): Role.ADMIN}, bus=str(context.run / "bus")
+    )  # the host's own bus is not ours to be on
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    context = Context()
+    given = sys.argv[1:] if arguments is None else arguments
+    daemon = on_host(given) if given else Daemon(Context())
+    context = daemon.context
     try:
         context.run.mkdir(parents=True, exist_ok=True)
         held = lock(context.run / "mixosd.lock")
-        asyncio.run(run(context))
+        asyncio.run(run(daemon))
         os.close(held)
     except DeviceError as error:
         log("err", error.message)
@@ -146,3 +176,7 @@ def main() -> int:
         log("err", f"cannot serve: {error}")
         return 1
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

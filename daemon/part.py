@@ -11,6 +11,15 @@ from daemon.api.events import Bus
 from daemon.api.method import Method
 
 
+def cgroups() -> Path:
+    """`mixos`, below where this host mounts cgroup v2 (proc_pid_mounts(5))."""
+    for line in Path("/proc/self/mounts").read_text("utf-8", "surrogateescape").splitlines():
+        words = line.split()
+        if words[2] == "cgroup2":
+            return Path(words[1]) / "mixos"
+    return Path("/sys/fs/cgroup/mixos")
+
+
 @dataclass(frozen=True)
 class Context:
     """Where things are, and what parts share. Tests give other folders."""
@@ -20,6 +29,9 @@ class Context:
     etc: Path = Path("/etc/mixos")  # kept, written by people or for them
     lib: Path = Path("/usr/lib/mixos")  # the image's, read-only
     log: Path = Path("/var/log/mixos")
+    libexec: Path = Path("/usr/libexec/mixos")  # the image's: the programs in C
+    cgroups: Path = field(default_factory=cgroups)  # the control group of all units and sandboxes
+    shared: bool = True  # whether accounts of this system other than ours may use it, by their groups
     events: Bus = field(default_factory=Bus)
     # Awaited with a unit's name when its cgroup is there and before anything runs in it; an error stops the start.
     gates: list[Callable[[str], Awaitable[None]]] = field(default_factory=list)

@@ -159,6 +159,12 @@ def decode_answer(line: bytes, ident: int) -> Any:
     raise failure("the answer is not a JSON-RPC 2.0 response", code=INTERNAL_ERROR, reason="rpc-answer")
 
 
+def is_stream(line: bytes) -> bool:
+    """Whether a line after the answer is about a stream, and no answer to another call. Raises RpcError."""
+    document = _parse(line, MAX_ANSWER)
+    return isinstance(document, dict) and "method" in document
+
+
 def decode_stream(line: bytes, stream: object) -> tuple[bool, Any]:
     """A line after the answer: (True, item), or (False, None) at the end. Raises RpcError like `decode_answer`."""
     document = _parse(line, MAX_ANSWER)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from daemon.console.safe import one_line
+
 
 def table(facts: Mapping[str, Any]) -> str:
     """The status for people: a label and a value per line."""
-    return "\n".join(f"{label:<14}{value}" for label, value in rows(facts))
+    return "\n".join(f"{label:<14}{one_line(value, 1000)}" for label, value in rows(facts))
 
 
 def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -20,6 +22,7 @@ def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("kernel", _or_dash(facts["kernel"])),
         ("slot", _or_dash(facts["slot"])),
         ("up", _duration(facts["uptime"])),
+        *_parts(facts.get("parts", {})),
         ("load", " ".join(f"{value:.2f}" for value in facts["load"]) or "-"),
         ("memory", f"{_size(memory.get('available'))} free of {_size(memory.get('total'))}"),
         ("data", _data(data)),
@@ -30,9 +33,11 @@ def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("SSH host key", _or_dash(facts["ssh_fingerprint"])),
         ("root", _or_dash(hardening["verity"]) if hardening["verity"] else "not protected by verity"),
         ("lockdown", _or_dash(hardening["lockdown"])),
+        ("AppArmor", f"{len(hardening['apparmor_loaded'])} profiles" if hardening["apparmor_loaded"] else "no profile"),
         ("watchdog", _or_dash(hardening["watchdog"])),
     ]
-    result += _parts(facts.get("parts", {}))
+    if hardening["apparmor_refused"]:
+        result.append(("refused", " ".join(hardening["apparmor_refused"])))
     if hardening["sysctl_refused"]:
         result.append(("refused", " ".join(hardening["sysctl_refused"])))
     if facts["preseed"]:
@@ -40,26 +45,49 @@ def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return result
 
 
+def health(parts: Mapping[str, Any]) -> str:
+    """The machine's health in one line, with what is not well; "-" when nobody knows."""
+    found = parts.get("metrics", {}).get("health")
+    if not isinstance(found, Mapping):
+        return "-"
+    texts = "; ".join(str(one.get("text")) for one in found.get("findings", ()))
+    return f"{found.get('state')}: {texts}" if texts else str(found.get("state"))
+
+
+def waiting(parts: Mapping[str, Any]) -> list[str]:
+    """What waits for a decision: approvals that were asked for, changes that will be undone unless confirmed."""
+    count = sum(part["approvals"] for part in parts.values() if isinstance(part.get("approvals"), int))
+    found = [f"{count} {'approval' if count == 1 else 'approvals'}"] if count else []
+    if parts.get("firewall", {}).get("state") == "unconfirmed":
+        found.append("a change of the firewall (mixctl firewall confirm)")
+    if (seconds := parts.get("net", {}).get("confirm-seconds")) is not None:
+        found.append(f"a change of the network, {seconds} s more (mixctl net confirm)")
+    return found
+
+
+def not_running(parts: Mapping[str, Any]) -> list[str]:
+    """The parts of the daemon that have failed, with the reason."""
+    down = {name: part for name, part in parts.items() if part.get("state") == "failed"}
+    return [f"{name}: {part.get('error') or part['state']}" for name, part in down.items()]
+
+
+def coming_up(parts: Mapping[str, Any]) -> str:
+    """The parts of the daemon that are about to come up."""
+    return " ".join(name for name, part in parts.items() if part.get("state") in ("waiting", "starting"))
+
+
 def _parts(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Services in numbers, what needs somebody's attention, and the parts of the daemon that are not up."""
-    result = []
+    """Health, services in numbers, what needs somebody's attention, and the parts of the daemon that are not up."""
     service = parts.get("service", {})
-    if units := service.get("units"):
-        result.append(("services", ", ".join(f"{count} {state}" for state, count in units.items())))
+    units = ", ".join(f"{count} {state}" for state, count in service.get("units", {}).items())
+    result = [("health", health(parts)), ("services", units or "-")]
     for state in ("failed", "unhealthy", "broken"):
         if names := service.get(state):
             result.append((state, " ".join(names)))
-    if health := parts.get("metrics", {}).get("health"):
-        result.append(("health", str(health)))
-    approvals = [part["approvals"] for part in parts.values() if isinstance(part.get("approvals"), int)]
-    if approvals:
-        result.append(("approvals", f"{sum(approvals)} pending"))
-    for name, part in parts.items():
-        if part["state"] == "failed":
-            result.append((f"{name}!", f"failed: {part['error']}"))
-        elif part["state"] in ("waiting", "starting"):
-            result.append((name, part["state"]))
-    return result
+    result.append(("approvals", "; ".join(waiting(parts)) or "none"))
+    if names := coming_up(parts):
+        result.append(("coming up", names))
+    return result + [("NOT RUNNING", one_line(text)) for text in not_running(parts)]
 
 
 def _preseed(preseed: Mapping[str, Any]) -> str:
@@ -74,6 +102,8 @@ def _or_dash(value: object) -> str:
 
 
 def _data(data: Mapping[str, Any]) -> str:
+    if data["persistent"] is None:
+        return "-"
     if not data["persistent"]:
         return "NOT PERSISTENT: changes are lost at the next boot"
     return f"{_size(data['free'])} free of {_size(data['size'])} on {data['device']}"

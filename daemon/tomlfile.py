@@ -23,7 +23,11 @@ class Strict(BaseModel):
     """Base of every model a user writes: frozen, no unknown keys, `like-this` in files is `like_this` in code."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-"), populate_by_name=False
+        frozen=True,
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=False,
+        defer_build=True,  # a daemon has hundreds of these, and in an ordinary life uses few: time and memory
     )
 
 
@@ -53,18 +57,23 @@ def read_text(path: Path) -> str:
 
 def parse(text: str, path: Path, model: type[Model]) -> Model:
     """Like `load`, for text that was already read; `path` is only named in errors."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}", reason="config-syntax", hint="the file must be TOML 1.0") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply", reason="config-syntax") from error
+    data = decode(text, path)
     try:
         return model.model_validate(data)
     except ValidationError as error:
         places = positions(text)
         lines = [_explain(detail, places, path, model) for detail in error.errors()[:20]]
         raise ConfigError("\n".join(lines), reason=_reason(error.errors())) from error
+
+
+def decode(text: str, path: Path) -> dict[str, Any]:
+    """The content of TOML text. Raises ConfigError `config-syntax` with line and column."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}", reason="config-syntax", hint="the file must be TOML 1.0") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply", reason="config-syntax") from error
 
 
 def _reason(details: list[ErrorDetails]) -> str:

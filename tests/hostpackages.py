@@ -5,6 +5,7 @@ A test that would be skipped because a program is missing proves nothing, so wha
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -49,7 +50,12 @@ def ensure(path: Path, users: Collection[str]) -> list[str]:
 
     Raises HostError "test-packages" with the command to run when it may not or cannot.
     """
-    missing = [item for item in read(path) if item.users & set(users) and item.missing()]
+    with path.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes, which all want the same packages
+        return _ensure([item for item in read(path) if item.users & set(users) and item.missing()])
+
+
+def _ensure(missing: list[Needed]) -> list[str]:
     if not missing:
         return []
     packages = sorted({item.package for item in missing})

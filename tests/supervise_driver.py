@@ -1,55 +1,71 @@
-"""A daemon that kills itself: `python -m tests.supervise_driver FOLDER SHIM STEP WHEN ACTION UNIT STATE`.
+"""A daemon that kills itself.
 
-It starts a manager on the folders of a test, does ACTION ("start", "stop", "none") to UNIT, and waits until UNIT is in
-STATE. At the STEPth time that a unit's memory is written (each decision and each change of state is), it kills itself
-with SIGKILL: WHEN is "before" or "after" the writing. STEP 0: never. It ends with 0 when STATE was reached.
+`life` starts a manager on the folders of a test, does something to a unit, and waits until that is in a state. It kills
+itself with SIGKILL at a given step: a moment right before or right after a deed that others can see (something is
+written, a shim is started, connected to or told something, a cgroup is cleared).
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import signal
-import sys
-from pathlib import Path
+import traceback
+from typing import Any
 
 from daemon.part import Context
 from daemon.supervise.manager import Manager
-from daemon.supervise.memory import Memory
-from daemon.supervise.prepare import Places
+from daemon.supervise.memory import History, Memory
+from daemon.supervise.shim import Shim
 from daemon.supervise.states import State
-from tests.supervision import cgroup_root, reach
+from tests.supervision import cgroup_root, places, reach
+
+DEEDS: tuple[tuple[type, str], ...] = (
+    (Memory, "write"),
+    (History, "write"),
+    (Shim, "spawn"),
+    (Shim, "connect"),
+    (Shim, "_command"),
+    (Manager, "clear"),
+)
 
 
-def context(base: Path) -> Context:
-    """The folders of a test, as `tests.supervision.folders` makes them."""
-    return Context(base / "run/mixos", base / "lib/mixos", base / "etc", base / "usr", base / "log")
-
-
-def die_at(step: int, when: str) -> None:
+def die_at(last: int) -> None:
     """Arrange for the end of this process."""
-    count, write = 0, Memory.write
+    count = 0
 
-    def counted(self: Memory, folder: Path) -> None:
+    def step() -> None:
         nonlocal count
         count += 1
-        if count == step and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        write(self, folder)
-        if count == step:
+        if count == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Memory.write = counted  # type: ignore[method-assign]
+    for owner, name in DEEDS:
+        real = inspect.getattr_static(owner, name)
+        deed = real.__func__ if isinstance(real, classmethod) else real
+
+        def counted(*given: Any, deed: Any = deed, **more: Any) -> Any:
+            step()
+            found = deed(*given, **more)
+            step()
+            return found
+
+        async def counted_later(*given: Any, deed: Any = deed, **more: Any) -> Any:
+            step()
+            found = await deed(*given, **more)
+            step()
+            return found
+
+        wrapper: Any = counted_later if inspect.iscoroutinefunction(deed) else counted
+        setattr(owner, name, classmethod(wrapper) if isinstance(real, classmethod) else wrapper)
 
 
-async def drive(base: Path, shim: Path, action: str, name: str, state: State) -> None:
-    """One life of the daemon."""
-    place = context(base)
-    manager = Manager(place, places=Places(shim=shim), cgroups=cgroup_root(place))
+async def drive(place: Context, action: str, name: str, state: State) -> None:
+    """What such a daemon does. action: "stop", "restart" or "none"."""
+    manager = Manager(place, places=places(), cgroups=cgroup_root(place))
     await manager.start()
-    if action == "start":
-        manager.begin([name])
-    elif action == "stop":
+    if action == "stop":
         await manager.halt([name])
     elif action == "restart":
         await manager.restart([name])
@@ -57,7 +73,17 @@ async def drive(base: Path, shim: Path, action: str, name: str, state: State) ->
     await manager.stop()
 
 
-if __name__ == "__main__":
-    base_, shim_, step_, when_, action_, name_, state_ = sys.argv[1:]
-    die_at(int(step_), when_)
-    asyncio.run(drive(Path(base_), Path(shim_), action_, name_, State(state_)))
+def life(place: Context, step: int, action: str, name: str, state: State) -> bool:
+    """One life, in a process of its own; whether it got to `state` instead of dying at `step` (0: never)."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            die_at(step)
+            asyncio.run(drive(place, action, name, state))
+            os._exit(0)
+        except BaseException:  # noqa: BLE001  # whatever it is, this process ends here
+            traceback.print_exc()
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, -signal.SIGKILL), status
+    return status == 0

@@ -6,6 +6,7 @@ The folders are below /dev/shm: short names (a Unix socket's has 108 bytes), and
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -13,9 +14,10 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from daemon.api.events import Event
-from daemon.part import Context
-from daemon.supervise import manager as supervision
+from daemon.part import Context, cgroups
 from daemon.supervise.manager import Manager
 from daemon.supervise.memory import History
 from daemon.supervise.prepare import Places
@@ -25,6 +27,7 @@ from tests.native import native
 
 SLEEP = "exec sleep 1000"  # a script for `shell`
 QUICK = "restart-delay = '10ms'\nrestart-delay-max = '20ms'\n"
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="other accounts need root")
 PATIENCE = 30.0  # seconds: how long a test waits for what must come; it says nothing about how long that takes
 
 
@@ -77,12 +80,12 @@ def remove_group(path: Path) -> None:
 
 def cgroup_root(context: Context) -> Path:
     """A group of its own for each context."""
-    return supervision._cgroups().with_name(f"mixos-test-{context.run.parents[1].name}")
+    return cgroups().with_name(f"mixos-test-{context.run.parents[1].name}")
 
 
-def places() -> Places:
+def places(shim: Path | None = None) -> Places:
     """The programs, compiled here."""
-    return Places(shim=native("shim"), launcher=native("sandbox"))
+    return Places(shim=shim or native("shim"), launcher=native("sandbox"))
 
 
 def unit(context: Context, name: str, text: str, *, shipped: bool = False) -> Path:
@@ -99,9 +102,9 @@ def shell(script: str, *, kind: str = "simple", more: str = "", unit_: str = "",
 
 
 @asynccontextmanager
-async def managed(context: Context, *, leave: bool = False) -> AsyncIterator[Manager]:
+async def managed(context: Context, *, leave: bool = False, shim: Path | None = None) -> AsyncIterator[Manager]:
     """A started manager; at the end it shuts everything down, or (leave) just lets go of it."""
-    manager = Manager(context, places=places(), cgroups=cgroup_root(context))
+    manager = Manager(context, places=places(shim), cgroups=cgroup_root(context))
     await manager.start()
     try:
         yield manager
@@ -147,10 +150,10 @@ class Heard:
         self._task.cancel()
 
 
-def alive(pid: int) -> bool:
-    """Whether there is such a process; one that nobody has waited for yet does not count (proc_pid_stat(5))."""
+def alive(pid: int, states: str = "RSDTtI") -> bool:
+    """Whether there is such a process, in one of these states (proc_pid_stat(5)); by default any but a zombie."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in states
     except OSError:
         return False
 

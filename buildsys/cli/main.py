@@ -23,6 +23,7 @@ VERBS = (
     "build",
     "cache",
     "completion",
+    "daemon",
     "doctor",
     "fetch",
     "flash",

@@ -1,4 +1,5 @@
-"""D-Bus: the same methods, roles and audit as on the socket, under the name org.mixos. The only module with dbus-next.
+"""D-Bus: the same methods, roles and audit as on the socket, under the name org.mixos. Only this module and `buslink`
+know dbus-next.
 
 mixosd never waits for a bus. A task connects when there is one, again after it went away, and serves calls as they
 come. What dbus-next would do itself (objects, properties, introspection) is done here, because every call needs its
@@ -8,19 +9,18 @@ caller: the account that the bus vouches for.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import pwd
-import socket
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from dbus_next.aio.message_bus import MessageBus
-from dbus_next.constants import MessageFlag, MessageType, NameFlag, RequestNameReply
+from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.errors import AuthError, DBusError
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
+from daemon import rpc
 from daemon.api import interface as names
+from daemon.api.buslink import Bus, connect
 from daemon.api.dispatch import Dispatcher
 from daemon.api.limits import Bucket, Limits
 from daemon.api.method import Caller, Method, Role
@@ -92,7 +92,7 @@ class DbusPart:
         while True:
             try:
                 async with asyncio.timeout(_CONNECT_SECONDS):
-                    bus = await _connect(self._path)
+                    bus = await connect(self._path)
             except (OSError, AuthError, DBusError, EOFError) as error:
                 if pause == _LONGEST_PAUSE / 2:  # once, not while the bus may just be starting
                     log("info", f"no bus at {self._path}: {error}")
@@ -122,60 +122,6 @@ class DbusPart:
             part, _, what = event.topic.partition(".")
             body = [what or event.topic, event.subject, event.at, dict(event.data)]
             session.signal(part, body)
-
-
-class Bus(MessageBus):
-    """dbus-next's connection with a socket that is connected already, and a handshake that notices its end."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-        super().__init__(bus_address="unix:path=/")
-
-    def _setup_socket(self) -> None:
-        self._sock = self._channel
-        self._stream = self._sock.makefile("rwb")
-        self._fd = self._sock.fileno()
-
-    async def _auth_readline(self) -> str:
-        """A line of the handshake. dbus-next's own loops for ever, without a pause, when the bus hangs up in it."""
-        data = b""
-        while not data.endswith(b"\r\n"):
-            byte = await self._loop.sock_recv(self._sock, 1)
-            if not byte or len(data) > 1000:
-                raise ConnectionError(0, "the bus hung up during the handshake")
-            data += byte
-        return data[:-2].decode("ascii", "replace")
-
-    async def gone(self) -> None:
-        """Return when the connection has ended, whatever ended it."""
-        with contextlib.suppress(Exception):
-            await cast(Any, self).wait_for_disconnect()
-
-    def leave(self) -> None:
-        """End the connection."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-
-    @property
-    def unsent(self) -> int:
-        """Messages that wait for the bus to read them."""
-        return int(self._writer.messages.qsize())
-
-
-async def _connect(path: str) -> Bus:
-    """A connection that owns our name. Raises OSError, AuthError, DBusError, EOFError."""
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        await asyncio.get_running_loop().sock_connect(channel, path)
-        bus = Bus(channel)
-        await bus.connect()
-        reply = await bus.request_name(names.BUS_NAME, NameFlag.DO_NOT_QUEUE)
-        if reply not in (RequestNameReply.PRIMARY_OWNER, RequestNameReply.ALREADY_OWNER):
-            raise OSError(0, f"{names.BUS_NAME} belongs to another program")
-    except BaseException:
-        channel.close()
-        raise
-    return bus
 
 
 class Session:
@@ -240,6 +186,9 @@ class Session:
         """Take every call; leave replies and signals to dbus-next."""
         if message.message_type is not MessageType.METHOD_CALL:
             return False
+        if message.signature and not message.body:  # see Reader
+            self._send(_failure(message, f"{_BUS}.Error.LimitsExceeded", f"more than {rpc.MAX_LINE} bytes"))
+            return True
         sender = self._senders.setdefault(message.sender, Sender(self._limits))
         if sender.calls >= _PER_SENDER or len(self._tasks) >= _ALL_SENDERS:
             self._send(_failure(message, f"{_BUS}.Error.LimitsExceeded", "too many calls at once"))
@@ -293,14 +242,19 @@ class Session:
         return member.result, await self._dispatcher.call(caller, call)
 
     async def _properties(self, message: Message, caller: Caller) -> tuple[str, Any]:
-        """Get and GetAll; each property is the answer of the method of its name, with that method's roles."""
+        """Get and GetAll; each property is the answer of the method of its name, with that method's roles.
+
+        GetAll, which programs call unasked, leaves out what the caller may not have.
+        """
         codes = {"Get": "ss", "GetAll": "s", "Set": "ssv"}.get(message.member)
         if codes is None or message.signature != codes:
             raise UnknownError("InvalidArgs", "Get takes ss, GetAll takes s")
         here = message.path == names.ROOT_PATH and message.body[0] in ("", names.interface("manager"))
         known = list(names.PROPERTIES) if here else []
         if message.member == "GetAll":
-            return "a{sv}", {name: await self._property(name, caller) for name in known}
+            methods = self._dispatcher.methods
+            allowed = [name for name in known if caller.role in methods[name.lower()].roles]
+            return "a{sv}", {name: await self._property(name, caller) for name in allowed}
         if message.body[1] not in known:
             raise UnknownError("UnknownProperty", f"there is no property {message.body[1]}")
         if message.member == "Set":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import errno
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ class Call(NamedTuple):
 
 
 class Dispatcher:
-    """All methods, behind one check. Every change that succeeded is an event: `api.changed`, the method, who."""
+    """All methods, behind one check. A change that succeeded is the event `api.changed`: method, who, origin."""
 
     def __init__(self, audit: Audit, keys: Keys, events: Bus) -> None:
         self.methods: dict[str, Method] = {}
@@ -161,7 +162,7 @@ class Dispatcher:
         try:
             yield
             outcome = "ok"
-            self._events.publish("api.changed", call.method.name, who=caller.name)
+            self._events.publish("api.changed", call.method.name, who=caller.name, origin=caller.origin)
         except DeviceError as error:
             outcome = error.reason
             raise
@@ -196,5 +197,9 @@ def _explained(method: Method, error: Exception, expired: bool) -> DeviceError:
     if expired:
         message = f"{method.name} did not end within {method.seconds:g} s and was stopped"
         return rpc.failure(message, code=rpc.INTERNAL_ERROR, reason="rpc-timeout")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        message = f"{method.name}: {error.strerror}" + (f" ({error.filename})" if error.filename else "")
+        hint = "mixctl storage usage shows what fills the disk"
+        return rpc.failure(message, code=rpc.INTERNAL_ERROR, reason="storage-full", hint=hint, retryable=True)
     log("err", f"{method.name} failed: {type(error).__name__}: {error}")
     return rpc.failure("internal error, see the log", code=rpc.INTERNAL_ERROR, reason="rpc-internal")

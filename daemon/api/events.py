@@ -35,8 +35,8 @@ class Bus:
         for listener in self._listeners:
             listener.offer(event)
 
-    async def listen(self, prefix: str = "") -> AsyncIterator[Event]:
-        """Events from now on whose topic begins with `prefix`, until the caller stops iterating."""
+    async def listen(self, prefix: str | tuple[str, ...] = "") -> AsyncIterator[Event]:
+        """Events from now on whose topic begins with `prefix`, or one of several, until the caller stops iterating."""
         listener = _Listener(prefix)
         self._listeners.add(listener)
         try:
@@ -47,7 +47,7 @@ class Bus:
 
 
 class _Listener:
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str | tuple[str, ...]) -> None:
         self.prefix = prefix
         self.queue: deque[Event] = deque()
         self.lost = 0

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
-from xml.sax.saxutils import escape
 
 from pydantic import BaseModel, SecretStr
 
@@ -179,4 +178,6 @@ def _standard() -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    return escape(text, {'"': "&quot;"})
+    for one, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+        text = text.replace(one, entity)
+    return text  # xml.sax.saxutils does this as well, and imports an HTTP client for it

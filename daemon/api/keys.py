@@ -8,6 +8,7 @@ that is the answer to the second one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 from daemon.errors import DeviceError, RefusedError
 from daemon.files import write_atomically
+from daemon.log import log
 
 SECONDS = 24 * 3600.0
 PER_UID = 256  # keys that one account may have in use
@@ -38,10 +40,14 @@ class Keys:
         """Claim a key: None, and the call goes on; or the record of the first call, {"result"} or {"error"}.
 
         Raises RefusedError `idempotency-mismatch` (used for another call), `-busy` (still running), `-unknown` (the
-        daemon ended during it), `-answer` (done, but its answer was not kept), `-full` (too many keys of this account).
+        daemon ended during it), `-answer` (done, but its answer was not kept), `-full` (too many keys of this account);
+        DeviceError `idempotency-failed` (the disk does not take it).
         """
         name, digest = _name(uid, key), _digest(method, params)
-        times = self._prune()
+        try:
+            times = self._prune()
+        except OSError as error:
+            raise _failed(error) from error
         if name in self._running:
             raise RefusedError("the first call with this key is running", reason="idempotency-busy", retryable=True)
         if name in times:
@@ -49,7 +55,12 @@ class Keys:
         if sum(other.startswith(f"{uid}-") for other in times) >= PER_UID:
             raise RefusedError(f"{PER_UID} keys of this account are in use", reason="idempotency-full")
         self._running.add(name)
-        await self._write(name, {"digest": digest})
+        try:
+            await self._write(name, {"digest": digest})
+        except BaseException:  # nothing was done yet: the key is as free as before
+            self._running.discard(name)
+            times.pop(name, None)
+            raise
         return None
 
     def release(self, uid: int, key: str) -> None:
@@ -59,25 +70,33 @@ class Keys:
     async def finish(
         self, uid: int, key: str, method: str, params: Mapping[str, Any], outcome: Mapping[str, Any]
     ) -> None:
-        """Keep what came of a claimed call: {"result": …} or {"error": …}."""
+        """Keep what came of a claimed call: {"result": …} or {"error": …}.
+
+        Where that cannot be written, the claim stays and says "unknown" from now on: what was done is done, and its
+        answer goes to whoever waits for it.
+        """
         try:
             kept = outcome if len(json.dumps(outcome)) <= MAX_ANSWER else {}
         except (TypeError, ValueError):  # a defect, which the door reports; that it was done is still true
             kept = {}
-        await self._write(_name(uid, key), {"digest": _digest(method, params), **(kept or {"large": True})})
+        try:
+            await self._write(_name(uid, key), {"digest": _digest(method, params), **(kept or {"large": True})})
+        except DeviceError as error:
+            log("warning", f"the outcome of {method}: {error.message}")
 
     async def forget(self, uid: int, key: str) -> None:
         """The call did nothing and may be tried again."""
         name = _name(uid, key)
-        self._prune().pop(name, None)
-        await asyncio.to_thread((self._folder / name).unlink, missing_ok=True)
+        with contextlib.suppress(OSError):  # then it says "unknown", which is what it was made for
+            self._prune().pop(name, None)
+            await asyncio.to_thread((self._folder / name).unlink, missing_ok=True)
 
     async def _write(self, name: str, record: Mapping[str, Any]) -> None:
         self._prune()[name] = self._clock()
         try:
             await asyncio.to_thread(write_atomically, self._folder / name, json.dumps(record).encode(), 0o600)
         except OSError as error:
-            raise DeviceError(f"the key cannot be kept: {error.strerror}", reason="idempotency-failed") from error
+            raise _failed(error) from error
 
     def _prune(self) -> dict[str, float]:
         """The names in use; those of an earlier daemon are found, old ones removed."""
@@ -89,6 +108,10 @@ class Keys:
             del self._times[name]
             (self._folder / name).unlink(missing_ok=True)
         return self._times
+
+
+def _failed(error: OSError) -> DeviceError:
+    return DeviceError(f"the key cannot be kept: {error.strerror}", reason="idempotency-failed")
 
 
 def _name(uid: int, key: str) -> str:

@@ -15,8 +15,9 @@ class Limits:
     per_uid: int = 8  # of them, so that no account locks the others out
     per_admin: int = 16
     idle: float = 60.0  # seconds until a line is complete, and between calls; open streams do not idle
-    slow: float = 10.0  # seconds that a client may leave its answers unread
+    slow: float = 10.0  # seconds that a client may leave its answers unread; items of streams wait
     linger: float = 2.0  # seconds for the last words to a client before the connection is cut
+    look: float = 1.0  # seconds between looks at whether who waits for an answer is still there
     streams: int = 8  # open at once on one connection
     rate: float = 200.0  # calls per second of one connection; faster ones wait
     burst: float = 400.0  # calls that are answered at once after a pause

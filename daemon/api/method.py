@@ -9,7 +9,10 @@ from __future__ import annotations
 import enum
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple, cast, get_args
+
+from pydantic import BaseModel, SecretBytes, SecretStr
 
 from daemon.tomlfile import Strict
 
@@ -58,10 +61,11 @@ class Method(NamedTuple):
     changes anything: then the call is audited, and may carry an idempotency key. The handler returns what JSON can say;
     an asynchronous generator makes the method a stream, whose items follow the answer. Handlers raise DeviceError for
     every failure that is not a defect of ours. seconds: the longest that a call may take (not for streams); then the
-    handler is cancelled. stable: kept as it is while the API's version stays. secret: neither the answer nor a digest
-    of the parameters may be kept on disk, so the method takes no idempotency key. Secrets among the parameters are
-    `pydantic.SecretStr`, which the audit shows as stars. The handler's return annotation is the D-Bus signature:
-    `dict[str, Any]`, `list[dict[str, Any]]`, `str`, `int`… tell callers what comes, `object` becomes a variant.
+    handler is cancelled. stable: kept as it is while the API's version stays. secret: the answer must not be kept on
+    disk. Secrets among the parameters are `pydantic.SecretStr`, which the audit shows as stars. Either way the method
+    takes no idempotency key, whose record would hold the answer and a digest of the parameters. The handler's return
+    annotation is the D-Bus signature: `dict[str, Any]`, `list[dict[str, Any]]`, `str`, `int`… tell callers what comes,
+    `object` becomes a variant.
     """
 
     name: str
@@ -81,10 +85,20 @@ class Method(NamedTuple):
 
     @property
     def takes_key(self) -> bool:
-        """Whether a call may carry an idempotency key, for which its answer is kept."""
-        return self.changes and not self.stream and not self.secret
+        """Whether a call may carry an idempotency key, for which its answer and a digest of its parameters are kept."""
+        return self.changes and not self.stream and not self.secret and not holds_secrets(self.params)
 
     @property
     def stream(self) -> bool:
         """Whether the handler gives a sequence over time instead of one answer."""
         return inspect.isasyncgenfunction(self.handler)
+
+
+@cache
+def holds_secrets(annotation: Any) -> bool:
+    """Whether a value of this type can have a secret in it, however deep: a model, a list of models, an option, …"""
+    if isinstance(annotation, type) and issubclass(annotation, SecretStr | SecretBytes):
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return any(holds_secrets(cast(Any, field.annotation)) for field in annotation.model_fields.values())
+    return any(holds_secrets(inner) for inner in get_args(annotation))

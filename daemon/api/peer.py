@@ -22,10 +22,9 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from daemon.api.method import Caller, Role
+from daemon.console.accounts import ACCOUNTS as TABLE
 
-ACCOUNTS: Mapping[int, Role] = MappingProxyType(
-    {0: Role.ADMIN, 1000: Role.ADMIN, 1001: Role.OPERATOR, 1002: Role.VIEWER, 1003: Role.AGENT}
-)
+ACCOUNTS: Mapping[int, Role] = MappingProxyType({account.uid: Role(account.role) for account in TABLE})
 _MAX = 128 << 10  # bytes of an environment that are looked at
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:]{2,45}(%[0-9A-Za-z._-]{1,15})?")
 

@@ -2,7 +2,7 @@
 
 A connection answers one call after the other; streams run beside the calls and share the connection's pipe. Nothing is
 written before the client has taken most of what was written earlier, so a client costs at most one answer of memory;
-one that reads nothing for `Limits.slow` seconds is dropped, with the reason as its last line.
+one that leaves an answer unread for `Limits.slow` seconds is dropped, with the reason as its last line.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import grp
 import os
+import select
 import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -25,8 +26,9 @@ from daemon.errors import DeviceError, RefusedError
 from daemon.log import log
 
 
-def listen(path: Path, group: str) -> socket.socket:
-    """The listening socket, mode 0660 for `group`. Only the holder of the lock may call this: it replaces the path."""
+def listen(path: Path, group: str | None) -> socket.socket:
+    """The listening socket, mode 0660 for `group`, or for our account alone. Only the holder of the lock may call this:
+    it replaces the path."""
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     old = os.umask(0o177)  # nobody else gets in between bind and chown
@@ -34,9 +36,10 @@ def listen(path: Path, group: str) -> socket.socket:
         server.bind(os.fspath(path))
     finally:
         os.umask(old)
-    with contextlib.suppress(KeyError):  # without the group the socket stays root's: closed, not open
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
-    path.chmod(0o660)
+    if group is not None:
+        with contextlib.suppress(KeyError):  # without the group the socket stays root's: closed, not open
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        path.chmod(0o660)
     return server
 
 
@@ -53,7 +56,7 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._complaints = Bucket(0.2, 20.0)  # lines of the log that clients can cause
 
-    async def serve(self, path: Path, group: str, stop: asyncio.Event) -> None:
+    async def serve(self, path: Path, group: str | None, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then end what is open."""
         backlog = self.limits.connections
         server = await asyncio.start_unix_server(
@@ -75,9 +78,9 @@ class Server:
         assert task is not None
         self._tasks.add(task)
         who = credentials(writer.get_extra_info("socket"))
-        self._open[who.uid] = self._open.get(who.uid, 0) + 1
+        refusal = self._admit(who.uid)
         try:
-            caller = self._admit(who.uid) or identify(who, self._accounts)
+            caller = refusal or identify(who, self._accounts)
             if not isinstance(caller, Caller):
                 caller = caller or RefusedError("this account has no role here", reason="role-none")
                 self.complain(f"{who}: {caller.reason}")
@@ -91,14 +94,18 @@ class Server:
                 await self._close(writer)
             finally:
                 self._tasks.discard(task)
-                self._open[who.uid] -= 1
-                if not self._open[who.uid]:
-                    del self._open[who.uid]
+                if refusal is None:
+                    self._open[who.uid] -= 1
+                    if not self._open[who.uid]:
+                        del self._open[who.uid]
 
     def _admit(self, uid: int) -> DeviceError | None:
-        """Why a client of this account is one too many; it is counted already."""
+        """Count a client of this account, or say why it is one too many. Who is refused does not count: a flood of one
+        account must not keep the others out."""
         limit = self.limits.per_admin if self._accounts.get(uid) is Role.ADMIN else self.limits.per_uid
-        if sum(self._open.values()) <= self.limits.connections and self._open[uid] <= limit:
+        mine = self._open.get(uid, 0)
+        if sum(self._open.values()) < self.limits.connections and mine < limit:
+            self._open[uid] = mine + 1
             return None
         return rpc.failure(
             "too many connections", code=rpc.INTERNAL_ERROR, reason="rpc-busy", hint="close some", retryable=True
@@ -137,6 +144,8 @@ class Connection:
         self._writing = asyncio.Lock()
         self._streams: dict[int, asyncio.Task[None]] = {}
         self._last_stream = 0
+        self._over = False
+        self._watch: asyncio.TimerHandle  # for the other end, while it waits for an answer
 
     async def converse(self) -> None:
         """Answer line after line until the client closes, idles too long, does not read, or sends garbage."""
@@ -152,6 +161,7 @@ class Connection:
                     return
                 await self._answer(request)
         finally:
+            self._over = True
             streams = list(self._streams.values())
             for task in streams:
                 task.cancel()
@@ -188,11 +198,33 @@ class Connection:
                 if call.method.stream:
                     await self._start(request, call)
                     return
-                line = rpc.encode_result(request.id, await self._server.dispatcher.call(self._caller, call))
+                line = rpc.encode_result(request.id, await self._result(call))
         except DeviceError as error:
             line = rpc.encode_error(request.id, error)
         if not request.notification:
             await self._send(line)
+
+    async def _result(self, call: Call) -> object:
+        """The answer of a call. What changes something is finished, whoever waits for it; a question that nobody waits
+        for any more is given up, and the connection with it."""
+        if call.method.changes:
+            return await self._server.dispatcher.call(self._caller, call)
+        task = asyncio.current_task()
+        assert task is not None
+        self._look_later(task)
+        try:
+            return await self._server.dispatcher.call(self._caller, call)
+        finally:
+            self._watch.cancel()
+
+    def _look_later(self, task: asyncio.Task[Any]) -> None:
+        self._watch = asyncio.get_running_loop().call_later(self._limits.look, self._look, task)
+
+    def _look(self, task: asyncio.Task[Any]) -> None:
+        if self._writer.is_closing() or _hung_up(self._writer.get_extra_info("socket").fileno()):
+            task.cancel()
+        else:
+            self._look_later(task)
 
     async def _start(self, request: rpc.Request, call: Call) -> None:
         """Answer with a stream's number and begin to send its items."""
@@ -215,7 +247,7 @@ class Connection:
         failure: DeviceError | None = None
         try:
             async for item in items:
-                await self._send(rpc.encode_item(number, item))
+                await self._write(rpc.encode_item(number, item))  # a pager waits for its reader, and the stream for it
                 await asyncio.sleep(0)  # a handler that never waits must not keep the others waiting
         except DeviceError as error:
             failure = error
@@ -227,15 +259,21 @@ class Connection:
             with contextlib.suppress(DeviceError):
                 await cast(Any, items).aclose()
             self._streams.pop(number, None)
-        with contextlib.suppress(OSError):
-            await self._send(rpc.encode_end(number, failure))
+        if not self._over:  # else nobody listens any more, and who has stopped reading would hold up our end
+            with contextlib.suppress(OSError):
+                await self._send(rpc.encode_end(number, failure))
+
+    async def _write(self, line: bytes) -> None:
+        """Write when the client has taken what was there."""
+        async with self._writing:
+            self._writer.write(line)
+            await self._writer.drain()
 
     async def _send(self, line: bytes) -> None:
-        """Write when the client has taken what was there. Raises TimeoutError, after which the connection ends."""
+        """Write an answer, which must be read soon. Raises TimeoutError, after which the connection ends."""
         try:
-            async with asyncio.timeout(self._limits.slow), self._writing:
-                self._writer.write(line)
-                await self._writer.drain()
+            async with asyncio.timeout(self._limits.slow):
+                await self._write(line)
         except TimeoutError:
             self._drop()
             raise
@@ -252,3 +290,10 @@ class Connection:
             self._writer.write(rpc.encode_error(None, slow))
         self._writer.close()
         self._reader.feed_eof()  # ends the conversation, which may be waiting for a line
+
+
+def _hung_up(descriptor: int) -> bool:
+    """Whether the other end is closed. One that only has nothing more to say (shutdown(2)) may still be listening."""
+    found = select.poll()
+    found.register(descriptor, 0)  # POLLHUP is always told (poll(2))
+    return bool(found.poll(0))

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from daemon.cli.common import ask, columns, json_option, show
+from daemon.console.names import names as known
 
 BROKEN = 8  # exit code of a chain that does not hold
 
@@ -31,7 +32,7 @@ def audit(context: click.Context) -> None:
 @audit.command("list")
 @click.option("-n", "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="The last N entries.")
 @click.option("--before", type=int, metavar="NUMBER", help="Only entries before this one.")
-@click.option("--method", metavar="NAME", help="Only calls of this method.")
+@click.option("--method", metavar="NAME", shell_complete=known("method"), help="Only calls of this method.")
 @click.option("--uid", type=int, help="Only what this account did.")
 @click.option("--kind", metavar="KIND", help="Only intent, outcome, denied, started or repaired.")
 @json_option

@@ -20,6 +20,7 @@ import click
 
 from daemon.cli.common import ask, follow, json_option, show
 from daemon.cli.metrics import size
+from daemon.console.names import names as known
 from daemon.errors import DeviceError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -50,7 +51,13 @@ def backup() -> None:
 @backup.command()
 @click.argument("file")
 @click.option("--no-secrets", is_flag=True, help="Leave out private keys, passwords and the configuration's history.")
-@click.option("--state", multiple=True, metavar="UNIT", help="Keep this unit's state directory too; may be repeated.")
+@click.option(
+    "--state",
+    multiple=True,
+    metavar="UNIT",
+    shell_complete=known("unit"),
+    help="Keep this unit's state directory too; may be repeated.",
+)
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 @_secret_options
 @json_option
@@ -76,17 +83,19 @@ def create(
     secret = _passphrase(passphrase_file, plain, confirm=True)
     if secret is not None:
         params["passphrase"] = secret
-    with _output(file) as stream:
-        summary = _receive(params, stream)
+    with _output(file) as stream, _Meter("received") as meter:
+        summary = _receive(params, stream, meter)
     if file != "-":
         show(summary, as_json, lambda found: _created(found, file))
 
 
-def _receive(params: dict[str, object], stream: BinaryIO) -> dict[str, Any]:
+def _receive(params: dict[str, object], stream: BinaryIO, meter: _Meter) -> dict[str, Any]:
     for item in follow("backup.create", params):
         if "summary" in item:
             return dict(item["summary"])
-        stream.write(base64.b64decode(item["data"]))
+        data = base64.b64decode(item["data"])
+        stream.write(data)
+        meter.add(len(data))
     raise DeviceError("the backup ended too early", reason="backup-truncated", retryable=True)
 
 
@@ -137,25 +146,26 @@ def restore(
       mixctl backup restore kitchen.mixbackup --only settings,units
     """
     secret = _passphrase(passphrase_file, plain)
-    with _input(file) as stream:
-        ident = _send(stream)
+    with _input(file) as stream, _Meter("sent") as meter:
+        ident = _send(stream, secret, meter)
     params: dict[str, object] = {"id": ident, "dry-run": dry_run, "only": only.split(",") if only else []}
     if secret is not None:
         params["passphrase"] = secret
     show(ask("backup.restore", params, seconds=905.0), as_json, _restored)
 
 
-def _send(stream: BinaryIO) -> str:
-    """Upload a file; the id that the daemon knows it by. Nothing is sent of what cannot be a backup."""
-    from daemon.storage.sealed import HEADER, read_header
+def _send(stream: BinaryIO, secret: str | None, meter: _Meter) -> str:
+    """Upload a file; the id that the daemon knows it by. Nothing is sent of what cannot be a backup, or opened."""
+    from daemon.storage.sealed import HEADER, read_header, unlock
 
     head = stream.read(HEADER)
-    read_header(io.BytesIO(head))
+    unlock(read_header(io.BytesIO(head)), secret)
     ident, offset, piece = None, 0, head
     while piece:
         params = {"offset": offset, "data": base64.b64encode(piece).decode()}
         ident = ask("backup.upload", params if ident is None else {**params, "id": ident})["id"]
         offset += len(piece)
+        meter.add(len(piece))
         piece = stream.read(_PIECE)
     return str(ident)
 
@@ -196,6 +206,35 @@ def _passphrase(path: str | None, plain: bool, confirm: bool = False) -> str | N
     except OSError as error:
         raise click.UsageError("there is no terminal to ask for the passphrase: --passphrase-file") from error
     return str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
+
+
+class _Meter:
+    """How many bytes have gone, on the terminal and five times a second; nothing where standard error is none."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+        self._shown = sys.stderr.isatty()
+        self._bytes = 0
+        self._due = time.monotonic() + 1.0  # what is over at once needs no meter
+        self._width = 0
+
+    def add(self, count: int) -> None:
+        """So many more."""
+        self._bytes += count
+        if self._shown and time.monotonic() >= self._due:
+            self._due = time.monotonic() + 0.2
+            self._write(f"{self._word} {size(self._bytes)}")
+
+    def __enter__(self) -> _Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._width:
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        click.echo(f"\r{text.ljust(self._width)}\r", nl=False, err=True)
+        self._width = max(self._width, len(text))
 
 
 @contextmanager
@@ -260,7 +299,6 @@ def _restored(found: dict[str, Any]) -> str:
     lines += [f"{would}removed: {path}" for path in found["removed"]]
     lines = lines or ["everything is as in the backup already"]
     if not found["dry-run"]:
-        lines += ["now: mixctl service reload"] if found["reload"] else []
         lines += [f"now: mixctl service start {unit}" for unit in found["restart"]]
         lines += ["now: mixctl reboot"] if found["reboot"] else []
     return "\n".join(lines)

@@ -8,7 +8,11 @@ from typing import Any, TypeVar
 
 import click
 
-from daemon.client import PATIENCE
+from daemon.client import PATIENCE, Feeder
+from daemon.console.safe import one_line
+from daemon.console.terminal import width_of
+
+_LONGEST = 4096  # characters of a cell
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -25,11 +29,11 @@ def ask(method: str, params: Mapping[str, object] | None = None, *, seconds: flo
     return call(method, params or {}, timeout=seconds, patience=PATIENCE)
 
 
-def follow(method: str, params: Mapping[str, object] | None = None) -> Iterator[Any]:
-    """The items of a stream, until it ends or the person interrupts."""
+def follow(method: str, params: Mapping[str, object] | None = None, feeder: Feeder | None = None) -> Iterator[Any]:
+    """The items of a stream, until it ends or the person interrupts; `feeder` gives it something to read."""
     from daemon.client import stream
 
-    yield from stream(method, params or {}, patience=PATIENCE)
+    yield from stream(method, params or {}, patience=PATIENCE, feeder=feeder)
 
 
 def show(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
@@ -44,9 +48,13 @@ def show(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table: upper-case head, columns as wide as their widest cell, nothing behind the last one."""
-    lines = [[title.upper() for title in head], *[[str(cell) for cell in row] for row in rows]]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
+    """A table: upper-case head, columns as wide as their widest cell, nothing behind the last one.
+
+    A cell stays in its row, whatever is in it: a newline would let it write rows of its own.
+    """
+    lines = [[title.upper() for title in head], *[[one_line(cell, _LONGEST) for cell in row] for row in rows]]
+    widths = [max(width_of(line[index]) for line in lines) for index in range(len(head))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        "  ".join(cell + " " * (width - width_of(cell)) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
     )

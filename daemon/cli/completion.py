@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from daemon.cli import cli
+from daemon.mixctl import COMPLETE
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -22,4 +23,4 @@ def completion(shell: str) -> None:
 
     maker = get_completion_class(shell)
     if maker is not None:
-        click.echo(maker(cli, {}, "mixctl", "_MIXCTL_COMPLETE").source())
+        click.echo(maker(cli, {}, "mixctl", COMPLETE).source())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from daemon.cli.common import ask, columns, json_option, show
+from daemon.console.names import names as known
+from daemon.rpc import MAX_LINE
 
 
 @click.group()
@@ -35,8 +37,8 @@ def history(count: int, as_json: bool) -> None:
 
 
 @config.command()
-@click.argument("old", type=int, default=0)
-@click.argument("new", type=int, required=False)
+@click.argument("old", type=int, default=0, shell_complete=known("revision"))
+@click.argument("new", type=int, required=False, shell_complete=known("revision"))
 @json_option
 def diff(old: int, new: int | None, as_json: bool) -> None:
     """Show what changed between revisions OLD and NEW (0 is the newest, -1 the one before it; NEW: the files now).
@@ -49,11 +51,84 @@ def diff(old: int, new: int | None, as_json: bool) -> None:
     show(ask("config.diff", params), as_json, lambda answer: answer["diff"].rstrip("\n") or "no difference")
 
 
+@config.command("list")
+@json_option
+def files(as_json: bool) -> None:
+    """List the files below /etc/mixos that were written by people or for them.
+
+    \b
+    Example:
+      mixctl config list
+    """
+    show(
+        ask("config.list"), as_json, lambda rows: "\n".join(row["path"] for row in rows) or "all is as the image has it"
+    )
+
+
 @config.command()
-@click.argument("revision", type=int, default=-1)
+@click.argument("path", shell_complete=known("config"))
+@json_option
+def get(path: str, as_json: bool) -> None:
+    """Print the file PATH of /etc/mixos, such as units/hello.toml.
+
+    \b
+    Example:
+      mixctl config get firewall.toml
+    """
+    show(ask("config.get", {"path": path}), as_json, lambda answer: answer["text"].rstrip("\n"))
+
+
+@config.command()
+@click.argument("path", shell_complete=known("config"))
+@click.argument("file", type=click.File("rb"), default="-")
+@json_option
+def put(path: str, file: IO[bytes], as_json: bool) -> None:
+    """Write FILE (default: standard input) to PATH below /etc/mixos, and put it in force.
+
+    What is wrong with it is told, and what was in force stays so; `mixctl config undo` brings the older text back.
+
+    \b
+    Example:
+      ssh admin@device -- mixctl config put units/hello.toml < hello.toml
+    """
+    try:
+        text = file.read(MAX_LINE + 1).decode()
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"{file.name}: not UTF-8 (byte {error.start})") from error
+    if len(text) > MAX_LINE // 2:
+        raise click.ClickException(f"{file.name}: longer than {MAX_LINE // 2} characters")
+    _change(ask("config.put", {"path": path, "text": text}), as_json)
+
+
+@config.command()
+@click.argument("path", shell_complete=known("config"))
+@json_option
+def remove(path: str, as_json: bool) -> None:
+    """Remove the file PATH below /etc/mixos; what the image ships in its place counts again.
+
+    \b
+    Example:
+      mixctl config remove units/hello.toml
+    """
+    _change(ask("config.remove", {"path": path}), as_json)
+
+
+def _change(answer: dict[str, Any], as_json: bool) -> None:
+    """Call what puts a changed file in force. Raises what that raises; the file stays changed."""
+    for method in answer["apply"]:
+        ask(method, {}, seconds=120.0)
+    done = f"in force ({', '.join(answer['apply'])})" if answer["apply"] else "read at its next use"
+    show(answer, as_json, lambda _: f"{answer['path']}: {done}")
+
+
+@config.command()
+@click.argument("revision", type=int, default=-1, shell_complete=known("revision"))
 @json_option
 def undo(revision: int, as_json: bool) -> None:
     """Go back to REVISION (default: the one before the newest). This makes a new revision: an undo can be undone.
+
+    Files come back and are read again; what may not be put in force (say, a firewall that would shut you out) is told
+    in the log and by the event config.refused.
 
     \b
     Example:

@@ -10,6 +10,9 @@ from typing import Any
 import click
 
 from daemon.cli.common import follow, json_option
+from daemon.console.safe import one_line
+
+_LONGEST = 4096  # characters of a line for people
 
 
 @click.command()
@@ -27,7 +30,7 @@ def events(prefix: str, as_json: bool) -> None:
       mixctl events service. --json
     """
     for event in follow("events.follow", {"prefix": prefix}):
-        click.echo(json.dumps(event, ensure_ascii=False) if as_json else line(event))
+        click.echo(json.dumps(event) if as_json else one_line(line(event), _LONGEST))
 
 
 def line(event: Mapping[str, Any]) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from daemon.cli.common import Function, ask, columns, json_option, show
+from daemon.console.names import names as known
+from daemon.errors import ConfigError
 
 _SECONDS = 130.0  # long lists take their time on small boards
-_AT_ONCE = 1000  # addresses in one call: a call is a line of at most 64 KiB
+_AT_ONCE, _TEXT = 2000, 48 << 10  # addresses and their characters in one call: a call is a line of at most 64 KiB
 _FROM = click.option(
     "--from", "source", multiple=True, metavar="NETWORK", help="Only from here; also @LIST. Repeatable."
 )
@@ -144,8 +146,8 @@ def _what(row: Mapping[str, Any]) -> str:
 
 
 @firewall.command()
-@click.argument("service")
-@click.option("--zone", help="Only in this zone; default: in every zone.")
+@click.argument("service", shell_complete=known("firewall-service"))
+@click.option("--zone", shell_complete=known("zone"), help="Only in this zone; default: in every zone.")
 @click.option("--limit", metavar="RATE", help='New connections of one source, such as "10/minute".')
 @_FROM
 @_NAME
@@ -161,8 +163,8 @@ def allow(source: tuple[str, ...], as_json: bool, **values: object) -> None:
 
 
 @firewall.command()
-@click.argument("service")
-@click.option("--zone", help="Only in this zone; default: in every zone.")
+@click.argument("service", shell_complete=known("firewall-service"))
+@click.option("--zone", shell_complete=known("zone"), help="Only in this zone; default: in every zone.")
 @click.option("--reject", is_flag=True, help="Say so to the sender instead of staying silent.")
 @_FROM
 @_NAME
@@ -178,7 +180,7 @@ def deny(source: tuple[str, ...], as_json: bool, **values: object) -> None:
 
 
 @firewall.command()
-@click.argument("name")
+@click.argument("name", shell_complete=known("firewall-entry"))
 @_change
 def remove(as_json: bool, **values: object) -> None:
     """Remove a rule, forward, nat entry or list by its name in `firewall list`.
@@ -194,7 +196,7 @@ def remove(as_json: bool, **values: object) -> None:
 @click.argument("port")
 @click.argument("to")
 @click.argument("to_port", type=int, required=False)
-@click.option("--zone", required=True, help="Where it comes from.")
+@click.option("--zone", required=True, shell_complete=known("zone"), help="Where it comes from.")
 @_FROM
 @_NAME
 @_change
@@ -209,8 +211,8 @@ def forward(source: tuple[str, ...], as_json: bool, **values: object) -> None:
 
 
 @firewall.command()
-@click.argument("source")
-@click.argument("to")
+@click.argument("source", shell_complete=known("zone"))
+@click.argument("to", shell_complete=known("zone"))
 @click.option("--no-masquerade", is_flag=True, help="Route only: senders keep their addresses.")
 @_NAME
 @_change
@@ -225,10 +227,16 @@ def nat(source: str, no_masquerade: bool, as_json: bool, **values: object) -> No
 
 
 @firewall.command()
-@click.argument("name")
-@click.option("--interface", "interfaces", multiple=True, help="Repeatable; wg* stands for all that begin so.")
+@click.argument("name", shell_complete=known("zone"))
+@click.option(
+    "--interface",
+    "interfaces",
+    multiple=True,
+    shell_complete=known("interface"),
+    help="Repeatable; wg* stands for all that begin so.",
+)
 @click.option("--source", "sources", multiple=True, metavar="NETWORK", help="Repeatable.")
-@click.option("--allow", multiple=True, metavar="SERVICE", help="Repeatable.")
+@click.option("--allow", multiple=True, metavar="SERVICE", shell_complete=known("firewall-service"), help="Repeatable.")
 @click.option("--policy", type=click.Choice(["deny", "allow"]), help="For what is not allowed by name.")
 @click.option("--take", is_flag=True, help="Take interfaces, sources and services away instead of adding them.")
 @click.option("--default", is_flag=True, help="Make it the zone of whatever no zone names.")
@@ -246,7 +254,14 @@ def zone(as_json: bool, **values: object) -> None:
 @firewall.command()
 @click.argument("addresses", nargs=-1)
 @click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="One per line, # comments.")
-@click.option("--list", "name", default="blocked", show_default=True, help="The list they go to.")
+@click.option(
+    "--list",
+    "name",
+    default="blocked",
+    show_default=True,
+    shell_complete=known("firewall-list"),
+    help="The list they go to.",
+)
 @click.option("--take", is_flag=True, help="Take them off the list.")
 @_change
 def block(addresses: tuple[str, ...], file: Path | None, name: str, as_json: bool, **values: object) -> None:
@@ -259,16 +274,41 @@ def block(addresses: tuple[str, ...], file: Path | None, name: str, as_json: boo
     wanted = [*addresses, *(_entries(file) if file else ())]
     if not wanted:
         raise click.UsageError("say what to block, or give a --file")
-    parts = [wanted[start : start + _AT_ONCE] for start in range(0, len(wanted), _AT_ONCE)]
+    parts = list(_parts(wanted))
     for part in parts[:-1]:
         ask("firewall.block", {"addresses": part, "list": name, "more": True}, seconds=_SECONDS)
     _send("block", as_json, addresses=parts[-1], list=name, **values)
 
 
 def _entries(file: Path) -> Iterator[str]:
-    from daemon.net.firewall.lists import lines
+    """What a file lists, comments left out; checked here, since a line of it tells more than the daemon can."""
+    from daemon.net.firewall.lists import MAX_BYTES, lines, problems
 
-    yield from (entry for _, entry in lines(file.read_text("utf-8")))
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        text = data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{file}: {problem}", reason="config-unreadable") from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{file}: larger than {MAX_BYTES} bytes", reason="config-too-large")
+    if wrong := [f"{file}:{line}:1: {message}" for line, message in problems(text)]:
+        raise ConfigError("\n".join(wrong), reason="firewall-list")
+    yield from (entry for _, entry in lines(text))
+
+
+def _parts(wanted: list[str]) -> Iterator[list[str]]:
+    """`wanted` in order, in parts that fit into calls."""
+    part: list[str] = []
+    size = 0
+    for entry in wanted:
+        if part and (len(part) == _AT_ONCE or size + len(entry) + 4 > _TEXT):
+            yield part
+            part, size = [], 0
+        part.append(entry)
+        size += len(entry) + 4  # quotes, comma, blank
+    yield part
 
 
 @firewall.command()
@@ -324,9 +364,9 @@ def diff(as_json: bool) -> None:
 
 
 @firewall.command()
-@click.argument("port")
+@click.argument("port", shell_complete=known("firewall-service"))
 @click.option("--from", "source", metavar="ADDRESS", help="The sender.")
-@click.option("--interface", help="Where it comes in.")
+@click.option("--interface", shell_complete=known("interface"), help="Where it comes in.")
 @json_option
 def test(port: str, source: str | None, interface: str | None, as_json: bool) -> None:
     """Say what the policy in force does with a packet, and which entry decides.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from daemon.cli.common import ask, columns, json_option, show
+from daemon.console.names import names as known
 
 
 @click.group()
@@ -74,7 +75,7 @@ def list_(as_json: bool) -> None:
 
 
 @net.command("show")
-@click.argument("interface")
+@click.argument("interface", shell_complete=known("interface"))
 @json_option
 def show_(interface: str, as_json: bool) -> None:
     """Show one interface: what network.toml wants and what there is.
@@ -172,7 +173,7 @@ def revert(as_json: bool) -> None:
 
 
 @net.command("set")
-@click.argument("interface")
+@click.argument("interface", shell_complete=known("interface"))
 @click.argument("values", nargs=-1, required=True, metavar="KEY=VALUE...")
 @json_option
 def set_(interface: str, values: Sequence[str], as_json: bool) -> None:

@@ -76,6 +76,18 @@ def _password() -> str:
 
 @proxy.command()
 @json_option
+def apply(as_json: bool) -> None:
+    """Put proxy.toml in force, after editing it.
+
+    \b
+    Example:
+      mixctl proxy apply
+    """
+    show(ask("proxy.apply"), as_json, _shown)
+
+
+@proxy.command()
+@json_option
 def clear(as_json: bool) -> None:
     """Use no proxy, and forget its password.
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import base64
+import codecs
+import json
 import os
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from daemon.cli.common import ask, columns, follow, json_option, show
-from daemon.errors import RefusedError
+from daemon.console.names import names as known
+from daemon.errors import RpcError
 
 ENVIRONMENT = ("TERM", "COLORTERM", "COLUMNS", "LINES", "LANG", "TZ")  # offered; the profile decides
-MAX_INPUT = 32 << 10  # bytes: what fits into one request
+PIECE = 32 << 10  # bytes of input: what fits into one request
 
 
 @click.group()
@@ -30,7 +33,7 @@ def sandbox() -> None:
 
 
 @sandbox.command("run")
-@click.option("--profile", "-p", default="tool", help="The profile (default: tool).")
+@click.option("--profile", "-p", default="tool", shell_complete=known("profile"), help="The profile (default: tool).")
 @click.option("--ro", "read_only", multiple=True, metavar="PATH", help="Show this path, read-only (repeat).")
 @click.option("--rw", "read_write", multiple=True, metavar="PATH", help="Show this path, writable (repeat).")
 @click.option("--net", "network", type=click.Choice(("none", "proxy", "host")), help="Less network than it has.")
@@ -48,8 +51,8 @@ def run(
 ) -> None:
     """Run COMMAND in a sandbox; its output and exit code become ours.
 
-    Standard input is passed on when it is a file or pipe of at most 32 KiB. The paths must be ones that your account
-    can reach. Exit code 124: its time was over.
+    Standard input is passed on when it is a file or pipe. The paths must be ones that your account can reach. Exit code
+    124: its time was over. On a terminal, characters that would steer it are shown as escapes.
 
     \b
     Example:
@@ -67,39 +70,80 @@ def run(
         "environment": {
             name: os.environ[name] for name in ENVIRONMENT if len(os.environ.get(name, "x" * 2000)) <= 1024
         },
-        "input": base64.b64encode(_input()).decode(),
+        "input-follows": _has_input(),
     }
     code = 1
-    for item in follow("sandbox.run", params):
+    write = {1: _writer(1), 2: _writer(2)}
+    given = _Input()
+    for item in follow("sandbox.run", params, given):
         if "code" in item:
             code = int(item["code"])
-        if as_json:
-            show(item, True, str)
+        if "token" in item:
+            given.token = item["token"]
+        elif as_json:
+            click.echo(json.dumps(item))
         elif "data" in item:
-            stream = sys.stdout.buffer if item["stream"] == 1 else sys.stderr.buffer
-            stream.write(base64.b64decode(item["data"]))
-            stream.flush()
+            write[item["stream"]](base64.b64decode(item["data"]))
     click.get_current_context().exit(code)
 
 
-def _input() -> bytes:
-    """What waits on standard input; nothing from a terminal, and nothing when there is none."""
+def _writer(number: int) -> Callable[[bytes], None]:
+    """Writes output as it is; to a terminal so that it cannot steer it: what runs in a sandbox is not trusted."""
+    stream = sys.stdout if number == 1 else sys.stderr
+    if not stream.isatty():
+        return lambda data: (stream.buffer.write(data), stream.buffer.flush())[1]
+    from daemon.console.safe import printable
+
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in two pieces
+
+    def write(data: bytes) -> None:
+        stream.write(printable(decoder.decode(data).replace("\r\n", "\n").replace("\r", "\n")))
+        stream.flush()
+
+    return write
+
+
+def _has_input() -> bool:
+    """Whether standard input is to be passed on: not a terminal, where it may be meant for the shell."""
     try:
         mode = os.fstat(0).st_mode
     except OSError:
-        return b""
-    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-        return b""
-    data = sys.stdin.buffer.read(MAX_INPUT + 1)
-    if len(data) > MAX_INPUT:
-        raise RefusedError(
-            "standard input is longer than 32 KiB", reason="sandbox-input", hint="put it into a file and use --ro"
-        )
-    return data
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+class _Input:
+    """Our standard input, for the sandbox: piece by piece, each when the one before was taken. A pipe may never end,
+    such as that of `ssh HOST -- mixctl …`."""
+
+    def __init__(self) -> None:
+        self.token: str | None = None
+        self._piece: dict[str, object] = {}
+        self._open = True
+
+    def descriptor(self) -> int | None:
+        """Standard input, as long as it is wanted."""
+        return 0 if self.token is not None and self._open else None
+
+    def request(self, answer: object) -> tuple[str, Mapping[str, object]] | None:
+        """Read on; a piece that was not taken in time (False) is offered again."""
+        if isinstance(answer, RpcError):
+            self._open = False
+            if answer.reason != "sandbox-gone":  # it has ended without reading everything
+                raise answer
+        elif answer is None:
+            data = os.read(0, PIECE)
+            self._piece = {"token": self.token, "data": base64.b64encode(data).decode(), "end": not data}
+            return "sandbox.input", self._piece
+        elif not answer:
+            return "sandbox.input", self._piece
+        elif self._piece["end"]:
+            self._open = False
+        return None
 
 
 @sandbox.command()
-@click.option("--profile", "-p", default="tool", help="The profile (default: tool).")
+@click.option("--profile", "-p", default="tool", shell_complete=known("profile"), help="The profile (default: tool).")
 @json_option
 def explain(profile: str, as_json: bool) -> None:
     """Say what a profile enforces on this device, and what it does not. Measured, by setting a sandbox up.
@@ -131,7 +175,7 @@ def profiles(as_json: bool) -> None:
 
 
 @sandbox.command("show")
-@click.argument("profile")
+@click.argument("profile", shell_complete=known("profile"))
 @json_option
 def show_profile(profile: str, as_json: bool) -> None:
     """Show what a profile allows: every key, those with their default too.

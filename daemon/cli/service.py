@@ -11,12 +11,13 @@ from typing import Any
 import click
 
 from daemon.cli.common import ask, columns, follow, json_option, show
+from daemon.console.names import names as known
 
 _BAD = ("failed", "unhealthy", "backoff")
 _AGO = re.compile(r"(\d+)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
-names_argument = click.argument("names", nargs=-1, required=True, metavar="UNIT...")
+names_argument = click.argument("names", nargs=-1, required=True, metavar="UNIT...", shell_complete=known("unit"))
 wait_option = click.option(
     "--wait", type=click.FloatRange(0, 600), default=30.0, show_default=True, help="Seconds to wait for the outcome."
 )
@@ -51,7 +52,7 @@ def list_(failed: bool, as_json: bool) -> None:
 
 
 @service.command("show")
-@click.argument("name", metavar="UNIT")
+@click.argument("name", metavar="UNIT", shell_complete=known("unit"))
 @json_option
 def show_(name: str, as_json: bool) -> None:
     """Show every fact about a unit: why it is in its state, what it uses, how it ended, which limits are not enforced.
@@ -123,7 +124,7 @@ def shutdown(seconds: float, as_json: bool) -> None:
 
 
 @service.command()
-@click.argument("name", metavar="UNIT")
+@click.argument("name", metavar="UNIT", shell_complete=known("unit"))
 @click.option("-s", "--signal", "number", default="TERM", show_default=True, help="Name of the signal.")
 @click.option("--all", "everyone", is_flag=True, help="Send it to all processes, not just to the main one.")
 @json_option
@@ -139,7 +140,7 @@ def kill(name: str, number: str, everyone: bool, as_json: bool) -> None:
 
 
 @service.command()
-@click.argument("names", nargs=-1, metavar="[UNIT...]")
+@click.argument("names", nargs=-1, metavar="[UNIT...]", shell_complete=known("unit"))
 @json_option
 def reset(names: tuple[str, ...], as_json: bool) -> None:
     """Forget that units have failed (all, if none is named).
@@ -217,7 +218,7 @@ def check(as_json: bool) -> None:
 
 
 @service.command()
-@click.argument("names", nargs=-1, metavar="[UNIT...]")
+@click.argument("names", nargs=-1, metavar="[UNIT...]", shell_complete=known("unit"))
 @click.option("--dot", is_flag=True, help="For Graphviz.")
 @click.option("--order", is_flag=True, help="The steps in which they start.")
 @json_option
@@ -238,7 +239,7 @@ def graph(names: tuple[str, ...], dot: bool, order: bool, as_json: bool) -> None
 
 
 @service.command()
-@click.argument("names", nargs=-1, metavar="[UNIT...]")
+@click.argument("names", nargs=-1, metavar="[UNIT...]", shell_complete=known("unit"))
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on with what comes.")
 @click.option("-n", "--lines", type=click.IntRange(0, 100_000), help="Only the newest lines.  [default: 100]")
 @click.option("--since", metavar="TIME", help="From then on: 10m, 2h (ago), 14:30, 2026-01-31, 2026-01-31T14:30:00.")

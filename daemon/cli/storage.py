@@ -8,6 +8,7 @@ import click
 
 from daemon.cli.common import ask, columns, json_option, show
 from daemon.cli.metrics import size
+from daemon.console.names import names as known
 
 
 @click.group()
@@ -63,7 +64,7 @@ def quota(context: click.Context, as_json: bool) -> None:
 
 
 @quota.command(name="set")
-@click.argument("unit")
+@click.argument("unit", shell_complete=known("unit"))
 @click.argument("limit", metavar="SIZE")
 @json_option
 def set_(unit: str, limit: str, as_json: bool) -> None:
@@ -77,7 +78,7 @@ def set_(unit: str, limit: str, as_json: bool) -> None:
 
 
 @quota.command()
-@click.argument("unit")
+@click.argument("unit", shell_complete=known("unit"))
 @json_option
 def clear(unit: str, as_json: bool) -> None:
     """Take the limit of UNIT away.

@@ -9,13 +9,15 @@ from typing import Any
 import click
 
 from daemon.cli.common import Function, ask, columns, json_option, show
+from daemon.console.names import names as known
 from daemon.errors import DeviceError
 
 _SECONDS = 100.0  # looking up names of endpoints takes as long as the name servers need to give up
 
 
 def _interface_option(function: Function) -> Function:
-    return click.option("--interface", help="Which VPN interface, when there are several.")(function)
+    text = "Which VPN interface, when there are several."
+    return click.option("--interface", shell_complete=known("tunnel"), help=text)(function)
 
 
 def _params(**values: object) -> dict[str, object]:
@@ -176,7 +178,7 @@ def add_peer(name: str, qr: bool, as_json: bool, **values: Any) -> None:
 
 
 @vpn.command()
-@click.argument("name")
+@click.argument("name", shell_complete=known("peer"))
 @_interface_option
 def qr(name: str, interface: str | None) -> None:
     """Show a peer's configuration again as a QR code, if it was added with --keep-key.
@@ -192,7 +194,7 @@ def qr(name: str, interface: str | None) -> None:
 
 
 @vpn.command()
-@click.argument("name")
+@click.argument("name", shell_complete=known("peer"))
 @_interface_option
 @json_option
 def remove(name: str, interface: str | None, as_json: bool) -> None:
@@ -207,7 +209,7 @@ def remove(name: str, interface: str | None, as_json: bool) -> None:
 
 
 @vpn.command()
-@click.argument("interface")
+@click.argument("interface", shell_complete=known("tunnel"))
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def delete(interface: str, yes: bool, as_json: bool) -> None:
@@ -223,7 +225,7 @@ def delete(interface: str, yes: bool, as_json: bool) -> None:
 
 
 @vpn.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=known("peer"))
 @_interface_option
 @click.option("--key", is_flag=True, help="Make a new key pair for the peer, instead of a new preshared key.")
 @click.option("--qr", is_flag=True, help="Print the peer's configuration as a QR code.")
@@ -253,7 +255,7 @@ def _switch(verb: str, interface: str | None, as_json: bool, render: Callable[[A
 
 
 @vpn.command()
-@click.argument("interface", required=False)
+@click.argument("interface", required=False, shell_complete=known("tunnel"))
 @json_option
 def up(interface: str | None, as_json: bool) -> None:
     """Bring an interface up, now and at every start.
@@ -266,7 +268,7 @@ def up(interface: str | None, as_json: bool) -> None:
 
 
 @vpn.command()
-@click.argument("interface", required=False)
+@click.argument("interface", required=False, shell_complete=known("tunnel"))
 @json_option
 def down(interface: str | None, as_json: bool) -> None:
     """Take an interface down until `up`.
@@ -325,7 +327,7 @@ def import_(file: Any, name: str | None, as_json: bool) -> None:
 
 
 @vpn.command()
-@click.argument("interface", required=False)
+@click.argument("interface", required=False, shell_complete=known("tunnel"))
 @json_option
 def export(interface: str | None, as_json: bool) -> None:
     """Print an interface as wg-quick writes it, without its secrets.

@@ -15,8 +15,11 @@ import hashlib
 import json
 import os
 import stat
+import time
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from daemon.errors import NotFoundError, RefusedError
@@ -26,6 +29,8 @@ MAX_FILES = 2000
 MAX_FILE = 1 << 20  # bytes
 MAX_REVISIONS = 500
 _LIST = "revisions.jsonl"
+_MOST_PAIRS = 100_000  # of equal lines, each in one of two files, for which a short difference is looked for
+_SETTLED = 2_000_000_000  # nanoseconds: a file can change twice within a tick of the clock and look the same
 
 Files = Mapping[str, tuple[str, int]]  # path below the folder → (sha256, mode)
 
@@ -47,20 +52,32 @@ class History:
     def __init__(self, folder: Path, store: Path) -> None:
         self.folder = folder
         self.store = store
+        self._seen: Mapping[str, tuple[tuple[int, ...], str]] = {}  # path → (inode, size and times, sha256)
 
-    def revisions(self) -> list[Revision]:
-        """All revisions, oldest first."""
+    def revisions(self) -> Iterator[Revision]:
+        """All revisions, oldest first; one at a time, since each names every file."""
         try:
-            lines = (self.store / _LIST).read_bytes().split(b"\n")
+            stream = (self.store / _LIST).open("rb")
         except FileNotFoundError:
-            return []
-        return [revision for line in lines if (revision := _decode(line)) is not None]
+            return
+        with stream:
+            yield from (revision for line in stream if (revision := _decode(line)) is not None)
+
+    def last(self) -> Revision | None:
+        """The newest revision; unless the last line is torn, no other is decoded."""
+        try:
+            with (self.store / _LIST).open("rb") as stream:
+                lines = deque(stream, maxlen=1)
+        except FileNotFoundError:
+            return None
+        found = _decode(lines[0]) if lines else None
+        return found or next(iter(deque(self.revisions(), maxlen=1)), None)
 
     def get(self, number: int) -> Revision:
         """Revision `number`; 0 and below count back from the last. Raises NotFoundError `revision-missing`."""
-        found = self.revisions()
-        wanted = number if number > 0 else (found[-1].id if found else 0) + number
-        for revision in found:
+        newest = self.last() if number <= 0 else None
+        wanted = number + (newest.id if newest else 0)
+        for revision in self.revisions():
             if revision.id == wanted:
                 return revision
         raise NotFoundError(f"there is no revision {number}", reason="revision-missing", hint="mixctl config history")
@@ -70,13 +87,12 @@ class History:
 
         Raises RefusedError `history-too-big` when the folder holds more than configuration.
         """
-        files = self._keep(self._scan())
-        found = self.revisions()
-        if found and found[-1].files == files:
+        files, newest = self.current(), self.last()
+        if newest is not None and newest.files == files:
             return None
-        revision = Revision(found[-1].id + 1 if found else 1, at, who, why, files)
+        revision = Revision(newest.id + 1 if newest else 1, at, who, why, files)
         self._append(revision)
-        if len(found) >= MAX_REVISIONS:
+        if self._count() > MAX_REVISIONS:
             self.prune(MAX_REVISIONS // 2)
         return revision
 
@@ -89,42 +105,67 @@ class History:
         return "".join(parts)
 
     def current(self) -> Files:
-        """The files of the folder now, their content kept so that `changes` can show it."""
-        return self._keep(self._scan())
+        """The files of the folder now, their content kept so that `changes` can show it. Files that did not change are
+        not read again: this is done after every call that may have changed something."""
+        objects = self.store / "objects"
+        objects.mkdir(mode=0o700, parents=True, exist_ok=True)
+        result, seen, settled = {}, {}, time.time_ns() - _SETTLED
+        for path, found in self._scan():
+            stamp = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+            before, digest = self._seen.get(path, (None, ""))
+            if before != stamp or _size(f"{objects}/{digest}") != found.st_size:
+                data = (self.folder / path).read_bytes()
+                digest = hashlib.sha256(data).hexdigest()
+                if _size(f"{objects}/{digest}") != len(data):
+                    write_atomically(objects / digest, data, 0o600)
+            if found.st_ctime_ns < settled:
+                seen[path] = stamp, digest
+            result[path] = digest, stat.S_IMODE(found.st_mode)
+        self._seen = seen
+        return result
+
+    def check(self, revision: Revision) -> None:
+        """Whether `restore` would find all that it needs. Raises RefusedError `history-damaged`."""
+        for digest in {digest for digest, _ in revision.files.values()}:
+            self._read(digest)
 
     def restore(self, revision: Revision) -> list[str]:
         """Make the folder what it was; the paths that changed. Each file changes at once, and a cut in between is
-        finished by calling this again (the caller's journal says so)."""
-        now, changed = self.current(), []
-        for path, (digest, mode) in revision.files.items():
-            if now.get(path) != (digest, mode):
-                target = self.folder / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(target, self._read(digest), mode)
-                changed.append(path)
-        for path in now:
-            if path not in revision.files:
-                (self.folder / path).unlink(missing_ok=True)
-                changed.append(path)
-        return sorted(changed)
+        finished by calling this again (the caller's journal says so). Raises OSError, RefusedError
+        `history-damaged`."""
+        now = self.current()
+        gone = sorted(path for path in now if path not in revision.files)
+        changed = {path: file for path, file in revision.files.items() if now.get(path) != file}
+        for path in gone:  # first: one of them may be in the place of a folder
+            (self.folder / path).unlink(missing_ok=True)
+        for path, (digest, mode) in changed.items():
+            target = self.folder / path
+            if target.is_dir() and not target.is_symlink():
+                _remove_folders(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(target, self._read(digest), mode)
+        for folder in {(self.folder / path).parent for path in gone}:
+            if folder.is_dir():
+                sync_folder(folder)
+        return sorted([*changed, *gone])
 
     def prune(self, keep: int) -> None:
         """Forget all but the newest `keep` revisions, and the content that only the others had."""
-        left = self.revisions()[-keep:]
+        left = deque(self.revisions(), maxlen=keep)
         write_atomically(self.store / _LIST, b"".join(map(_encode, left)), 0o600)
         used = {digest for revision in left for digest, _ in revision.files.values()}
         for path in (self.store / "objects").iterdir():
             if path.name not in used:
                 path.unlink()
 
-    def _scan(self) -> Iterator[tuple[str, bytes, int]]:
-        """Path, content and mode of every regular file; links and what begins with a dot are nobody's configuration."""
-        count = 0
+    def _scan(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Every regular file; links and what begins with a dot are nobody's configuration."""
+        count, top = 0, f"{self.folder}/"
         for root, folders, names in os.walk(self.folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
-                path = Path(root, name)
-                found = path.lstat()
+                path = os.path.join(root, name)
+                found = os.lstat(path)
                 if name.startswith(".") or not stat.S_ISREG(found.st_mode):
                     continue
                 count += 1
@@ -134,33 +175,35 @@ class History:
                         reason="history-too-big",
                         hint=f"at most {MAX_FILES} files of {MAX_FILE >> 20} MiB",
                     )
-                yield os.fspath(path.relative_to(self.folder)), path.read_bytes(), stat.S_IMODE(found.st_mode)
-
-    def _keep(self, files: Iterator[tuple[str, bytes, int]]) -> Files:
-        objects = self.store / "objects"
-        objects.mkdir(mode=0o700, parents=True, exist_ok=True)
-        result = {}
-        for path, data, mode in files:
-            digest = hashlib.sha256(data).hexdigest()
-            if not (objects / digest).exists():
-                write_atomically(objects / digest, data, 0o600)
-            result[path] = (digest, mode)
-        return result
+                yield path[len(top) :], found
 
     def _append(self, revision: Revision) -> None:
-        path = self.store / _LIST
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.store / _LIST, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, (b"\n" if torn else b"") + _encode(revision))
-            os.fsync(descriptor)
+            size = os.lseek(descriptor, 0, os.SEEK_END)
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            data = (b"\n" if torn else b"") + _encode(revision)
+            try:
+                while data:  # a disk that becomes full takes a part
+                    data = data[os.write(descriptor, data) :]
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
         finally:
             os.close(descriptor)
         sync_folder(self.store)
 
+    def _count(self) -> int:
+        with (self.store / _LIST).open("rb") as stream:
+            return sum(1 for _ in stream)
+
     def _read(self, digest: str) -> bytes:
-        data = (self.store / "objects" / digest).read_bytes()
-        if hashlib.sha256(data).hexdigest() != digest:
+        try:
+            data = (self.store / "objects" / digest).read_bytes()
+        except FileNotFoundError:
+            data = None
+        if data is None or hashlib.sha256(data).hexdigest() != digest:
             raise RefusedError(
                 f"the kept content {digest[:12]} is damaged", reason="history-damaged", hint="restore a backup"
             )
@@ -176,10 +219,30 @@ class History:
             return None
 
 
+def _size(path: str) -> int:
+    """Of a file, in bytes; -1 when it is not there."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return -1
+
+
+def _remove_folders(folder: Path) -> None:
+    """Remove a folder in which there are only folders. Raises OSError for one with anything else in it."""
+    for root, _, _ in os.walk(folder, topdown=False):
+        os.rmdir(root)
+
+
 def _diff(path: str, old: list[str] | None, new: list[str] | None) -> str:
     if old is None or new is None:
         return f"--- {path}\n+++ {path}\n(not text)\n"
-    lines = difflib.unified_diff(old, new, f"a/{path}", f"b/{path}")
+    counts = Counter(old)
+    if sum(counts[line] for line in new) > _MOST_PAIRS:  # difflib would take minutes
+        whole = f"@@ -1,{len(old)} +1,{len(new)} @@\n"
+        sides = ([f"{sign}{line}" for line in lines] for sign, lines in (("-", old), ("+", new)))
+        lines = chain([f"--- a/{path}\n", f"+++ b/{path}\n", whole], *sides)
+    else:
+        lines = chain(difflib.unified_diff(old, new, f"a/{path}", f"b/{path}"))
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines) or f"mode of {path} changed\n"
 
 

@@ -40,18 +40,12 @@ def describe(facts: Mapping[str, Any], role: str) -> str:
 
 
 def _parts(parts: Any) -> Iterator[str]:
-    """Health with its findings, parts that failed, approvals that somebody waits for."""
-    if not isinstance(parts, Mapping):
-        return
-    rows = {str(name): part for name, part in parts.items() if isinstance(part, Mapping)}
-    health = rows.get("metrics", {}).get("health")
-    if isinstance(health, Mapping):
-        findings = health.get("findings")
-        texts = [one.get("text") for one in findings if isinstance(one, Mapping)] if isinstance(findings, list) else []
-        yield f"health: {one_line('; '.join(map(str, texts)) or health.get('state'))}"
-    failed = [name for name, part in rows.items() if part.get("state") == "failed"]
-    if failed:
-        yield f"NOT RUNNING: {one_line(', '.join(failed))} (mixctl status says why)"
-    waiting = sum(part["approvals"] for part in rows.values() if isinstance(part.get("approvals"), int))
-    if waiting:
-        yield f"{waiting} {'approval waits' if waiting == 1 else 'approvals wait'} for a decision"
+    """Health, parts of the daemon that are not up, what somebody waits for."""
+    from daemon.show import health, not_running, waiting
+
+    rows = {name: part for name, part in parts.items() if isinstance(part, Mapping)} if isinstance(parts, dict) else {}
+    if (state := health(rows)) != "-":
+        yield f"health: {one_line(state)}"
+    for label, found in (("NOT RUNNING", not_running(rows)), ("waiting", waiting(rows))):
+        if found:
+            yield f"{label}: {one_line('; '.join(found))}"

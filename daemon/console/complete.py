@@ -22,6 +22,7 @@ class Completer:
         from click.shell_completion import ShellComplete, split_arg_string
 
         from daemon.cli import cli
+        from daemon.mixctl import COMPLETE
 
         words = split_arg_string(before)
         word = words.pop() if words and not before[-1].isspace() else ""
@@ -33,7 +34,7 @@ class Completer:
             words = words[1:]
         found = [
             item.value
-            for item in ShellComplete(cli, {}, "mixctl", "_MIXCTL_COMPLETE").get_completions(words, word)
+            for item in ShellComplete(cli, {}, "mixctl", COMPLETE).get_completions(words, word)
             if item.type == "plain"
         ]
         if first:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from daemon.console.terminal import CLEAR, Terminal
+from daemon.console.terminal import CLEAR, Terminal, width_of
 
 LONGEST = 8192  # characters of a line
 _SHOWN = 200  # completions that are listed
@@ -164,16 +164,6 @@ class Editor:
 
     def _clear(self) -> None:
         self.terminal.write(CLEAR)
-
-
-def width_of(text: str) -> int:
-    """Columns that a text takes on the screen."""
-    if text.isascii():
-        return len(text)
-    import unicodedata
-
-    wide = sum(1 for char in text if unicodedata.east_asian_width(char) in "WF")
-    return len(text) + wide - sum(1 for char in text if unicodedata.combining(char))
 
 
 def _move(to: Callable[[Editor], int]) -> Callable[[Editor], None]:

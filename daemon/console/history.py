@@ -18,7 +18,8 @@ LINES = 1000
 MAX_BYTES = 256 << 10
 
 _SECRET = re.compile(
-    r"pass(word|wd|phrase|code)?\b|secret|token|\bpsk\b|preshared|private|credential|api-?key", re.IGNORECASE
+    r"pass(word|wd|phrase|code)?\b|secret|token|\bpsk\b|preshared|private|credential|api-?key|://[^/\s]*@",
+    re.IGNORECASE,
 )
 
 

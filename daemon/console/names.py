@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """Where the names of a kind are: a method without parameters, and the lists to go down to in its answer."""
+    """Where the names of a kind are: a method without parameters, the members to go down to in its answer, and which
+    member of an object is its name. A list may also have the names themselves, an object has them as keys."""
 
     method: str
     path: tuple[str, ...] = ()
+    member: str = "name"
 
 
 KINDS: Mapping[str, Source] = {
@@ -27,6 +29,13 @@ KINDS: Mapping[str, Source] = {
     "interface": Source("net.status", ("interfaces",)),
     "tunnel": Source("vpn.status", ("interfaces",)),
     "peer": Source("vpn.status", ("interfaces", "peers")),
+    "zone": Source("firewall.status", ("zones",)),
+    "firewall-list": Source("firewall.status", ("lists",)),
+    "firewall-service": Source("firewall.status", ("services",)),
+    "firewall-entry": Source("firewall.list", ("entries",)),
+    "config": Source("config.list", (), "path"),
+    "revision": Source("config.history", (), "id"),
+    "method": Source("api.methods"),
 }
 _SECONDS = 2.0  # nobody waits longer for a Tab
 _MOST = 1000
@@ -38,19 +47,20 @@ def complete_names(kind: str) -> list[str]:
 
     source = KINDS[kind]
     try:
-        return sorted(names_in(call(source.method, {}, timeout=_SECONDS), source.path))[:_MOST]
+        return sorted(names_in(call(source.method, {}, timeout=_SECONDS), source.path, source.member))[:_MOST]
     except DeviceError:
         return []
 
 
-def names_in(answer: Any, path: Sequence[str]) -> set[str]:
-    """The member "name" of every object at the end of `path`: of lists in objects, or of the list that `answer` is."""
-    things = [answer] if path else answer if isinstance(answer, list) else []
+def names_in(answer: Any, path: Sequence[str], member: str = "name") -> set[str]:
+    """The names at the end of `path`, which goes through objects and through lists of objects."""
+    things = [answer]
     for key in path:
-        lists = (one.get(key) for one in things if isinstance(one, Mapping))
-        things = [thing for inner in lists if isinstance(inner, list) for thing in inner]
-    found = (one.get("name") for one in things if isinstance(one, Mapping))
-    return {name for name in found if isinstance(name, str)}
+        objects = [one for thing in things for one in (thing if isinstance(thing, list) else [thing])]
+        things = [one[key] for one in objects if isinstance(one, Mapping) and key in one]
+    words = [word for thing in things if isinstance(thing, list | Mapping) for word in thing]
+    found = [word.get(member) if isinstance(word, Mapping) else word for word in words]
+    return {str(name) for name in found if isinstance(name, str | int)}
 
 
 def names(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:

@@ -116,3 +116,13 @@ class Terminal:
             if not self._pending:
                 raise EOFError
         return self._pending.pop(0)
+
+
+def width_of(text: str) -> int:
+    """Columns that a text takes on the screen: none for marks that are written over the character before them."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    wide = sum(1 for char in text if unicodedata.east_asian_width(char) in "WF")
+    return len(text) + wide - sum(1 for char in text if unicodedata.category(char) in ("Mn", "Me", "Cf"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ HEAD_SECONDS = 5.0
 SEND_SECONDS = 10.0
 MAX_CONNECTIONS = 8
 
+_FREEBIND, _IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # RFC 9110 section 5.6.2
 _TARGET = re.compile(rb"/[\x21-\x7e]*")
 _STATUS = {
@@ -75,8 +77,19 @@ class Endpoint:
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> None:
-        """Listen. Raises OSError."""
-        self._server = await asyncio.start_server(self._connection, host, port, limit=MAX_HEAD, backlog=16)
+        """Listen; the address need not be there yet (ip(7), IP_FREEBIND): a lease may come later. Raises OSError."""
+        six = ":" in host
+        listener = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if six:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.setsockopt(*((socket.IPPROTO_IPV6, _IPV6_FREEBIND) if six else (socket.IPPROTO_IP, _FREEBIND)), 1)
+            listener.bind((host, port))
+            self._server = await asyncio.start_server(self._connection, sock=listener, limit=MAX_HEAD, backlog=16)
+        except BaseException:
+            listener.close()
+            raise
 
     async def stop(self) -> None:
         """Stop listening; what is being answered is answered."""
@@ -85,29 +98,35 @@ class Endpoint:
             self._server = None
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        transport = writer.transport
+        transport.set_write_buffer_limits(high=0)  # to drain is then to have nothing left
+        if self._open >= 2 * MAX_CONNECTIONS:  # as many again are told that there are too many
+            transport.abort()
+            return
         self._open += 1
-        answer: Answer | None
         try:
-            answer = Answer(503) if self._open > MAX_CONNECTIONS else judge(await _head(reader))
+            await self._answer(reader, writer, busy=self._open > MAX_CONNECTIONS)
+        except (OSError, TimeoutError):
+            transport.abort()  # `close` would wait for a client that takes nothing
+        finally:
+            self._open -= 1
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, busy: bool) -> None:
+        try:
+            answer = Answer(503) if busy else judge(await _head(reader))
         except TimeoutError:
             answer = Answer(408)
         except asyncio.LimitOverrunError:
             answer = Answer(431)
         except (asyncio.IncompleteReadError, ConnectionError):
-            answer = None  # the client went away
-        try:
-            if answer is not None:
-                writer.write(self._encode(answer))
-                writer.write_eof()
-                await asyncio.wait_for(writer.drain(), SEND_SECONDS)
-                # What was sent after the head is read away: closing over it would reset the connection (RFC 9112 9.6).
-                with contextlib.suppress(asyncio.LimitOverrunError):
-                    await asyncio.wait_for(reader.read(MAX_HEAD), 1.0)
-        except (OSError, TimeoutError):
-            pass
-        finally:
-            self._open -= 1
-            writer.close()
+            return  # the client went away
+        writer.write(self._encode(answer))
+        await asyncio.wait_for(writer.drain(), SEND_SECONDS)
+        writer.write_eof()
+        # What was sent after the head is read away: closing over it would reset the connection (RFC 9112 9.6).
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(reader.read(MAX_HEAD), 1.0)
 
     def _encode(self, answer: Answer) -> bytes:
         body = f"{answer.status} {_STATUS[answer.status]}\n".encode()

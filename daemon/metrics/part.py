@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,9 @@ from daemon.metrics.processes import processes, unit_of
 from daemon.metrics.sample import Sample, take
 from daemon.part import Context
 from daemon.tomlfile import Strict
+
+if TYPE_CHECKING:
+    from daemon.metrics.http import Endpoint  # imported when it is on
 
 _LEASE = 3600.0  # seconds for which the hour goes on being recorded after somebody asked
 _FRESH = 1.0  # seconds for which a sample serves several questions
@@ -58,7 +61,7 @@ class Metrics:
         self._ring = ring.Ring()
         self._wanted_until = 0.0  # monotonic
         self._recorder: asyncio.Task[None] | None = None
-        self._endpoint: Any = None  # daemon.metrics.http.Endpoint, imported when it is on
+        self._endpoint: Endpoint | None = None
         self._last: Sample | None = None
 
     def methods(self) -> Sequence[Method]:
@@ -140,28 +143,42 @@ class Metrics:
     # -- work --------------------------------------------------------------------------------------------------------
 
     async def _apply(self, wanted: config.Config) -> None:
-        """Make `wanted` true. Raises ConfigError `metrics-listen`, the endpoint then being off."""
-        if self._endpoint is not None:
-            await self._endpoint.stop()
-            self._endpoint = None
+        """Make `wanted` true. Raises ConfigError `metrics-listen`, everything then being as it was."""
+        listens = self._endpoint is not None
+        if wanted.prometheus.enable != listens or wanted.prometheus.listen != self.config.prometheus.listen:
+            await self._move(wanted.prometheus.listen if wanted.prometheus.enable else None)
         self.config, self.problem = wanted, None
         if wanted.history == "always":
             self._record()
-        if not wanted.prometheus.enable:
-            return
+
+    async def _move(self, address: str | None) -> None:
+        """Listen there, and not where it was. Raises ConfigError `metrics-listen`, everything then being as it was."""
+        before = self.config.prometheus.listen if self._endpoint is not None else None
+        if self._endpoint is not None:  # first: both may have the same port
+            await self._endpoint.stop()
+            self._endpoint = None
+        try:
+            self._endpoint = await self._listen(address) if address else None
+        except ConfigError:
+            if before:
+                with contextlib.suppress(ConfigError):
+                    self._endpoint = await self._listen(before)
+            raise
+
+    async def _listen(self, address: str) -> Endpoint:
         from daemon.metrics.exposition import CONTENT_TYPE
         from daemon.metrics.http import Endpoint
 
         endpoint = Endpoint(self._document, CONTENT_TYPE)
         try:
-            await endpoint.start(*config.split(wanted.prometheus.listen))
+            await endpoint.start(*config.split(address))
         except OSError as error:
             raise ConfigError(
-                f"{self.context.etc}/metrics.toml: cannot listen on {wanted.prometheus.listen}: {error.strerror}",
+                f"{self.context.etc}/metrics.toml: cannot listen on {address}: {error.strerror}",
                 reason="metrics-listen",
-                hint="the address must be one of this device, the port free",
+                hint="is the port taken?",
             ) from error
-        self._endpoint = endpoint
+        return endpoint
 
     def _document(self) -> str:
         from daemon.facts import release
@@ -182,14 +199,14 @@ class Metrics:
             self._recorder = asyncio.get_running_loop().create_task(self._keep_recording())
 
     async def _keep_recording(self) -> None:
-        before = take(self.groups)
+        before: Sample | None = None
         while self.config.history == "always" or time.monotonic() < self._wanted_until:
-            await asyncio.sleep(ring.STEP)
             try:
                 after = take(self.groups)
+                if before is not None:
+                    self._ring.add(ring.row_of(figures(before, after)))
+                before = after
             except Exception as error:  # noqa: BLE001  # a row is missing then; the next one may be had
                 log("warning", f"metrics: {type(error).__name__}: {error}")
-                continue
-            self._ring.add(ring.row_of(figures(before, after)))
-            before = after
+            await asyncio.sleep(ring.STEP)
         self._recorder = None

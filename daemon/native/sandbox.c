@@ -1,11 +1,12 @@
 /* sandbox: run one command confined by a compiled policy, or do not run it at all.
  *
- *     sandbox [--report FD] [--cgroup DIR] [--keep N] [--dry] POLICY -- COMMAND [ARGUMENT...]
+ *     sandbox [--report FD] [--cgroup DIR] [--keep N] [--attached] [--dry] POLICY -- COMMAND [ARGUMENT...]
  *     sandbox --check POLICY      only read the policy
  *     sandbox --probe             print what this kernel offers, as JSON
  *
  * --cgroup DIR: the command starts in this cgroup; without it it stays in the caller's. --keep N: descriptors 3 to N+2
- * pass to the command. --dry: set everything up, report, end. Exit codes: the command's, 128+n when signal n ended it,
+ * pass to the command. --attached: when our parent ends, however it does, so does everything here. --dry: set everything
+ * up, report, end. Exit codes: the command's, 128+n when signal n ended it,
  * 124 when its time was over, 126 or 127 when it cannot be executed, 125 when the sandbox cannot be set up: then the
  * reason is one line on stderr, and nothing was run.
  *
@@ -74,6 +75,8 @@ static struct record records[RECORDS_MAX];
 static unsigned count;
 static struct record *once[TAGS];
 static int in_init, user_mode, keep, dry, report_fd = -1, cgroup_fd = -1, root, landlock_abi, landlock_used;
+static char cgroup_path[PATH_LENGTH]; /* the group that the command is in, as the host names it */
+static pid_t attached; /* to this parent; 0: to none */
 static uid_t account;
 static gid_t group;
 static sigset_t every_signal;
@@ -85,6 +88,7 @@ static size_t report_length;
         if (item->head.tag == (wanted))
 
 static void remove_placeholders(void);
+static void act_as(uid_t uid, gid_t gid);
 
 /* The only way out when something is not as it must be: nothing runs. */
 static _Noreturn void refuse(const char *what, const char *which)
@@ -92,8 +96,10 @@ static _Noreturn void refuse(const char *what, const char *which)
     const char *why = errno ? strerror(errno) : "";
     static int already;
     dprintf(STDERR_FILENO, "sandbox: %s%s%s%s%s\n", what, *which ? " " : "", which, *why ? ": " : "", why);
-    if (!in_init && !already++)
+    if (!in_init && !already++) {
+        act_as(0, 0); /* perhaps it went wrong while we looked something up for the account */
         remove_placeholders();
+    }
     _exit(REFUSED);
 }
 
@@ -137,27 +143,10 @@ static void send_report(void)
 
 #include "sandbox_bridge.h"
 #include "sandbox_policy.h"
+#include "sandbox_environment.h"
 #include "sandbox_rights.h"
 #include "sandbox_paths.h"
 #include "sandbox_root.h"
-
-static char *environment[RECORDS_MAX + 2];
-
-static void make_environment(void)
-{
-    static char process[32];
-    size_t used = 0;
-    EACH(item, ENV_SET)
-        environment[used++] = (char *)item->data;
-    EACH(item, ENV_PASS) {
-        char *value = getenv(item->data);
-        if (value && !strcmp(item->data, "LISTEN_PID")) /* sd_listen_fds(3): the receiver's own number, which is ours to know */
-            snprintf(process, sizeof process, "LISTEN_PID=%d", getpid());
-        if (value) /* the text before it is the name and '=' */
-            environment[used++] = *process && !strcmp(item->data, "LISTEN_PID") ? process : value - item->head.length;
-    }
-    environ = environment;
-}
 
 static _Noreturn void run_command(char **command)
 {
@@ -176,12 +165,13 @@ static int exit_code(int status)
     return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-/* What a terminal sends to everyone goes to everyone, the rest to the command. */
+/* To the command alone, as if it had been sent there: a service reloads by SIGHUP, and its workers must not. But what a
+ * terminal sends to everyone goes to everyone; it cannot reach them itself. Nobody inside could wake who is stopped. */
 static void forward(pid_t command, int number)
 {
-    int all = number == SIGINT || number == SIGQUIT || number == SIGHUP || number == SIGWINCH;
-    if (all || number == SIGTERM || number == SIGUSR1 || number == SIGUSR2 || number == SIGCONT)
-        kill(all ? -command : command, number);
+    int from_terminal = number == SIGINT || number == SIGQUIT || number == SIGHUP || number == SIGWINCH;
+    if (number != SIGTSTP && number != SIGTTIN && number != SIGTTOU)
+        kill(scalar[TERMINAL] && from_terminal ? -command : command, number);
 }
 
 /* PID 1: forward, reap, watch the clock and the keeper. Its return ends everything in the sandbox. */
@@ -246,7 +236,8 @@ static _Noreturn void be_init(char **command, int alive)
     if (keyring < 0 && errno != ENOSYS)
         refuse("session keyring", "");
     note(",\"keyring\":\"%s\"", keyring < 0 ? "none" : "new");
-    must(sethostname(once[HOSTNAME]->data, once[HOSTNAME]->head.length - 1), "host name", "");
+    if (*once[HOSTNAME]->data)
+        must(sethostname(once[HOSTNAME]->data, once[HOSTNAME]->head.length - 1), "host name", "");
     bound("memory", "memory.max", scalar[MEMORY], RLIMIT_DATA, REQUIRE_MEMORY);
     bound("pids", "pids.max", scalar[PIDS], RLIMIT_NPROC, REQUIRE_PIDS);
     make_root();
@@ -291,7 +282,8 @@ static int keeper(char **command)
 {
     int alive[2];
     must(pipe2(alive, O_CLOEXEC), "pipe", "");
-    uint64_t flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS;
+    uint64_t flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC;
+    flags |= *once[HOSTNAME]->data ? CLONE_NEWUTS : 0; /* else the host's name, as it is and will be */
     flags |= scalar[NETWORK] == NETWORK_HOST ? 0 : CLONE_NEWNET;
     flags |= cgroup_fd >= 0 ? INTO_CGROUP : 0;
     struct clone_arguments arguments = {.flags = flags, .exit_signal = SIGCHLD, .cgroup = cgroup_fd < 0 ? 0 : (uint64_t)cgroup_fd};
@@ -301,6 +293,11 @@ static int keeper(char **command)
         be_init(command, alive[0]);
     }
     close(alive[0]);
+    if (attached) { /* only now: each change of our rights takes it back (prctl(2)) */
+        must(prctl(PR_SET_PDEATHSIG, SIGABRT, 0, 0, 0), "parent's death", "");
+        if (getppid() != attached)
+            raise(SIGABRT);
+    }
     for (;;) {
         int status, number = sigwaitinfo(&every_signal, NULL);
         if (number != SIGCHLD && number > 0)
@@ -372,12 +369,15 @@ int main(int argc, char **argv)
             check = 1;
         else if (!strcmp(word, "--dry"))
             dry = 1;
+        else if (!strcmp(word, "--attached"))
+            attached = getppid();
         else if (!strcmp(word, "--report"))
             report_fd = atoi(value), index++;
         else if (!strcmp(word, "--keep"))
             keep = atoi(value), index++;
         else if (!strcmp(word, "--cgroup"))
-            cgroup_fd = (int)must(open(value, O_RDONLY | O_DIRECTORY | O_CLOEXEC), "cgroup", value), index++;
+            cgroup_fd = (int)must(open(value, O_RDONLY | O_DIRECTORY | O_CLOEXEC), "cgroup", value),
+            snprintf(cgroup_path, sizeof cgroup_path, "%s", *value == '/' ? value : "/"), index++;
         else if (word[0] != '-')
             policy = word, argv += index + 1, argc -= index + 1;
         else
@@ -385,13 +385,15 @@ int main(int argc, char **argv)
     }
     int given = argc >= 2 && policy && !strcmp(argv[0], "--");
     if (!policy || keep < 0 || keep > 64 || (!check && !dry && !given))
-        deny("usage: sandbox [--report FD] [--cgroup DIR] [--keep N] [--dry | --check] POLICY -- COMMAND [ARGUMENT...]", "");
+        deny("usage: sandbox [--report FD] [--cgroup DIR] [--keep N] [--attached] [--dry | --check] POLICY -- COMMAND [ARGUMENT...]", "");
     read_policy(policy);
     if (check)
         return 0;
     close_others();
+    find_cgroup(); /* before the namespace in which ours has no name */
+    static const uint64_t by_default[4]; /* struct kernel_sigaction; a libc keeps its own signals, 32 to 34, from us */
     for (int number = 1; number < NSIG; number++)
-        signal(number, SIG_DFL);
+        syscall(SYS_rt_sigaction, number, by_default, NULL, sizeof(uint64_t));
     sigfillset(&every_signal);
     sigprocmask(SIG_SETMASK, &every_signal, NULL);
     umask(022);

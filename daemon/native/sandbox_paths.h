@@ -93,6 +93,20 @@ static int parent_of(const struct record *item, const char *path, const char **n
     return look_up(item->under->folder, folder, BENEATH | NO_SYMLINKS);
 }
 
+/* Give a folder that we made to the owner of the one above; it must still be ours, and no other thing in its place. */
+static int give_folder(int at, const char *name, const struct stat *above)
+{
+    struct stat info;
+    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    must(fd, "folder of a placeholder:", name);
+    must(fstat(fd, &info), "folder of a placeholder:", name);
+    if (info.st_uid != 0)
+        deny("somebody else put another folder in place of", name);
+    int result = fchown(fd, above->st_uid, above->st_gid);
+    close(fd);
+    return result;
+}
+
 static int make_level(const struct record *item, const char *path, int last)
 {
     const char *name;
@@ -102,7 +116,7 @@ static int make_level(const struct record *item, const char *path, int last)
     if (!last) {
         result = mkdirat(at, name, 0755);
         if (result == 0 && geteuid() == 0)
-            result = fchownat(at, name, above.st_uid, above.st_gid, AT_SYMLINK_NOFOLLOW);
+            result = give_folder(at, name, &above);
     } else if (item->head.flags & FOLDER)
         result = mkdirat(at, name, 0);
     else

@@ -19,7 +19,7 @@ static int plain_path(const char *path)
 
 static int sound_data(const struct record_head *head, const char *data)
 {
-    int text = head->length >= 2 && head->length <= PATH_LENGTH && memchr(data, 0, head->length) == data + head->length - 1;
+    int text = head->length >= 1 && head->length <= PATH_LENGTH && memchr(data, 0, head->length) == data + head->length - 1;
     switch (head->tag) {
     case READ_ONLY: case READ_WRITE:
         return text && plain_path(data) && head->flags <= (OPTIONAL | AS_USER);
@@ -32,7 +32,7 @@ static int sound_data(const struct record_head *head, const char *data)
     case DIRECTORY:
         return text && (plain_path(data) || !strcmp(data, "/"));
     case ENV_PASS:
-        return text && !strchr(data, '=');
+        return text && *data && !strchr(data, '=');
     case ENV_SET:
         return text && strchr(data, '=') > data;
     case HOSTNAME:

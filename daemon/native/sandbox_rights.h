@@ -74,28 +74,40 @@ static void loopback_up(void)
     close(fd);
 }
 
-static void read_text(int at, const char *file, char *text, size_t size)
+static void read_text(const char *file, char *text, size_t size)
 {
-    int fd = openat(at, file, O_RDONLY | O_CLOEXEC);
+    int fd = open(file, O_RDONLY | O_CLOEXEC);
     ssize_t length = fd < 0 ? 0 : read(fd, text, size - 1);
     text[length > 0 ? length : 0] = 0;
     close(fd);
 }
 
-/* The limit that a file of our cgroup holds, 0 when there is none. */
+#define CGROUPS "/sys/fs/cgroup"
+
+/* Started inside our cgroup: the line "0::/path" says which (cgroups(7)); the last one where there is version 1, too. */
+static void find_cgroup(void)
+{
+    char text[PATH_LENGTH];
+    if (*cgroup_path)
+        return;
+    read_text("/proc/self/cgroup", text, sizeof text);
+    char *line = strncmp(text, "0::/", 4) ? strstr(text, "\n0::/") : text - 1;
+    if (line)
+        snprintf(cgroup_path, sizeof cgroup_path, CGROUPS "%.*s", (int)strcspn(line + 4, "\n"), line + 4);
+}
+
+/* The lowest limit that such files of our cgroup and of those above it hold, 0 when there is none. */
 static uint64_t cgroup_limit(const char *file)
 {
-    char text[PATH_LENGTH], path[PATH_LENGTH + 16];
-    if (cgroup_fd < 0) { /* started inside it: the line "0::/path" (cgroups(7)), alone where there is only version 2 */
-        read_text(AT_FDCWD, "/proc/self/cgroup", text, sizeof text);
-        if (strncmp(text, "0::/", 4))
-            return 0;
-        text[strcspn(text, "\n")] = 0;
-        snprintf(path, sizeof path, "/sys/fs/cgroup%s", text + 3);
-        cgroup_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    char text[32], folder[PATH_LENGTH], path[PATH_LENGTH + 16];
+    uint64_t lowest = 0;
+    for (snprintf(folder, sizeof folder, "%s", cgroup_path); *folder; *strrchr(folder, '/') = 0) {
+        snprintf(path, sizeof path, "%s/%s", folder, file);
+        read_text(path, text, sizeof text);
+        uint64_t found = strtoull(text, NULL, 10); /* "max" is 0 */
+        lowest = found && (!lowest || found < lowest) ? found : lowest;
     }
-    read_text(cgroup_fd, file, text, sizeof text);
-    return strtoull(text, NULL, 10); /* "max" is 0 */
+    return lowest;
 }
 
 static void lower_limit(unsigned resource, uint64_t value)
@@ -111,8 +123,12 @@ static void bound(const char *name, const char *file, uint64_t most, unsigned re
 {
     uint64_t found = most ? cgroup_limit(file) : 0;
     int by_cgroup = found && found <= most;
-    if (!by_cgroup && scalar[REQUIRE] & required)
-        deny("the policy demands a cgroup limit that is not there:", file);
+    if (!by_cgroup && scalar[REQUIRE] & required) {
+        char wanted[96];
+        snprintf(wanted, sizeof wanted, "%s is %llu (0: none), at most %llu is allowed", file,
+                 (unsigned long long)found, (unsigned long long)most);
+        deny("the policy demands a cgroup limit:", wanted);
+    }
     if (most && !by_cgroup)
         lower_limit(resource, most);
     note(",\"%s\":\"%s\"", name, by_cgroup ? "cgroup" : most ? "process" : "none");

@@ -8,9 +8,10 @@
  * to the shim is one command; each is answered, in order, by `ok`, `error REASON TEXT` or `fds NAME...` (with SCM_RIGHTS):
  *   start          read the spec again, run the service    stop MS        stop signal, SIGKILL after MS milliseconds
  *   signal N       to main                                 signal-all N   to everyone
- *   ready          the daemon found out that it is ready   rotate         a new log file
+ *   ready          the daemon found out that it is ready   main PID       and which process is main, of a service that daemonises
  *   store NAME     keep the descriptor that comes with it  unstore NAME   close it
- *   fds            copies of all that is kept              state          the state, then ok
+ *   fds            copies of all that is kept              rotate         a new log file
+ *   state          the state, brought up to date, then ok
  *   quit           end, when nothing of the service is left
  * Events come in between: started PID START, failed STEP ERRNO, ready, status, watchdog 0|1, mainpid PID START, stopping,
  * reloading, extend MICROSECONDS, stored NAME, unstored NAME, exited CODE SIGNAL OOM, empty; and `state` at the beginning.
@@ -195,8 +196,10 @@ static void main_ended(int status_code, int number)
 	close_fd(&main_fd);
 	drain();
 	hook("exit-drained");
-	if (spec.daemonises && started && status_code == 0 && phase != STOPPING && !told_main && new_main(descendants(0)))
+	if (spec.daemonises && started && status_code == 0 && phase != STOPPING && !told_main && new_main(descendants(0))) {
+		background = true;
 		return look_ready(!spec.await_ready);
+	}
 	close_fd(&exec_pipe);
 	close_fd(&ready_pipe);
 	main_pid = 0;
@@ -236,7 +239,7 @@ static void reap(void)
 
 /* ---- start ---- */
 
-static const char *open_notify(void) /* only the service's user may write to it; the sender of each message is looked at */
+static const char *open_notify(void) /* whoever may write to it: the sender of each message is looked at */
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "notify"};
 	int one = 1;
@@ -244,7 +247,8 @@ static const char *open_notify(void) /* only the service's user may write to it;
 		return "path of the notification socket is too long";
 	notify = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (notify < 0 || setsockopt(notify, SOL_SOCKET, SO_PASSCRED, &one, sizeof one) < 0
-	    || bind(notify, (struct sockaddr *)&address, sizeof address) < 0 || chown("notify", (uid_t)spec.uid, (gid_t)-1) < 0)
+	    || bind(notify, (struct sockaddr *)&address, sizeof address) < 0 
+	    || chown("notify", (uid_t)spec.notify_uid, (gid_t)-1) < 0 || (spec.notify_uid == ANYBODY && chmod("notify", 0666) < 0))
 		return "notification socket";
 	return NULL;
 }
@@ -313,7 +317,7 @@ static void start(void)
 		tokens = spec.log_burst * SECOND; /* once: a service that is restarted again and again gets no more */
 	main_pid = pid;
 	process(pid, &parent, &main_start);
-	ready = stopped = oom = told_main = started = false;
+	ready = stopped = oom = told_main = background = started = false;
 	populated = true;
 	code = -1;
 	ended_by = failed_with = 0;
@@ -350,12 +354,17 @@ static void command(char *text, int fd) /* fd: what came with it, or -1 */
 			descendants((int)value), tell("ok");
 		else
 			signal_main((int)value), tell("ok");
+	} else if (IS("main", 2) && number) {
+		if (!main_pid || !background || (value != main_pid && !new_main((pid_t)value)))
+			tell("error stranger not a process that the service has left in the background");
+		else
+			told_main = true, tell("ok");
 	} else if (IS("ready", 1))
 		look_ready(true), tell("ok");
 	else if (IS("rotate", 1))
 		log_flush(), log_open(true), tell("ok");
 	else if (IS("state", 1))
-		tell("state"), tell("ok");
+		changed(), tell("state"), tell("ok");
 	else if (IS("unstore", 2))
 		unkeep(word[1], false), tell("ok");
 	else if (IS("fds", 1)) {

@@ -28,6 +28,7 @@
 enum { LINE = 8192, CHUNK = 16384, PREFIX = 64, NOTE = 96, KEPT = 64, NAME = 64, GROUPS = 32, LISTS = 1024, LIMITS = 16 };
 enum { MAX_SPEC = 128 << 10, MAX_PATH = 256, STATUS = 200, TICK_MS = 10, READS_PER_TICK = 4, NOTES_PER_TICK = 16, COST = 256 };
 #define SECOND 1000000000LL
+#define ANYBODY 0xffffffffLL /* no user has this number */
 #define CLONE_INTO_CGROUP_FLAG 0x200000000ULL /* clone3(2) */
 
 #ifdef TEST_HOOKS /* tests stop us at a step and kill us or the client there */
@@ -49,12 +50,13 @@ struct spec {
 	int args, envs, groups;
 	gid_t group[GROUPS];
 	struct limit limit[LIMITS];
-	long long uid, gid, umask, nice, oom_score_adj, no_new_privileges, ambient, bounding, notify, await_ready, ready_fd,
+	long long uid, gid, notify_uid, umask, nice, oom_score_adj, no_new_privileges, ambient, bounding, notify, await_ready, ready_fd,
 		daemonises, stop_signal, grace, fd_store, log_size, log_files, log_rate, log_burst;
 };
 #define AT(member) offsetof(struct spec, member)
 static const struct number_key { const char *name; size_t at; long long low, high; } numbers[] = {
-	{"uid", AT(uid), 0, 0xfffffffeLL}, {"gid", AT(gid), 0, 0xfffffffeLL}, {"umask", AT(umask), 0, 0777},
+	{"uid", AT(uid), 0, 0xfffffffeLL}, {"gid", AT(gid), 0, 0xfffffffeLL},
+	{"notify-uid", AT(notify_uid), 0, ANYBODY}, {"umask", AT(umask), 0, 0777},
 	{"nice", AT(nice), -20, 19}, {"oom-score-adj", AT(oom_score_adj), -1000, 1000},
 	{"no-new-privileges", AT(no_new_privileges), 0, 1}, {"ambient", AT(ambient), 0, (1LL << 41) - 1},
 	{"bounding", AT(bounding), 0, (1LL << 41) - 1}, {"notify", AT(notify), 0, 1}, {"await-ready", AT(await_ready), 0, 1},
@@ -81,7 +83,7 @@ static char folder[MAX_PATH], boot[40], status[3 * STATUS + 1], failure[16] = "-
 static enum phase phase;
 static pid_t self, main_pid;
 static unsigned long long self_start, main_start;
-static bool ready, stopped, populated, oom, quitting, told_main, reap_again, started, fresh;
+static bool ready, stopped, populated, oom, quitting, told_main, background, reap_again, started, fresh;
 static long long since, starts, kill_at, oom_before, throttled, dropped_at, retry_at, notify_at;
 static int code = -1, ended_by, failed_with;
 static int signals = -1, control = -1, client = -1, notify = -1, ready_pipe = -1, exec_pipe = -1, main_fd = -1;

@@ -91,8 +91,9 @@ static void child(int ready_end, bool placed)
 		spec.envp[spec.envs++] = listen_pid;
 	}
 	spec.envp[spec.envs] = NULL;
+	static const uint64_t by_default[4]; /* struct kernel_sigaction; a libc keeps its own signals, 32 to 34, from us */
 	for (int i = 1; i < NSIG; i++)
-		signal(i, SIG_DFL);
+		syscall(SYS_rt_sigaction, i, by_default, NULL, sizeof(uint64_t));
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	execve(spec.argv[0], spec.argv, spec.envp);

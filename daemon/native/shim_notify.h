@@ -58,7 +58,7 @@ static bool trusted(const struct ucred *sender) /* a process of the service; one
 	unsigned long long start;
 	if (process(sender->pid, &parent, &start))
 		return descends(sender->pid);
-	return sender->uid == (uid_t)spec.uid;
+	return sender->uid == (uid_t)spec.notify_uid; /* ANYBODY is nobody's number */
 }
 
 static void notified(char *text, int *fds, int count) /* sd_notify(3) */

@@ -83,12 +83,14 @@ static const char *spec_parse(struct spec *s, size_t length, int *line)
 		return "unit or cgroup with a space";
 	if (s->ready_fd && s->ready_fd < 3)
 		return "ready-fd is a standard stream";
+	if (s->notify_uid < 0)
+		s->notify_uid = s->uid;
 	return NULL;
 }
 
 static const char *spec_load(int *line) /* into `spec`; the old one stays when this one is wrong */
 {
-	struct spec s = {.unit = "", .cwd = "/", .cgroup = "", .shim_cgroup = "", .log_folder = "", .umask = 022, .bounding = -1,
+	struct spec s = {.unit = "", .cwd = "/", .cgroup = "", .shim_cgroup = "", .log_folder = "", .notify_uid = -1, .umask = 022, .bounding = -1,
 			 .stop_signal = SIGTERM, .grace = 10000, .log_size = 1 << 20, .log_files = 4, .log_rate = 1000, .log_burst = 10000};
 	struct stat about;
 	int fd = open("spec", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);

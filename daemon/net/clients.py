@@ -10,6 +10,7 @@ from daemon.errors import RefusedError
 from daemon.net import keys, wgquick
 from daemon.net.vpnfile import PeerEntry, Tunnel
 from daemon.net.wgquick import Quick, QuickPeer
+from daemon.net.wireguard import Network
 
 _TRIES = 64
 _NO_KEY = "# PrivateKey = the one that belongs to the public key in use; it never was on this device"
@@ -30,13 +31,10 @@ def random_networks(taken: Iterable[str]) -> tuple[str, str]:
 
 def next_addresses(tunnel: Tunnel) -> tuple[str, ...]:
     """A free address for a new peer in each network of the tunnel, as allowed IPs. Raises RefusedError `vpn-full`."""
-    taken = {ipaddress.ip_interface(address).ip for address in tunnel.addresses}
-    taken |= {ipaddress.ip_network(item)[0] for peer in tunnel.peer.values() for item in peer.allowed_ips}
+    networks = [ipaddress.ip_network(item) for peer in tunnel.peer.values() for item in peer.allowed_ips]
     found = []
     for address in map(ipaddress.ip_interface, tunnel.addresses):
-        # Hosts are numbered from the network's start; as many are taken as there are peers, so the search is short.
-        last = min(address.network.num_addresses - (1 if address.version == 4 else 0), len(taken) + 3)
-        free = next((address.network[n] for n in range(1, last) if address.network[n] not in taken), None)
+        free = _free(address, networks)
         if free is None:
             raise RefusedError(
                 f"{address.network} has no free address", reason="vpn-full", hint="name some with --allowed-ips"
@@ -45,6 +43,22 @@ def next_addresses(tunnel: Tunnel) -> tuple[str, ...]:
     if not found:
         raise RefusedError("the interface has no addresses to give", reason="vpn-address", hint="use --allowed-ips")
     return tuple(found)
+
+
+def _free(
+    own: ipaddress.IPv4Interface | ipaddress.IPv6Interface, networks: Iterable[Network]
+) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The lowest host of the interface's network that is not `own` and in no peer's part of it."""
+    base, bits = int(own.network[0]), own.max_prefixlen
+    parts = [each for each in networks if each.version == own.version and each.prefixlen > own.network.prefixlen]
+    taken = sorted([(int(own.ip), int(own.ip)), *((int(each[0]), int(each[-1])) for each in parts)])
+    free = base + 1
+    for first, last in taken:
+        if first > free:
+            break
+        free = max(free, last + 1)
+    end = base + own.network.num_addresses - (1 if bits == 32 else 0)  # IPv4: the last one is broadcast
+    return type(own.ip)(free) if free < end else None
 
 
 def client(tunnel: Tunnel, entry: PeerEntry, public: bytes, private: bytes | None, preshared: bytes | None) -> str:

@@ -1,9 +1,11 @@
-"""Which name servers the device asks: `/run/mixos/resolv.conf`, computed from files that say who contributes what.
+"""Which name servers the device asks: `/run/mixos/dns/resolv.conf`, computed from files that say who contributes what.
 
 The best group that is there wins as a whole, since musl asks all servers at once and takes the first answer:
 the VPN's (`net/dns.vpn/NAME`), those of network.toml (`net/dns.file`), those of the settings (`net/configured.dns`),
-those of the leases (`net/NAME.dns`). The script `init/dhcp` computes the same from the same files, so it does not
-matter who is the last to do it. Nothing is saved and put back: a contribution that ends is a file less.
+those of the leases (`net/NAME.dns`). When network.toml has search domains and no servers (`net/search.file`), they go
+behind the last two: of several such lines the last counts (resolv.conf(5)). The script `init/dhcp` computes the same
+from the same files, so it does not matter who is the last to do it. Nothing is saved and put back: a contribution that
+ends is a file less.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ class Names:
 
     def __init__(self, run: Path) -> None:
         self.folder = run / "net"
-        self.target = run / "resolv.conf"
+        self.target = run / "dns/resolv.conf"  # in a folder: sandboxes show that, and see each new file
 
     def set_file(self, servers: Sequence[str], search: Sequence[str]) -> None:
         """What network.toml says; nothing when both are empty."""
-        self._put(self.folder / "dns.file", servers, search)
+        self._put(self.folder / "dns.file", servers, search if servers else ())
+        self._put(self.folder / "search.file", (), () if servers else search)
         self.refresh()
 
     def set_vpn(self, wanted: dict[str, tuple[Sequence[str], Sequence[str]]]) -> None:
@@ -47,23 +50,24 @@ class Names:
                 return False
         except (OSError, UnicodeDecodeError):
             pass
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self.target.parent.chmod(0o755)  # whatever our umask is: everybody looks names up
         self._replace(self.target, text)
         return True
 
     def compute(self) -> str:
         """The text that resolv.conf shall have (resolv.conf(5))."""
         leases = sorted(path for path in self.folder.glob("*.dns") if path.name != "configured.dns")
-        groups: list[Collection[Path]] = [
-            sorted((self.folder / "dns.vpn").glob("*")),
-            [self.folder / "dns.file"],
-            [self.folder / "configured.dns"],
-            leases,
+        search = self.folder / "search.file"
+        groups: list[tuple[Collection[Path], Collection[Path]]] = [
+            (sorted((self.folder / "dns.vpn").glob("*")), ()),
+            ([self.folder / "dns.file"], ()),
+            ([self.folder / "configured.dns"], [search]),
+            (leases, [search]),
         ]
-        for group in groups:
-            found = [path.read_text("utf-8", "replace")[:_MAX_FILE] for path in group if path.is_file()]
-            if found:
-                return "".join(line.strip() + "\n" for text in found for line in text.splitlines())
-        return ""
+        group, more = next((pair for pair in groups if any(path.is_file() for path in pair[0])), groups[-1])
+        found = [path.read_text("utf-8", "replace")[:_MAX_FILE] for path in (*group, *more) if path.is_file()]
+        return "".join(line.strip() + "\n" for text in found for line in text.splitlines())
 
     def servers(self) -> list[str]:
         """The servers in resolv.conf, as it is."""

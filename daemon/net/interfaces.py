@@ -93,18 +93,22 @@ class Interfaces:
 
     async def start(self) -> None:
         """Put in force what shall be, and watch for interfaces that appear later."""
+        self._watch = Watch()  # first: what appears meanwhile is looked at afterwards
+        asyncio.get_running_loop().add_reader(self._watch.fileno(), self._changed)
         self.text, self.config = self.journal.tried()
-        if self.journal.state == "trial":
-            log("warning", "network: the change on trial was not confirmed, going back")
-            self.journal.revert()
         async with self._lock:
+            if self.journal.state == "trial":
+                log("warning", "network: the change on trial was not confirmed, going back")
+                await self._go_back()
+                return
             text, config, problem = self.journal.choose()
             self._report(problem)
             await self._try(text, config)
             if self.problem is None:
-                self.journal.confirm(text)
-        self._watch = Watch()
-        asyncio.get_running_loop().add_reader(self._watch.fileno(), self._changed)
+                try:
+                    self.journal.confirm(text)
+                except DeviceError as error:
+                    self._report(error)
 
     async def stop(self) -> None:
         """Interfaces stay as they are; a trial goes on, and the next daemon reverts it."""
@@ -170,19 +174,20 @@ class Interfaces:
             self._refuse_during_trial()
             before = (self.text, self.config)
             if params.confirm:
+                # The clock runs before anything is touched: it goes back even if this call is broken off.
                 self.journal.begin(text)
+                self._deadline = asyncio.get_running_loop().time() + params.confirm
+                self._trial = asyncio.create_task(self._expire(params.confirm))
             try:
                 steps = await self._put(text, wanted)
             except (DeviceError, OSError):
                 await self._try(*before)
                 if params.confirm:
+                    self._end_trial()
                     self.journal.revert()
                 raise
             self.problem = None
-            if params.confirm:
-                self._deadline = asyncio.get_running_loop().time() + params.confirm
-                self._trial = asyncio.create_task(self._expire(params.confirm))
-            else:
+            if not params.confirm:
                 self.journal.confirm(text)
         self.context.events.publish("net.applied", "network.toml", steps=len(steps), confirm=params.confirm)
         with Rtnl() as rtnl:
@@ -192,14 +197,16 @@ class Interfaces:
     async def confirm(self, _: Caller, __: Nothing) -> dict[str, Any]:
         """`net.confirm`. Raises RefusedError `net-no-trial`."""
         async with self._lock:
+            self._on_trial()
+            self.journal.confirm(self.text)  # the trial goes on if this cannot be written
             self._end_trial()
-            self.journal.confirm(self.text)
         self.context.events.publish("net.confirmed", "network.toml")
         return {"confirmed": True}
 
     async def revert(self, _: Caller, __: Nothing) -> dict[str, Any]:
         """`net.revert`. Raises RefusedError `net-no-trial`."""
         async with self._lock:
+            self._on_trial()
             self._end_trial()
             await self._go_back()
         return {"reverted": True}
@@ -284,14 +291,21 @@ class Interfaces:
             log("warning", f"network: not confirmed within {seconds:g} s, going back")
             await self._go_back()
 
-    def _end_trial(self) -> None:
+    def _on_trial(self) -> None:
         if self._trial is None:
             raise RefusedError("no change is on trial", reason="net-no-trial")
-        self._trial.cancel()
-        self._trial = None
+
+    def _end_trial(self) -> None:
+        if self._trial is not None:
+            self._trial.cancel()
+            self._trial = None
 
     async def _go_back(self) -> None:
-        self.journal.revert()
+        """Whatever the disk says: somebody may be waiting to get in again. The next start goes back in any case."""
+        try:
+            self.journal.revert()
+        except DeviceError as error:
+            log("err", f"network: {error.message}")
         self.problem = None
         await self._try(*self.journal.last())
         if self.problem is None:
@@ -337,8 +351,12 @@ class Interfaces:
         """Bring what is in force to interfaces that are new, or were changed behind our back."""
         self._settling = None
         async with self._lock:
-            with Rtnl() as rtnl:
-                steps = plan(self.config, self.config, look(rtnl, self.proc))
+            try:
+                with Rtnl() as rtnl:
+                    steps = plan(self.config, self.config, look(rtnl, self.proc))
+            except DeviceError as error:  # somebody took a name that the file wants for something else
+                self._report(error)
+                return
             if steps and steps != self._settled:  # what did not help is not tried for ever
                 self._settled = steps
                 self.problem = None if self._trial else self.journal.choose().problem

@@ -133,7 +133,7 @@ class MdnsPart:
         return "phase running" in lines
 
     async def _follow(self) -> None:
-        async for _ in self.context.events.listen("service."):
+        async for _ in self.context.events.listen(("service.", "config.restored")):
             try:
                 await self.refresh()
             except (DeviceError, OSError) as error:

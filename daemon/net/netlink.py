@@ -157,6 +157,16 @@ def failure(message: Message) -> NetlinkError | None:
     return NetlinkError(f"the kernel refused: {words}", reason="netlink-refused", number=code)
 
 
+def _check_end(message: Message) -> None:
+    """Raise what a dump ended with, if that is an error: what came before is not everything (netlink_dump in
+    net/netlink/af_netlink.c puts it into NLMSG_DONE)."""
+    code = -_ERRNO.unpack_from(message.payload)[0] if len(message.payload) >= _ERRNO.size else 0
+    if code > 0:
+        raise NetlinkError(
+            f"the kernel broke off its answer: {os.strerror(code)}", reason="netlink-refused", number=code
+        )
+
+
 class Socket:
     """A netlink socket of one protocol, in the network namespace of the thread that makes it.
 
@@ -271,6 +281,7 @@ class Socket:
                         raise error
                     return found
                 if message.kind == _DONE:
+                    _check_end(message)
                     return found
                 found.append(message)
                 if dump and not message.flags & MULTI:

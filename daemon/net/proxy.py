@@ -6,13 +6,17 @@
     socks = "socks5h://proxy.example.org:1080"
     no-proxy = ["192.0.2.0/24", ".example.org"]
 
-User and password stand in proxy.secret.toml beside it, mode 0600, and leave it only for the environment of services
-(/run/mixos/proxy.env, 0600) and the requests themselves: no answer, event or log carries them.
+User and password stand in proxy.secret.toml beside it, mode 0600, and leave it only for the environment of services and
+of the administrator's login shells (/run/mixos/proxy.env, 0640) and the requests themselves: no answer, event or log
+carries them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import grp
 import ipaddress
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +30,7 @@ from daemon.api.method import ADMINS, OPERATORS, Caller, Method, Nothing
 from daemon.errors import ConfigError, RefusedError
 from daemon.files import write_atomically
 from daemon.net.tomledit import set_keys
+from daemon.net.values import network
 from daemon.part import Context
 from daemon.tomlfile import Strict, load, parse, read_text
 
@@ -59,8 +64,10 @@ def parse_exception(text: str) -> str:
     text = text.strip().lower()
     if text == "*":
         return text
+    if "/" in text:
+        return network(text)
     try:
-        return str(ipaddress.ip_network(text)) if "/" in text else str(ipaddress.ip_address(text.strip("[]")))
+        return str(ipaddress.ip_address(text.strip("[]")))
     except ValueError:
         if not _SUFFIX.fullmatch(text):
             raise ValueError(f"{text[:80]!r} is not an address, network, host or .suffix") from None
@@ -81,6 +88,15 @@ def _word(text: str) -> str:
 Word = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00-\x1f\x7f]*$"), AfterValidator(_word)]
 
 
+def _user(text: str) -> str:
+    if ":" in text:
+        raise ValueError("the name of a user has no colon (RFC 7617)")
+    return text
+
+
+User = Annotated[Word, AfterValidator(_user)]
+
+
 class ProxyFile(Strict):
     """proxy.toml."""
 
@@ -93,7 +109,7 @@ class ProxyFile(Strict):
 class Credentials(Strict):
     """proxy.secret.toml."""
 
-    user: Word
+    user: User
     password: Word
 
 
@@ -104,7 +120,7 @@ class Set(Strict):
     https: WebProxy | Annotated[str, StringConstraints(max_length=0)] | None = None
     socks: SocksProxy | Annotated[str, StringConstraints(max_length=0)] | None = None
     no_proxy: Exceptions | None = None
-    user: Word | None = None
+    user: User | None = None
     password: SecretStr | None = None
 
 
@@ -196,8 +212,9 @@ class Proxy:
 
     name = "proxy"
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, group: str = "admin") -> None:
         self.context = context
+        self.group = group  # may read the environment; whoever is in it may choose the proxy, which sees the password
         self.path = context.etc / "proxy.toml"
         self.secret = context.etc / "proxy.secret.toml"
         self.settings = Settings()
@@ -208,6 +225,7 @@ class Proxy:
             Method("proxy.show", "The proxy setting; passwords are stars.", self._show),
             Method("proxy.set", "Change the proxy setting.", self._set, ADMINS, Set, changes=True),
             Method("proxy.clear", "Use no proxy.", self._clear, ADMINS, changes=True),
+            Method("proxy.apply", "Put proxy.toml in force as it is now.", self._apply, ADMINS, changes=True),
             Method("proxy.test", "Fetch a URL as services would.", self._test, OPERATORS, Try, seconds=30.0),
         )
 
@@ -224,6 +242,9 @@ class Proxy:
         return {"set": bool(self.settings.environment())}
 
     async def _show(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+        return self._shown()
+
+    def _shown(self) -> dict[str, Any]:
         settings = self.settings
         return {
             **{kind: settings.url(kind, masked=True) for kind in ("http", "https", "socks")},
@@ -254,10 +275,13 @@ class Proxy:
         self.secret.unlink(missing_ok=True)
         return await self._changed(caller)
 
+    async def _apply(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+        return await self._changed(caller)
+
     async def _changed(self, caller: Caller) -> dict[str, Any]:
         self.settings = read(self.context.etc)
         self._write_environment()
-        shown = await self._show(caller, Nothing())
+        shown = self._shown()
         self.context.events.publish("proxy.changed", "proxy", **shown)
         return shown
 
@@ -268,4 +292,9 @@ class Proxy:
 
     def _write_environment(self) -> None:
         lines = [f"{name}={value}\n" for name, value in self.settings.environment().items()]
-        write_atomically(self.context.run / "proxy.env", "".join(lines).encode(), 0o600)
+        path = self.context.run / "proxy.env"
+        write_atomically(path, "".join(lines).encode(), 0o600)
+        if self.context.shared:
+            with contextlib.suppress(KeyError):  # a system without that group
+                os.chown(path, -1, grp.getgrnam(self.group).gr_gid)
+                path.chmod(0o640)

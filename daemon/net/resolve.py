@@ -8,23 +8,44 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 
 from daemon.net.values import is_address, split_endpoint
+from daemon.net.vpnfile import PeerEntry, Tunnel
 from daemon.net.wireguard import Endpoint
 
 SECONDS = 12.0
 
 
-async def endpoint(text: str, current: Endpoint | None = None, seconds: float = SECONDS) -> Endpoint | None:
-    """The address behind an endpoint; None when the name has none now. `current` stays when it is among the answers."""
+def has_name(peer: PeerEntry) -> bool:
+    """Whether a peer's endpoint needs a name server."""
+    return peer.endpoint is not None and not is_address(split_endpoint(peer.endpoint)[0])
+
+
+async def endpoints(wanted: Mapping[str, Tunnel], names: bool) -> dict[str, dict[str, list[Endpoint]]]:
+    """Interface → peer → its addresses, looked up beside each other. names: also endpoints that are names."""
+    jobs = [
+        (name, title, endpoint(peer.endpoint))
+        for name, entry in wanted.items()
+        for title, peer in entry.peer.items()
+        if peer.endpoint and (names or not has_name(peer))
+    ]
+    answers = await asyncio.gather(*(job for _, _, job in jobs))
+    found: dict[str, dict[str, list[Endpoint]]] = {name: {} for name in wanted}
+    for (name, title, _), answer in zip(jobs, answers, strict=True):
+        found[name][title] = answer
+    return found
+
+
+async def endpoint(text: str, seconds: float = SECONDS) -> list[Endpoint]:
+    """The addresses behind an endpoint, as the system prefers them; none when the name has none now."""
     host, port = split_endpoint(text)
     if is_address(host):
-        return Endpoint(host, port)
+        return [Endpoint(host, port)]
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG)
     except (OSError, TimeoutError, UnicodeError):
-        return None
-    answers = [Endpoint(str(address[0]), port) for *_, address in found]
-    return current if current in answers else answers[0] if answers else None
+        return []
+    return list(dict.fromkeys(Endpoint(str(address[0]), port) for *_, address in found))

@@ -321,9 +321,11 @@ class Rtnl:
         """Take an address away; one that is gone stays gone."""
         self._unless((errno.EADDRNOTAVAIL, errno.ENODEV), _ADDRESS[1], encode_address(self.index(name), address))
 
-    def add_route(self, route: Route) -> None:
-        """Add a route, or replace the one with the same destination, metric and table."""
-        self._socket.ask(_ROUTE[0], encode_route(route, self.index(route.interface)), netlink.CREATE | netlink.REPLACE)
+    def add_route(self, route: Route, *, replace: bool = True) -> None:
+        """Add a route. One of the same destination, metric and table goes; without `replace` it stays, whosever it is,
+        and NetlinkError with EEXIST is raised."""
+        how = netlink.REPLACE if replace else netlink.EXCLUSIVE
+        self._socket.ask(_ROUTE[0], encode_route(route, self.index(route.interface)), netlink.CREATE | how)
 
     def remove_route(self, route: Route) -> None:
         """Remove a route; one that is gone stays gone."""

@@ -5,6 +5,8 @@ Two files in the state folder tell it after any crash:
     applied.toml   what is in force and confirmed
     trial.json     {"state": "trial", "text": what is tried} or {"state": "reverted", "refused": sha256 of the file}
 
+Writing them raises DeviceError `net-state`, such as on a full disk.
+
 At start the file is put in force as it is, with two exceptions: a text that was on trial when the daemon or the device
 stopped is refused until it changes, and a text that is no valid file is not used; then what was confirmed last is.
 """
@@ -75,8 +77,7 @@ class Journal:
 
     def confirm(self, text: str) -> None:
         """`text` is in force for good."""
-        self.applied.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(self.applied, text.encode(), 0o600)
+        self._write(self.applied, text.encode())
         self.journal.unlink(missing_ok=True)
         sync_folder(self.applied.parent)
 
@@ -111,8 +112,16 @@ class Journal:
         return found if isinstance(found, dict) else {}
 
     def _store(self, record: dict[str, str]) -> None:
-        self.journal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(self.journal, json.dumps(record).encode(), 0o600)
+        self._write(self.journal, json.dumps(record).encode())
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(path, data, 0o600)
+        except OSError as error:
+            raise DeviceError(
+                f"{path} cannot be written: {error.strerror}", reason="net-state", hint="mixctl storage usage"
+            ) from error
 
 
 def _digest(text: str) -> str:

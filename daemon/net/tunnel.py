@@ -7,21 +7,25 @@ into a table of their own first, except for routes that are more special than th
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from daemon.errors import RefusedError
 from daemon.net import keys, wireguard
 from daemon.net.keys import Store
+from daemon.net.netlink import NetlinkError
 from daemon.net.plan import PROC
 from daemon.net.rtnl import IPV6_METRIC, MAIN_TABLE, PROTOCOL, Address, Link, Route, Rtnl, Rule
 from daemon.net.vpnfile import Tunnel
 from daemon.net.wireguard import Device, Endpoint, Network, Peer, WireGuard
 
 ALIAS = "mixos:vpn.toml"
-MARK = 51820  # the mark, and the table, of a tunnel that takes everything and names no mark
+MARK = 51820  # of the packets of a tunnel that takes everything and names no mark itself
+TABLE = 51820  # the routing table of the tunnel that takes everything; at most one does
 _PRIORITY = 32764  # in front of the rule for the main table, 32766
 _SRC_VALID_MARK = "ipv4/conf/all/src_valid_mark"
 
@@ -74,7 +78,7 @@ def routes(name: str, tunnel: Tunnel) -> set[Route]:
     for network in _allowed(tunnel):
         if any(network.version == other.version and network.subnet_of(other) for other in own):  # type: ignore[arg-type]
             continue
-        table = mark_of(tunnel) if network.prefixlen == 0 else MAIN_TABLE
+        table = TABLE if network.prefixlen == 0 else MAIN_TABLE
         found.add(Route(str(network), "", name, IPV6_METRIC if network.version == 6 else 0, table))
     return found
 
@@ -86,9 +90,8 @@ def rules(tunnels: Iterable[Tunnel]) -> set[Rule]:
         for network in _allowed(tunnel) if tunnel.routes else ():
             if network.prefixlen == 0:
                 family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
-                mark = mark_of(tunnel)
                 found.add(Rule(family, _PRIORITY, MAIN_TABLE, suppress=0))
-                found.add(Rule(family, _PRIORITY + 1, mark, mark=mark, inverted=True))
+                found.add(Rule(family, _PRIORITY + 1, TABLE, mark=mark_of(tunnel), inverted=True))
     return found
 
 
@@ -104,13 +107,19 @@ class Kernel:
     wireguard: WireGuard
 
     def bring_up(self, tunnel: Tunnel, wanted: Device) -> None:
-        """Make the interface what it shall be; what is so already is not touched. Raises NetlinkError."""
+        """Make the interface what it shall be; what is so already is not touched.
+
+        Raises NetlinkError, RefusedError `vpn-name` (an interface of another kind), and what `set_up` raises.
+        """
         name = wanted.name
         link = self.rtnl.links().get(name)
+        if link is not None and link.kind != "wireguard":
+            raise RefusedError(
+                f"{name} is there already and is not a WireGuard interface", reason="vpn-name", hint="rename the tunnel"
+            )
         if link is None:
             self.rtnl.create("wireguard", name)
-            self.rtnl.change(name, alias=ALIAS)
-        elif link.alias != ALIAS and link.kind == "wireguard":
+        if link is None or link.alias != ALIAS:
             self.rtnl.change(name, alias=ALIAS)
         self.wireguard.apply(wanted)
         set_up(self.rtnl, name, tunnel)
@@ -130,7 +139,11 @@ def set_rules(rtnl: Rtnl, tunnels: Iterable[Tunnel], proc: Path = PROC) -> None:
 
 
 def set_up(rtnl: Rtnl, name: str, tunnel: Tunnel) -> None:
-    """MTU, addresses, link state and routes of a tunnel's interface; differences only. Raises NetlinkError."""
+    """MTU, addresses, link state and routes of a tunnel's interface; differences only.
+
+    Raises NetlinkError, and RefusedError `vpn-route` rather than take over the route of another interface: it may be
+    the network that somebody is logged in from.
+    """
     link = rtnl.links()[name]
     if link.mtu != tunnel.mtu:
         rtnl.change(name, mtu=tunnel.mtu)
@@ -142,16 +155,44 @@ def set_up(rtnl: Rtnl, name: str, tunnel: Tunnel) -> None:
         rtnl.remove_address(name, address)
     if not link.up:
         rtnl.change(name, up=True)
-    wanted = routes(name, tunnel)
-    there = {route for route in rtnl.routes() if route.interface == name and route.protocol == PROTOCOL}
-    for route in sorted(wanted - there):
-        rtnl.add_route(route)
+    _set_routes(rtnl, name, routes(name, tunnel))
+
+
+def _set_routes(rtnl: Rtnl, name: str, wanted: set[Route]) -> None:
+    routes = rtnl.routes()
+    there = {route for route in routes if route.interface == name}
     for route in there - wanted:
-        rtnl.remove_route(route)
+        if route.protocol == PROTOCOL:
+            rtnl.remove_route(route)
+    for route in sorted(wanted - {replace(route, protocol=PROTOCOL) for route in there}):
+        try:
+            rtnl.add_route(route, replace=False)
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            same = (route.to, route.metric, route.table)
+            others = [each.interface for each in routes if (each.to, each.metric, each.table) == same]
+            raise RefusedError(
+                f"{route.to} is reached through {others[0] if others else 'another interface'} already",
+                reason="vpn-route",
+                hint="take it out of the peer's allowed-ips, or say routes = false and add a route of your own",
+            ) from error
 
 
 def _fixed(address: Address, link: Link) -> bool:
     return address.index == link.index and address.permanent and address.scope != 253
+
+
+def choose(answers: Sequence[Endpoint], told: Endpoint | None, peer: Peer | None, failing: bool) -> Endpoint | None:
+    """Which of the addresses behind a name a peer gets: the one it was `told`, or has, while the name leads there.
+
+    failing: we send and nothing answers; then the next one has its turn. None: the name leads nowhere now.
+    """
+    at = peer.endpoint if peer else None
+    current = next((one for one in (told, at) if one in answers), None)
+    if current is None:
+        return answers[0] if answers else None
+    return answers[(answers.index(current) + 1) % len(answers)] if failing and at == current else current
 
 
 def to_move(actual: Device, wanted: Device, told: Mapping[bytes, Endpoint], now: float) -> list[wireguard.Change]:
@@ -165,7 +206,6 @@ def to_move(actual: Device, wanted: Device, told: Mapping[bytes, Endpoint], now:
         old = here.get(peer.public)
         if peer.endpoint is None or old is None or old.endpoint == peer.endpoint:
             continue
-        stale = now - old.handshake > wireguard.STALE_SECONDS
-        if stale or told.get(peer.public, peer.endpoint) != peer.endpoint:
+        if wireguard.stale(old.handshake, now) or told.get(peer.public, peer.endpoint) != peer.endpoint:
             changes.append(wireguard.move(peer.public, peer.endpoint))
     return changes

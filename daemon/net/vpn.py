@@ -25,7 +25,7 @@ from daemon.net.tunnel import Kernel, own_key, peer_key, peer_psk
 from daemon.net.vpncalls import AddPeer, Import, Init, OfInterface, OfPeer, Rotate
 from daemon.net.vpnconfig import VpnConfig
 from daemon.net.vpnfile import PeerEntry, Tunnel, VpnFile
-from daemon.net.wireguard import STALE_SECONDS, Device, Endpoint, WireGuard
+from daemon.net.wireguard import Device, Endpoint, WireGuard, stale
 from daemon.part import Context
 from daemon.tomlfile import Strict
 
@@ -46,6 +46,7 @@ class Vpn:
         self._said: dict[str, str] = {}  # problems that were reported already
         self._up: set[str] = set()
         self._told: dict[str, dict[bytes, Endpoint]] = {}  # interface → public key → endpoint that we set last
+        self._sent: dict[str, dict[bytes, int]] = {}  # interface → public key → bytes sent when we looked last
         self._lock = asyncio.Lock()
         self._ticking: asyncio.Task[None] | None = None
 
@@ -141,7 +142,7 @@ class Vpn:
         """`vpn.add-peer`: with a key of its own when none is given; its private half is in the answer and nowhere else,
         unless `keep-key`. Raises RefusedError `vpn-exists`, `vpn-full`, KeyProblem, ConfigError.
         """
-        name, entry = self.config.tunnel(params.interface)
+        name = self.config.tunnel(params.interface)[0]
         if params.public_key is None:
             pair = await keys.make_pair()
             public, private = pair.public, pair.private
@@ -150,6 +151,7 @@ class Vpn:
         if public == await self._public(name):
             raise RefusedError(f"this is the key of {name} itself", reason="vpn-key-own")
         preshared = keys.preshared() if params.psk else None
+        entry = self.config.tunnel(name)[1]  # as it is now: while keys were computed, others may have added peers
         settings: dict[str, object] = {
             "public-key": keys.encode(public),
             "allowed-ips": params.allowed_ips or clients.next_addresses(entry),
@@ -264,7 +266,8 @@ class Vpn:
             self._said = {name: error.message for name, error in self.problems.items()}
             self.problems.clear()
             wanted = {name: entry for name, entry in config.interface.items() if entry.up}
-            endpoints = await self._resolve(wanted, names)
+            answers = await resolve.endpoints(wanted, names)
+            endpoints = {name: self._choose(name, entry, answers[name]) for name, entry in wanted.items()}
             self._up = set()
             try:
                 with Rtnl() as rtnl:
@@ -307,18 +310,20 @@ class Vpn:
             log("info", f"{wanted.name}: {keys.encode(change.public)} is at {change.endpoint}")
         told.update({peer.public: peer.endpoint for peer in wanted.peers if peer.endpoint})
 
-    async def _resolve(self, wanted: Mapping[str, Tunnel], names: bool) -> dict[str, dict[str, Endpoint | None]]:
-        """The endpoints of all peers, names looked up at once beside each other."""
-        jobs = [
-            (name, title, resolve.endpoint(peer.endpoint))
-            for name, entry in wanted.items()
-            for title, peer in entry.peer.items()
-            if peer.endpoint and (names or not _has_name(peer))
-        ]
-        answers = await asyncio.gather(*(job for _, _, job in jobs))
-        found: dict[str, dict[str, Endpoint | None]] = {name: {} for name in wanted}
-        for (name, title, _), answer in zip(jobs, answers, strict=True):
-            found[name][title] = answer
+    def _choose(
+        self, name: str, entry: Tunnel, answers: Mapping[str, Sequence[Endpoint]]
+    ) -> dict[str, Endpoint | None]:
+        """Peer → the address it shall have. One that we send to since the last look, without an answer, is failing."""
+        device, now = self._device(name), time.time()
+        here = {peer.public: peer for peer in device.peers} if device else {}
+        told, before = self._told.get(name, {}), self._sent.get(name, {})
+        self._sent[name] = {public: peer.sent for public, peer in here.items()}
+        found = {}
+        for title, some in answers.items():
+            public = keys.decode(entry.peer[title].public_key)
+            peer = here.get(public)
+            failing = peer is not None and stale(peer.handshake, now) and peer.sent > before.get(public, peer.sent)
+            found[title] = tunnel.choose(some, told.get(public), peer, failing)
         return found
 
     def _device(self, name: str) -> Device | None:
@@ -333,6 +338,7 @@ class Vpn:
     def _problem(self, name: str, error: DeviceError) -> None:
         self.problems[name] = error
         if self._said.get(name) != error.message:  # the same every half minute says nothing new
+            self._said[name] = error.message
             log("err", f"vpn {name}: {error.message}")
             self.context.events.publish("vpn.problem", name, reason=error.reason)
 
@@ -349,18 +355,17 @@ class Vpn:
 
     async def _look_again(self) -> None:
         """Names are asked for only when a peer that has one is stale; then everything is put right at once."""
-        entries = self.config.read().interface
+        try:
+            entries = self.config.read().interface
+        except DeviceError as error:
+            self._problem("", error)
+            return
+        now, again = time.time(), bool(self.problems)
         for name in self._up & entries.keys():
             device = self._device(name)
-            named = {keys.decode(p.public_key) for p in entries[name].peer.values() if _has_name(p)}
-            now = time.time()
-            stale = device is None or any(
-                now - peer.handshake > STALE_SECONDS for peer in device.peers if peer.public in named
-            )
-            if stale:
-                await self._settle()
-                return
-        if self.problems:
+            named = {keys.decode(p.public_key) for p in entries[name].peer.values() if resolve.has_name(p)}
+            again |= device is None or any(stale(p.handshake, now) for p in device.peers if p.public in named)
+        if again:
             await self._settle()
 
 
@@ -369,21 +374,21 @@ def _change(name: str, summary: str, handler: Handler, params: type[Strict]) -> 
     return Method(name, summary, handler, ADMINS, params, changes=True, seconds=90.0, secret=True)
 
 
-def _has_name(peer: PeerEntry) -> bool:
-    return peer.endpoint is not None and not values.is_address(values.split_endpoint(peer.endpoint)[0])
-
-
 def _peer_row(title: str, entry: PeerEntry, device: Device | None) -> dict[str, Any]:
-    """state: online (a session that carries packets), stale, never (no handshake yet), down."""
+    """state: online (a session that carries packets), stale, never (no handshake yet), down.
+
+    The handshake's age is null, too, when the clock was set back since.
+    """
     public = keys.decode(entry.public_key)
     peer = next((peer for peer in device.peers if peer.public == public), None) if device else None
-    age = max(0, round(time.time() - peer.handshake)) if peer and peer.handshake else None
-    online = age is not None and age <= STALE_SECONDS
+    now = time.time()
+    over = peer is not None and stale(peer.handshake, now)
+    age = round(now - peer.handshake) if peer and peer.handshake else None
     return {
         "name": title,
         "public-key": entry.public_key,
-        "state": "down" if peer is None else "never" if age is None else "online" if online else "stale",
-        "handshake-age": age,
+        "state": "down" if peer is None else "never" if not peer.handshake else "stale" if over else "online",
+        "handshake-age": None if age is None or (over and age < 0) else max(0, age),
         "endpoint": str(peer.endpoint) if peer and peer.endpoint else entry.endpoint,
         "allowed-ips": list(entry.allowed_ips),
         "received": peer.received if peer else 0,

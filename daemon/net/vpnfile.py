@@ -26,6 +26,7 @@ from daemon.net.values import (
     interface_name,
     peer_name,
 )
+from daemon.net.wireguard import MAX_ALLOWED
 from daemon.tomlfile import Strict
 
 Port = Annotated[int, Field(ge=0, le=65535, strict=True)]
@@ -76,6 +77,8 @@ class Tunnel(Strict):
             if keys[peer.public_key] > 1:
                 raise ValueError(f"the public key of peer {name} is there twice")
         allowed = Counter(network for peer in self.peer.values() for network in peer.allowed_ips)
+        if allowed.total() > MAX_ALLOWED:
+            raise ValueError(f"the peers are allowed more than {MAX_ALLOWED} networks")
         for network, count in allowed.items():
             if count > 1:
                 raise ValueError(f"{network} is allowed for two peers; WireGuard sends a packet to one")

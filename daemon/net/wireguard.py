@@ -20,6 +20,7 @@ from daemon.net.netlink import attribute, attributes, garbage, nested, number, s
 
 FAMILY = "wireguard"
 STALE_SECONDS = 180  # REJECT_AFTER_TIME: a session older than this carries nothing
+_STEP = 5  # seconds that a clock may be set back without making a handshake doubtful
 MAX_PEERS = 10_000
 MAX_ALLOWED = 100_000  # allowed IPs of all peers of one device
 
@@ -75,6 +76,12 @@ class Device:
 
     def __repr__(self) -> str:
         return f"Device({self.name}, port {self.port}, {len(self.peers)} peers)"
+
+
+def stale(handshake: int, now: float) -> bool:
+    """Whether the session of a handshake is over, both in seconds since 1970. One in the future says nothing: the clock
+    was set back."""
+    return not -_STEP <= now - handshake <= STALE_SECONDS
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

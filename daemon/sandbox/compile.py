@@ -6,7 +6,6 @@ The format is described in daemon/native/sandbox.h, whose numbers are repeated h
 from __future__ import annotations
 
 import os
-import platform
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
@@ -67,7 +66,7 @@ def compile_policy(policy: Policy, *, architecture: str | None = None, uid_locks
     uid_locks: folder in which launchers agree on dynamic accounts. Raises RefusedError `policy-account` (user "caller"
     was not resolved by `Policy.for_account`), `policy-capability`, `policy-proxy` or `policy-size`.
     """
-    machine = architecture or platform.machine()
+    machine = architecture or os.uname().machine
     records = [*_scalars(policy), *_paths(policy), *_environment(policy), *_rlimits(policy)]
     records += [_number(Tag.GROUP, gid) for gid in policy.groups]
     records += [_text(Tag.HOSTNAME, policy.hostname), _text(Tag.DIRECTORY, policy.directory)]
@@ -146,7 +145,8 @@ def _paths(policy: Policy) -> Iterator[bytes]:
 
 
 def _environment(policy: Policy) -> Iterator[bytes]:
-    given = {"PATH": "/usr/bin:/usr/sbin:/bin:/sbin", "LC_ALL": "C.UTF-8", **policy.environment}
+    """What is set, then what passes from outside, which is stronger than the two values that everybody gets."""
+    given = dict(policy.environment)
     if policy.network == "proxy":
         url = f"http://127.0.0.1:{policy.proxy_port}"
         names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -154,7 +154,8 @@ def _environment(policy: Policy) -> Iterator[bytes]:
             "no_proxy": "127.0.0.1,::1,localhost",
             "NO_PROXY": "127.0.0.1,::1,localhost",
         }
-    yield from (_text(Tag.ENV_SET, f"{name}={value}") for name, value in sorted(given.items()))
+    every = {"PATH": "/usr/bin:/usr/sbin:/bin:/sbin", "LC_ALL": "C.UTF-8", **given}
+    yield from (_text(Tag.ENV_SET, f"{name}={value}") for name, value in sorted(every.items()))
     yield from (_text(Tag.ENV_PASS, name) for name in sorted(set(policy.pass_environment) - set(given)))
 
 

@@ -61,10 +61,12 @@ def _walls(policy: Policy, facts: dict[str, Any]) -> Iterator[Row]:
     else:
         yield Row("files, second wall", "no", "this kernel has no Landlock: mounts alone confine")
     if guarded := len(policy.hide) + len(policy.protect):
+        absent = [path for path in policy.hide if path.removesuffix("/") in facts["absent"]]
+        seen = f"; not there now, would be seen if made later, from outside: {', '.join(absent)}" if absent else ""
         yield Row(
             "hidden and protected paths",
-            "yes",
-            f"{guarded} listed, {facts['placeholders']} of them did not exist and got a placeholder",
+            "partly" if absent else "yes",
+            f"{guarded} listed, {facts['placeholders']} of them did not exist and got a placeholder{seen}",
         )
     how = {
         "none": "not there",

@@ -30,18 +30,8 @@ NETWORKS: tuple[Network, ...] = ("none", "proxy", "host")
 LEVELS: tuple[Level, ...] = ("strict", "standard")
 DYNAMIC = (61000, 64999)  # accounts that nobody else has; outside /etc/passwd
 DEVICES = ("/dev/full", "/dev/null", "/dev/random", "/dev/urandom", "/dev/zero")
-# Never shown whole: sockets of privileged programs, the kernel's controls, everything.
-CLOSED = (
-    "/",
-    "/dev",
-    "/proc",
-    "/run",
-    "/run/mixos",
-    "/run/mixos/mixosd.sock",
-    "/sys/fs",
-    "/sys/fs/cgroup",
-    "/sys/kernel",
-)
+# Never shown, nor what holds them: sockets of privileged programs, the kernel's controls, everything.
+CLOSED = ("/dev", "/proc", "/run/mixos/mixosd.sock", "/sys/fs/cgroup", "/sys/kernel")
 _PATH_BYTES = 1000
 
 
@@ -56,7 +46,7 @@ def _path(text: str) -> str:
 
 def _shown(text: str) -> str:
     path = _path(text.removeprefix("?"))
-    if path in CLOSED or is_below(path, "/proc") or is_below(path, "/dev"):
+    if any(is_below(closed, path) for closed in CLOSED) or is_below(path, "/proc") or is_below(path, "/dev"):
         raise ValueError(f"{path} gives too much to be shown; show what is needed of it")
     return text
 
@@ -131,7 +121,7 @@ class Policy(Strict):
     user: Account = "dynamic"
     group: Annotated[int, Field(ge=1, lt=0xFFFFFFFF)] | None = None
     groups: tuple[Annotated[int, Field(ge=1, lt=0xFFFFFFFF)], ...] = Field(default=(), max_length=64)
-    hostname: str = Field(default="sandbox", pattern=r"^[a-z0-9-]{1,63}$")
+    hostname: str = Field(default="sandbox", pattern=r"^[a-z0-9-]{0,63}$")  # "": the host's own
     capabilities: tuple[Capability, ...] = ()
     seccomp: Level = "standard"
     sockets: tuple[Family, ...] = ("unix",)

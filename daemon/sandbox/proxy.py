@@ -43,6 +43,7 @@ class Limits:
     opening: float = 10.0  # until a request is complete
     connect: float = 20.0  # to resolve and reach a target
     idle: float = 300.0  # without a byte in either direction
+    pieces: int = 64  # in which a ClientHello may arrive
     moved: int = 8 << 30
     tls_ports: frozenset[int] = frozenset({443})  # where a tunnel must begin with TLS
 
@@ -175,6 +176,7 @@ class Proxy:
         """A tunnel to a TLS port must begin with TLS. Elsewhere the server may speak first, and in anything, but when
         the client begins with TLS, that must be right."""
         must = to.port in self.limits.tls_ports
+        pieces = 0
         while client.data or await client.fill():
             if not must and client.data[0] != HANDSHAKE:
                 return
@@ -182,8 +184,9 @@ class Proxy:
             if hello is not None:
                 _check_name(hello.name, to)
                 return
-            if not await client.fill():
-                raise DeniedError("the handshake broke off", reason="not-tls", host=to.host, port=to.port)
+            pieces += 1  # each is read from the start, so many small ones would cost much
+            if pieces > self.limits.pieces or not await client.fill():
+                raise DeniedError("the handshake breaks off", reason="not-tls", host=to.host, port=to.port)
 
     async def _exchange(self, client: Link, server: Link, head: bytes, length: int | None) -> None:
         """One request and its answer, which ends when the server closes: that was asked of it."""

@@ -114,13 +114,13 @@ async def _connect(addresses: Sequence[Address], port: int, to: object) -> Link:
     loop = asyncio.get_running_loop()
     for address in addresses:
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        with contextlib.ExitStack() as stack:
+        # OSError: TimeoutError, too, or a machine without IPv6
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             link = stack.enter_context(Link(socket.socket(family, socket.SOCK_STREAM)))
-            with contextlib.suppress(OSError):  # TimeoutError, too
-                async with asyncio.timeout(ATTEMPT):
-                    await loop.sock_connect(link.socket, (str(address), port))
-                stack.pop_all()
-                return link
+            async with asyncio.timeout(ATTEMPT):
+                await loop.sock_connect(link.socket, (str(address), port))
+            stack.pop_all()
+            return link
     raise UnreachableError(f"{to} cannot be reached", reason="unreachable")
 
 

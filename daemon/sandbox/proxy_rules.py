@@ -13,6 +13,7 @@ Whatever is not listed is refused. A listed name may stand for any public addres
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 import socket
@@ -33,19 +34,24 @@ _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 # The last label has a letter: what ends in a number is an IPv4 address in one of its odd spellings (127.1, 0x7f.1).
 _NAME = re.compile(rf"(?:{_LABEL}\.)*(?=[a-z0-9_-]*[a-z_-])(?!0x[0-9a-f]*$){_LABEL}")
 
-# Not public. IANA special-purpose address registries for IPv4 and IPv6 (RFC 6890), and 192.88.99.0/24 (RFC 7526).
+# Not public. IANA special-purpose address registries for IPv4 and IPv6 (RFC 6890), 192.88.99.0/24 (RFC 7526), and
+# 168.63.129.16, at which a large cloud's machines find their host.
 SPECIAL: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
-        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
-        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
-        "224.0.0.0/4", "240.0.0.0/4",
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16",
+        "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15",
+        "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
         # all of IPv6 but 2000::/3, and what of that is not for hosts
         "::/8", "100::/8", "200::/7", "400::/6", "800::/5", "1000::/4", "4000::/2", "8000::/1",
         "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",
     )
 )  # fmt: skip
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are the IPv4 address that is really meant
+
+
+# What bind(2) says: no such address here; one that is incomplete without an interface; no IPv6 on this machine.
+_NOT_OWN = (errno.EADDRNOTAVAIL, errno.EINVAL, errno.EAFNOSUPPORT)
 
 
 class DeniedError(RefusedError):
@@ -112,11 +118,11 @@ def special(address: Address) -> Network | None:
 def is_own(address: Address) -> bool:
     """Whether the device itself has this address: only then can a socket be bound to it."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((str(address), 0))
-        except OSError:
-            return False
+    except OSError as error:
+        return error.errno not in _NOT_OWN  # if the question cannot be asked, it is better to believe so
     return True
 
 

@@ -1,7 +1,8 @@
 """Run a command in a sandbox: a cgroup for it, its compiled policy, the launcher, and what it says as a stream.
 
 The daemon never runs the command itself, and the launcher never runs it as root. When whoever reads the stream goes
-away, the sandbox ends: its keeper is killed, and with it every process inside (daemon/native/sandbox.c).
+away, the sandbox ends: its keeper is killed, and with it every process inside (daemon/native/sandbox.c). It ends as
+well when the daemon does, however that happens.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from daemon.sandbox.compile import compile_policy
 from daemon.sandbox.policy import Policy
 from daemon.supervise.cgroup import Leaf, Limits, Tree
 
-LAUNCHER = Path("/usr/libexec/mixos/sandbox")
 REFUSED = 125  # exit code of the launcher: nothing was run
 MAX_RUNNING = 16
 MAX_WORDS, MAX_BYTES = 1000, 128 << 10
 CHUNK = 16 << 10
 GRACE = 5.0  # seconds that everything inside has after the command's end, or after a kill
+SETUP = 30.0  # seconds that a sandbox may take to be set up for `facts`; most of all on an emulated machine
+PUT = 5.0  # seconds that a piece of input waits for the command to read
+MAX_REPORT = 64 << 10
 
 
 class SandboxError(DeviceError):
@@ -53,6 +56,33 @@ class Ended(NamedTuple):
     facts: dict[str, Any]
 
 
+class Input:
+    """What the command shall read: `given`, and with `more` whatever is put in until its end."""
+
+    def __init__(self, given: bytes = b"", *, more: bool = False) -> None:
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(1)
+        self._given = given
+        self._more = more
+
+    async def put(self, data: bytes) -> bool:
+        """The next piece, b"" for the end; False when the command did not take the last one for `PUT` seconds."""
+        try:
+            await asyncio.wait_for(self._queue.put(data), PUT)
+        except TimeoutError:
+            return False
+        return True
+
+    async def feed(self, stream: asyncio.StreamWriter) -> None:
+        """Write all of it, and close."""
+        with contextlib.suppress(ConnectionError):
+            stream.write(self._given)
+            await stream.drain()
+            while self._more and (data := await self._queue.get()):
+                stream.write(data)
+                await stream.drain()
+        stream.close()
+
+
 class Place(NamedTuple):
     """Where one sandbox lives outside: compiled policy, cgroup if there is one, cgroup limits that are not enforced."""
 
@@ -64,23 +94,25 @@ class Place(NamedTuple):
 class Runner:
     """Starts sandboxes of this daemon and knows those that run."""
 
-    def __init__(self, context: Context, tree: Tree | None, *, launcher: Path = LAUNCHER) -> None:
+    def __init__(self, context: Context, tree: Tree | None, *, launcher: Path | None = None) -> None:
         """tree: the cgroups' parent; None: no cgroups are made, limits are those of each process."""
         self.context = context
-        self.launcher = launcher
+        self.launcher = launcher or context.libexec / "sandbox"
         self.tree = tree
         self.folder = context.run / "sandbox"
-        self.running: set[int] = set()  # process ids of keepers
+        self.running: dict[int, int] = {}  # number → process id of the keeper, 0 until there is one
         self._numbers = itertools.count(1)
 
     def clear(self) -> None:
-        """Remove what an earlier daemon's sandboxes left: they ended with their readers."""
+        """Remove what an earlier daemon's sandboxes left: they ended with it."""
+        for group in self.tree.root.glob("sandbox-*") if self.tree is not None else ():
+            self._remove(Leaf(group))
         for path in (*self.folder.glob("*.policy"), *self.folder.glob("proxies/*.sock")):
             path.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Kill all that run."""
-        for pid in self.running:
+        for pid in filter(None, self.running.values()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGABRT)  # for a keeper: kill everything inside, then tidy up
 
@@ -119,9 +151,12 @@ class Runner:
         finally:
             path.unlink(missing_ok=True)
             if leaf is not None:
-                with contextlib.suppress(DeviceError):
-                    leaf.kill()
-                    leaf.remove()
+                self._remove(leaf)
+
+    def _remove(self, leaf: Leaf) -> None:
+        with contextlib.suppress(DeviceError):
+            leaf.kill()
+            leaf.remove()
 
     def _leaf(self, name: str, policy: Policy) -> tuple[Leaf | None, tuple[str, ...]]:
         """The cgroup, and which of the policy's limits are not enforced by it."""
@@ -141,7 +176,11 @@ class Runner:
         return leaf, leaf.limit(limits)
 
     async def run(
-        self, policy: Policy, argv: Sequence[str], given: bytes = b"", environment: Mapping[str, str] | None = None
+        self,
+        policy: Policy,
+        argv: Sequence[str],
+        given: Input | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Output | Ended, None]:
         """Run `argv` (looked up in the sandbox's PATH) with `given` as its input: output as it comes, then `Ended`.
 
@@ -149,44 +188,45 @@ class Runner:
         when it cannot be set up, RefusedError `sandbox-busy` or `sandbox-command`. Closing the iterator ends the
         sandbox.
         """
-        if not argv or len(argv) > MAX_WORDS or sum(map(len, argv)) > MAX_BYTES or any("\0" in word for word in argv):
-            raise RefusedError("the command is empty or too long", reason="sandbox-command")
+        _check(argv)
         if len(self.running) >= MAX_RUNNING:
-            raise RefusedError("too many sandboxes are running", reason="sandbox-busy")
-        async with self.place(policy) as place:
-            reader, writer = os.pipe2(os.O_CLOEXEC)
-            try:
+            raise RefusedError(
+                f"{MAX_RUNNING} sandboxes are running, which is the most", reason="sandbox-busy", retryable=True
+            )
+        number = next(self._numbers)
+        self.running[number] = 0
+        try:
+            async with self.place(policy) as place:
                 passed = {key: text for key, text in (environment or {}).items() if key in policy.pass_environment}
-                child = await self.start(place, ("--", *argv), writer, passed)
-            finally:
-                os.close(writer)
-            self.running.add(child.pid)
-            said = b""
-            try:
-                async with contextlib.aclosing(_stream(child, given)) as items:
+                child, report = await self.start(place, ("--", *argv), passed)
+                self.running[number] = child.pid
+                async with contextlib.aclosing(_run(child, report, given or Input())) as items:
                     async for item in items:
-                        said = item.data if item.stream == 2 else said
                         yield item
+                ready = report.steps()["ready"]
+                end = report.steps().get("end", {})
                 code = await child.wait()
-            finally:
-                self.running.discard(child.pid)
-                facts = await _end(child, reader)
-            ready, end = facts.get("ready"), facts.get("end", {})
-            if ready is None:
-                raise SandboxError(_line(said), reason="sandbox-refused", hint="mixctl sandbox explain says more")
-            yield Ended(code, bool(end.get("timeout")), ready | {"missing": list(place.missing)})
+                code = code if code >= 0 else 128 - code  # the keeper itself was killed
+                yield Ended(code, bool(end.get("timeout")), ready | {"missing": list(place.missing)})
+        finally:
+            del self.running[number]
 
     async def start(
-        self, place: Place, arguments: Sequence[str], report: int, environment: Mapping[str, str]
-    ) -> asyncio.subprocess.Process:
-        """The launcher in a place, its streams as pipes. Raises DeviceError `program-missing`."""
+        self, place: Place, arguments: Sequence[str], environment: Mapping[str, str]
+    ) -> tuple[asyncio.subprocess.Process, Report]:
+        """The launcher in a place, its streams as pipes. No arguments: a dry run.
+
+        Raises DeviceError `program-missing`.
+        """
+        report = Report()
         cgroup = ("--cgroup", str(place.leaf.path)) if place.leaf is not None else ()
         options = ["--dry"] if not arguments else []
         try:
-            return await asyncio.create_subprocess_exec(
+            child = await asyncio.create_subprocess_exec(
                 self.launcher,
+                "--attached",
                 "--report",
-                str(report),
+                str(report.writer),
                 *cgroup,
                 *options,
                 place.policy,
@@ -195,29 +235,91 @@ class Runner:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 env=dict(environment),
-                pass_fds=(report,),
+                pass_fds=(report.writer,),
                 start_new_session=True,
             )
         except OSError as error:
+            report.close()
             raise DeviceError(
                 f"{self.launcher} cannot be started: {error.strerror}", reason="program-missing"
             ) from error
+        except BaseException:
+            report.close()
+            raise
+        os.close(report.writer)
+        report.writer = -1
+        return child, report
 
     async def facts(self, policy: Policy) -> dict[str, Any]:
         """Set a sandbox up, run nothing, and say what the launcher found enforced. Raises like `run`."""
         async with self.place(policy) as place:
-            reader, writer = os.pipe2(os.O_CLOEXEC)
+            child, report = await self.start(place, (), {})
             try:
-                child = await self.start(place, (), writer, {})
+                _, said = await asyncio.wait_for(child.communicate(), SETUP)
+            except TimeoutError as error:
+                raise SandboxError(f"it was not set up within {SETUP:g} s", reason="sandbox-refused") from error
             finally:
-                os.close(writer)
-            try:
-                _, said = await asyncio.wait_for(child.communicate(), GRACE)
-            finally:
-                facts = await _end(child, reader)
-            if "ready" not in facts:
+                await _end(child, report)
+            if "ready" not in report.steps():
                 raise SandboxError(_line(said), reason="sandbox-refused")
-            return dict(facts["ready"]) | {"missing": list(place.missing)}
+            return dict(report.steps()["ready"]) | {"missing": list(place.missing)}
+
+
+def _check(argv: Sequence[str]) -> None:
+    """Whether a kernel would take it as a command."""
+    try:
+        size = sum(len(os.fsencode(word)) for word in argv)
+    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can say
+        raise RefusedError("a word of the command is no text", reason="sandbox-command") from error
+    if not argv or len(argv) > MAX_WORDS or size > MAX_BYTES or any("\0" in word for word in argv):
+        raise RefusedError("the command is empty or too long", reason="sandbox-command")
+
+
+class Report:
+    """What the launcher says about itself: a pipe with one JSON object a line."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.reader, False)
+        self._data = b""
+
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """Its whole lines so far, by their step."""
+        with contextlib.suppress(BlockingIOError):
+            while self.reader >= 0 and len(self._data) < MAX_REPORT and (chunk := os.read(self.reader, CHUNK)):
+                self._data += chunk
+        whole = self._data[: self._data.rfind(b"\n") + 1]
+        return {str(item.pop("step")): item for item in map(json.loads, whole.splitlines())}
+
+    def close(self) -> None:
+        """No more of it, but what was read stays."""
+        for descriptor in (self.reader, self.writer):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.reader = self.writer = -1
+
+
+async def _run(child: asyncio.subprocess.Process, report: Report, given: Input) -> AsyncGenerator[Output, None]:
+    """What the command writes, until everything has ended. Raises SandboxError when there never was a command: then all
+    that was said is the launcher's reason."""
+    said: list[Output] = []
+    ready = False
+    try:
+        async with contextlib.aclosing(_stream(child, given)) as items:
+            async for item in items:
+                ready = ready or "ready" in report.steps()  # before the command's first word
+                if ready:
+                    yield item
+                else:
+                    said.append(item)
+        await child.wait()
+    finally:
+        await _end(child, report)
+    if "ready" not in report.steps():
+        text = b"".join(item.data for item in said if item.stream == 2)
+        raise SandboxError(_line(text), reason="sandbox-refused", hint="mixctl sandbox explain says more")
+    for item in said:
+        yield item
 
 
 def _line(said: bytes) -> str:
@@ -226,12 +328,12 @@ def _line(said: bytes) -> str:
     return lines[-1].removeprefix("sandbox: ")[:1000] if lines else "the sandbox ended before it began"
 
 
-async def _stream(child: asyncio.subprocess.Process, given: bytes) -> AsyncGenerator[Output, None]:
+async def _stream(child: asyncio.subprocess.Process, given: Input) -> AsyncGenerator[Output, None]:
     """Both outputs as they come. Nothing is read ahead of who takes the items, so a slow reader slows the command."""
     assert child.stdin is not None
     assert child.stdout is not None
     assert child.stderr is not None
-    feeding = asyncio.create_task(_feed(child.stdin, given))
+    feeding = asyncio.create_task(given.feed(child.stdin))
     streams: dict[asyncio.Task[bytes], tuple[Literal[1, 2], asyncio.StreamReader]] = {
         asyncio.create_task(child.stdout.read(CHUNK)): (1, child.stdout),
         asyncio.create_task(child.stderr.read(CHUNK)): (2, child.stderr),
@@ -250,15 +352,8 @@ async def _stream(child: asyncio.subprocess.Process, given: bytes) -> AsyncGener
         await asyncio.gather(feeding, *streams, return_exceptions=True)
 
 
-async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
-    with contextlib.suppress(ConnectionError):
-        stream.write(data)
-        await stream.drain()
-    stream.close()
-
-
-async def _end(child: asyncio.subprocess.Process, reader: int) -> dict[str, dict[str, Any]]:
-    """Make sure that it is over, and read the launcher's report: one JSON object a line, by its step."""
+async def _end(child: asyncio.subprocess.Process, report: Report) -> None:
+    """Make sure that it is over, and that the report is read."""
     try:
         if child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -268,15 +363,9 @@ async def _end(child: asyncio.subprocess.Process, reader: int) -> dict[str, dict
         except TimeoutError:
             child.kill()
             await _drain(child)
-        os.set_blocking(reader, False)
-        data = b""
-        with contextlib.suppress(BlockingIOError):
-            while len(data) < 64 << 10 and (chunk := os.read(reader, CHUNK)):
-                data += chunk
-        found = (json.loads(line) for line in data.splitlines())
-        return {str(item.pop("step")): item for item in found}
+        report.steps()
     finally:
-        os.close(reader)
+        report.close()
 
 
 async def _drain(child: asyncio.subprocess.Process) -> None:

@@ -206,14 +206,16 @@ def _assemble(architecture: str, found: Mapping[int, Decision], default: int) ->
     ]
     if architecture == "x86_64":
         code += [(_AT_LEAST, 0, 1, X32), (_RETURN, 0, 0, KILL)]
-    code += _tree(_intervals(found, default))
+    code += _tree(_intervals(architecture, found, default))
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
 
 
-def _intervals(found: Mapping[int, Decision], default: int) -> list[tuple[int, Decision]]:
-    """(first number, decision) up to the next one's first, neighbours of one mind joined."""
+def _intervals(architecture: str, found: Mapping[int, Decision], default: int) -> list[tuple[int, Decision]]:
+    """(first number, decision) up to the next one's first, neighbours of one mind joined. Numbers in the gaps of the
+    table are unknown, too: new calls have been put there."""
     unknown = default if default == KILL else ENOSYS
-    every = [(number, found.get(number, default)) for number in range(REVIEWED + 1)] + [(REVIEWED + 1, unknown)]
+    reviewed = dict.fromkeys(numbers(architecture).values(), default)
+    every = [(number, found.get(number, reviewed.get(number, unknown))) for number in range(REVIEWED + 2)]
     return [pair for index, pair in enumerate(every) if index == 0 or pair[1] != every[index - 1][1]]
 
 

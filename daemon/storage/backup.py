@@ -12,7 +12,8 @@ import binascii
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from functools import partial
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr
 
@@ -30,7 +31,6 @@ from daemon.tomlfile import Strict
 PIECE = 32 << 10  # bytes of a file in one call of backup.upload
 _SECONDS = 900.0
 
-Result = TypeVar("Result")
 Secret = Annotated[SecretStr, Field(max_length=1024)]
 
 
@@ -72,7 +72,7 @@ class Backup:
         self.restorer = Restorer(self.trees, context.state / "backup" / "journal.json")
         self.recovered: Literal["finished", "undone"] | None = None
         self._alive = alive or self._runs
-        self._work: asyncio.Future[Any] | None = None
+        self._work: asyncio.Future[Plan] | None = None
 
     def methods(self) -> Sequence[Method]:
         """What clients can call."""
@@ -87,7 +87,6 @@ class Backup:
                 Restore,
                 changes=True,
                 seconds=_SECONDS,
-                secret=True,  # of its parameters: no key, whose record would hold a digest of the passphrase
             ),
         ]
 
@@ -157,17 +156,29 @@ class Backup:
                 if not self.restorer.journal.exists():
                     self.restorer.discard()
 
+        # In a thread, to its end, whether or not somebody waits for it.
+        self._work = asyncio.ensure_future(asyncio.to_thread(work))
+        self._work.add_done_callback(partial(self._publish, params.dry_run, caller))
         try:
-            plan = await self._one(work)
+            plan = await asyncio.shield(self._work)
         finally:
             self.spool.clear()
         return self._told(plan, params.dry_run)
 
-    def _told(self, plan: Plan, dry_run: bool) -> dict[str, Any]:
+    def _publish(self, dry_run: bool, caller: Caller, work: asyncio.Future[Plan]) -> None:
+        if dry_run or work.cancelled() or work.exception() or not (plan := work.result()).changes:
+            return
         names = sorted(one.name for one in plan.changes)
         ours = [name.removeprefix("etc/mixos/") for name in names if name.startswith("etc/mixos/")]
-        if ours and not dry_run:
-            self.context.events.publish("config.restored", "backup", files=ours)
+        if ours:
+            self.context.events.publish(
+                "config.restored", "restore of a backup", files=ours, who=caller.name, origin=caller.origin
+            )
+        units, _ = services_to_restart(plan)
+        self.context.events.publish("backup.restored", plan.manifest.hostname, units=units)
+
+    def _told(self, plan: Plan, dry_run: bool) -> dict[str, Any]:
+        names = sorted(one.name for one in plan.changes)
         units, reboot = services_to_restart(plan)
         return {
             "dry-run": dry_run,
@@ -178,11 +189,6 @@ class Backup:
             "reload": any(name.startswith("etc/mixos/units/") for name in names),
             "reboot": reboot,
         }
-
-    async def _one(self, work: Callable[[], Result]) -> Result:
-        """Run in a thread what goes on to its end, whether or not somebody waits for it."""
-        self._work = asyncio.ensure_future(asyncio.to_thread(work))
-        return await asyncio.shield(self._work)
 
     def _runs(self, unit: str) -> bool:
         from daemon.supervise.shim import load_state

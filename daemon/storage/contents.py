@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST = 64 << 10  # bytes
 STATE = "state"  # the section of units' state directories
 
+_HOST_KEY = tuple(f"etc/ssh/ssh_host_ed25519_key{end}" for end in ("", ".pub", ".fingerprint"))
 # section → paths, in the backup's names
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "settings": (
@@ -37,7 +38,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "ssh": (
         "etc/ssh/authorized_keys",
         "etc/ssh/sshd_config.d",
-        *(f"etc/ssh/ssh_host_ed25519_key{end}" for end in ("", ".pub", ".fingerprint")),
+        *_HOST_KEY,
     ),
     "vpn": ("etc/mixos/vpn.toml", "var/lib/mixos/vpn"),
     "history": ("var/lib/mixos/config",),
@@ -55,8 +56,8 @@ _EXCLUDED = tuple(
         "net/trial.json",
     )
 )
-# The history has every earlier content, so whatever was ever a secret.
-_SECRET = ("etc/ssh/ssh_host_ed25519_key", "var/lib/mixos/vpn", "var/lib/mixos/config")
+# The history has every earlier content, so whatever was ever a secret. The public half of a key goes with the key.
+_SECRET = (*_HOST_KEY, "var/lib/mixos/vpn", "var/lib/mixos/config")
 _UNIT = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
 _PIECE = 128 << 10
 _NOT_STATE = ("mixos",)
@@ -70,7 +71,7 @@ class Manifest(Strict):
     format: int
     mixos_version: str = Field(max_length=64)
     hostname: str = Field(max_length=253)
-    created: int
+    created: int = Field(ge=0, lt=1 << 33)
     secrets: bool
     sections: tuple[str, ...] = Field(max_length=16)
     state: dict[str, str] = Field(default={}, max_length=256)

@@ -7,7 +7,6 @@ the disks are (each hour); it publishes `storage.full`, `storage.space` and `sto
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import time
@@ -23,13 +22,14 @@ from daemon.facts import ROOT
 from daemon.log import log
 from daemon.part import Context
 from daemon.storage import disks, health, mounts, usage
-from daemon.storage.quota import Quotas
+from daemon.storage.quota import MAX_LIMIT, Quotas
 from daemon.storage.trim import trim
 from daemon.storage.verdict import STATES
 from daemon.tomlfile import Strict
 
 FULL, ROOM = 90.0, 85.0  # percent: the event, and the end of it
 _MINUTE, _HOUR = 60.0, 3600.0
+_PATIENCE = 20.0  # seconds that the start waits for quotas
 _FRESH = 60.0  # seconds for which a walk over the files serves
 _SIZE = re.compile(r"(\d{1,15})([KMGT]?)")
 _FACTORS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
@@ -50,8 +50,9 @@ class Limit(Strict):
     @field_validator("size")
     @classmethod
     def _is_size(cls, value: str | None) -> str | None:
-        if value is not None and (not (found := _SIZE.fullmatch(value)) or not int(found[1])):
-            raise ValueError("must be a size such as 200M, and not zero")
+        found = _SIZE.fullmatch(value or "")
+        if value is not None and not (found and 0 < int(found[1]) << _FACTORS[found[2]] <= MAX_LIMIT):
+            raise ValueError("must be a size such as 200M, not zero and at most 1048576T")
         return value
 
     @property
@@ -76,7 +77,8 @@ class Storage:
         self._full = False
         self._usage: tuple[float, dict[str, Any]] | None = None
         self._counting = asyncio.Lock()
-        self._watcher: asyncio.Task[None] | None = None
+        self._asking: asyncio.Future[list[dict[str, Any]]] | None = None
+        self._tasks: Sequence[asyncio.Task[None]] = ()
 
     def methods(self) -> Sequence[Method]:
         """What clients can call."""
@@ -91,20 +93,28 @@ class Storage:
 
     async def start(self) -> None:
         """Put the quotas in force, begin to watch."""
+        enforcing = asyncio.create_task(self._enforce())
+        self._tasks = [enforcing, asyncio.create_task(self._follow_restores()), asyncio.create_task(self._watch())]
+        await asyncio.wait([enforcing], timeout=_PATIENCE)  # many files may be left to give their project
+
+    async def stop(self) -> None:
+        """Stop watching; quotas stay in force."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _enforce(self) -> None:
         try:
             self.problems = await asyncio.to_thread(self.quotas.restore)
         except DeviceError as error:
             self.problems = {"*": error.reason}
         for unit, reason in self.problems.items():
             log("warning", f"storage: the limit of {unit} is not in force ({reason})")
-        self._watcher = asyncio.create_task(self._watch())
 
-    async def stop(self) -> None:
-        """Stop watching; quotas stay in force."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
+    async def _follow_restores(self) -> None:
+        """A restored state directory is a new one, without a project."""
+        async for _ in self.context.events.listen("backup.restored"):
+            await self._enforce()
 
     def status(self) -> Mapping[str, Any]:
         """How full the data partition is; disks that are not well; limits that are not in force."""
@@ -145,9 +155,7 @@ class Storage:
         return row
 
     async def _health(self, _: Caller, __: Nothing) -> list[dict[str, Any]]:
-        rows = await asyncio.to_thread(health.health, self.root)
-        self._judge(rows)
-        return rows
+        return await self._examine()
 
     async def _trim(self, _: Caller, __: Nothing) -> dict[str, Any]:
         return {"path": os.fspath(self.data), "bytes": await asyncio.to_thread(trim, self.data)}
@@ -161,10 +169,19 @@ class Storage:
                 self._look()
                 if time.monotonic() >= due:
                     due = time.monotonic() + _HOUR
-                    self._judge(await asyncio.to_thread(health.health, self.root))
+                    await asyncio.wait([asyncio.ensure_future(self._examine())], timeout=_MINUTE)  # a disk may hang
             except Exception as error:  # noqa: BLE001  # the next look may succeed; watching must go on
                 log("warning", f"storage: {type(error).__name__}: {error}")
             await asyncio.sleep(_MINUTE)
+
+    async def _examine(self) -> list[dict[str, Any]]:
+        """Ask the disks, and tell what changed. Whoever comes meanwhile gets the same answer: a disk that hangs holds
+        one thread, however often it is asked."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.ensure_future(asyncio.to_thread(health.health, self.root))
+        rows = await asyncio.shield(self._asking)
+        self._judge(rows)
+        return rows
 
     def _percent(self) -> float | None:
         try:

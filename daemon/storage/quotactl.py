@@ -102,7 +102,7 @@ def project_of(folder: Path) -> int:
 def assign(top: Path, project: int, limit: int = 500_000) -> int:
     """Give a folder and everything in it a project; how many names. Nothing that the unit puts there is followed.
 
-    Raises RefusedError `quota-unsupported`, `quota-too-many` (more than `limit` names), QuotaError `quota-failed`.
+    Raises RefusedError `quota-unsupported`, QuotaError `quota-too-many` (more than `limit` names), `quota-failed`.
     """
     count = 0
     try:
@@ -110,7 +110,7 @@ def assign(top: Path, project: int, limit: int = 500_000) -> int:
             _assign(descriptor, project)
             count += 1
             if count > limit:
-                raise RefusedError(f"{top} has more than {limit} names", reason="quota-too-many")
+                raise QuotaError(f"{top} has more than {limit} names", reason="quota-too-many")
     except OSError as error:
         raise _explained(top, error) from error
     return count

@@ -342,11 +342,14 @@ def _same(new: Path, target: Path) -> bool:
 def services_to_restart(plan: Plan) -> tuple[list[str], bool]:
     """The units whose state was replaced, and whether only a reboot brings everything in force.
 
-    Unit files need no reboot (`mixctl service reload`), who may log in is read by sshd at each login.
+    Not for what `daemon.api.follow` has read again, profiles, and who may log in: that is read when it is needed.
     """
+    from daemon.config.apply import METHODS
+
     units = {folder: unit for unit, folder in plan.manifest.state.items()}
     restart = sorted(units[one.name.removeprefix("var/lib/")] for one in plan.changes if one.kind == "tree")
-    at_once = ("etc/mixos/units/", "etc/mixos/profiles/", "etc/ssh/authorized_keys/")
+    followed = (f"etc/mixos/{start}" for start in (*METHODS, "mdns.toml", "profiles/"))
+    at_once = ("etc/ssh/authorized_keys/", *followed)
     return restart, any(one.kind != "tree" and not one.name.startswith(at_once) for one in plan.changes)
 
 

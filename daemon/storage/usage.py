@@ -6,9 +6,11 @@ Blocks are counted as `du` counts them, a file with several names once. Whose a 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +31,18 @@ class _Walk:
     def size(self, path: str) -> int:
         """Bytes that a tree takes on the device."""
         total, waiting = 0, [path]
-        while waiting:
+        while waiting and self.complete:
             current = waiting.pop()
-            try:
-                facts = os.lstat(current)
-                total += facts.st_blocks * _BLOCK
-                entries = list(os.scandir(current))
-            except OSError:
-                continue  # not a folder, or gone: other processes go on living
-            for entry in entries:
-                self.names += 1
-                if self.names > MAX_NAMES or time.monotonic() > self.until:
-                    self.complete = False
-                    return total
-                total += self._entry(entry, waiting)
+            with contextlib.suppress(OSError):  # not a folder, or gone: other processes go on living
+                total += os.lstat(current).st_blocks * _BLOCK
+                with os.scandir(current) as entries:  # never a list: a unit may make millions of names
+                    total += sum(self._entry(entry, waiting) for entry in takewhile(self._goes_on, entries))
         return total
+
+    def _goes_on(self, _: os.DirEntry[str]) -> bool:
+        self.names += 1
+        self.complete = self.complete and self.names <= MAX_NAMES and time.monotonic() <= self.until
+        return self.complete
 
     def _entry(self, entry: os.DirEntry[str], waiting: list[str]) -> int:
         try:

@@ -1,8 +1,9 @@
 """Control groups of services (cgroup v2): one group per unit, limits in it, its use out of it.
 
     ROOT/                cpu, io, memory and pids handed down; no process of its own (no-internal-process rule)
-      .daemon/ .shims/   mixosd; all shims together: a unit's limits and its kill never reach them
-      UNIT/              limits of one service; `main/` in it, made anew by the shim for each start, has the processes
+      .shims/            all shims together: a unit's limits and its kill never reach them
+      UNIT/              limits of one service; `main/` in it, made anew by the shim for each start, has the processes,
+                         `check/` what is asking whether it is well
 
 A controller that the kernel or the parent does not give is no error and never silent: what is not enforced is returned,
 and belongs into the service's state. Format of the files: Documentation/admin-guide/cgroup-v2.rst.
@@ -10,12 +11,10 @@ and belongs into the service's state. Format of the files: Documentation/admin-g
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
-import select
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from daemon.errors import DeviceError
 MOUNT = Path("/sys/fs/cgroup")
 CONTROLLERS = ("cpu", "io", "memory", "pids")
 _PERIOD = 100_000  # microseconds, of cpu.max
-_LOOK = 1.0  # seconds between two looks whether an empty group is still there
 _READ = 64 << 10  # bytes of a file at most
 
 
@@ -143,11 +141,6 @@ class Leaf:
         """Whether a process is left in it or below it; False when the group has gone."""
         return _table(self.path / "cgroup.events").get("populated") == 1
 
-    def pids(self) -> list[int]:
-        """Processes in it and below it."""
-        found = [_read(folder / "cgroup.procs") or "" for folder in _below(self.path)]
-        return sorted(int(line) for text in found for line in text.split())
-
     def kill(self) -> None:
         """SIGKILL to all, those included that are just being forked (cgroup.kill). Nothing when it has gone.
 
@@ -155,16 +148,6 @@ class Leaf:
         """
         if self.path.is_dir() and not _write(self.path / "cgroup.kill", "1"):
             raise CgroupError(f"{self.path.name}: the control group cannot be killed", reason="cgroup-system")
-
-    def freeze(self, frozen: bool) -> None:
-        """Stop all, or let them go on. Raises CgroupError `cgroup-system`."""
-        if not _write(self.path / "cgroup.freeze", str(int(frozen))):
-            raise CgroupError(f"{self.path.name}: the control group cannot be frozen", reason="cgroup-system")
-
-    def adopt(self, pid: int) -> None:
-        """Move a process here. Raises CgroupError `cgroup-system`."""
-        if not _write(self.path / "cgroup.procs", str(pid)):
-            raise CgroupError(f"{self.path.name}: process {pid} cannot be moved here", reason="cgroup-system")
 
     def remove(self) -> None:
         """Remove it and what is below it. Raises CgroupError `cgroup-busy` while processes are left."""
@@ -176,39 +159,6 @@ class Leaf:
             except OSError as error:
                 reason = "cgroup-busy" if error.errno in (errno.EBUSY, errno.ENOTEMPTY) else "cgroup-system"
                 raise CgroupError(f"{self.path.name}: {error.strerror}", reason=reason, retryable=True) from error
-
-    async def watch(self) -> AsyncIterator[bool]:
-        """`populated` now and after each change, until the group is removed (cgroup.events wakes poll(2) with POLLPRI).
-
-        epoll(7) cannot be asked for POLLPRI through asyncio's public interface, so an epoll of our own is watched.
-        """
-        loop = asyncio.get_running_loop()
-        changed = asyncio.Event()
-
-        def notice() -> None:
-            inner.poll(0)  # edge-triggered: that takes the event
-            changed.set()
-
-        try:
-            descriptor = os.open(self.path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return
-        with contextlib.closing(select.epoll(1)) as inner:
-            try:
-                inner.register(descriptor, select.EPOLLPRI | select.EPOLLET)
-                loop.add_reader(inner.fileno(), notice)
-                last = None
-                while (text := _pread(descriptor)) is not None:
-                    if (now := "populated 1" in text.splitlines()) != last:
-                        last = now
-                        yield now
-                    with contextlib.suppress(TimeoutError):  # the end of an empty group wakes no one
-                        async with asyncio.timeout(None if now else _LOOK):
-                            await changed.wait()
-                    changed.clear()
-            finally:
-                loop.remove_reader(inner.fileno())
-                os.close(descriptor)
 
 
 class Tree:
@@ -238,14 +188,8 @@ class Tree:
         return self._make(self.root / unit)
 
     def own(self, name: str) -> Leaf:
-        """The group `.name` of our own processes ("daemon", "shims"); made if it is not there. Raises CgroupError."""
+        """The group `.name` of our own processes ("shims"); made if it is not there. Raises CgroupError."""
         return self._make(self.root / f".{name}")
-
-    def units(self) -> list[str]:
-        """Units that have a group."""
-        with contextlib.suppress(OSError):
-            return sorted(path.name for path in self.root.iterdir() if path.is_dir() and path.name[0] != ".")
-        return []
 
     def _make(self, path: Path) -> Leaf:
         try:
@@ -272,13 +216,6 @@ def _write(path: Path, content: str) -> bool:
         return False
     finally:
         os.close(descriptor)
-
-
-def _pread(descriptor: int) -> str | None:
-    try:
-        return os.pread(descriptor, _READ, 0).decode()
-    except OSError:  # ENODEV: removed
-        return None
 
 
 def _read(path: Path) -> str | None:

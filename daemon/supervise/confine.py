@@ -5,39 +5,49 @@ The profile says what a service may see and do; the unit adds what is this unit'
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from daemon.errors import ConfigError
 from daemon.files import write_atomically
 from daemon.part import Context
 from daemon.supervise.accounts import Account
-from daemon.supervise.spec import Spec
+from daemon.supervise.spec import ANYBODY, Spec
 from daemon.supervise.unit import Service
+
+if TYPE_CHECKING:
+    from daemon.sandbox.policy import Policy
 
 POLICY = "sandbox.policy"
 _MINE = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")  # the shim's, to be passed on
 
 
-def check(name: str, context: Context) -> None:
-    """Whether there is such a profile. Raises NotFoundError, ConfigError, RefusedError."""
+def profile(name: str, context: Context) -> Policy:
+    """The sandbox profile of that name, for a service. Raises NotFoundError, ConfigError, RefusedError."""
     from daemon.sandbox.profile import load_profile
 
-    load_profile(context, name)
+    found = load_profile(context, name)
+    if found.network == "proxy":
+        raise ConfigError(
+            f'the sandbox profile {name} has network = "proxy"',
+            reason="unit-sandbox",
+            hint="a filtering proxy lives as long as a `mixctl sandbox run`; a service takes one with host or none",
+        )
+    return found
 
 
 def sandboxed(spec: Spec, service: Service, who: Account, context: Context, launcher: Path, sockets: int) -> Spec:
     """`spec` with its command in the sandbox of the unit; the compiled policy is written beside the spec.
 
-    sockets: how many descriptors from 3 on the service inherits. Raises like `check`.
+    sockets: how many descriptors from 3 on the service inherits. Raises like `profile`.
     """
     from daemon.sandbox.compile import compile_policy
-    from daemon.sandbox.profile import load_profile
 
     assert service.sandbox is not None
     folder = context.run / "units" / spec.unit
-    policy = load_profile(context, service.sandbox).for_account(who.uid, who.gid, who.groups)
+    policy = profile(service.sandbox, context).for_account(who.uid, who.gid, who.groups)
     folders = [spec.environment[key] for key in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY") if key in spec.environment]
     notify = (f"?{folder / 'notify'}",) if spec.notify else ()
     changes = {
@@ -55,21 +65,10 @@ def sandboxed(spec: Spec, service: Service, who: Account, context: Context, laun
     # The launcher wants to know exactly: so there is no store, see `contradictions`.
     keep = sockets + (spec.ready_fd > 0)
     argv = (os.fspath(launcher), "--keep", str(keep), os.fspath(folder / POLICY), "--", *spec.argv)
-    # The launcher needs what it takes away from the service: it runs as we do.
+    # The launcher needs what it takes away from the service: it runs as we do. The service itself notifies, under an
+    # account that may be taken inside the sandbox only.
+    notifier = policy.user if isinstance(policy.user, int) else ANYBODY
     return replace(
-        spec, argv=argv, uid=os.geteuid(), gid=os.getegid(), groups=(), cwd="/", umask=0o077,
+        spec, argv=argv, uid=os.geteuid(), gid=os.getegid(), groups=(), cwd="/", umask=0o077, notify_uid=notifier,
         no_new_privileges=False, fd_store=0, ambient=frozenset(), bounding=None,
     )  # fmt: skip
-
-
-def hand_over(folder: Path, who: Account) -> None:
-    """Let the service in the sandbox reach its notification socket, which belongs to the launcher's user at first.
-
-    An account that is taken only inside the sandbox has no number yet: then everybody may write, and the shim still
-    believes only processes that descend from it.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        if who.uid != 0:
-            os.chown(folder / "notify", who.uid, -1)
-        else:
-            (folder / "notify").chmod(0o666)

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from daemon.errors import NotFoundError, RefusedError
+from daemon.errors import ConfigError, NotFoundError, RefusedError
 from daemon.supervise.unit import Unit
 
 DEPENDENCIES = ("requires", "wants", "after", "before", "after_exit", "conflicts", "on_failure")
@@ -37,8 +37,10 @@ class Plan:
 class Graph:
     """The units that are in force, by name, and their relations in both directions."""
 
-    def __init__(self, units: Mapping[str, Unit]) -> None:
+    def __init__(self, units: Mapping[str, Unit], broken: Mapping[str, str] | None = None) -> None:
+        """broken: unit → what is wrong with its file, for those that are not in force and thus not in `units`."""
         self.units = units
+        self.broken = broken or {}
         self.ups: dict[str, set[str]] = {name: set() for name in units}  # must be up before
         self.ends: dict[str, set[str]] = {name: set() for name in units}  # must have ended before
         self.needed_by: dict[str, set[str]] = {name: set() for name in units}
@@ -62,7 +64,7 @@ class Graph:
     def start(self, names: Iterable[str]) -> Plan:
         """The plan to start `names` with all that comes along.
 
-        Raises NotFoundError `unit-unknown`, RefusedError `unit-dependency` (something required cannot be loaded) or
+        Raises like `known`, RefusedError `unit-dependency` (something required cannot be loaded) or
         `unit-conflict` (two of the units exclude each other).
         """
         found: set[str] = set()
@@ -110,9 +112,16 @@ class Graph:
         return tuple(steps)
 
     def known(self, name: str) -> str:
-        """`name`. Raises NotFoundError `unit-unknown` with what is near it."""
+        """The name itself.
+
+        Raises ConfigError `unit-broken` with its mistakes, NotFoundError `unit-unknown` with what is like it.
+        """
         if name in self.units:
             return name
+        if name in self.broken:
+            raise ConfigError(
+                self.broken[name], reason="unit-broken", hint="correct the file, then 'mixctl service reload'"
+            )
         near = difflib.get_close_matches(name, self.units, n=1)
         raise NotFoundError(
             f"there is no unit '{name:.60}'",

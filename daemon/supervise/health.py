@@ -6,21 +6,21 @@ One question every so often; only a number of bad answers in a row (the threshol
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from urllib.parse import urlsplit
 
-from daemon.supervise.ready import accepts, succeeds
+from daemon.supervise.ready import Asker, accepts, succeeds
 from daemon.supervise.unit import Health
 
 _LINE = 4096  # bytes of the status line (RFC 9112, 4)
 
 
-async def probe(health: Health) -> str | None:
+async def probe(health: Health, who: Callable[[], Asker]) -> str | None:
     """Ask once; None when the service is well, else what is wrong."""
     if health.tcp is not None:
         return await accepts(health.tcp, health.timeout)
     if health.exec is not None:
-        return await succeeds(health.exec, health.timeout)
+        return await succeeds(health.exec, health.timeout, who)
     assert health.http is not None
     try:
         async with asyncio.timeout(health.timeout):
@@ -51,7 +51,7 @@ async def _get(address: str) -> int:
         writer.close()
 
 
-async def watch(health: Health, *, sick: bool) -> AsyncIterator[str | None]:
+async def watch(health: Health, who: Callable[[], Asker], *, sick: bool) -> AsyncIterator[str | None]:
     """Each change of the verdict: the problem when the threshold is reached, None when the service is well again.
 
     sick: the verdict so far.
@@ -59,7 +59,7 @@ async def watch(health: Health, *, sick: bool) -> AsyncIterator[str | None]:
     bad = 0
     while True:
         await asyncio.sleep(health.every)
-        problem = await probe(health)
+        problem = await probe(health, who)
         bad = 0 if problem is None else bad + 1
         if sick and problem is None:
             sick = False

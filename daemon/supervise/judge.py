@@ -66,11 +66,15 @@ def verdict(unit: Unit, outcome: Outcome) -> Verdict:
     if outcome.code > 0:
         final = outcome.code in service.permanent_failure
         return Verdict(False, final, "service-exit", f"{where}exit code {outcome.code}" + (", permanent" * final))
-    if outcome.leftover and service.type != "oneshot" and outcome.ran < service.stable_time:
+    if outcome.leftover and service.type in ("simple", "notify") and outcome.ran < service.stable_time:
         reason = "went into the background: let it run in the foreground (an option of most programs)"
-        return Verdict(False, True, "service-daemonised", reason)
+        return Verdict(False, True, "service-daemonised", f'{reason}, or say type = "forking"')
     if service.type == "notify" and not outcome.ready and outcome.step is None:
         return Verdict(False, False, "service-not-ready", "ended before it was ready")
+    if service.type == "forking" and not outcome.ready and outcome.step is None:
+        return Verdict(
+            False, False, "service-not-ready", 'left no process in the background, as type = "forking" should'
+        )
     return Verdict(True)
 
 

@@ -8,18 +8,21 @@ it ended) and does only what is left.
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from daemon.errors import ConfigError, DeviceError, NotFoundError, RefusedError
 from daemon.log import log
-from daemon.supervise import confine, ending, health, prepare, ready, sockets, timer
-from daemon.supervise.accounts import account
+from daemon.supervise import ending, health, prepare, ready, sockets, timer
 from daemon.supervise.service import Service
-from daemon.supervise.shim import Phase, Shim
+from daemon.supervise.shim import Phase, Shim, ShimError
 from daemon.supervise.states import RESTING, State, Then
+
+_PID_FILE = 0.1  # seconds between two looks at a PID file
 
 
 async def live(service: Service, previous: asyncio.Task[None] | None) -> None:
@@ -59,11 +62,6 @@ def _trouble(service: Service, slug: str, reason: str) -> None:
     elif not service.gone:  # else the handler, run once more, sees to that
         log("warning", f"unit {service.name}: {reason}")
         service.to(State.STOPPING, slug, reason, then=Then.RETRY)
-
-
-def _populated(service: Service) -> bool:
-    known = service.known
-    return known is not None and known.populated
 
 
 def _ended(service: Service) -> bool:
@@ -190,7 +188,7 @@ async def _starting(service: Service) -> None:
     try:
         async with asyncio.timeout(left) as service.limit:
             if unit.service is None:
-                await ready.get_ready(unit.readiness)
+                await ready.get_ready(unit.readiness, ready.Asker)
                 service.to(State.RUNNING)
                 return
             if not await _steps(service, len(unit.service.pre_start)):
@@ -247,10 +245,11 @@ async def _launch(service: Service) -> None:
     spec = prepare.specification(
         service.name, service.unit, house.context, house.places, step=service.memory.step, group=group, shims=shims
     )
+    if service.unit.service is not None and service.unit.service.pid_file is not None:
+        with contextlib.suppress(OSError):  # many programs do not start where there is one
+            Path(service.unit.service.pid_file).unlink()
     service.remember(launch=shim.state.starts + 1)
     await service.chore(shim.start(spec))
-    if service.unit.service is not None and service.unit.service.sandbox and os.geteuid() == 0:
-        confine.hand_over(service.folder, account(service.unit.service))
 
 
 async def _get_ready(service: Service) -> None:
@@ -260,8 +259,8 @@ async def _get_ready(service: Service) -> None:
     if unit.service.type == "oneshot":
         await service.until(lambda: _ended(service))
         return
-    if unit.readiness.endpoint or unit.readiness.command:
-        asking = asyncio.ensure_future(ready.get_ready(unit.readiness))
+    if unit.readiness.endpoint or unit.readiness.command or unit.service.pid_file:
+        asking = asyncio.ensure_future(_found_out(service))
         try:
             await _first(service, asking, lambda: _ended(service))
         finally:
@@ -276,12 +275,36 @@ async def _get_ready(service: Service) -> None:
     await service.until(settled)
 
 
+async def _found_out(service: Service) -> None:
+    """Until it is ready, for services that do not tell their shim."""
+    unit = service.unit
+    assert unit.service is not None
+    if unit.service.pid_file is not None:
+        await _main_found(service, Path(unit.service.pid_file))
+    await ready.get_ready(unit.readiness, _asker(service))
+
+
+async def _main_found(service: Service, path: Path) -> None:
+    """Until its PID file names a process that it has left in the background; any other number is an old one."""
+    while True:
+        pid = ready.process_in(path)
+        if pid is not None and service.shim is not None:
+            try:
+                await service.chore(service.shim.become_main(pid))
+            except ShimError as error:
+                if error.reason != "shim-stranger":
+                    raise
+            else:
+                return
+        await asyncio.sleep(_PID_FILE)
+
+
 async def _running(service: Service) -> None:
     """Until it ends, or must be ended because its health or its watchdog says so."""
     if service.unit.service is None:
         await asyncio.get_running_loop().create_future()  # a milestone stays until it is stopped
     service.sentence, service.pinged = None, time.monotonic()
-    guards = [asyncio.ensure_future(one) for one in (_health(service), _watchdog(service))]
+    guards = [asyncio.ensure_future(one) for one in (_guard(service, _health), _guard(service, _watchdog))]
     try:
         await service.until(lambda: _ended(service) or service.sentence is not None)
     finally:
@@ -294,12 +317,20 @@ async def _running(service: Service) -> None:
     service.to(State.STOPPING, slug, reason, then=Then.RETRY)
 
 
+async def _guard(service: Service, watch: Callable[[Service], Coroutine[Any, Any, None]]) -> None:
+    """Watch it as long as it runs; what goes wrong in that is said, and costs the service nothing."""
+    try:
+        await watch(service)
+    except Exception as error:  # noqa: BLE001  # a defect of ours
+        log("err", f"{service.name} is not watched any more: {type(error).__name__}: {error}")
+
+
 async def _health(service: Service) -> None:
     """Keep `running` and `unhealthy` apart; sentence it when the unit says so."""
     question = service.unit.health
     if question is None:
         return
-    async for problem in health.watch(question, sick=service.state is State.UNHEALTHY):
+    async for problem in health.watch(question, _asker(service), sick=service.state is State.UNHEALTHY):
         if service.state not in (State.RUNNING, State.UNHEALTHY):
             return  # it is being stopped since a moment ago
         if problem is None:
@@ -319,6 +350,13 @@ async def _watchdog(service: Service) -> None:
             service.condemn("service-watchdog", f"gave no sign of life for {patience:g} s")
             return
         await asyncio.sleep(left)
+
+
+def _asker(service: Service) -> Callable[[], ready.Asker]:
+    """What the checks of the service run with."""
+    assert service.unit.service is not None
+    house, group = service.house, service.known.cgroup if service.known is not None else ""
+    return partial(prepare.asker, service.name, service.unit.service, house.context, house.places, group)
 
 
 # -- small things ----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from daemon.errors import ConfigError
 from daemon.files import write_atomically
+from daemon.log import log
 from daemon.positions import Position, nearest, positions
 from daemon.supervise.graph import DEPENDENCIES, Graph
 from daemon.supervise.unit import Unit, contradictions
@@ -175,16 +176,17 @@ class LastGood:
 
     def write(self, units: Mapping[str, Definition]) -> None:
         """Keep exactly the texts of `units`; only what differs is written."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for path in unit_files(self.folder):
-            if path.stem not in units:
-                path.unlink()
-        for name, one in units.items():
-            path = self.folder / f"{name}.toml"
-            with contextlib.suppress(OSError):
-                if path.read_bytes() == one.text.encode():
-                    continue
-            write_atomically(path, one.text.encode(), 0o600)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for path in unit_files(self.folder):
+                if path.stem not in units:
+                    path.unlink()
+            for name, one in units.items():
+                path = self.folder / f"{name}.toml"
+                if not path.exists() or path.read_bytes() != one.text.encode():
+                    write_atomically(path, one.text.encode(), 0o600)
+        except OSError as error:  # a full disk must not keep units from starting
+            log("err", f"{self.folder}: the accepted unit files are not kept: {error.strerror}")
 
 
 def _renamed(one: Definition, path: Path) -> Definition:

@@ -18,9 +18,9 @@ import heapq
 import json
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,7 +36,6 @@ _RECORD = re.compile(rb"(\d{1,20}) (\d{1,20}) ([0-9a-f]{8}) ([oeOEs]) (.*)", re.
 _STREAMS = {b"o": "stdout", b"e": "stderr", b"s": "shim"}
 _UNIT = re.compile(r"[A-Za-z0-9@_:-][A-Za-z0-9@._:-]{0,63}")
 _FILE = re.compile(r"(\d{8})\.log")
-_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -68,22 +67,17 @@ class Record:
         fields = self.fields
         return {**self.__dict__, **({} if fields is None else {"fields": fields})}
 
-    def __str__(self) -> str:
-        """For people: local time, unit, text; nothing in it can steer a terminal."""
-        time = datetime.fromtimestamp(self.realtime // 1_000_000 / 1000).isoformat(" ", "milliseconds")
-        mark = {"stdout": "", "stderr": "!", "shim": "*"}[self.stream]
-        return f"{time} {self.unit}{mark}: {_CONTROL.sub(_escape, self.text)}{'…' if self.more else ''}"
-
 
 @dataclass(frozen=True)
 class Query:
     """Which records.
 
-    Times in nanoseconds since 1970, `until` excluded. boot: the beginning of a boot id, "" for all. contains: text that
+    units: empty for all, those included that come while it is followed. Times in nanoseconds since 1970, `until`
+    excluded. boot: the beginning of a boot id, "" for all. contains: text that
     must occur. streams: of Record.stream, empty for all. last: only so many newest ones (MAX_LAST at most), None: all.
     """
 
-    units: tuple[str, ...]
+    units: tuple[str, ...] = ()
     since: int | None = None
     until: int | None = None
     boot: str = ""
@@ -91,22 +85,40 @@ class Query:
     streams: frozenset[str] = frozenset()
     last: int | None = None
 
-    def matches(self, record: Record) -> bool:
-        """Whether all but `last` allows it."""
+    def matches(self, record: Record, at: int) -> bool:
+        """Whether all but `last` allows it, a record of the time `at`."""
         return (
-            (self.since is None or record.realtime >= self.since)
-            and (self.until is None or record.realtime < self.until)
+            (self.since is None or at >= self.since)
+            and (self.until is None or at < self.until)
             and record.boot.startswith(self.boot[:8])
             and self.contains in record.text
             and (not self.streams or record.stream in self.streams)
         )
 
 
-class Reader:
-    """Logs below `folder` (/var/log/mixos/units). damaged: lines found that were no record."""
+@dataclass(frozen=True)
+class Present:
+    """How the clocks stand. boot: first 8 digits of the boot id; offset: nanoseconds from 1970 to the boot."""
 
-    def __init__(self, folder: Path) -> None:
+    boot: str
+    offset: int
+
+    @classmethod
+    def now(cls, boot: str) -> Present:
+        """The system's."""
+        return cls(boot[:8], time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+
+
+class Reader:
+    """Logs below `folder` (/var/log/mixos/units). damaged: lines found that were no record.
+
+    With `present`, records of this boot are ordered and searched by the clock that is never set, as if the other one
+    had always been right; else, and for earlier boots, what the clock said when they were written is all there is.
+    """
+
+    def __init__(self, folder: Path, present: Present | None = None) -> None:
         self.folder = folder
+        self.present = present
         self.damaged = 0
 
     def units(self) -> list[str]:
@@ -117,14 +129,14 @@ class Reader:
 
     def read(self, query: Query) -> Iterator[Record]:
         """Matching records, oldest first; those of several units by time. Raises NotFoundError `log-unit`."""
-        yield from self._until({unit: self._end(unit) for unit in query.units}, query)
+        yield from self._until({unit: self._end(unit) for unit in query.units or self.units()}, query)
 
     async def follow(self, query: Query) -> AsyncIterator[Record]:
         """`read`, then each new record soon after it was written, until the caller stops; each one once.
 
         Raises NotFoundError `log-unit`.
         """
-        ends = {unit: self._end(unit) for unit in query.units}
+        ends = {unit: self._end(unit) for unit in query.units or self.units()}
         known = self._until(ends, query)
         while batch := await asyncio.to_thread(lambda: list(islice(known, _BATCH))):
             for record in batch:
@@ -132,11 +144,14 @@ class Reader:
         tails = [_Tail(self, unit, self.folder / unit, *end) for unit, end in ends.items()]
         try:
             while True:
-                for record in heapq.merge(*(tail.take() for tail in tails), key=_time):
-                    if query.matches(record):
+                for record in heapq.merge(*(tail.take() for tail in tails), key=self._when):
+                    if query.matches(record, self._when(record)):
                         yield record
                 if all(tail.idle for tail in tails):
                     await asyncio.sleep(POLL)
+                    known_units = {tail.unit for tail in tails}
+                    new = [] if query.units else [unit for unit in self.units() if unit not in known_units]
+                    tails += [_Tail(self, unit, self.folder / unit, 0, 0) for unit in new]
         finally:
             for tail in tails:
                 tail.close()
@@ -152,10 +167,10 @@ class Reader:
 
     def _until(self, ends: dict[str, tuple[int, int]], query: Query) -> Iterator[Record]:
         if query.last is None:
-            return heapq.merge(*(self._forward(unit, end, query) for unit, end in ends.items()), key=_time)
+            return heapq.merge(*(self._forward(unit, end, query) for unit, end in ends.items()), key=self._when)
         last = min(query.last, MAX_LAST)
         newest = heapq.merge(
-            *(self._newest(unit, end, query, last) for unit, end in ends.items()), key=_time, reverse=True
+            *(self._newest(unit, end, query, last) for unit, end in ends.items()), key=self._when, reverse=True
         )
         return reversed([record for record, _ in zip(newest, range(last), strict=False)])
 
@@ -163,17 +178,26 @@ class Reader:
         for number, stream in _open_all(self.folder / unit, end, newest_first=False):
             with stream:
                 left = end[1] if number == end[0] else None
-                yield from filter(query.matches, self.records(unit, lines(stream, left)))
+                yield from self._matching(query, self.records(unit, lines(stream, left)))
 
     def _newest(self, unit: str, end: tuple[int, int], query: Query, most: int) -> Iterator[Record]:
         for number, stream in _open_all(self.folder / unit, end, newest_first=True):
             with stream:
                 size = end[1] if number == end[0] else os.fstat(stream.fileno()).st_size
-                for record in filter(query.matches, self.records(unit, lines_backward(stream, size))):
+                for record in self._matching(query, self.records(unit, lines_backward(stream, size))):
                     if most == 0:
                         return
                     most -= 1
                     yield record
+
+    def _matching(self, query: Query, found: Iterator[Record]) -> Iterator[Record]:
+        return (record for record in found if query.matches(record, self._when(record)))
+
+    def _when(self, record: Record) -> int:
+        """Nanoseconds since 1970."""
+        if self.present is not None and record.boot == self.present.boot:
+            return record.monotonic + self.present.offset
+        return record.realtime
 
     def records(self, unit: str, found: Iterator[bytes]) -> Iterator[Record]:
         """Lines as records; the others are counted."""
@@ -274,11 +298,3 @@ def _open_all(folder: Path, end: tuple[int, int], *, newest_first: bool) -> Iter
 
 def _file(folder: Path, number: int) -> Path:
     return folder / f"{number:08}.log"
-
-
-def _time(record: Record) -> int:
-    return record.realtime
-
-
-def _escape(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode()

@@ -53,9 +53,10 @@ class Manager:
     name = "service"
 
     def __init__(self, context: Context, *, places: Places | None = None, cgroups: Path | None = None) -> None:
-        """cgroups: the group of all units; default: `mixos` below where cgroup v2 is mounted."""
         self.context = context
-        self.places = places or Places(environment=partial(prepare.shared, context.run / "proxy.env"))
+        self.places = places or Places(
+            context.libexec / "shim", context.libexec / "sandbox", partial(prepare.shared, context.run / "proxy.env")
+        )
         self.boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self.graph = Graph({})
         self.services: dict[str, Service] = {}
@@ -66,7 +67,7 @@ class Manager:
         self.closing = False  # the device goes down
         self.missing: tuple[str, ...] = ()  # cgroup controllers that this host does not give
         self.no_cgroups = ""  # why there are none at all
-        self._tree = Tree(cgroups or _cgroups())
+        self._tree = Tree(cgroups or context.cgroups)
         self._shims = ""
         self._last_good = LastGood(context.state / "units")
         self._errands: set[asyncio.Task[Any]] = set()
@@ -93,12 +94,10 @@ class Manager:
         self._use(Loaded({**loaded.units, **kept}, {**loaded.broken, **gone}))
         await asyncio.gather(*map(self._put_away, self._strays()))
         adopted = await asyncio.gather(*(service.adopt() for service in self.services.values()))
-        fresh = [
-            name for name, known in zip(self.services, adopted, strict=True) if not known and self.is_enabled(name)
-        ]
-        for name in fresh:
+        for name, known in zip(self.services, adopted, strict=True):
             try:
-                self.begin([name])
+                if not known and self.is_enabled(name):
+                    self.begin([name])
             except DeviceError as error:
                 log("err", f"unit {name} is not started: {error.message}")
 
@@ -124,16 +123,19 @@ class Manager:
 
     def begin(self, names: Iterable[str], *, now: bool = False) -> Plan:
         """Start `names` and what comes along; returns at once. Raises what `Graph.start` does, or `shutting-down`."""
-        if self.closing:
-            raise RefusedError("the device is going down", reason="shutting-down")
         names = tuple(names)
-        plan = self.graph.start(names)
+        plan = self._plan(names)
         rivals = [name for name in plan.stops if self.services[name].active]
         if rivals:
             self.errand(self.halt(rivals))
         for name in plan.names:
             self.services[name].begin(now=now and name in names)
         return plan
+
+    def _plan(self, names: Iterable[str]) -> Plan:
+        if self.closing:
+            raise RefusedError("the device is going down", reason="shutting-down")
+        return self.graph.start(names)
 
     async def halt(self, names: Iterable[str]) -> tuple[str, ...]:
         """Stop `names` and what requires them, in order; returns when all have ended, with those that were active."""
@@ -148,6 +150,7 @@ class Manager:
     async def restart(self, names: Iterable[str]) -> None:
         """Stop `names` and what requires them, then start all that was active, and `names`; returns when all ended."""
         names = tuple(names)
+        self._plan(names)  # what cannot start is not stopped either
         order = [name for name in self.graph.stop(names) if self.services[name].active]
         self.pausing |= set(order)
         try:
@@ -228,7 +231,7 @@ class Manager:
         return name in self.enabled.enable or self.services[name].unit.unit.enabled
 
     def set_enabled(self, names: Iterable[str], on: bool) -> None:
-        """Start these at boot, or do not; takes effect at the next boot. Raises NotFoundError `unit-unknown`."""
+        """Start these at boot, or do not; takes effect at the next boot. Raises like `Graph.known`."""
         names = {self.graph.known(name) for name in names}
         enable, disable = set(self.enabled.enable) - names, set(self.enabled.disable) - names
         differ = {name for name in names if self.services[name].unit.unit.enabled != on}
@@ -345,7 +348,7 @@ class Manager:
         """Let these definitions be in force."""
         for name, message in loaded.broken.items():
             log("err", f"unit {name}: {message}")
-        graph = Graph({name: one.unit for name, one in loaded.units.items()})
+        graph = Graph({name: one.unit for name, one in loaded.units.items()}, loaded.broken)
         services = {name: self.services.get(name) or Service(one, self) for name, one in loaded.units.items()}
         self.loaded, self.graph, self.services = loaded, graph, services
         for name, one in loaded.units.items():
@@ -387,12 +390,3 @@ class Manager:
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
         return task
-
-
-def _cgroups() -> Path:
-    """The group of all units, where this host mounts cgroup v2 (proc_pid_mounts(5))."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        words = line.split()
-        if words[2] == "cgroup2":
-            return Path(words[1]) / "mixos"
-    return Path("/sys/fs/cgroup/mixos")

@@ -1,7 +1,7 @@
 """What must outlive the daemon: per unit a small file in /run (this boot), and a history in /var/lib (for good).
 
 Each is written before the deed that it announces. A daemon that was killed at any moment reads them, looks at the shim,
-and knows how far its predecessor came.
+and knows how far its predecessor came. A disk that is full costs just that: units live on, and the log says so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from daemon.files import write_atomically
+from daemon.log import log
 from daemon.supervise.backoff import Attempts
+from daemon.supervise.shimstate import Phase
+from daemon.supervise.shimstate import State as ShimState
 from daemon.supervise.states import State, Then
 
 FILE = "memory.json"
@@ -35,7 +38,6 @@ class Memory(_Record):
     boot: str
     state: State = State.INACTIVE
     since: float = 0.0
-    since_wall: float = 0.0
     reason: str = ""
     slug: str = ""
     step: int = 0
@@ -52,8 +54,7 @@ class Memory(_Record):
 
     def write(self, folder: Path) -> None:
         """Keep it in the unit's runtime folder."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
-        write_atomically(folder / FILE, self.model_dump_json().encode(), 0o600)
+        _keep(folder / FILE, self, 0o755)
 
     @classmethod
     def read(cls, folder: Path, boot: str) -> Memory | None:
@@ -62,6 +63,15 @@ class Memory(_Record):
             found = cls.model_validate_json((folder / FILE).read_bytes())
             return found if found.boot == boot else None
         return None
+
+
+def guess(known: ShimState | None, steps: int, boot: str) -> Memory:
+    """There is a shim (steps: number of pre-start commands) without our note of it (damaged): believe what it says."""
+    if known is None:
+        return Memory(boot=boot)
+    states = {Phase.IDLE: State.WAITING, Phase.STARTING: State.STARTING, Phase.STOPPING: State.STOPPING}
+    state = states.get(known.phase, State.RUNNING)
+    return Memory(boot=boot, state=state, since=known.since, began=known.since, launch=known.starts, step=steps)
 
 
 class End(_Record):
@@ -96,8 +106,7 @@ class History(_Record):
 
     def write(self, path: Path) -> None:
         """Keep it."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(path, self.model_dump_json().encode(), 0o600)
+        _keep(path, self, 0o700)
 
     def ended(self, end: End) -> History:
         """With one more end, unless it is known already."""
@@ -108,3 +117,11 @@ class History(_Record):
     def ran(self, at: float) -> History:
         """Its timer starts it at `at`."""
         return self.model_copy(update={"last_run": at})
+
+
+def _keep(path: Path, record: _Record, mode: int) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=mode)
+        write_atomically(path, record.model_dump_json().encode(), 0o600)
+    except OSError as error:
+        log("err", f"{path} cannot be written: {error.strerror}")

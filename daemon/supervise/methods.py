@@ -15,7 +15,7 @@ from pydantic import Field
 from daemon.api.method import ADMINS, OPERATORS, PEOPLE, Caller, Method
 from daemon.errors import DeviceError
 from daemon.supervise import timer
-from daemon.supervise.logs import Query, Reader, Record
+from daemon.supervise.logs import Present, Query, Reader, Record
 from daemon.supervise.service import Service
 from daemon.supervise.states import RESTING, State
 from daemon.supervise.values import Name, SignalNumber
@@ -42,10 +42,15 @@ class One(Strict):
     name: Name
 
 
-class Several(Strict):
-    """Parameters: units, and how many seconds to wait for them."""
+class These(Strict):
+    """Parameters: units, at least one."""
 
     names: tuple[Name, ...] = Field(min_length=1, max_length=100)
+
+
+class Several(These):
+    """wait: seconds to wait for what becomes of them."""
+
     wait: float = Field(default=WAIT, ge=0, le=LONGEST)
 
 
@@ -100,8 +105,8 @@ def methods(manager: Manager) -> Sequence[Method]:
         Method("service.restart", "Stop and start units.", calls.restart, OPERATORS, Several, True, LONGEST),
         Method("service.kill", "Send a signal to a unit's processes.", calls.kill, OPERATORS, Kill, changes=True),
         Method("service.reset", "Forget that units have failed.", calls.reset, OPERATORS, Some, changes=True),
-        Method("service.enable", "Start units at boot.", calls.enable, ADMINS, Some, changes=True),
-        Method("service.disable", "Do not start units at boot.", calls.disable, ADMINS, Some, changes=True),
+        Method("service.enable", "Start units at boot.", calls.enable, ADMINS, These, changes=True),
+        Method("service.disable", "Do not start units at boot.", calls.disable, ADMINS, These, changes=True),
         Method("service.shutdown", "Stop all: the device goes down.", calls.shutdown, ADMINS, Shutdown, True, LONGEST),
         Method("service.reload", "Apply changed unit files.", calls.reload, ADMINS, changes=True, seconds=LONGEST),
     )
@@ -121,7 +126,9 @@ class _Calls:
         return {"units": rows, "broken": broken}
 
     async def show(self, _caller: Caller, params: One) -> object:
-        return facts(self.manager, self.services([params.name])[0])
+        (service,) = self.services([params.name])
+        await service.refresh()
+        return facts(self.manager, service)
 
     async def graph(self, _caller: Caller, params: Some) -> object:
         graph = self.manager.graph
@@ -137,7 +144,10 @@ class _Calls:
 
     async def restart(self, _caller: Caller, params: Several) -> object:
         names = [one.name for one in self.services(params.names)]
-        await asyncio.wait([self.manager.errand(self.manager.restart(names))], timeout=params.wait)
+        task = self.manager.errand(self.manager.restart(names))
+        await asyncio.wait([task], timeout=params.wait)
+        if task.done():
+            task.result()
         return await self.settled(params)
 
     async def settled(self, params: Several) -> object:
@@ -169,11 +179,11 @@ class _Calls:
             one.stop()
         return {"reset": [one.name for one in failed]}
 
-    async def enable(self, _caller: Caller, params: Some) -> object:
+    async def enable(self, _caller: Caller, params: These) -> object:
         self.manager.set_enabled(params.names, True)
         return {"enabled": params.names}
 
-    async def disable(self, _caller: Caller, params: Some) -> object:
+    async def disable(self, _caller: Caller, params: These) -> object:
         self.manager.set_enabled(params.names, False)
         return {"disabled": params.names}
 
@@ -184,10 +194,10 @@ class _Calls:
         return {"killed": await self.manager.shutdown(params.seconds)}
 
     async def logs(self, _caller: Caller, params: Log) -> AsyncIterator[object]:
-        reader = Reader(self.manager.context.log / "units")
-        names = tuple(params.names) or tuple(reader.units())
+        reader = Reader(self.manager.context.log / "units", Present.now(self.manager.boot))
+        kept = reader.units()
         query = Query(
-            units=names,
+            units=tuple(name if name in kept else self.manager.graph.known(name) for name in params.names),
             since=None if params.since is None else int(params.since * 1e9),
             until=None if params.until is None else int(params.until * 1e9),
             boot=self.manager.boot[:8] if params.boot == "current" else params.boot[:8],
@@ -225,7 +235,7 @@ def row(manager: Manager, service: Service) -> dict[str, Any]:
         "name": service.name,
         "description": service.unit.unit.description,
         "state": service.state.value,
-        "since": service.memory.since_wall,
+        "since": _since(service),
         "reason": service.memory.reason,
         "slug": service.memory.slug,
         "pid": known.main.pid if known is not None and running else 0,
@@ -235,6 +245,12 @@ def row(manager: Manager, service: Service) -> dict[str, Any]:
         "stale": service.stale,
         "broken": manager.loaded.broken.get(service.name),
     }
+
+
+def _since(service: Service) -> float:
+    """When it entered its state, by the present setting of the clock: it may have been set since then."""
+    began = service.memory.since
+    return time.time() - (time.monotonic() - began) if began else 0.0
 
 
 def facts(manager: Manager, service: Service) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from daemon.errors import ConfigError
 from daemon.part import Context
+from daemon.process import Runner
 from daemon.supervise import cgroup, confine, spec
 from daemon.supervise.accounts import Account, account
+from daemon.supervise.ready import Asker
 from daemon.supervise.unit import IoMax, Limits, Service, Unit
 
 FD_STORE = 16  # descriptors that a service which notifies may leave with its shim
@@ -27,8 +29,8 @@ _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
 class Places:
     """Where the programs are that start services, and what gives the variables of every service (a proxy, say)."""
 
-    shim: Path = Path("/usr/libexec/mixos/shim")
-    launcher: Path = Path("/usr/libexec/mixos/sandbox")
+    shim: Path
+    launcher: Path
     environment: Callable[[], Mapping[str, str]] = dict
 
 
@@ -39,7 +41,7 @@ def shared(path: Path) -> Mapping[str, str]:
 
 def check(unit: Unit, context: Context, places: Places) -> None:
     """What can be known before a start. Raises ConfigError `program-missing`, `unit-user`, `unit-group`, or what
-    `confine.check` raises."""
+    `confine.profile` raises."""
     service = unit.service
     commands = [*service.pre_start, service.command] if service else []
     commands += [unit.ready.command] if unit.ready and unit.ready.command else []
@@ -52,7 +54,7 @@ def check(unit: Unit, context: Context, places: Places) -> None:
             environment_file(Path(service.environment_file))
         if service.sandbox is not None:
             _executable(os.fspath(places.launcher))
-            confine.check(service.sandbox, context)
+            confine.profile(service.sandbox, context)
 
 
 def _executable(path: str) -> None:
@@ -75,6 +77,9 @@ def specification(
     argv = (*service.pre_start, service.command)[step]
     _executable(argv[0])
     who = account(service)
+    folders = _folders(service, context)
+    for folder, mode in folders.values():
+        _make(folder, who, mode)
     main = step == len(service.pre_start)
     how = unit.readiness.how
     notify = main and (how == "notify" or service.watchdog is not None)
@@ -102,8 +107,9 @@ def specification(
         cgroup=group,
         shim_cgroup=shims,
         notify=notify,
-        await_ready=main and how.partition(":")[0] in ("notify", "tcp", "exec"),
+        await_ready=main and (how.partition(":")[0] in ("notify", "tcp", "exec") or service.pid_file is not None),
         ready_fd=(unit.readiness.descriptor or 0) if main else 0,
+        daemonises=main and service.type == "forking",
         stop_signal=service.stop_signal,
         grace=service.stop_timeout,
         fd_store=FD_STORE if notify else 0,
@@ -116,6 +122,13 @@ def specification(
 
 def _rlimit(value: int) -> int:
     return spec.INFINITY if value < 0 else value
+
+
+def asker(name: str, service: Service, context: Context, places: Places, group: str) -> Asker:
+    """What the checks of a service run with; group: its cgroup or "". Raises ConfigError like `specification`."""
+    who = account(service)
+    runner = Runner(who.uid, who.gid, who.groups, Path(group) if group else None) if os.geteuid() == 0 else None
+    return Asker(runner, _environment(name, service, who, context, places, notify=False))
 
 
 def _environment(
@@ -132,18 +145,23 @@ def _environment(
     }
     if service.watchdog is not None and notify:
         given["WATCHDOG_USEC"] = str(int(service.watchdog * 1e6))  # sd_watchdog_enabled(3)
-    for key, folder, parent, mode in (
-        ("RUNTIME_DIRECTORY", service.runtime_directory, context.run.parent, 0o755),
-        ("STATE_DIRECTORY", service.state_directory, context.state.parent, 0o750),
-    ):
-        if folder is not None:
-            given[key] = _folder(parent / folder, who, mode)
+    given |= {key: os.fspath(folder) for key, (folder, _) in _folders(service, context).items()}
     if service.environment_file is not None:
         given |= environment_file(Path(service.environment_file))
     return {**given, **service.environment}
 
 
-def _folder(path: Path, who: Account, mode: int) -> str:
+def _folders(service: Service, context: Context) -> dict[str, tuple[Path, int]]:
+    """The folders of its own: variable that names it → path and mode."""
+    found = {}
+    if service.runtime_directory is not None:
+        found["RUNTIME_DIRECTORY"] = (context.run.parent / service.runtime_directory, 0o755)
+    if service.state_directory is not None:
+        found["STATE_DIRECTORY"] = (context.state.parent / service.state_directory, 0o750)
+    return found
+
+
+def _make(path: Path, who: Account, mode: int) -> None:
     """Make a folder for the service's user; what is there already is given to that user, if it is a folder."""
     try:
         path.mkdir(mode=0o700, exist_ok=True)
@@ -156,7 +174,6 @@ def _folder(path: Path, who: Account, mode: int) -> str:
             os.close(descriptor)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", reason="unit-folder") from error
-    return os.fspath(path)
 
 
 def environment_file(path: Path) -> dict[str, str]:

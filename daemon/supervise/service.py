@@ -21,9 +21,9 @@ from daemon.supervise import judge, prepare, sockets
 from daemon.supervise.backoff import Attempts
 from daemon.supervise.graph import Graph
 from daemon.supervise.load import Definition
-from daemon.supervise.memory import History, Memory
+from daemon.supervise.memory import History, Memory, guess
 from daemon.supervise.prepare import Places
-from daemon.supervise.shim import Extend, Gone, Phase, Shim, ShimError, Watchdog, load_state
+from daemon.supervise.shim import Extend, Gone, Shim, ShimError, Watchdog, load_state
 from daemon.supervise.shim import State as ShimState
 from daemon.supervise.states import RESTING, TRANSITIONS, UP, State, Then
 from daemon.supervise.timer import Clock
@@ -308,6 +308,12 @@ class Service:
         self.shim = self._pump = None
         self.gone = False
 
+    async def refresh(self) -> None:
+        """Let the shim tell what it only counts, if there is one."""
+        with contextlib.suppress(ShimError):
+            if self.shim is not None and not self.gone:
+                await self.chore(self.shim.refresh())
+
     # -- adoption and bookkeeping ------------------------------------------------------------------------------------
 
     async def adopt(self) -> bool:
@@ -319,28 +325,13 @@ class Service:
             self._take(await Shim.connect(self.folder))
         if memory is None and self.shim is None and self.last is None:
             return False
-        self.memory = memory or self._guess()
+        steps = len(self.unit.service.pre_start) if self.unit.service else 0
+        self.memory = memory or guess(self.known, steps, self.house.boot)
         if self.active and self.unit.service is not None:
             with contextlib.suppress(DeviceError):
                 self.unenforced = self.house.confine(self)[2]
         self.live()
         return True
-
-    def _guess(self) -> Memory:
-        """A shim without our note of it (damaged): believe what it says."""
-        state = self.known
-        assert state is not None
-        states = {Phase.IDLE: State.WAITING, Phase.STARTING: State.STARTING, Phase.STOPPING: State.STOPPING}
-        steps = len(self.unit.service.pre_start) if self.unit.service else 0
-        return Memory(
-            boot=self.house.boot,
-            state=states.get(state.phase, State.RUNNING),
-            since=state.since,
-            since_wall=time.time(),
-            began=state.since,
-            launch=state.starts,
-            step=steps,
-        )
 
     def live(self) -> None:
         """Let the handler of the present state run, instead of the one that is running now."""
@@ -370,7 +361,7 @@ class Service:
         """Enter a state that may follow the present one, and tell everybody."""
         old = self.state
         assert state in TRANSITIONS[old], f"{self.name}: {old} → {state}"
-        self.remember(state=state, since=time.monotonic(), since_wall=time.time(), slug=slug, reason=reason, **changes)
+        self.remember(state=state, since=time.monotonic(), slug=slug, reason=reason, **changes)
         self._wake.set()
         self.house.context.events.publish("service.state", self.name, state=state, old=old, slug=slug, reason=reason)
         self.house.changed(self, old)

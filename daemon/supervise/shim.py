@@ -98,8 +98,7 @@ class Shim:
 
         The shim detaches itself: it is no child of ours. Raises ShimError `shim-spec`, `shim-running`, `shim-system`.
         """
-        folder.mkdir(mode=0o755, exist_ok=True)
-        write_atomically(folder / "spec", bytes(spec), 0o600)
+        _write(folder, spec)
         done = await process.capture([str(binary), str(folder)], seconds=SECONDS)
         if done.status != 0:
             reason, _, text = done.err.decode("utf-8", "replace").strip().partition(" ")
@@ -137,7 +136,7 @@ class Shim:
         Returns when the process was made: Started or Failed follow. Raises `shim-busy`, `shim-spec`, `shim-system`.
         """
         if spec is not None:
-            write_atomically(self.folder / "spec", bytes(spec), 0o600)
+            _write(self.folder, spec)
         await self._command("start")
 
     async def stop(self, grace: float) -> None:
@@ -155,6 +154,15 @@ class Shim:
     async def mark_ready(self) -> None:
         """Readiness that the daemon found out itself (tcp, exec): kept in the state, Ready is sent."""
         await self._command("ready")
+
+    async def become_main(self, pid: int) -> None:
+        """This process is the main one of a service that daemonises. Raises `shim-stranger` when it is none that the
+        service has left in the background."""
+        await self._command(f"main {pid}")
+
+    async def refresh(self) -> None:
+        """Bring `state` up to date: what is only counted (lines dropped and lost) is not told otherwise."""
+        await self._command("state")
 
     async def rotate(self) -> None:
         """Begin a new log file now."""
@@ -182,8 +190,11 @@ class Shim:
         Raises `shim-busy` while processes are left.
         """
         await self._command("quit")
-        async with asyncio.timeout(SECONDS):
-            await self._closed.wait()
+        try:
+            async with asyncio.timeout(SECONDS):
+                await self._closed.wait()
+        except TimeoutError as error:
+            raise _error(self.folder, "timeout", "does not end") from error
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens from the connection on, ending with Gone. Events are kept until they are taken."""
@@ -266,6 +277,16 @@ class _Answer:
     kind: str  # "ok", "error" or "fds"
     words: list[str]
     fds: list[int]
+
+
+def _write(folder: Path, spec: Spec) -> None:
+    """DIR/spec; its folder is made. Raises ShimError `shim-system` (a full disk, say), SpecError."""
+    data = bytes(spec)
+    try:
+        folder.mkdir(mode=0o755, exist_ok=True)
+        write_atomically(folder / "spec", data, 0o600)
+    except OSError as error:
+        raise _error(folder, "system", f"its specification cannot be written: {error.strerror}") from error
 
 
 def _error(folder: Path, reason: str, text: str) -> ShimError:

@@ -19,7 +19,8 @@ class ShimError(DeviceError):
     Reasons: `shim-spec` (spec refused), `shim-running` (another shim has this folder), `shim-gone` (no shim listens, or
     it went away), `shim-timeout`, `shim-busy` (start while processes of the last start are left; quit while the service
     runs), `shim-idle` (signal without a process), `shim-system` (a system call failed), `shim-full` (no room in the
-    descriptor store, or no name for it), `shim-protocol` (not what a shim says).
+    descriptor store, or no name for it), `shim-stranger` (no process of the service), `shim-protocol` (not what a shim
+    says).
     """
 
     exit_code = 9

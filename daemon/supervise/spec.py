@@ -23,6 +23,7 @@ MAX_ENV = 1024
 MAX_GROUPS = 32
 MAX_FDS = 64  # descriptors that a shim keeps
 INFINITY = (1 << 64) - 1  # RLIM_INFINITY
+ANYBODY = 0xFFFFFFFF  # no user has this number
 _NO_LIMIT = 10**18  # from here on a number is no limit either
 
 # Resource limits by name (getrlimit(2)); the shim has the same list.
@@ -81,10 +82,11 @@ class Spec:
     NOTIFY_SOCKET, LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES. groups: supplementary, replacing ours.
     ambient: capabilities kept by a service that is not root; bounding: capabilities it could ever have (None: all).
     cgroup: folder of the service's own cgroup, "" for none; a folder that is named and cannot be used fails the start.
-    shim_cgroup: folder that the shim itself moves to, once. notify: NOTIFY_SOCKET is offered; await_ready: READY=1 on
-    it is awaited. ready_fd: number of a descriptor on which the service writes a newline when it is ready (0: none).
-    daemonises: main ends at once with status 0 and leaves a child, which becomes main. stop_signal: what `stop` sends.
-    grace: seconds between that and the kill when the shim itself is told to end (SIGTERM). fd_store: descriptors that
+    shim_cgroup: folder that the shim itself moves to, once. notify: NOTIFY_SOCKET is offered, to notify_uid (None: uid;
+    ANYBODY: its user is not known yet). await_ready: readiness is awaited, by READY=1 or `Shim.mark_ready`. ready_fd:
+    number of a descriptor on which the service writes a newline when it is ready (0: none). daemonises: main ends with
+    status 0 and leaves a child, which becomes main (see `Shim.become_main`). stop_signal: what `stop` sends. grace:
+    seconds between that and the kill when the shim itself is told to end (SIGTERM). fd_store: descriptors that
     the service may leave with the shim (FDSTORE=1). stdin is always /dev/null.
     """
 
@@ -106,6 +108,7 @@ class Spec:
     cgroup: str = ""
     shim_cgroup: str = ""
     notify: bool = False
+    notify_uid: int | None = None
     await_ready: bool = False
     ready_fd: int = 0
     daemonises: bool = False
@@ -120,6 +123,8 @@ class Spec:
         lines += [("grace", str(round(self.grace * 1000))), ("ambient", str(_mask(self.ambient)))]
         if self.bounding is not None:
             lines.append(("bounding", str(_mask(self.bounding))))
+        if self.notify_uid is not None:
+            lines.append(("notify-uid", str(self.notify_uid)))
         lines += [(key, getattr(self, name)) for key, name in _TEXTS.items()]
         lines += [("log-folder", self.log.folder)]
         lines += [(f"log-{name}", str(getattr(self.log, name))) for name in _LOGGING]
@@ -190,6 +195,7 @@ def _check(spec: Spec) -> None:
     tests = {
         "unit": not _UNIT.fullmatch(spec.unit),
         "cgroup": not _PATH.fullmatch(spec.cgroup),
+        "notify_uid": not 0 <= (spec.notify_uid or 0) <= ANYBODY,
         "argv": not spec.argv or not spec.argv[0].startswith("/") or len(spec.argv) > MAX_ARGS,
         "cwd": not spec.cwd.startswith("/"),
         "log.folder": not spec.log.folder.startswith("/"),
@@ -247,6 +253,7 @@ def _build(single: dict[str, str], lists: dict[str, list[list[str]]]) -> Spec:
     values["grace"] = int(single.pop("grace")) / 1000
     values["ambient"] = _names(int(single.pop("ambient")))
     values["bounding"] = _names(int(single.pop("bounding"))) if "bounding" in single else None
+    values["notify_uid"] = int(single.pop("notify-uid")) if "notify-uid" in single else None
     log = Logging(single.pop("log-folder"), *(int(single.pop(f"log-{name}")) for name in _LOGGING))
     if single:
         raise ValueError(f"unknown key {min(single)}")

@@ -1,7 +1,8 @@
 """When a timer is due. Pure: the clocks are given.
 
 Intervals go by CLOCK_BOOTTIME, which never jumps and counts suspend. Calendar times go by the wall clock and are looked
-up anew at every glance, so that setting the clock moves the next run instead of losing it or starting many.
+up anew at every glance, so that setting the clock moves the next run instead of losing it or starting many. A clock
+that is set by more than JUMP was wrong before: what was noted by it in this boot is put right by the other clock.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from daemon.supervise.unit import Timer
 from daemon.supervise.values import Calendar
 
 GLANCE = 30.0  # seconds after which a calendar timer looks at the clock again
-STEP_BACK = 3 * 3600.0  # a clock set back by less does not repeat a run
+JUMP = 3 * 3600.0  # set forward by less, what was skipped is run; set back by less, no run is repeated
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,23 @@ def _waits(timer: Timer, runs: Runs, now: Clock) -> Iterator[float]:
 
 def _calendar_base(timer: Timer, calendar: Calendar, runs: Runs, now: Clock) -> float:
     """The wall time of the next run: the first one behind the last run, or behind the arming of the timer."""
-    since = runs.armed.wall
-    if runs.wall is not None and (timer.persistent or runs.wall > since):
-        since = runs.wall
-    if since > now.wall + STEP_BACK or (since > now.wall and runs.wall is None):
-        since = now.wall  # the clock was wrong then
+    since = _corrected(runs.armed, now)
+    last = runs.wall
+    if last is not None and runs.boot is not None:
+        last = _corrected(Clock(runs.boot, last), now)
+    elif last is not None and last > now.wall + JUMP:
+        last = None  # the clock was wrong in that boot
+    if last is not None and (timer.persistent or last > since):
+        since = last
+    elif since > now.wall:
+        since = now.wall
     return following(calendar, since)
+
+
+def _corrected(then: Clock, now: Clock) -> float:
+    """The wall time of a moment of this boot, by the present setting of the clock if it was wrong then."""
+    real = now.wall - (now.boot - then.boot)
+    return then.wall if abs(real - then.wall) < JUMP else real
 
 
 def following(calendar: Calendar, after: float) -> float:

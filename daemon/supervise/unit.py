@@ -35,6 +35,12 @@ def _absolute(path: str) -> str:
     return path
 
 
+def _pid_file(path: str) -> str:
+    if not _absolute(path).startswith("/run/"):
+        raise ValueError("a path below /run is expected: what it says holds for this boot only")
+    return path
+
+
 def _text(value: str) -> str:
     if "\0" in value:
         raise ValueError("a NUL byte cannot be given to a program")
@@ -52,6 +58,7 @@ Text = Annotated[str, AfterValidator(_text)]
 Absolute = Annotated[str, AfterValidator(_absolute)]
 Command = Annotated[tuple[Text, ...], AfterValidator(_command)]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+PidFile = Annotated[str, AfterValidator(_pid_file)]
 Capability = Annotated[str, Field(pattern=r"^CAP_[A-Z_]+$")]
 LimitName = Literal[
     "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
@@ -84,7 +91,8 @@ class Service(Strict):
     """`[service]`: the program and the life it leads."""
 
     command: Command
-    type: Literal["simple", "oneshot", "notify"] = "simple"
+    type: Literal["simple", "oneshot", "notify", "forking"] = "simple"
+    pid_file: PidFile | None = None  # forking: where the program says which process is the main one
     pre_start: tuple[Command, ...] = Field(default=(), max_length=16)  # one after the other, in the same confinement
     restart: Literal["always", "on-failure", "no"] | None = None  # default: on-failure; oneshot: no
     restart_delay: Duration = 0.1  # doubled by each failure in a row
@@ -285,7 +293,7 @@ def contradictions(unit: Unit) -> Iterator[tuple[str, str]]:
         for section in ("timer", "socket", "limits", "health"):
             if getattr(unit, section) != Unit.model_fields[section].default:
                 yield section, f"[{section}] needs a [service]"
-        if unit.ready is not None and (unit.ready.how == "notify" or unit.ready.descriptor is not None):
+        if unit.ready is not None and _tells(unit.ready):
             yield "ready", 'without [service], how is "started", "exec" or "tcp:..."'
         return
     if service.type == "oneshot" and (unit.ready or unit.health or service.watchdog or unit.socket):
@@ -294,12 +302,27 @@ def contradictions(unit: Unit) -> Iterator[tuple[str, str]]:
         yield "service", "a oneshot that is always restarted would never be done; [timer] every = ... repeats it"
     if service.type == "notify" and unit.ready is not None and unit.ready.how != "notify":
         yield "ready", 'type = "notify" and this how contradict each other'
+    if service.pid_file is not None and service.type != "forking":
+        yield "service", 'pid-file is for type = "forking"; any other service runs in the foreground'
+    if service.type == "forking" and (service.sandbox or service.watchdog or _tells(unit.readiness)):
+        yield "service", 'type = "forking" goes without sandbox, watchdog, and how = "notify" or "fd:..."'
     if unit.timer and unit.socket:
         yield "timer", "[timer] and [[socket]] exclude each other"
     if unit.timer and service.restarts == "always":
         yield "timer", "with restart = always nothing is left for a timer to start"
     if service.sandbox and unit.readiness.descriptor not in (None, 3 + len(unit.socket)):
         yield "ready", f'in a sandbox the descriptor is the one behind the sockets: how = "fd:{3 + len(unit.socket)}"'
+    if (
+        service.sandbox
+        and (service.state_directory or service.runtime_directory)
+        and service.user in (None, "root", "0")
+    ):
+        yield "service", "in a sandbox root is nobody, and can't write a folder of root's: add a user"
     names = [socket.name for socket in unit.socket]
     if len(set(names)) != len(names):
         yield "socket", "two sockets have the same name"
+
+
+def _tells(ready: Ready) -> bool:
+    """Whether the main process itself says when it is ready."""
+    return ready.how == "notify" or ready.descriptor is not None

@@ -35,6 +35,7 @@ profile mixosd /usr/bin/mixosd flags=(attach_disconnected) {
   deny @{PROC}/{kcore,kallsyms,kpagecount,kpageflags,kpagecgroup} rwmx,
   deny /sys/kernel/{debug,tracing}/** rw,
   deny /sys/kernel/security/apparmor/{.load,.replace,.remove} rw,
+  deny /{etc,data/overlay/etc/upper}/shadow{,-} rwkmx,
 
   capability audit_write,
   capability chown,

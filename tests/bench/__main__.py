@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from buildsys.errors import HostError, MixosError
 from buildsys.files import atomic_write
 from buildsys.project import Project
 from tests import hostpackages
-from tests.bench import boots, builds, filesystems, peer
+from tests.bench import api, boots, builds, filesystems, guest, peer, sandbox_spawn, scale, supervision
 from tests.bench.figures import Figure, document, table
 
-GROUPS = ("cold", "warm", "sizes", "boot")
+GROUPS = ("cold", "warm", "sizes", "supervision", "scale", "sandbox", "api", "boot", "guest")
 
 
 def main() -> int:
@@ -38,19 +39,24 @@ def bench(project: Project, options: argparse.Namespace) -> int:
     """Measure, print, write."""
     if not project.image_file.is_file():
         raise HostError(f"there is no image {project.image_file}", reason="image-missing", hint="make image")
-    hostpackages.ensure(hostpackages.ROOT / "ci" / "bench-packages", ["bench"])
+    groups = [*(options.only or GROUPS), *(["filesystems"] if options.filesystems else [])]
+    hostpackages.ensure(hostpackages.ROOT / "ci" / "bench-packages", groups)
+    measure: dict[str, Callable[[], list[Figure]]] = {
+        "cold": lambda: builds.cold(project),
+        "warm": lambda: builds.warm(project),
+        "sizes": lambda: builds.sizes(project),
+        "supervision": supervision.figures,
+        "scale": scale.figures,
+        "sandbox": sandbox_spawn.figures,
+        "api": api.figures,
+        "boot": lambda: boot(project, options),
+        "guest": guest.figures,
+        "filesystems": lambda: filesystems.compare(project, options.boots),
+    }
     figures: list[Figure] = []
-    for group in options.only or GROUPS:
+    for group in groups:
         say(group)
-        figures += {
-            "cold": lambda: builds.cold(project),
-            "warm": lambda: builds.warm(project),
-            "sizes": lambda: builds.sizes(project),
-            "boot": lambda: boot(project, options),
-        }[group]()
-    if options.filesystems:
-        say("file systems")
-        figures += filesystems.compare(project, options.boots)
+        figures += measure[group]()
     now = datetime.now(UTC)
     results = document(figures, now.isoformat(timespec="seconds"))
     data = json.dumps(results, indent=1, ensure_ascii=False).encode() + b"\n"
@@ -73,8 +79,6 @@ def boot(project: Project, options: argparse.Namespace) -> list[Figure]:
     found = boots.figures(group, "MixOS", later, peers)
     found.append(Figure(group, "MixOS: first boot, power-on → SSH banner", round(first.power_on, 2), "s"))
     found += boots.figures(group, other.name, peers) if other else []
-    steps = later[-1].steps
-    found += [Figure("MixOS, kernel start → end of step", name, value, "s") for name, value in steps.items()]
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import tempfile
@@ -26,12 +25,11 @@ MIB = 1 << 20
 @dataclass(frozen=True)
 class Boot:
     """One boot. power_on and kernel: seconds from power-on, and from the kernel's start, to the SSH banner.
-    used: bytes of RAM that are not available, some time later. steps: seconds after the kernel's start, by step."""
+    used: bytes of RAM that are not available, some time later."""
 
     power_on: float
     kernel: float
     used: int
-    steps: dict[str, float]
 
 
 @contextmanager
@@ -56,12 +54,10 @@ def measure(guest: Guest) -> Boot:
         time.sleep(SETTLE_SECONDS)
         memory = dict(line.split(":", 1) for line in guest.lines("cat /proc/meminfo"))
         total, available = (int(memory[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
-        steps = guest.attempt("mixctl status --json")
-        times = json.loads(steps.text)["boot_times"] if steps.status == 0 else {}
         guest.stop(END_SECONDS)
     finally:
         guest.discard()
-    return Boot(answered - began, answered - kernel_start, total - available, times)
+    return Boot(answered - began, answered - kernel_start, total - available)
 
 
 def mixos(project: Project, count: int) -> list[Boot]:

@@ -11,7 +11,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """A measurement. unit: "s" or "MiB"; budget: the upper bound that the project aims at; note: how to read it."""
+    """A measurement. unit: "s", "ms", "/s", "KiB" or "MiB"; budget: the upper bound that the project aims at;
+    note: how to read it."""
 
     group: str
     name: str

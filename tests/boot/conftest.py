@@ -32,11 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "hardening",
         "services",
         "supervision",
+        "units",
         "confinement",
         "interfaces",
         "vpn",
         "escapes",
         "life",
+        "storage",
         "hardware",
     ]
     names = [f"test_{name}.py" for name in order]

@@ -67,8 +67,15 @@ class Guest:
         return qemu.wait_ssh(replace(running, ssh_port=self.port or running.ssh_port), seconds)
 
     def wait_daemon(self, seconds: float = BOOT_SECONDS) -> None:
-        """Wait until mixosd answers; it starts behind the SSH server."""
+        """Wait until mixosd, all its parts and the services have come up; they start behind the SSH server."""
+
+        def up() -> bool:
+            states = {part["state"] for part in self.status()["parts"].values()}
+            units = json.loads(self.run("mixctl service list --json"))["units"]
+            return {"waiting", "starting"}.isdisjoint(states | {unit["state"] for unit in units})
+
         assert wait_until(lambda: self.attempt("mixctl ping").status == 0, seconds), self.serial[-3000:]
+        assert wait_until(up, seconds), self.serial[-3000:]
 
     def stop(self, seconds: float = END_SECONDS) -> str:
         """The virtual power button; how the machine ended."""

@@ -54,6 +54,13 @@ def test_a_sandbox_hides_the_device(guest: Guest) -> None:
     assert lines[-1] == "0"
 
 
+def test_a_sandbox_for_a_role_that_may_start_nothing_else(guest: Guest) -> None:
+    """The console of an operator has given up starting processes and threads; input and output go all the same."""
+    text = b"hello " * 20_000
+    said = guest.run("mixctl sandbox run --profile tool -- tr a-z A-Z", "operator", stdin=text)
+    assert said.encode() == text.upper()
+
+
 def test_a_sandbox_ends_with_its_limits(guest: Guest) -> None:
     hog = "mixctl sandbox run --profile tool -- /usr/bin/python3 -I -c 'x = b\"x\" * (700 << 20)'"
     assert guest.attempt(hog, "admin").status == 137

@@ -251,7 +251,7 @@ def test_the_tunnel_survives_the_daemon(guest: Guest, far: Far) -> None:
 
 
 def test_name_servers_while_it_is_up_and_not_longer(guest: Guest, far: Far) -> None:
-    plain = guest.run("cat /run/mixos/resolv.conf")
+    plain = guest.run("cat /run/mixos/dns/resolv.conf")
     guest.run("sed -i 's/^port = 51899$/port = 51899\\ndns = [\"10.77.0.2\"]/' /etc/mixos/vpn.toml")
     vpn(guest, "apply")
     assert guest.run("cat /etc/resolv.conf").strip() == "nameserver 10.77.0.2"
@@ -262,11 +262,11 @@ def test_name_servers_while_it_is_up_and_not_longer(guest: Guest, far: Far) -> N
     assert wait_until(lambda: guest.attempt("mixctl vpn status").status == 0, SECONDS)
     assert guest.run("cat /etc/resolv.conf").strip() == "nameserver 10.77.0.2"
     vpn(guest, "down wgt")
-    assert guest.run("cat /run/mixos/resolv.conf") == plain
+    assert guest.run("cat /run/mixos/dns/resolv.conf") == plain
     vpn(guest, "up wgt")
     guest.run("sed -i '/^dns = /d' /etc/mixos/vpn.toml")
     vpn(guest, "apply")
-    assert guest.run("cat /run/mixos/resolv.conf") == plain
+    assert guest.run("cat /run/mixos/dns/resolv.conf") == plain
 
 
 def test_a_tunnel_that_takes_everything_leaves_ssh_alone(guest: Guest, far: Far) -> None:

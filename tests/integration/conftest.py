@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from daemon.part import Context
+from tests.supervision import folders
 
 HERE = Path(__file__).parent
 AS_ROOT = frozenset(
@@ -33,3 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == HERE and item.path.name in AS_ROOT:
             item.add_marker(pytest.mark.skip(reason=REASON))
+
+
+@pytest.fixture
+def place() -> Iterator[Context]:
+    """Folders for a supervisor of its own."""
+    with folders() as context:
+        yield context

@@ -119,7 +119,7 @@ class Space:
         token = os.urandom(8)
         # type, code, checksum (the kernel's business for ICMPv6), then what is sent back
         body = struct.pack("!BBH", 128 if six else 8, 0, 0) + token
-        body = body if six else struct.pack("!BBH", 8, 0, _checksum(body)) + token
+        body = body if six else struct.pack("!BBH", 8, 0, checksum(body)) + token
 
         def ask() -> bool:
             with socket.socket(kind[0], socket.SOCK_RAW, kind[1]) as channel:
@@ -136,7 +136,7 @@ class Space:
         return self.inside(ask)
 
 
-def _checksum(data: bytes) -> int:
+def checksum(data: bytes) -> int:
     """RFC 1071."""
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:

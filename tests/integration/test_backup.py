@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from daemon import cli as verbs
 from daemon import client, mixctl
+from daemon.api.method import Caller, Role
 from daemon.api.parts import Source
 from daemon.part import Context
-from daemon.storage.backup import Backup
-from daemon.storage.restore import Restorer
+from daemon.storage import archive
+from daemon.storage.backup import Backup, Restore, _Made, manifest_now
+from daemon.storage.restore import Plan, Restorer
+from daemon.storage.sealed import seal
 from tests.unit.test_api_server import Running, running
 from tests.unit.test_backup_restore import pieces, prepared, restorer, snapshot, write
 
@@ -92,7 +98,7 @@ def test_create_show_verify_restore(mixos, tmp_path, secret, capsys):
     assert {name: after[name] for name in before} == before
     assert mixctl.main(["backup", "restore", file, "--json", *options]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["restart"], told["reload"], told["reboot"]) == (["web"], True, True)
+    assert (told["restart"], told["reload"], told["reboot"]) == (["web"], True, False)
     assert (context.etc / "network.toml").read_text() == "# one\n"
     assert (context.etc.parent.parent / "var/lib/web/data").stat().st_size == 200_000
     assert not (context.state / "backup/spool").exists()
@@ -149,6 +155,45 @@ def test_what_goes_wrong(mixos, tmp_path, secret, capsys):
     assert found.reason("backup.upload", {"id": ident, "offset": 4, "data": "AAAA"}) == "backup-upload-gap"
     assert found.call("backup.upload", {"id": ident, "offset": 0, "data": "AAAA"})["size"] == 3
     assert (context.state / "backup/spool").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_restore_whose_caller_hangs_up_is_finished_and_told(tmp_path, monkeypatch):
+    context = place(tmp_path / "device")
+    part, go, found = Backup(context), threading.Event(), []
+    made = _Made(part.trees, manifest_now(True, {}))
+    data = b"".join(seal(archive.write(made.items()), SECRET, 10))
+    write(context.etc / "network.toml", "# two\n")
+    real = part.restorer.prepare
+
+    def prepare(*arguments: Any) -> Plan:
+        go.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(part.restorer, "prepare", prepare)
+
+    async def listen() -> None:
+        async for event in context.events.listen():
+            found.append(event.topic)
+
+    async def script() -> None:
+        listening = asyncio.create_task(listen())
+        ident = part.spool.begin(0)
+        part.spool.append(0, ident, 0, data)
+        params = Restore.model_validate({"id": ident, "passphrase": SECRET})
+        calling = asyncio.create_task(part.restore(Caller(Role.ADMIN, 0, 0, 1, "root", "local"), params))
+        while part._work is None:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
+        go.set()
+        await asyncio.wait([part._work])
+        await asyncio.sleep(0.01)
+        listening.cancel()
+
+    asyncio.run(script())
+    assert (context.etc / "network.toml").read_text() == "# one\n"
+    assert found == ["config.restored", "backup.restored"]
 
 
 def test_a_restore_that_is_killed(tmp_path):

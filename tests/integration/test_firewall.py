@@ -6,14 +6,17 @@ out (198.51.100.2, 2001:db8:1::2) ── wan0 [ device ] lan0 ── home (192.0
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,12 @@ from daemon.api.method import Caller, Role
 from daemon.cli import firewall as cli
 from daemon.errors import ConfigError, DeviceError, RefusedError
 from daemon.net.firewall.decide import Packet, decide
+from daemon.net.firewall.engine import Plan
 from daemon.net.firewall.part import Firewall
 from daemon.net.firewall.policy import Source, resolve
 from daemon.net.firewall.units import Place
 from daemon.part import Context
-from tests.integration.namespaces import Space, cable, spaces
+from tests.integration.namespaces import Space, cable, checksum, spaces
 
 LOCAL = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 FROM_OUT = Caller(Role.ADMIN, 1000, 1000, 1, "admin", "ssh 198.51.100.2")
@@ -152,8 +156,8 @@ def test_nothing_is_open_but_what_is_allowed(bench):
         server.close()
 
 
-def test_neighbour_discovery_and_path_mtu_work_behind_default_deny(bench):
-    """IPv6 addresses are resolved anew from both sides; a too big packet is told about and cut to size."""
+def test_neighbour_discovery_works_behind_default_deny(bench):
+    """IPv6 addresses are resolved anew from both sides."""
     bench.apply("ping = false\n" + ZONES + "[rules.t]\nservice = 'tcp/7'\n")
     for space in (bench.device, bench.out):
         space.ip("neighbour", "flush", "all")
@@ -163,6 +167,71 @@ def test_neighbour_discovery_and_path_mtu_work_behind_default_deny(bench):
         assert bench.device.connects(OUT6, 7)
     neighbours = run(["ip", "-n", bench.device.name, "-6", "neighbour"]).stdout.decode()
     assert OUT6 in neighbours
+
+
+def test_path_mtu_is_learnt_behind_default_deny(bench):
+    """A router's word about a packet of ours is heard in both families (RFC 1191, RFC 8201)."""
+    bench.apply("ping = false\n" + ZONES)
+
+    def mtu(host: str) -> str:
+        return run(["ip", "-n", bench.device.name, "route", "get", host]).text.partition(" mtu ")[2].partition(" ")[0]
+
+    def ask(here: str, there: str) -> socket.socket:
+        """A socket of the device that has sent a datagram."""
+        channel = socket.socket(socket.AF_INET6 if ":" in here else socket.AF_INET, socket.SOCK_DGRAM)
+        channel.bind((here, 0))
+        channel.sendto(b"question", (there, 7000))
+        return channel
+
+    asking = [bench.device.inside(partial(ask, *ends)) for ends in ((DEVICE4, OUT4), (DEVICE6, OUT6))]
+    udp4, udp6 = (struct.pack("!HHHH", one.getsockname()[1], 7000, 16, 0) for one in asking)
+    four = struct.pack("!BBHHHBBH", 0x45, 0, 36, 0, 0, 64, 17, 0)
+    four += socket.inet_aton(DEVICE4) + socket.inet_aton(OUT4) + udp4
+    message = struct.pack("!BBHHH", 3, 4, 0, 0, 1000) + four  # fragmentation needed
+    message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
+    six = struct.pack("!IHBB", 6 << 28, 16, 17, 64)
+    six += socket.inet_pton(socket.AF_INET6, DEVICE6) + socket.inet_pton(socket.AF_INET6, OUT6) + udp6
+    too_big = struct.pack("!BBHI", 2, 0, 0, 1300) + six + b"question"
+
+    def tell() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as channel:
+            channel.sendto(message, (DEVICE4, 0))
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as channel:
+            channel.sendto(too_big, (DEVICE6, 0))
+
+    assert (mtu(OUT4), mtu(OUT6)) == ("", "")
+    bench.out.inside(tell)
+    assert (mtu(OUT4), mtu(OUT6)) == ("1000", "1300")
+    for channel in asking:
+        channel.close()
+
+
+def test_a_dhcpv6_server_on_the_link_is_heard_and_nobody_else(bench):
+    bench.apply(ZONES)
+
+    def link_local(space: Space, name: str) -> str:
+        while True:
+            (row,) = json.loads(run(["ip", "-n", space.name, "-json", "address", "show", "dev", name]).text)
+            for one in row["addr_info"]:
+                if one["scope"] == "link" and not one.get("tentative"):
+                    return str(one["local"])
+
+    source, target = link_local(bench.out, "eth0"), link_local(bench.device, "wan0")
+
+    def send(here: str, port: int, there: str) -> None:
+        scope = socket.if_nametoindex("eth0")
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as channel:
+            channel.bind((here, port, 0, scope if here.startswith("fe80") else 0))
+            channel.sendto(here.encode(), (there, 546, 0, scope if there.startswith("fe80") else 0))
+
+    with bench.device.listen(546, socket.SOCK_DGRAM) as client:
+        client.settimeout(0.5)
+        for here, port, there in ((OUT6, 547, DEVICE6), (source, 5470, target)):
+            bench.out.inside(partial(send, here, port, there))
+            with pytest.raises(TimeoutError):
+                client.recv(100)
+        bench.out.inside(partial(send, source, 547, target))
+        assert client.recv(100).decode() == source
 
 
 def test_answers_pass_and_a_connection_survives_new_rules(bench):
@@ -486,6 +555,81 @@ def test_an_unconfirmed_change_is_undone_in_time(bench):
     assert bench.written == before
 
 
+def test_loading_that_is_broken_off_is_undone_all_the_same(bench):
+    """Nobody may learn whether the kernel took the rules; the clock runs already."""
+    bench.apply(ZONES)
+
+    async def cut(daemon: Daemon) -> Any:
+        load = daemon.part.engine._load
+
+        async def broken_off(plan: Plan) -> None:
+            await daemon.part.kernel.load(plan.document)
+            raise asyncio.CancelledError
+
+        daemon.part.engine._load = broken_off  # type: ignore[method-assign]
+        with pytest.raises(asyncio.CancelledError):
+            await daemon.call("allow", service="tcp/22", confirm=60)
+        daemon.part.engine._load = load  # type: ignore[method-assign]
+        assert bench.out.connects(DEVICE4, 22)
+        assert (await daemon.call("status"))["confirm"] is not None
+        await daemon.call("revert")
+        assert not bench.out.connects(DEVICE4, 22)
+        daemon.part.engine._load = broken_off  # type: ignore[method-assign]
+        with pytest.raises(asyncio.CancelledError):
+            await daemon.call("allow", service="tcp/22", confirm=60)
+        daemon.part.engine._load = load  # type: ignore[method-assign]
+        await daemon.call("confirm")
+        assert bench.out.connects(DEVICE4, 22)
+        assert "allow-tcp-22" in bench.written
+
+    with bench.device.listen(22):
+        bench.run(cut)
+
+
+def test_a_full_disk_keeps_nobody_out(bench, monkeypatch):
+    """An unconfirmed change is undone in the kernel, whatever can be written."""
+    bench.apply(ZONES + "[rules.a]\nservice = 'tcp/22'\n")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def change(daemon: Daemon) -> None:
+        await daemon.call("remove", name="a", confirm=60)
+        assert not bench.out.connects(DEVICE4, 22)
+        monkeypatch.setattr(daemon.part.engine.store, "refuse", full)
+        await daemon.call("revert")
+        assert bench.out.connects(DEVICE4, 22)
+        assert (await daemon.call("status"))["confirm"] is None
+
+    with bench.device.listen(22):
+        bench.run(change)
+
+
+def test_nft_that_fails_at_a_start_ends_the_trial(bench, monkeypatch):
+    bench.apply(ZONES)
+    _kill(bench, "loaded", "allow:60")
+    part = Firewall(bench.context)
+    listing = part.kernel.listing
+    calls = []
+
+    async def once(*words: Any) -> Any:
+        calls.append(words)
+        if len(calls) == 1:
+            raise DeviceError("nft did not end", reason="program-timeout")
+        return await listing(*words)
+
+    monkeypatch.setattr(part.kernel, "listing", once)
+
+    async def whole() -> None:
+        await part.start()
+        assert part.status()["state"] == "on"
+        await part.stop()
+
+    bench.device.go(whole)
+    with bench.device.listen(22):
+        assert not bench.out.connects(DEVICE4, 22)
+
+
 def test_a_confirmed_change_stays(bench):
     bench.apply(ZONES)
 
@@ -690,6 +834,22 @@ def test_a_long_list_comes_in_several_calls_and_counts_only_whole(bench):
     assert bench.run(send) == [{}, False, {"blocked": 3}]
 
 
+def test_two_clients_that_send_lists_do_not_lose_each_others_addresses(bench):
+    bench.apply(ZONES)
+
+    async def send(daemon: Daemon) -> Any:
+        one, two = daemon, Daemon(daemon.part, Caller(Role.ADMIN, 0, 0, 2, "root", "local"))
+        await one.call("block", addresses=["203.0.113.1"], more=True)
+        with pytest.raises(RefusedError) as caught:
+            await two.call("block", addresses=["203.0.113.7"], more=True)
+        assert (caught.value.reason, caught.value.retryable) == ("firewall-busy", True)
+        await two.call("block", addresses=["203.0.113.9"])  # a whole list disturbs nobody
+        await one.call("block", addresses=["203.0.113.3"])
+        return (await one.call("status"))["lists"]
+
+    assert bench.run(send) == {"blocked": 3}
+
+
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -734,7 +894,9 @@ def test_the_command_line(bench, monkeypatch, tmp_path):
     mixctl("apply", "--confirm", "60")
     assert mixctl("revert").strip()
     mixctl("reset")
-    assert json.loads(mixctl("status", "--json"))["default-zone"] == "lan"
+    told = json.loads(mixctl("status", "--json"))
+    assert told["default-zone"] == "lan"
+    assert {"ssh", "https"} <= set(told["services"])  # what Tab offers
     assert "guests" not in bench.written
     monkeypatch.setenv("SSH_CONNECTION", f"{OUT4} 50000 {DEVICE4} 22")
     result = CliRunner().invoke(cli.firewall, ["deny", "ssh"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,13 +18,14 @@ from buildsys.run import run
 from daemon.api.method import Caller, Nothing, Role
 from daemon.errors import DeviceError
 from daemon.net import interfaces as part
-from daemon.net import keys, tunnel, wgquick
+from daemon.net import keys, trial, tunnel, wgquick
 from daemon.net.interfaces import Apply, Interfaces, Set
 from daemon.net.netlink import NetlinkError
 from daemon.net.rtnl import MAIN_TABLE, Route, Rtnl, Rule
 from daemon.net.vpn import Vpn
 from daemon.net.vpncalls import AddPeer, Import, Init, OfInterface, OfPeer, Rotate
 from daemon.net.vpnfile import VpnFile
+from daemon.net.wireguard import Device
 from daemon.part import Context
 from daemon.tomlfile import parse
 
@@ -58,7 +60,7 @@ def addresses(name: str) -> set[str]:
 def routes(family: str = "-4") -> set[tuple[str, str, str]]:
     """(destination, gateway, interface) of routes that somebody added."""
     rows = ip(family, "route", "show", "table", "main")
-    return {(row["dst"], row.get("gateway", ""), row["dev"]) for row in rows if row["protocol"] != "kernel"}
+    return {(row["dst"], row.get("gateway", ""), row["dev"]) for row in rows if row.get("protocol") != "kernel"}
 
 
 def links() -> set[str]:
@@ -85,7 +87,7 @@ class Box:
         return await self.part.apply(CALLER, Apply(confirm=confirm))
 
     def resolv(self) -> str:
-        return (self.context.run / "resolv.conf").read_text()
+        return (self.context.run / "dns/resolv.conf").read_text()
 
 
 @pytest.fixture
@@ -375,6 +377,76 @@ def test_not_confirmed_is_undone(box: Box) -> None:
     asyncio.run(scenario())
 
 
+def test_a_trial_that_is_broken_off_goes_back(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call ends by its time-out, half-way: nobody will confirm what nobody was told."""
+
+    async def scenario() -> None:
+        cable()
+        await box.apply(STATIC)
+        hand_over = box.part._hand_over
+
+        async def hang(*_: Any) -> None:
+            monkeypatch.setattr(box.part, "_hand_over", hand_over)
+            await asyncio.sleep(3600)
+
+        monkeypatch.setattr(box.part, "_hand_over", hang)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await box.apply(STATIC.replace("192.0.2.10", "192.0.2.11"), confirm=1)
+        assert box.part.status()["file"] == "trial"
+        while box.part.status()["file"] == "trial":
+            await asyncio.sleep(0.05)
+        assert "192.0.2.10/24" in addresses("eth0")
+        assert "192.0.2.11/24" not in addresses("eth0")
+        assert box.part.status()["file"] == "reverted"
+
+    asyncio.run(scenario())
+
+
+def test_a_full_disk_keeps_nobody_out(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be recorded is not confirmed, and what is not confirmed goes back."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def scenario() -> None:
+        cable()
+        await box.apply(STATIC)
+        monkeypatch.setattr(trial, "write_atomically", full)
+        with pytest.raises(DeviceError) as caught:
+            await box.apply(STATIC.replace("192.0.2.10", "192.0.2.11"), confirm=60)
+        assert caught.value.reason == "net-state"
+        assert "192.0.2.10/24" in addresses("eth0")
+        monkeypatch.undo()
+        await box.apply(STATIC.replace("192.0.2.10", "192.0.2.11"), confirm=1)
+        monkeypatch.setattr(trial, "write_atomically", full)
+        with pytest.raises(DeviceError) as caught:
+            await box.part.confirm(CALLER, NOTHING)
+        assert caught.value.reason == "net-state"
+        while "192.0.2.11/24" in addresses("eth0"):
+            await asyncio.sleep(0.05)
+        assert "192.0.2.10/24" in addresses("eth0")
+        again = Interfaces(box.context, etc=box.context.etc.parent)
+        await again.start()
+        assert "192.0.2.10/24" in addresses("eth0")
+        await again.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_name_that_somebody_took_later_is_a_problem_and_no_crash(box: Box) -> None:
+    async def scenario() -> None:
+        cable()
+        await box.apply('[interface.lan]\nmode = "none"\nbridge = { ports = ["eth0"] }\n')
+        run(["ip", "link", "del", "lan"])
+        cable("lan", "far1")
+        await box.part._settle()
+        assert box.part.problem is not None
+        assert box.part.problem.reason == "net-conflict"
+
+    asyncio.run(scenario())
+
+
 def test_confirmed_stays(box: Box) -> None:
     async def scenario() -> None:
         cable()
@@ -471,6 +543,32 @@ def test_a_tunnels_addresses_routes_and_rules_come_and_go(tmp_path: Path) -> Non
         assert {row["priority"] for row in ip("rule")} == {0, 32766, 32767}
 
 
+def test_a_tunnel_takes_no_route_from_another_interface(tmp_path: Path) -> None:
+    """A peer that is allowed the local network must not cut off whoever is logged in from there."""
+    text = CLIENT.replace('"0.0.0.0/0", "::/0", "198.51.100.0/24"', '"192.0.2.0/24", "2001:db8:5::/64"')
+    entry = parse(text, tmp_path / "vpn.toml", VpnFile).interface["wg0"]
+    cable()
+    cable("wg0", "far1")
+    run(["ip", "address", "add", "192.0.2.5/24", "dev", "eth0"])
+    run(["ip", "link", "set", "eth0", "up"])
+    before = ip("route", "show", "dev", "eth0")
+    with Rtnl() as rtnl:
+        with pytest.raises(DeviceError) as caught:
+            tunnel.set_up(rtnl, "wg0", entry)
+        assert caught.value.reason == "vpn-route"
+        assert ip("route", "show", "dev", "eth0") == before
+        device = Device("eth0")
+        with pytest.raises(DeviceError) as caught:
+            tunnel.Kernel(rtnl, cast(Any, None)).bring_up(entry, device)
+        assert caught.value.reason == "vpn-name"
+        # what somebody else led into the tunnel already is no conflict
+        run(["ip", "address", "del", "192.0.2.5/24", "dev", "eth0"])
+        run(["ip", "route", "add", "192.0.2.0/24", "dev", "wg0"])
+        tunnel.set_up(rtnl, "wg0", entry)
+        assert ("192.0.2.0/24", "", "wg0") in routes()
+        assert ("2001:db8:5::/64", "", "wg0") in routes("-6")
+
+
 @pytest.fixture
 def vpn(tmp_path: Path) -> Vpn:
     folders = {name: tmp_path / name for name in ("run", "state", "etc", "lib", "log")}
@@ -543,6 +641,35 @@ def test_commands_of_the_vpn_end_to_end(vpn: Vpn, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_peers_that_are_added_at_once_get_addresses_of_their_own(vpn: Vpn) -> None:
+    async def scenario() -> None:
+        await vpn.init(CALLER, Init.model_validate({"addresses": ["10.8.0.1/24"]}))
+        adds = [vpn.add(CALLER, AddPeer.model_validate({"peer": f"p{number}"})) for number in range(3)]
+        assert len(await asyncio.gather(*adds)) == 3
+        peers = vpn.config.tunnel("wg0")[1].peer.values()
+        assert {peer.allowed_ips for peer in peers} == {("10.8.0.2/32",), ("10.8.0.3/32",), ("10.8.0.4/32",)}
+
+    asyncio.run(scenario())
+
+
+def test_a_broken_file_is_reported_once(vpn: Vpn) -> None:
+    async def scenario() -> list[str]:
+        vpn.context.etc.mkdir()
+        vpn.config.file.write_text("broken [")
+        told: list[str] = []
+        vpn.context.events.publish = lambda topic, *_, **__: told.append(topic)  # type: ignore[method-assign, assignment]
+        await vpn._settle()
+        await vpn._look_again()
+        await vpn._settle()
+        assert set(vpn.problems) == {""}
+        vpn.config.file.write_text("")
+        await vpn._look_again()
+        assert not vpn.problems
+        return told
+
+    assert asyncio.run(scenario()) == ["vpn.problem"]
+
+
 def test_what_keeps_a_tunnel_down_is_said(vpn: Vpn, tmp_path: Path) -> None:
     async def scenario() -> None:
         vpn.context.etc.mkdir()
@@ -563,11 +690,12 @@ def test_a_crash_leaves_no_name_servers_of_a_tunnel_behind(vpn: Vpn) -> None:
     (vpn.context.run / "net/dns.vpn").mkdir(parents=True)
     (vpn.context.run / "net/dns.vpn/wg0").write_text("nameserver 10.8.0.1\n")
     (vpn.context.run / "net/eth0.dns").write_text("nameserver 192.0.2.1\n")
-    (vpn.context.run / "resolv.conf").write_text("nameserver 10.8.0.1\n")
+    (vpn.context.run / "dns").mkdir(exist_ok=True)
+    (vpn.context.run / "dns/resolv.conf").write_text("nameserver 10.8.0.1\n")
 
     async def scenario() -> None:
         await vpn.start()
-        assert (vpn.context.run / "resolv.conf").read_text() == "nameserver 192.0.2.1\n"
+        assert (vpn.context.run / "dns/resolv.conf").read_text() == "nameserver 192.0.2.1\n"
         await vpn.stop()
 
     asyncio.run(scenario())

@@ -13,7 +13,7 @@ import pytest
 
 from buildsys.run import run
 from tests.hostpackages import ROOT
-from tests.integration.test_net import CALLER, NOTHING, Box, addresses, cable, namespace
+from tests.integration.test_net import CALLER, NOTHING, Box, addresses, cable, namespace, routes
 
 __all__ = ["namespace"]  # a network of its own for every test here, too
 INIT = ROOT / "rootfs/skeleton/usr/lib/mixos/init"
@@ -106,3 +106,30 @@ def test_the_client_follows_the_file(box: Box) -> None:
         assert (await box.part.check(CALLER, NOTHING))["steps"] == []
 
     asyncio.run(scenario())
+
+
+def test_routes_follow_the_lease(tmp_path: Path) -> None:
+    """A router in the lease's network, outside of it (as with /32), another one, none."""
+    cable()
+    run(["ip", "link", "set", "eth0", "up"])
+    for folder in ("run/net", "sys/eth0"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "sys/eth0/ifindex").write_text("7\n")
+    script = tmp_path / "dhcp"
+    text = (INIT / "dhcp").read_text().replace("/run/mixos", str(tmp_path / "run"))
+    script.write_text(text.replace("/sys/class/net", str(tmp_path / "sys")))
+
+    def lease(what: str, router: str, ip: str = "192.0.2.77", mask: str = "32") -> set[tuple[str, str, str]]:
+        given = [f"{key}={value}" for key, value in (("router", router), ("ip", ip), ("mask", mask))]
+        run(["env", "interface=eth0", *given, "/usr/bin/busybox", "sh", script, what])
+        return routes()
+
+    assert lease("bound", "198.51.100.1 198.51.100.2") == {
+        ("198.51.100.1", "", "eth0"),
+        ("default", "198.51.100.1", "eth0"),
+    }
+    assert ("default", "198.51.100.2", "eth0") in lease("renew", "198.51.100.2")
+    assert lease("bound", "192.0.2.1", "192.0.2.78", "24") == {("default", "192.0.2.1", "eth0")}
+    assert lease("renew", "192.0.2.2", "192.0.2.78", "24") == {("default", "192.0.2.2", "eth0")}
+    assert lease("renew", "", "192.0.2.78", "24") == set()
+    assert addresses("eth0") == {"192.0.2.78/24"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -29,15 +31,16 @@ import daemon
 from buildsys.run import Completed, run
 from daemon.api.method import Caller, Role
 from daemon.cli import sandbox as cli
-from daemon.errors import RefusedError
+from daemon.errors import NotFoundError, RefusedError
 from daemon.part import Context
 from daemon.sandbox.compile import compile_policy
 from daemon.sandbox.explain import explain
-from daemon.sandbox.methods import Command, Named, Sandbox
+from daemon.sandbox.methods import Command, More, Named, Sandbox
 from daemon.sandbox.policy import Policy
-from daemon.sandbox.run import Ended, Output, Runner, SandboxError
+from daemon.sandbox.run import MAX_RUNNING, Ended, Output, Runner, SandboxError
 from daemon.sandbox.seccomp import ABSENT, FORBIDDEN, KILLED, STRICT
 from daemon.sandbox.syscalls import numbers
+from daemon.supervise.cgroup import Tree
 
 pytestmark = pytest.mark.integration
 NATIVE = Path(daemon.__file__).parent / "native"
@@ -190,6 +193,19 @@ def test_the_environment_is_the_policys(launcher: Path) -> None:
     one = policy(environment={"A": "1"}, pass_environment=["KEPT", "ABSENT"])
     ran = launch(launcher, one, ["env"], env={"KEPT": "yes", "SECRET": "no", "LD_PRELOAD": "/x"})
     assert set(ran.out.split()) == {"A=1", "KEPT=yes", "LC_ALL=C.UTF-8", "PATH=/usr/bin:/usr/sbin:/bin:/sbin"}
+
+
+def test_a_path_from_outside_is_stronger_than_the_one_that_everybody_gets(launcher: Path) -> None:
+    one = policy(pass_environment=["PATH", "HOME"], environment={"HOME": "/tmp"})
+    for outside, inside in (("/opt/bin:/bin", "/opt/bin:/bin"), (None, "/usr/bin:/usr/sbin:/bin:/sbin")):
+        before = ["env", "HOME=/root", f"PATH={outside}"] if outside else ["env", "-u", "PATH"]
+        ran = launch(launcher, one, ["env"], before=before)
+        assert set(ran.out.split()) == {"HOME=/tmp", "LC_ALL=C.UTF-8", f"PATH={inside}"}
+
+
+def test_the_hosts_name_is_seen_when_the_policy_names_none(launcher: Path) -> None:
+    assert shell(launcher, "hostname", policy(hostname="")).out.strip() == os.uname().nodename
+    assert shell(launcher, "hostname", policy(hostname="inside")).out.strip() == "inside"
 
 
 def test_a_private_tmp_of_a_bounded_size(launcher: Path) -> None:
@@ -454,6 +470,32 @@ def test_signals_reach_the_command(launcher: Path, work: Path, number: signal.Si
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
 
 
+@pytest.mark.parametrize(("terminal", "told"), [(False, ["main"]), (True, ["main", "worker"])])
+def test_workers_get_only_what_a_terminal_sends(launcher: Path, work: Path, terminal: bool, told: list[str]) -> None:
+    """A service is told to reload by SIGHUP; the processes that it started must not die of it."""
+    script = """
+sh -c 'trap "touch worker; exit" HUP; touch up; while :; do sleep 0.05; done' &
+trap 'touch main; sleep 0.5; exit 0' HUP
+while :; do sleep 0.05; done"""
+    one = policy(read_write=[str(work)], directory=str(work), terminal=terminal)
+    pid = spawn(launcher, one, script)
+    wait_for((work / "up").exists)
+    time.sleep(0.1)
+    os.kill(pid, signal.SIGHUP)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert sorted(path.name for path in work.iterdir()) == sorted([*told, "up"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGRTMIN + 3])
+def test_every_stop_signal_reaches_the_command(launcher: Path, work: Path, number: int) -> None:
+    one = policy(read_write=[str(work)], directory=str(work))
+    pid = spawn(launcher, one, "touch up; exec sleep 60")
+    wait_for((work / "up").exists)
+    time.sleep(0.1)
+    os.kill(pid, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + number
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_when_the_keeper_ends_so_does_everything(launcher: Path, work: Path, number: signal.Signals) -> None:
     script = "trap '' TERM INT HUP; while :; do date +%N > beat; sleep 0.02; done"
@@ -569,6 +611,34 @@ def test_a_required_limit_that_is_not_there_stops_everything(launcher: Path, nee
     """Started in a group of its own, in which no controller limits anything."""
     ran = shell(launcher, "echo ran", policy(require=[need], limits={"memory": "64M", "pids": 12}))
     assert (ran.code, ran.out) == (REFUSED, "")
+
+
+@pytest.mark.parametrize(
+    ("folder", "limit", "by"),
+    [("", "1048576", "cgroup"), ("..", "1048576", "cgroup"), ("", "max", "process"), ("", "4294967296", "process")],
+)
+def test_limits_of_the_group_that_it_is_started_in(
+    launcher: Path, tmp_path: Path, folder: str, limit: str, by: str
+) -> None:
+    """As in a unit: the group is the caller's, the limit stands in it or above. Files stand for the controllers."""
+    mount = next(line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line)
+    leaf = Path(mount) / f"unit-{os.getpid()}" / "main"
+    leaf.mkdir(parents=True)
+    path = write_policy(launcher.parent, policy(limits={"memory": "64M"}))
+    script = f"""
+echo $$ > {leaf}/cgroup.procs
+mount -t tmpfs none /sys/fs/cgroup
+mkdir -p /sys/fs/cgroup/{leaf.parent.name}/main/{folder}
+echo {limit} > /sys/fs/cgroup/{leaf.parent.name}/main/{folder}/memory.max
+exec {launcher} --dry --report 1 {path}"""
+    try:
+        done = run(["unshare", "--mount", "sh", "-c", script], split=True, timeout=30)
+    finally:
+        wait_for(lambda: not (leaf / "cgroup.procs").read_text())
+        leaf.rmdir()
+        leaf.parent.rmdir()
+        path.unlink()
+    assert json.loads(done.stdout.splitlines()[-1])["memory"] == by
 
 
 def test_the_command_starts_in_the_given_cgroup(launcher: Path) -> None:
@@ -809,6 +879,15 @@ def test_a_user_cannot_have_placeholders_made_where_the_user_may_not(part: Sandb
     assert list(work.iterdir()) == []
 
 
+def test_a_refusal_takes_all_placeholders_back(launcher: Path, work: Path) -> None:
+    """Also those of the profile, when it was the caller's wish that could not be met."""
+    (work / "a").mkdir()
+    (work / "b").mkdir()
+    one = policy(read_write=[f"{work}/a"], asked_read_write=[f"{work}/b"], protect=[f"{work}/a/x/y", f"{work}/b/y"])
+    assert shell(launcher, "true", one).code == REFUSED
+    assert {path.name for path in work.rglob("*")} == {"a", "b"}
+
+
 def test_an_empty_file_that_a_user_may_not_remove_stays(part: Sandbox, work: Path) -> None:
     (work / "flag").touch(mode=0)
     (work / "flag").chmod(0)
@@ -860,10 +939,141 @@ def test_what_stays_open_does_not_hold_the_daemon(part: Sandbox) -> None:
 
 
 def test_only_so_many_at_once(part: Sandbox) -> None:
-    part.runner.running.update(range(1_000_000, 1_000_016))
+    """Also when all are asked for in the same moment, and none is counted twice."""
+
+    async def one() -> str:
+        try:
+            return [item async for item in part.runner.run(policy(), ["sleep", "0.5"])][-1].__class__.__name__
+        except RefusedError as error:
+            return error.reason
+
+    async def many() -> list[str]:
+        return await asyncio.gather(*(one() for _ in range(MAX_RUNNING + 3)))
+
+    found = asyncio.run(many())
+    assert sorted(found) == ["Ended"] * MAX_RUNNING + ["sandbox-busy"] * 3
+    assert part.status() == {"running": 0}
+
+
+@pytest.mark.parametrize("word", ["\ud800", "a\0b", "x" * (128 << 10), "é" * (65 << 10)])
+def test_words_that_no_kernel_takes(part: Sandbox, word: str) -> None:
     with pytest.raises(RefusedError) as caught:
-        collect(part, USER, command=["id"])
-    assert caught.value.reason == "sandbox-busy"
+        collect(part, USER, command=["echo", word])
+    assert caught.value.reason == "sandbox-command"
+    assert part.status() == {"running": 0}
+
+
+def test_words_need_not_be_text(part: Sandbox) -> None:
+    out, _, end = collect(part, USER, command=["echo", "-n", os.fsdecode(b"\xff\xe9")])
+    assert (out, end["code"]) == (b"\xff\xe9", 0)
+
+
+def test_the_launchers_reason_is_told_once(part: Sandbox) -> None:
+    """As the error, not as output of a command that never was; what a command says is always its output."""
+
+    async def items(command: list[str], **more: Any) -> list[Any]:
+        found: list[Any] = []
+        wanted = Command.model_validate({"command": command, **more})
+        with contextlib.suppress(SandboxError):
+            async for item in part.run(USER, wanted):
+                found.append(item)
+        return found
+
+    assert asyncio.run(items(["id"], profile="strict")) == []
+    said = asyncio.run(items(["/nowhere"]))
+    assert [item.get("stream") for item in said] == [2, None]
+    assert said[-1]["code"] == NOT_FOUND
+
+
+def test_input_that_follows(part: Sandbox) -> None:
+    """More than one request holds, at its own pace, and only from whoever runs the command."""
+
+    async def act() -> tuple[bytes, int]:
+        items = part.run(USER, Command.model_validate({"command": ["sort", "-u"], "input-follows": True}))
+        token = (await anext(items))["token"]  # type: ignore[index]
+
+        async def give(data: bytes, caller: Caller = USER, end: bool = False) -> object:
+            piece = {"token": token, "data": base64.b64encode(data).decode(), "end": end}
+            return await part.input(caller, More.model_validate(piece))
+
+        async def feed() -> None:
+            for _ in range(20):
+                assert await give(b"one line\n" * 2000)
+            with pytest.raises(NotFoundError) as caught:
+                await give(b"a stranger's\n", ADMIN)
+            assert caught.value.reason == "sandbox-gone"
+            assert await give(b"", end=True)
+
+        feeding = asyncio.create_task(feed())
+        found: list[Any] = [item async for item in items]
+        await feeding
+        with pytest.raises(NotFoundError):
+            await give(b"too late")
+        return base64.b64decode(found[0]["data"]), int(found[-1]["code"])
+
+    assert asyncio.run(act()) == (b"one line\n", 0)
+
+
+def test_who_reads_no_input_is_not_kept_by_it(part: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.sandbox.run.PUT", 0.05)
+
+    async def act() -> list[Any]:
+        wanted = Command.model_validate({"command": ["sleep", "1"], "input-follows": True})
+        items = part.run(USER, wanted)
+        token = (await anext(items))["token"]  # type: ignore[index]
+        piece = More.model_validate({"token": token, "data": base64.b64encode(bytes(32 << 10)).decode()})
+
+        async def until_full() -> None:
+            while await part.input(USER, piece):
+                continue
+
+        filling = asyncio.create_task(until_full())
+        found = [item async for item in items]
+        await filling
+        return found
+
+    assert asyncio.run(act())[-1]["code"] == 0
+
+
+def test_a_sandbox_ends_with_the_daemon(part: Sandbox, launcher: Path, work: Path) -> None:
+    """However the daemon ends: what stays silent would otherwise run on until its clock stops it."""
+    beat = work / "beat"
+    os.chown(work, 61000, 61000)
+    work.chmod(0o777)
+    child = os.fork()
+    if child == 0:  # the daemon
+        with contextlib.suppress(BaseException):
+            script = f"cd {work}; trap '' TERM; while :; do date +%N > beat; sleep 0.02; done"
+            one = policy(read_write=[str(work)], protect=[f"{work}/absent"])
+
+            async def run_it() -> None:
+                async for _ in part.runner.run(one, ["sh", "-c", script]):
+                    pass
+
+            asyncio.run(run_it())
+        os._exit(1)
+    wait_for(lambda: beat.exists() and beat.read_text())
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    wait_for(lambda: not (work / "absent").exists())
+    before = beat.read_text()
+    time.sleep(0.2)
+    assert beat.read_text() == before
+
+
+def test_an_earlier_daemons_groups_are_emptied_and_removed(launcher: Path, tmp_path: Path) -> None:
+    mount = next(line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line)
+    root = Path(mount) / f"sandboxes-test-{os.getpid()}"
+    (root / "sandbox-1-1").mkdir(parents=True)
+    pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
+    (root / "sandbox-1-1" / "cgroup.procs").write_text(str(pid))
+    runner = Runner(Context(run=tmp_path), Tree(root), launcher=launcher)
+    try:
+        runner.clear()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        wait_for(lambda: runner.clear() or not (root / "sandbox-1-1").exists())
+    finally:
+        root.rmdir()
 
 
 def test_explain_measures(part: Sandbox) -> None:
@@ -922,7 +1132,7 @@ def mixctl(part: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs `mixctl sandbox WORDS`; requests go through JSON, as they do over the socket."""
     methods = {method.name: method for method in part.methods()}
 
-    def follow(name: str, params: dict[str, Any]) -> Iterator[Any]:
+    def follow(name: str, params: dict[str, Any], _feeder: object = None) -> Iterator[Any]:
         wanted = methods[name].params.model_validate(json.loads(json.dumps(params)))
 
         async def gather() -> list[Any]:
@@ -934,7 +1144,7 @@ def mixctl(part: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Any:
         method = methods[name]
         return json.loads(json.dumps(asyncio.run(method.handler(USER, method.params.model_validate(params or {})))))
 
-    monkeypatch.setattr(cli, "follow", follow)
+    monkeypatch.setattr(cli, "follow", lambda name, params=None, feeder=None: follow(name, params))
     monkeypatch.setattr(cli, "ask", ask)
     return lambda *words, **more: CliRunner().invoke(cli.sandbox, list(words), **more)
 
@@ -947,6 +1157,54 @@ def test_run_on_the_command_line(mixctl: Any, work: Path) -> None:
     assert '"code": 0' in lines
     assert mixctl("run", "--net", "host", "--", "true").exception.reason == "policy-loosens"
     assert mixctl("run", "--profile", "tol", "--", "true").exception.reason == "profile-missing"
+
+
+def test_json_is_one_object_a_line(mixctl: Any) -> None:
+    lines = mixctl("run", "--json", "--", "sh", "-c", "echo a; sleep 0.1; echo b >&2").stdout.splitlines()
+    assert [json.loads(line).get("stream") for line in lines] == [1, 2, None]
+
+
+def test_output_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    main, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stream, os.fdopen(main, "rb", buffering=0) as screen:
+        monkeypatch.setattr(sys, "stdout", stream)
+        write = cli._writer(1)
+        for piece in (b"a\x1b]52;c;eA==\x07", b"\xc3", b"\xa9\x9b1m\r\n50%\r99%\n", b"."):
+            write(piece)
+        shown = b""
+        while not shown.endswith(b"."):
+            shown += screen.read(1000)
+    assert shown.replace(b"\r\n", b"\n") == "a\\x1b]52;c;eA==\\x07é\ufffd1m\n50%\n99%\n.".encode()
+
+
+def test_input_is_passed_on_until_the_command_has_ended() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, bytes(40 << 10))
+    os.close(writer)
+    kept = os.dup(0)
+    os.dup2(reader, 0)
+    pieces: list[tuple[bytes, bool]] = []
+    try:
+        assert cli._has_input()
+        given = cli._Input()
+        assert given.descriptor() is None
+        given.token = "t"
+        for answers in ([True], [False, True], [True]):
+            assert given.descriptor() == 0
+            wanted = given.request(None)
+            for answer in answers:
+                assert wanted is not None
+                piece = More.model_validate(wanted[1])
+                pieces.append((base64.b64decode(piece.data), piece.end))
+                wanted = given.request(answer)
+            assert wanted is None
+        assert given.descriptor() is None
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        os.close(reader)
+    first, second = bytes(32 << 10), bytes(8 << 10)
+    assert pieces == [(first, False), (second, False), (second, False), (b"", True)]
 
 
 def test_explain_profiles_and_show_on_the_command_line(mixctl: Any) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from daemon.errors import DeviceError
 from daemon.part import Context
 from daemon.supervise.logs import Query, Reader
+from daemon.supervise.service import Service
 from daemon.supervise.states import State
 from daemon.supervise.timer import Clock
 from tests.supervision import (
@@ -21,9 +23,9 @@ from tests.supervision import (
     SLEEP,
     Heard,
     alive,
+    as_root,
     ends,
     eventually,
-    folders,
     lines,
     managed,
     reach,
@@ -32,14 +34,7 @@ from tests.supervision import (
 )
 
 pytestmark = pytest.mark.integration
-ROOT = Path(__file__).resolve().parents[2]
 S = State
-
-
-@pytest.fixture
-def place() -> Iterator[Context]:
-    with folders() as context:
-        yield context
 
 
 # -- lives -----------------------------------------------------------------------------------------------------------
@@ -161,6 +156,7 @@ def test_bad_services(place: Context, script: str, more: str, rest: str, slug: s
         ("[service]\ncommand = ['/etc/passwd']\n", "program-missing"),
         ("[service]\ncommand = ['/bin/true']\nuser = 'nobody-at-all'\n", "unit-user"),
         ("[service]\ncommand = ['/bin/true']\nenvironment-file = '/nonexistent'\n", "unit-environment"),
+        ("[service]\ncommand = ['/bin/true']\nuser = 'nobody'\nsandbox = 'network'\n", "unit-sandbox"),
         ("[service]\ncommand = ['/bin/true']\nworking-directory = '/nonexistent'\n", "service-exec"),
     ],
 )
@@ -351,7 +347,11 @@ def test_timers_follow_the_clocks(place: Context):
             await reach(nightly, S.SCHEDULED)
             await eventually(lambda: lines(place.log / "often") >= 3)
             assert ends(place, "nightly") == []
-            now = Clock(now.boot, now.wall + 86400)  # somebody sets the clock
+            now = Clock(now.boot, now.wall + 86400)  # somebody sets the clock, which was wrong
+            nightly.live()
+            await asyncio.sleep(0.2)
+            assert ends(place, "nightly") == []
+            now = Clock(now.boot + 86400, now.wall + 86400)  # a day passes
             nightly.live()  # instead of waiting for its next glance
             await eventually(lambda: ends(place, "nightly") == [(4, 0)])
             assert (await reach(nightly, S.SCHEDULED)).memory.slug == "service-exit"
@@ -432,6 +432,7 @@ def test_enabling_is_kept(place: Context):
     asyncio.run(main())
 
 
+@as_root
 def test_what_a_service_gets(place: Context):
     out = place.log / "out"
     (place.etc / "env").write_text("FROM_FILE=1\nGIVEN=no\n")
@@ -496,5 +497,149 @@ def test_a_service_in_a_sandbox_is_supervised_like_any_other(place: Context):
             assert (place.state.parent / "boxed" / "seen").read_text() == "True 65534 False yes\n"
             await manager.halt(["x"])
         assert ends(place, "x") in ([(-1, 15)], [(143, 0)])  # the launcher tells a signal as a shell does
+
+    asyncio.run(main())
+
+
+AWAY = """import os, time
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): time.sleep(0.1); os._exit(0)
+time.sleep(1000)"""
+
+
+def test_a_service_that_goes_into_the_background_is_supervised_when_it_says_so(place: Context):
+    unit(place, "away", f"[service]\ntype = 'forking'\nrestart = 'no'\ncommand = {python(AWAY)}\n")
+    unit(place, "none", shell("exit 0", kind="forking", more="restart = 'no'"))
+    unit(place, "fails", shell("sleep 1000 & exit 3", kind="forking", more="restart = 'no'"))
+
+    async def main() -> None:
+        async with managed(place, leave=True) as manager:
+            manager.begin(["away", "none", "fails"])
+            assert (await reach(manager.services["none"], S.FAILED)).memory.slug == "service-not-ready"
+            assert (await reach(manager.services["fails"], S.FAILED)).memory.slug == "service-exit"
+            await reach(manager.services["away"], S.RUNNING)
+        async with managed(place) as manager:  # another daemon
+            away = manager.services["away"]
+            assert away.state is S.RUNNING
+            await eventually(lambda: away.known is not None and away.known.main.pid and len(children(away)) == 1)
+            await manager.halt(["away"])
+        assert ends(place, "away") == [(-1, 15)]
+
+    asyncio.run(main())
+
+
+def children(service: Service) -> list[int]:
+    """Processes of a shim."""
+    assert service.known is not None
+    shim = service.known.shim.pid
+    return [int(pid) for pid in Path(f"/proc/{shim}/task/{shim}/children").read_text().split()]
+
+
+@as_root
+def test_a_pid_file_says_which_process_is_the_main_one(place: Context):
+    path = Path(f"/run/mixos-test-{place.run.parents[1].name}.pid")
+    path.write_text("1")  # an old one, of a process that is none of the service
+    late = "sleep 1000 & sleep 1000 & (sleep 0.3; echo $! >$PID) & exit 0"
+    more = f"pid-file = '{path}'\nrestart = 'no'\nenvironment = {{ PID = '{path}' }}"
+    unit(place, "x", shell(late, kind="forking", more=more))
+    unit(place, "mute", shell("sleep 1000 & exit 0", kind="forking", more=f"{more}\nstart-timeout = '300ms'"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["x"])
+            x = await reach(manager.services["x"], S.RUNNING)
+            assert x.known is not None
+            main = x.known.main.pid
+            assert main == int(path.read_text())
+            os.kill(main, signal.SIGKILL)
+            await reach(x, S.FAILED)
+            assert ends(place, "x") == [(-1, 9)]
+            manager.begin(["mute"])
+            assert (await reach(manager.services["mute"], S.FAILED)).memory.slug == "service-not-ready"
+            assert not path.exists()
+
+    try:
+        asyncio.run(main())
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@as_root
+def test_checks_run_as_the_service_does(place: Context):
+    for folder in (place.run.parents[1], place.log):
+        folder.chmod(0o755)
+    for name in ("ready", "health"):
+        (place.log / name).touch()
+        (place.log / name).chmod(0o666)
+    check = "{ id -u; id -G; echo $GIVEN $MIXOS_UNIT; cat /proc/self/cgroup; } >%s"
+    rest = f"""[ready]
+how = "exec"
+command = ["/bin/sh", "-c", "{check % (place.log / "ready")}"]
+[health]
+exec = ["/bin/sh", "-c", "{check % (place.log / "health")}"]
+every = "50ms"
+"""
+    unit(place, "x", shell(SLEEP, more="user = 'nobody'\nenvironment = { GIVEN = 'yes' }", rest=rest))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["x"])
+            x = await reach(manager.services["x"], S.RUNNING)
+            await eventually(lambda: lines(place.log / "health") > 3)
+            for name in ("ready", "health"):
+                said = (place.log / name).read_text().splitlines()
+                assert said[:3] == ["65534", "65534", "yes x"]
+                if not manager.no_cgroups:
+                    assert any(line.endswith("/x/check") for line in said[3:])
+            assert x.state is S.RUNNING
+
+    asyncio.run(main())
+
+
+def test_a_check_that_hangs_leaves_nothing_behind(place: Context):
+    pids = place.log / "pids"
+    asking = f"echo $$ >>{pids}; sleep 1000 & echo $! >>{pids}; wait"
+    health = f"[health]\nexec = ['/bin/sh', '-c', '{asking}']\nevery = '50ms'\ntimeout = '200ms'\nthreshold = 2"
+    unit(place, "x", shell(SLEEP, more="restart = 'no'", rest=health))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["x"])
+            assert (await reach(manager.services["x"], S.FAILED)).memory.slug == "service-unhealthy"
+        assert lines(pids) == 4
+        await eventually(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("full", ["services", "units"])
+def test_a_disk_that_takes_nothing_stops_no_unit(place: Context, full: str):
+    (place.state / full).write_text("")  # no file can be made where a folder should be
+    out = place.log / "runs"
+    unit(place, "x", shell(f"echo >>{out}; test $(wc -l <{out}) = 1 && exit 5; {SLEEP}", more=QUICK))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["x"])
+            await eventually(lambda: lines(out) == 2)
+            x = await reach(manager.services["x"], S.RUNNING)
+            assert [(end.code, end.signal) for end in x.history.ends] == [(5, 0)]
+
+    asyncio.run(main())
+
+
+def test_what_cannot_start_is_not_stopped_by_a_restart(place: Context):
+    unit(place, "a", shell(SLEEP))
+    unit(place, "b", shell(SLEEP, unit_="conflicts = ['a']"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["a"])
+            await reach(manager.services["a"], S.RUNNING)
+            with pytest.raises(DeviceError) as caught:
+                await manager.restart(["a", "b"])
+            assert caught.value.reason == "unit-conflict"
+            assert manager.services["a"].state is S.RUNNING
 
     asyncio.run(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,10 @@ from daemon.cli import service as cli
 from daemon.errors import DeviceError
 from daemon.part import Context
 from daemon.supervise.manager import Manager
-from tests.supervision import eventually, folders, managed, shell, unit
+from tests.supervision import PATIENCE, SLEEP, eventually, managed, shell, unit
 
 pytestmark = pytest.mark.integration
 ME = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
-SLEEP = "exec sleep 1000"
-
-
-@pytest.fixture
-def place() -> Iterator[Context]:
-    with folders() as context:
-        yield context
 
 
 class Client:
@@ -140,6 +133,56 @@ def test_following_a_log(place: Context):
                 if heard == 5:
                     break
             await stream.aclose()  # type: ignore[union-attr]
+
+    asyncio.run(main())
+
+
+def test_facts_are_new(place: Context, monkeypatch: pytest.MonkeyPatch):
+    """Lines that were dropped since the last event; times after somebody has set the clock."""
+    text = shell("until test -e $GO; do sleep 0.05; done; seq 1000; exec sleep 1000",
+                 more=f"environment = {{ GO = '{place.log}/go' }}", rest="[logs]\nrate = 1")  # fmt: skip
+    unit(place, "flood", text)
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            client = Client(manager)
+            began = time.time()
+            await client.call("service.start", names=["flood"])
+            (place.log / "go").touch()
+            async with asyncio.timeout(PATIENCE):
+                while (await client.call("service.show", name="flood"))["log"]["dropped"] < 900:
+                    await asyncio.sleep(0.05)
+            monkeypatch.setattr("time.time", lambda: began + 1e9)
+            assert (await client.call("service.show", name="flood"))["since"] > began + 1e9 - 2 * PATIENCE
+
+    asyncio.run(main())
+
+
+def test_what_is_not_in_force_or_not_there_is_told_apart(place: Context):
+    unit(place, "good", shell(SLEEP))
+    unit(place, "broken", "[servce]\n")
+    (place.log / "units" / "bygone").mkdir(parents=True)
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            client = Client(manager)
+            for name, reason in (("broken", "unit-broken"), ("god", "unit-unknown")):
+                calls = [("show", {"name": name})]
+                calls += [
+                    (verb, {"names": [name]}) for verb in ("start", "stop", "restart", "enable", "disable", "reset")
+                ]
+                for verb, params in calls:
+                    with pytest.raises(DeviceError) as caught:
+                        await client.call(f"service.{verb}", **params)
+                    assert caught.value.reason == reason, verb
+                with pytest.raises(DeviceError) as caught:
+                    await client.items("service.logs", names=["good", name])
+                assert caught.value.reason == reason
+            assert await client.items("service.logs", names=["bygone", "good"]) == []  # its unit is gone, not its log
+            manager.closing = True
+            with pytest.raises(DeviceError) as caught:
+                await client.call("service.restart", names=["good"])
+            assert caught.value.reason == "shutting-down"
 
     asyncio.run(main())
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from buildsys.run import run
 from daemon.part import Context
-from daemon.supervise.memory import History
+from daemon.supervise.memory import FILE, History
 from daemon.supervise.states import State
 from tests.native import native
+from tests.supervise_driver import life
 from tests.supervision import (
     PATIENCE,
     QUICK,
@@ -33,14 +33,7 @@ from tests.supervision import (
 )
 
 pytestmark = pytest.mark.integration
-ROOT = Path(__file__).resolve().parents[2]
 S = State
-
-
-@pytest.fixture
-def place() -> Iterator[Context]:
-    with folders() as context:
-        yield context
 
 
 def test_a_hundred_services_are_started_taken_over_and_stopped(place: Context):
@@ -66,13 +59,6 @@ def test_a_hundred_services_are_started_taken_over_and_stopped(place: Context):
     asyncio.run(main())
 
 
-def driver(place: Context, step: int, when: str, action: str, name: str, state: State) -> int:
-    """One life of a daemon of its own (see tests/supervise_driver.py); its status."""
-    base = place.run.parents[1]
-    argv = [sys.executable, "-m", "tests.supervise_driver", base, native("shim"), str(step), when, action, name, state]
-    return run(argv, cwd=ROOT, allow=(0, -signal.SIGKILL), timeout=120, env={"PYTHONPATH": str(ROOT)}).status
-
-
 LIVES = {
     # script, keys, [ready], state that is reached, (code, signal) of the ends, runs of the service
     "fails": (
@@ -88,26 +74,47 @@ LIVES = {
 }
 
 
-@pytest.mark.parametrize("life", LIVES)
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_kill_9_at_every_step_of_a_start_loses_no_end_and_repeats_nothing(life: str, when: str):
-    script, more, ready, state, expected, runs = LIVES[life]
+def lived(place: Context, name: str) -> None:
+    """Write the unit of a life."""
+    script, more, ready, *_ = LIVES[name]
+    keys = f"environment = {{ OUT = '{place.log / 'runs'}' }}\n{more}".replace("type = 'oneshot'", "")
+    kind = "oneshot" if "oneshot" in more else "simple"
+    rest = f"[ready]\nhow = '{ready}'" if ready else ""
+    unit(place, "x", shell(f"echo >>$OUT; {script}", kind=kind, more=keys, unit_="enabled = true", rest=rest))
+
+
+def check_life(place: Context, name: str, step: int) -> None:
+    """Every end is known, nothing was run twice."""
+    assert ends(place, "x") == LIVES[name][4], step
+    assert lines(place.log / "runs") == LIVES[name][5], step
+    assert not (place.log / "runs.pre").exists() or lines(place.log / "runs.pre") == 1
+
+
+@pytest.mark.parametrize("name", LIVES)
+def test_kill_9_at_every_step_of_a_start_loses_no_end_and_repeats_nothing(name: str):
+    state, died, step = LIVES[name][3], True, 0
+    while died:
+        step += 1
+        with folders() as place:
+            lived(place, name)
+            died = not life(place, step, "none", "x", state)
+            assert life(place, 0, "none", "x", state)  # the next daemon goes on
+            check_life(place, name, step)
+    assert step > 12
+
+
+@pytest.mark.parametrize("first", [6, 14])  # the first daemon has started a shim, or told it to start the service
+def test_kill_9_at_every_step_of_an_adoption(first: int):
     died, step = True, 0
     while died:
         step += 1
         with folders() as place:
-            out = place.log / "runs"
-            keys = f"environment = {{ OUT = '{out}' }}\n{more}"
-            kind = "oneshot" if "oneshot" in more else "simple"
-            keys = keys.replace("type = 'oneshot'", "")
-            rest = f"[ready]\nhow = '{ready}'" if ready else ""
-            unit(place, "x", shell(f"echo >>$OUT; {script}", kind=kind, more=keys, unit_="enabled = true", rest=rest))
-            died = driver(place, step, when, "none", "x", state) != 0
-            assert driver(place, 0, "", "none", "x", state) == 0  # the next daemon goes on
-            assert ends(place, "x") == expected, step
-            assert lines(out) == runs, step
-            assert not (place.log / "runs.pre").exists() or lines(place.log / "runs.pre") == 1
-    assert step > 4
+            lived(place, "retries")
+            assert not life(place, first, "none", "x", S.RUNNING)
+            died = not life(place, step, "none", "x", S.RUNNING)
+            assert life(place, 0, "none", "x", S.RUNNING)
+            check_life(place, "retries", step)
+    assert step > 12
 
 
 @pytest.mark.parametrize("action", ["stop", "restart"])
@@ -117,12 +124,14 @@ def test_kill_9_at_every_step_of_a_stop(action: str):
         step += 1
         with folders() as place:
             unit(place, "x", shell(SLEEP, unit_="enabled = true"))
-            assert driver(place, 0, "", "none", "x", S.RUNNING) == 0
+            assert life(place, 0, "none", "x", S.RUNNING)
             last = S.INACTIVE if action == "stop" else S.RUNNING
-            died = driver(place, step, "after", action, "x", last) != 0
-            assert driver(place, 0, "", "none", "x", last) == 0
+            died = not life(place, step, action, "x", last)
+            memory = json.loads((place.run / "units/x" / FILE).read_bytes())
+            begun = not died or ends(place, "x") or memory["state"] != S.RUNNING  # else nobody knows of it any more
+            assert life(place, 0, "none" if begun else action, "x", last)
             assert ends(place, "x") == [(-1, 15)], step
-    assert step > 2
+    assert step > 6
 
 
 def test_a_daemon_that_comes_back_leaves_alone_what_was_stopped_and_what_has_failed(place: Context):
@@ -138,6 +147,26 @@ def test_a_daemon_that_comes_back_leaves_alone_what_was_stopped_and_what_has_fai
             assert manager.services["stopped"].state is S.INACTIVE
             assert manager.services["failed"].state is S.FAILED
             assert manager.services["failed"].memory.slug == "service-exit"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff"])
+def test_a_note_that_is_damaged_costs_no_service(place: Context, damage: bytes):
+    unit(place, "x", shell(SLEEP))
+
+    async def main() -> None:
+        async with managed(place, leave=True) as manager:
+            manager.begin(["x"])
+            x = await reach(manager.services["x"], S.RUNNING)
+            await eventually(lambda: x.known and x.known.main.pid)
+            before = x.known and x.known.main
+        (place.run / "units/x" / FILE).write_bytes(damage)
+        async with managed(place) as manager:
+            x = await reach(manager.services["x"], S.RUNNING)
+            assert (x.known and x.known.main) == before
+            await manager.halt(["x"])
+        assert ends(place, "x") == [(-1, 15)]
 
     asyncio.run(main())
 
@@ -166,6 +195,77 @@ def test_kill_9_of_a_shim_ends_what_is_left_and_starts_it_again(place: Context, 
         assert not alive(first)
         history = History.read(place.state / "services" / "x.json")
         assert history.ends[0].slug == "service-lost"
+
+    asyncio.run(main())
+
+
+def halting(place: Context, step: str) -> Path:
+    """A shim that stops itself at a step; only the first one does."""
+    path = place.log / "shim"
+    flag, program = place.log / "first", native("shim", "-DTEST_HOOKS")
+    path.write_text(f'#!/bin/sh\nmkdir {flag} 2>/dev/null && export MIXOS_SHIM_STOP_AT={step}\nexec {program} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def with_text(file: str, text: str) -> list[int]:
+    """Processes that have a text in their command line or their environment."""
+    found = []
+    for path in Path("/proc").glob(f"[0-9]*/{file}"):
+        with contextlib.suppress(OSError):
+            if text.encode() in path.read_bytes() and alive(int(path.parent.name)):
+                found.append(int(path.parent.name))
+    return found
+
+
+def standing(place: Context) -> list[int]:
+    """Shims that stand still."""
+    shims = with_text("cmdline", str(place.run / "units"))
+    return [pid for pid in shims if alive(pid, "T")]
+
+
+SHIM_STEPS = [
+    "listening", "state-written", "before-send", "prepared", "log-open", "spawned", "started", "exit-seen",
+    "exit-drained", "exit-logged", "exit-state",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", SHIM_STEPS)
+def test_kill_9_of_a_shim_at_every_step_of_its_own(place: Context, step: str):
+    out = place.log / "runs"
+    keys = f"environment = {{ OUT = '{out}' }}\n{QUICK}"
+    unit(place, "x", shell(f"echo >>$OUT; test $(wc -l <$OUT) = 1 && exit 5; {SLEEP}", more=keys))
+
+    async def main() -> None:
+        async with managed(place, shim=halting(place, step)) as manager:
+            manager.begin(["x"])
+            await eventually(lambda: standing(place))
+            for pid in standing(place):
+                os.kill(pid, signal.SIGKILL)
+            x = manager.services["x"]
+            await eventually(lambda: lines(out) == 2 and x.state is S.RUNNING and x.known and x.known.main.pid)
+            assert x.known is not None
+            main = x.known.main.pid
+            await eventually(lambda: with_text("environ", f"OUT={out}") == [main])  # its `wc` goes by itself
+        assert with_text("environ", f"OUT={out}") == []
+
+    asyncio.run(main())
+
+
+def test_kill_9_of_a_shim_that_is_stopping_its_service(place: Context):
+    unit(place, "x", shell(SLEEP, more=f"environment = {{ OUT = '{place.log}' }}"))
+
+    async def main() -> None:
+        async with managed(place, shim=halting(place, "stopping")) as manager:
+            manager.begin(["x"])
+            await reach(manager.services["x"], S.RUNNING)
+            stop = manager.errand(manager.halt(["x"]))
+            await eventually(lambda: standing(place))
+            for pid in standing(place):
+                os.kill(pid, signal.SIGKILL)
+            await stop
+            assert manager.services["x"].state is S.INACTIVE
+            assert with_text("environ", f"OUT={place.log}") == []
 
     asyncio.run(main())
 

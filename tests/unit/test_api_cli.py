@@ -11,6 +11,8 @@ import pytest
 
 from daemon import cli as verbs
 from daemon import client, mixctl
+from daemon.cli.common import columns
+from daemon.console.terminal import width_of
 from tests.unit.test_api_server import Running, running
 
 
@@ -69,6 +71,26 @@ def test_events(device, monkeypatch, capsys):
     assert second.endswith("  service.exited")
     assert mixctl.main(["events", "service.", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0]) == event
+
+
+def test_nothing_in_an_event_reaches_the_terminal_as_it_is(device, monkeypatch, capsys):
+    """Subjects and details come from units, sandboxes and the network: no escapes, and no lines of their own."""
+    hostile = {"topic": "t", "subject": "\x1b]0;x\x07\x9b31m", "at": 0.0, "data": {"host": "a\nb \udce9\u202e"}}
+    monkeypatch.setattr(client, "stream", lambda *given, **options: iter([hostile]))
+    assert mixctl.main(["events"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.isprintable()
+    assert mixctl.main(["events", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.isprintable()
+    assert json.loads(line) == hostile
+
+
+def test_a_cell_of_a_table_stays_in_its_row():
+    text = columns(("a", "b"), [("x\n9999  forged", "y"), ("東京\x1b[2J", "z")])
+    assert len(text.splitlines()) == 3
+    assert len({width_of(line.rpartition(" ")[0]) for line in text.splitlines()}) == 1
+    assert "\x1b" not in text
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
 import pytest
 
 from daemon.api import keys
 from daemon.api.keys import Keys
-from daemon.errors import RefusedError
+from daemon.errors import DeviceError, RefusedError
 
 
 def begin(found: Keys, key: str = "k", uid: int = 0, method: str = "m", **params: object):
@@ -70,6 +71,40 @@ def test_an_answer_that_cannot_be_kept_is_still_a_call_that_was_made(tmp_path: P
     begin(found)
     finish(found, {"result": answer})
     assert reason(found) == "idempotency-answer"
+
+
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(keys, "write_atomically", write)
+
+
+def test_a_key_that_could_not_be_claimed_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = Keys(tmp_path)
+    with monkeypatch.context() as patch:
+        full(patch)
+        for _ in range(2):
+            with pytest.raises(DeviceError) as caught:
+                begin(found)
+            assert caught.value.reason == "idempotency-failed"
+    assert begin(found) is None
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DeviceError) as caught:
+        begin(Keys(tmp_path / "file" / "keys"))
+    assert caught.value.reason == "idempotency-failed"
+
+
+def test_an_outcome_that_could_not_be_kept_does_not_hide_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = Keys(tmp_path)
+    begin(found)
+    with monkeypatch.context() as patch:
+        full(patch)
+        finish(found, {"result": 1})
+    assert reason(found) == "idempotency-unknown"
 
 
 def test_keys_end_after_a_day_and_are_removed(tmp_path: Path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
+import select
 import socket
 import stat
 import sys
@@ -24,9 +26,11 @@ from pydantic import Field, SecretStr
 
 from buildsys.run import run
 from daemon import rpc
+from daemon.api import reference, server
 from daemon.api.limits import Bucket, Limits
-from daemon.api.method import EVERYONE, OPERATORS, Caller, Method, Nothing, Role
+from daemon.api.method import EVERYONE, OPERATORS, Caller, Method, Nothing, Role, holds_secrets
 from daemon.api.parts import Source
+from daemon.api.peer import Credentials
 from daemon.client import call, stream
 from daemon.errors import NotFoundError, RefusedError, RpcError, UnreachableError
 from daemon.mixosd import Daemon
@@ -34,12 +38,17 @@ from daemon.part import Context
 from daemon.tomlfile import Strict
 from tests.hostpackages import ROOT
 
-QUICK = Limits(idle=0.5, slow=0.5, linger=0.2, connections=8, per_uid=6, per_admin=6, streams=3, rate=2000, burst=4000)
+QUICK = Limits(
+    idle=0.5, slow=0.5, linger=0.2, look=0.05, connections=8, per_uid=6, per_admin=6, streams=3, rate=2000, burst=4000
+)
 
 
 class Text(Strict):
     text: Annotated[str, Field(max_length=10)]
     count: Annotated[int, Field(ge=1, le=100_000)] = 1
+
+
+class Word(Text):
     secret_word: SecretStr | None = None
 
 
@@ -51,14 +60,20 @@ class Sample:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.closed = threading.Event()
+        self.waiting = threading.Event()
+        self.go = threading.Event()
 
     def methods(self) -> Sequence[Method]:
         return (
-            Method("sample.echo", "Says it again.", self.echo, EVERYONE, Text),
+            Method("sample.echo", "Says it again.", self.echo, EVERYONE, Word),
             Method("sample.who", "Who calls.", self.who, EVERYONE),
             Method("sample.set", "Changes something.", self.set, OPERATORS, Text, changes=True),
+            Method("sample.hush", "Changes with a secret.", self.set, OPERATORS, Word, changes=True),
+            Method("sample.wait", "Waits for somebody to leave.", self.wait, EVERYONE, seconds=60.0),
+            Method("sample.work", "The same, changing something.", self.wait, OPERATORS, changes=True, seconds=60.0),
             Method("sample.fail", "Fails.", self.fail, EVERYONE, Text, changes=True),
             Method("sample.broken", "Has a defect.", self.broken, EVERYONE),
+            Method("sample.full", "Has no room.", self.full, EVERYONE),
             Method("sample.slow", "Takes too long.", self.slow, EVERYONE, seconds=0.2),
             Method("sample.unsayable", "Answers what JSON has not.", self.unsayable, EVERYONE),
             Method("sample.count", "Counts.", self.count, EVERYONE, Text),
@@ -93,8 +108,20 @@ class Sample:
     async def broken(self, caller: Caller, params: Nothing) -> None:
         raise ValueError("secret detail")
 
+    async def full(self, caller: Caller, params: Nothing) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/var/lib/x")
+
     async def slow(self, caller: Caller, params: Nothing) -> None:
         await asyncio.sleep(60)
+
+    async def wait(self, caller: Caller, params: Nothing) -> None:
+        try:
+            self.waiting.set()
+            while not self.go.is_set():
+                await asyncio.sleep(0.01)
+            self.calls.append("done")
+        finally:
+            self.closed.set()
 
     async def unsayable(self, caller: Caller, params: Nothing) -> object:
         return {"a": {1, 2}}
@@ -226,6 +253,7 @@ def test_status_shows_every_part(device):
     [
         ("nothing", {}, "rpc-method", 11),
         ("sample.broken", {}, "rpc-internal", 11),
+        ("sample.full", {}, "storage-full", 11),
         ("sample.slow", {}, "rpc-timeout", 11),
         ("sample.unsayable", {}, "rpc-answer", 11),
         ("sample.fail", {"text": "a"}, "sample-unknown", 4),
@@ -400,31 +428,43 @@ def test_streams_of_one_connection_are_limited_and_do_not_idle(quick):
         assert rpc.decode_answer(reader.readline(), 9) == "pong"
 
 
-def test_who_does_not_read_is_dropped_with_the_reason(quick):
+def test_who_does_not_read_answers_is_dropped_with_the_reason(tmp_path, monkeypatch):
+    """The last words are for a reader who wakes within the linger time."""
+    limits, dropped = replace(QUICK, linger=30.0), threading.Event()
+    monkeypatch.setattr(server, "log", lambda _, text: dropped.set() if text.endswith("dropped") else None)
+    with running(tmp_path, limits=limits) as device, socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(20)
+        channel.connect(str(device.path))
+        channel.sendall(b"".join(rpc.encode_request("api.methods", {}, ident) for ident in range(600)))
+        assert dropped.wait(60)
+        lines = channel.makefile("rb").readlines()
+    assert len(lines) < 600
+    assert b'"rpc-slow"' in lines[-1]
+
+
+def test_a_stream_waits_for_its_reader(quick):
+    """As long as nobody asks for an answer on the same connection: `mixctl service logs -f | less`."""
     with socket.socket(socket.AF_UNIX) as channel:
         channel.settimeout(10)
         channel.connect(str(quick.path))
-        channel.sendall(rpc.encode_request("sample.count", {"text": "big", "count": 10_000}, 1))
-        assert quick.sample.closed.wait(10)
-        data = b""
-        while chunk := channel.recv(1 << 20):
-            data += chunk
-    assert len(data) < 2 << 20
-    # The last words fit when the reader wakes within the linger time; otherwise the line is cut, and that is seen too.
-    last = data.splitlines()[-1]
-    assert b'"rpc-slow"' in last or not data.endswith(b"\n")
+        channel.sendall(rpc.encode_request("sample.count", {"text": "big", "count": 200}, 1))
+        time.sleep(3 * QUICK.slow)
+        assert not quick.sample.closed.is_set()
+        lines = channel.makefile("rb")
+        rpc.decode_answer(lines.readline(), 1)
+        items = list(iter(lambda: rpc.decode_stream(lines.readline(), 1), (False, None)))
+    assert len(items) == 200
 
 
-def test_the_reason_reaches_a_reader_who_wakes_up(tmp_path):
-    with running(tmp_path, limits=replace(QUICK, linger=10)) as device, socket.socket(socket.AF_UNIX) as channel:
-        channel.settimeout(10)
-        channel.connect(str(device.path))
-        channel.sendall(rpc.encode_request("sample.count", {"text": "big", "count": 10_000}, 1))
-        assert device.sample.closed.wait(10)
-        lines = channel.makefile("rb").readlines()
-        with pytest.raises(RpcError) as caught:
-            rpc.decode_stream(lines[-1], 1)
-        assert caught.value.reason == "rpc-slow"
+def test_a_reader_that_paused_does_not_hold_up_the_end(tmp_path):
+    limits = replace(QUICK, slow=600.0)
+    with socket.socket(socket.AF_UNIX) as channel:
+        with running(tmp_path, limits=limits) as device:
+            channel.connect(str(device.path))
+            channel.sendall(rpc.encode_request("sample.count", {"text": "big", "count": 200}, 1))
+            assert select.select([channel], [], [], 20)[0]
+            time.sleep(0.2)  # its pipe is full by now
+        assert device.sample.closed.is_set()
 
 
 def test_events(device):
@@ -449,13 +489,13 @@ def test_events(device):
 
 
 def test_a_change_is_audited_before_and_after(device):
-    assert device.call("sample.set", {"text": "a", "secret-word": "hush"}) == "a 1"
+    assert device.call("sample.hush", {"text": "a", "secret-word": "a password"}) == "a 1"
     device.reason("sample.fail", {"text": "b"})
     assert list(device.stream("sample.change", {"text": "c", "count": 2})) == [0, 1]
     device.call("sample.echo", {"text": "d"})
     entries = [entry for entry in device.audit() if entry["kind"] in ("intent", "outcome")]
     assert [(one["kind"], one.get("method") or one["outcome"]) for one in entries] == [
-        ("intent", "sample.set"),
+        ("intent", "sample.hush"),
         ("outcome", "ok"),
         ("intent", "sample.fail"),
         ("outcome", "sample-unknown"),
@@ -464,9 +504,9 @@ def test_a_change_is_audited_before_and_after(device):
     ]
     assert [entry["call"] for entry in entries[1::2]] == [entry["seq"] for entry in entries[::2]]
     assert entries[0]["uid"] == os.getuid()
-    assert "hush" not in json.dumps(entries)
+    assert "a password" not in json.dumps(entries)
     assert device.call("audit.verify")["ok"] is True
-    assert [one["method"] for one in device.call("audit.list", {"method": "sample.set"})] == ["sample.set"]
+    assert [one["method"] for one in device.call("audit.list", {"method": "sample.hush"})] == ["sample.hush"]
     assert len(device.call("audit.list", {"limit": 2})) == 2
 
 
@@ -492,6 +532,30 @@ def test_a_key_makes_a_change_once(tmp_path):
     with running(tmp_path) as device:
         assert device.call("sample.set", {"text": "a", "idempotency": "k"}) == "a 1"
         assert device.sample.calls == []
+
+
+def test_no_key_is_kept_for_a_call_that_may_have_a_secret_in_it(device):
+    """Its record would hold a digest of the secret, which a fast machine guesses."""
+    assert device.reason("sample.hush", {"text": "a", "secret-word": "x", "idempotency": "k"}) == "rpc-params"
+    assert device.sample.calls == []
+    found = {one["name"]: one["idempotency"] for one in device.call("api.methods", {"name": "sample"})}
+    assert (found["sample.set"], found["sample.hush"]) == (True, False)
+
+
+def test_secrets_are_found_however_deep_they_are():
+    class Deep(Strict):
+        words: tuple[Word, ...] = ()
+
+    class Map(Strict):
+        by_name: dict[str, Deep] | None = None
+
+    assert [holds_secrets(one) for one in (Text, Word, Deep, Map, str)] == [False, True, True, True, False]
+
+
+def test_every_secret_of_the_real_methods_is_without_key():
+    for method in reference.methods():
+        told = json.dumps(method.params.model_json_schema(by_alias=True))
+        assert not (method.takes_key and '"writeOnly": true' in told), method.name
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
@@ -569,15 +633,17 @@ def test_the_daemon_answers_while_parts_start(tmp_path):
             with pytest.raises(RpcError) as caught:
                 call("late.x", {}, path)
             answers.append((caught.value.reason, caught.value.retryable))
+            threading.Timer(0.5, release.set).start()
+            answers.append(call("late.x", {}, path, patience=30)["role"])
         finally:
             release.set()
 
-    answers: list[tuple[str, bool]] = []
+    answers: list[object] = []
     thread = threading.Thread(target=ask)
     thread.start()
     with running(tmp_path, more=[Source("late", late)]) as device:
         thread.join()
-        assert answers == [("part-starting", True)]
+        assert answers == [("part-starting", True), "admin"]
         assert device.call("late.x")
 
 
@@ -647,6 +713,57 @@ def test_too_many_connections_of_one_account(quick):
             time.sleep(0.02)
     else:
         pytest.fail("the connections were never given back")
+
+
+def test_a_flood_of_one_account_keeps_nobody_else_out(tmp_path, monkeypatch):
+    """Those that are refused do not count, not even while they are being told so."""
+    uids = iter([4711] * (QUICK.per_uid + 7) + [os.getuid()])
+    monkeypatch.setattr(server, "credentials", lambda peer: Credentials(os.getpid(), next(uids), 0))
+    with running(tmp_path, limits=QUICK, accounts={4711: Role.VIEWER, os.getuid(): Role.ADMIN}) as device:
+        channels = [socket.socket(socket.AF_UNIX) for _ in range(QUICK.per_uid + 8)]
+        for channel in channels[: QUICK.per_uid]:
+            channel.connect(str(device.path))
+            channel.sendall(rpc.encode_request("ping", {}, 1))
+            assert rpc.decode_answer(channel.recv(4096), 1) == "pong"
+        held = threading.Event()
+        device.loop.call_soon_threadsafe(held.wait, 30)  # so that all of them are accepted at one time
+        for channel in channels[QUICK.per_uid :]:
+            channel.connect(str(device.path))
+        channels[-1].sendall(rpc.encode_request("ping", {}, 1))
+        held.set()
+        assert rpc.decode_answer(channels[-1].recv(4096), 1) == "pong"
+        for channel in channels:
+            channel.close()
+
+
+@pytest.mark.parametrize(("name", "done"), [("sample.wait", []), ("sample.work", ["done"])])
+def test_who_hangs_up_ends_a_question_but_not_a_change(quick, name, done):
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(str(quick.path))
+        channel.sendall(rpc.encode_request(name, {}, 1))
+        assert quick.sample.waiting.wait(10)
+    if done:
+        assert not quick.sample.closed.wait(10 * QUICK.look)
+        quick.sample.go.set()
+    assert quick.sample.closed.wait(10)
+    assert quick.sample.calls == done
+    for _ in range(500):
+        if not quick.daemon.server._open:
+            break
+        time.sleep(0.02)
+    assert not quick.daemon.server._open
+
+
+def test_who_only_ends_what_it_says_still_gets_its_answer(quick):
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(10)
+        channel.connect(str(quick.path))
+        channel.sendall(rpc.encode_request("sample.wait", {}, 1))
+        channel.shutdown(socket.SHUT_WR)
+        assert quick.sample.waiting.wait(10)
+        assert not quick.sample.closed.wait(10 * QUICK.look)
+        quick.sample.go.set()
+        assert rpc.decode_answer(channel.recv(4096), 1) is None
 
 
 def test_ten_thousand_attempts_to_connect(quick):

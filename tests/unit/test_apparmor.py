@@ -21,6 +21,12 @@ POLICY_FILES = [f"/sys/kernel/security/apparmor/.{verb}" for verb in ("load", "r
 SECRETS = [
     "/etc/shadow",
     "/etc/ssh/ssh_host_ed25519_key",
+    "/etc/mixos/proxy.secret.toml",
+    # the upper layers of the overlays: the same files again
+    "/data/overlay/etc/upper/shadow",
+    "/data/overlay/etc/upper/ssh/ssh_host_ed25519_key",
+    "/data/overlay/var/upper/lib/mixos/vpn/wg0.key",
+    "/run/mixos/volatile/etc/upper/shadow",
     "/var/lib/mixos/vpn/wg0.key",
     "/proc/kcore",
     "/dev/vda",
@@ -102,7 +108,7 @@ def test_what_services_need(policy):
     assert policy["syslogd"].may("/var/log/messages.0") == "rwak"
     assert policy["syslogd"].may("/dev/log") == "rwa"
     assert policy["udhcpc"].may("/usr/lib/mixos/init/dhcp") == "rmix"
-    assert policy["udhcpc"].may("/run/mixos/resolv.conf.123") == "rwak"
+    assert policy["udhcpc"].may("/run/mixos/dns/resolv.conf.123") == "rwak"
     assert policy["udhcpc"].may("/sys/devices/pci0000:00/0000:00:02.0/virtio0/net/eth0/mtu") == "rwa"
     assert policy["dbus-daemon"].may("/run/dbus/system_bus_socket") == "rwak"
     assert policy["dbus-daemon"].may("/usr/share/dbus-1/system.d/org.mixos.conf") == "r"
@@ -129,6 +135,8 @@ def test_the_daemon_stays_out_of_the_kernel_and_the_disks(policy):
     daemon = policy["mixosd"]
     for path in ("/dev/mem", "/dev/kmem", "/dev/port", "/proc/kcore", "/proc/kallsyms"):
         assert daemon.may(path, owner=True) == ""
+    for path in ("/etc/shadow", "/data/overlay/etc/upper/shadow"):  # only a new name for nothing that it can read
+        assert daemon.may(path, owner=True) == "l"
     for path in (
         "/dev/vda",
         "/dev/nvme0n1p2",

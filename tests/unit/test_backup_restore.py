@@ -45,6 +45,8 @@ def device(base: Path, mark: str = "one") -> Trees:
         write(trees.etc / name, f"{name} {mark}\n")
     write(trees.etc / "mixos/proxy.secret.toml", f"password {mark}", 0o600)
     write(trees.etc / "ssh/ssh_host_ed25519_key", f"key {mark}", 0o600)
+    for end in (".pub", ".fingerprint"):
+        write(trees.etc / f"ssh/ssh_host_ed25519_key{end}", f"key {mark}{end}")
     write(trees.etc / "passwd", "not ours")
     for name in ("vpn/wg0.key", "config/revisions.jsonl", "firewall.json", "idempotency/1", "config/undo.json"):
         write(trees.lib / "mixos" / name, f"{name} {mark}", 0o600)
@@ -104,12 +106,15 @@ def test_without_secrets(tmp_path):
     assert left == {
         "etc/mixos/proxy.secret.toml",
         "etc/ssh/ssh_host_ed25519_key",
+        "etc/ssh/ssh_host_ed25519_key.fingerprint",
+        "etc/ssh/ssh_host_ed25519_key.pub",
         "var/lib/mixos/config/revisions.jsonl",
         "var/lib/mixos/vpn/wg0.key",
     }
     target = device(tmp_path / "other", "two")
     plan = restorer(target).prepare(pieces(backup(trees, secrets=False)))
     assert not [one for one in plan.changes if one.kind == "gone"]  # the target's own secrets stay
+    assert not [one.name for one in plan.changes if "host" in one.name and "ssh" in one.name]  # nor half of a key
 
 
 def test_a_hostile_unit_gets_nothing_in(tmp_path):
@@ -317,6 +322,8 @@ def test_manifests_that_are_refused(tmp_path):
     assert hostile(trees, text=text(format=2)) == "backup-too-new"
     assert hostile(trees, text=text(format=99, new="key")) == "backup-too-new"
     assert hostile(trees, text=text(other=1)) == "backup-manifest"
+    for moment in (-1, 1 << 33, 10**30):
+        assert hostile(trees, text=text(created=moment)) == "backup-manifest"
     assert hostile(trees, text=b"{" * 3000) == "backup-manifest"
     assert hostile(trees, text=b" " * (65 << 10)) == "backup-manifest"
     assert hostile(trees, text=text(sections=["settings", "logs"])) == "backup-manifest"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from daemon.api.method import Caller, Role
+from daemon.api.method import Caller, Nothing, Role
+from daemon.config import history as history_module
 from daemon.config.history import MAX_FILE, History
-from daemon.config.part import BY_HAND, Config, Page, Target
-from daemon.errors import NotFoundError, RefusedError
+from daemon.config.part import BY_HAND, Config, Named, Page, Put, Target
+from daemon.errors import ConfigError, DeviceError, NotFoundError, RefusedError
 from daemon.part import Context
 
 ADMIN = Caller(Role.ADMIN, 1000, 1000, 1, "admin", "local")
@@ -50,6 +54,7 @@ def test_a_revision_is_made_only_when_something_changed(history: History):
     second = history.record("admin", "mode", 3.0)
     assert second is not None
     assert [revision.id for revision in history.revisions()] == [1, 2]
+    assert history.last() == second
 
 
 def test_diff_names_the_lines(history: History):
@@ -63,6 +68,19 @@ def test_diff_names_the_lines(history: History):
     assert "-y = 2\n+y = 3\n" in text
     assert "+++ b.bin\n(not text)\n" in text
     assert history.changes(history.get(2).files, history.current()) == ""
+
+
+def test_files_of_many_equal_lines_are_not_pondered(history: History, monkeypatch: pytest.MonkeyPatch):
+    before, after = ([f"{number * step % 150}\n" for number in range(12_000)] for step in (1, 7))
+    write(history, "list", "".join(before))
+    first = history.record("admin", "one", 1.0)
+    write(history, "list", "".join(after))
+    monkeypatch.setattr(history_module.difflib, "unified_diff", None)
+    assert first is not None
+    lines = history.changes(first.files, history.current()).splitlines(keepends=True)
+    assert lines[:3] == ["--- a/list\n", "+++ b/list\n", "@@ -1,12000 +1,12000 @@\n"]
+    assert [line[1:] for line in lines[3:] if line[0] == "-"] == before
+    assert [line[1:] for line in lines[3:] if line[0] == "+"] == after
 
 
 def test_restore_brings_back_content_modes_and_absence(history: History):
@@ -84,6 +102,71 @@ def test_a_torn_line_is_dropped_and_does_not_spoil_the_next(history: History):
     write(history, "a.toml", "x = 2\n")
     history.record("admin", "two", 2.0)
     assert [(revision.id, revision.why) for revision in history.revisions()] == [(1, "one"), (2, "two")]
+
+
+def test_a_full_disk_leaves_no_part_of_a_line(history: History, monkeypatch: pytest.MonkeyPatch):
+    write(history, "a.toml", "x = 1\n")
+    history.record("admin", "one", 1.0)
+    before = (history.store / "revisions.jsonl").read_bytes()
+    write(history, "a.toml", "x = 2\n")
+    history.current()  # its object is there already: the disk becomes full within the line
+    real, room = os.write, [30]
+
+    def full(descriptor: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "full")
+        count = real(descriptor, data[: room[0]])
+        room[0] -= count
+        return count
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="full"):
+            history.record("admin", "two", 2.0)
+    assert (history.store / "revisions.jsonl").read_bytes() == before
+    assert history.record("admin", "two", 3.0) is not None
+    assert [revision.id for revision in history.revisions()] == [1, 2]
+
+
+def test_what_stands_in_the_place_of_a_file_or_folder(history: History):
+    write(history, "a/b.toml", "x = 1\n")
+    write(history, "c", "y = 1\n")
+    history.record("admin", "one", 1.0)
+    before = tree(history.folder)
+    (history.folder / "a/b.toml").unlink()
+    (history.folder / "a").rmdir()
+    (history.folder / "c").unlink()
+    write(history, "a", "now a file\n")
+    write(history, "c/d/e.toml", "now a folder\n")
+    history.restore(history.get(1))
+    assert tree(history.folder) == before
+
+
+def test_what_is_remembered_of_unchanged_files_hides_no_change(history: History, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(history_module, "_SETTLED", -(10**12))  # everything is remembered at once
+    for name in ("a", "b"):
+        write(history, name, "1\n")
+    first = history.record("admin", "one", 1.0)
+    assert first is not None
+    assert history.record("admin", "same", 2.0) is None
+    write(history, "a", "22\n")
+    (history.folder / "b").chmod(0o600)
+    second = history.record("admin", "two", 3.0)
+    assert second is not None
+    assert [path for path in "ab" if second.files[path] != first.files[path]] == ["a", "b"]
+    for path in (history.store / "objects").iterdir():  # a restore of a backup brought another store
+        path.unlink()
+    history.current()
+    history.check(second)
+
+
+def test_kept_content_that_was_cut_off_is_kept_again(history: History):
+    write(history, "a.toml", "x = 1\n")
+    revision = history.record("admin", "one", 1.0)
+    assert revision is not None
+    (history.store / "objects" / revision.files["a.toml"][0]).write_bytes(b"")
+    history.current()
+    history.check(revision)
 
 
 def test_damaged_content_is_never_restored(history: History):
@@ -132,7 +215,8 @@ def test_revisions_that_do_not_exist(history: History):
 def test_no_list_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, data: bytes):
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "revisions.jsonl").write_bytes(data)
-    assert isinstance(History(folder, folder).revisions(), list)
+    found = list(History(folder, folder).revisions())
+    assert History(folder, folder).last() == (found[-1] if found else None)
 
 
 def part(tmp_path: Path) -> Config:
@@ -150,8 +234,123 @@ def test_the_part_records_hand_made_changes_and_undoes(tmp_path: Path):
     answer = asyncio.run(config.undo(ADMIN, Target()))
     assert answer == {"revision": 1, "changed": ["a.toml"]}
     assert (config.context.etc / "a.toml").read_text() == "x = 1\n"
-    rows = asyncio.run(config.list(ADMIN, Page()))
+    rows = asyncio.run(config.revisions(ADMIN, Page()))
     assert [(row["id"], row["who"]) for row in rows] == [(3, "admin"), (2, "admin"), (1, BY_HAND)]  # type: ignore[attr-defined]
+
+
+def test_an_undo_of_an_undo(tmp_path: Path):
+    config = part(tmp_path)
+    for text in ("x = 1\n", "x = 2\n"):
+        write(config.history, "a.toml", text)
+        config.record("admin", "set")
+    for text in ("x = 1\n", "x = 2\n", "x = 1\n"):
+        asyncio.run(config.undo(ADMIN, Target()))
+        assert (config.context.etc / "a.toml").read_text() == text
+
+
+def test_an_undo_loses_no_later_change(tmp_path: Path):
+    """What was edited by hand since becomes a revision first."""
+    config = part(tmp_path)
+    for text in ("x = 1\n", "x = 2\n"):
+        write(config.history, "a.toml", text)
+        config.record("admin", "set")
+    write(config.history, "a.toml", "x = 3\n")
+    asyncio.run(config.undo(ADMIN, Target(revision=1)))
+    assert (config.context.etc / "a.toml").read_text() == "x = 1\n"
+    asyncio.run(config.undo(ADMIN, Target()))
+    assert (config.context.etc / "a.toml").read_text() == "x = 3\n"
+
+
+def test_an_undo_that_would_lose_something_is_refused(tmp_path: Path):
+    config = part(tmp_path)
+    write(config.history, "a.toml", "x = 1\n")
+    config.record("admin", "one")
+    (config.context.etc / "big").write_bytes(bytes(MAX_FILE + 1))
+    write(config.history, "a.toml", "x = 2\n")
+    with pytest.raises(DeviceError) as caught:
+        asyncio.run(config.undo(ADMIN, Target(revision=1)))
+    assert caught.value.reason == "history-failed"
+    assert (config.context.etc / "a.toml").read_text() == "x = 2\n"
+    assert not config.journal.exists()
+
+
+def test_an_undo_that_fails_is_taken_back_and_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = part(tmp_path)
+    for text in ("x = 1\n", "x = 2\n"):
+        write(config.history, "a.toml", text)
+        write(config.history, "b.toml", text)
+        config.record("admin", "set")
+    before = tree(config.context.etc)
+    real, failed = history_module.write_atomically, []
+
+    def full(path: Path, data: bytes, mode: int) -> None:
+        if path.name == "b.toml" and not failed:
+            failed.append(path)
+            raise OSError(errno.ENOSPC, "full")
+        real(path, data, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(history_module, "write_atomically", full)
+        with pytest.raises(DeviceError) as caught:
+            asyncio.run(config.undo(ADMIN, Target()))
+    assert caught.value.reason == "history-failed"
+    assert tree(config.context.etc) == before
+    asyncio.run(part(tmp_path).start())
+    assert tree(config.context.etc) == before
+
+
+def test_an_undo_that_cannot_be_finished_at_a_start_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = part(tmp_path)
+    for text in ("x = 1\n", "x = 2\n"):
+        write(config.history, "a.toml", text)
+        write(config.history, "b.toml", text)
+        config.record("admin", "set")
+    before = tree(config.context.etc)
+    config.journal.write_text(json.dumps({"revision": 1, "who": "admin", "origin": "local"}))
+    write(config.history, "a.toml", "x = 1\n")  # as far as it came before the power cut
+    real, room = history_module.write_atomically, []
+
+    def full(path: Path, data: bytes, mode: int) -> None:
+        if path.name == "b.toml" and not room:
+            raise OSError(errno.ENOSPC, "full")
+        if data == b"x = 2\n" and not room:
+            raise OSError(errno.ENOSPC, "full")
+        real(path, data, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(history_module, "write_atomically", full)
+        asyncio.run(part(tmp_path).start())
+        assert config.journal.exists()  # neither way is open yet
+    write(config.history, "b.toml", "x = 2\n")
+    asyncio.run(part(tmp_path).start())
+    assert not config.journal.exists()
+    assert {data for data, _ in tree(config.context.etc).values()} == {b"x = 1\n"}
+    assert {data for data, _ in before.values()} == {b"x = 2\n"}
+
+
+def test_damaged_content_is_found_before_anything_changes(tmp_path: Path):
+    config = part(tmp_path)
+    for text in ("1\n", "2\n"):
+        for name in ("a", "b"):
+            write(config.history, name, name + text)
+        config.record("admin", "set")
+    (config.history.store / "objects" / config.history.get(1).files["b"][0]).unlink()
+    with pytest.raises(DeviceError) as caught:
+        asyncio.run(config.undo(ADMIN, Target()))
+    assert caught.value.reason == "history-damaged"
+    assert (config.context.etc / "a").read_text() == "a2\n"
+    assert not config.journal.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"revision": 99, "who": "x", "origin": "y"}', '{"revision": "x"}', "7"])
+def test_no_journal_keeps_the_part_from_starting(tmp_path: Path, text: str):
+    config = part(tmp_path)
+    write(config.history, "a.toml", "x = 1\n")
+    config.record("admin", "one")
+    config.journal.write_text(text)
+    asyncio.run(config.start())
+    assert config.status() == {"revision": 1}
+    assert not config.journal.exists()
 
 
 def test_an_undo_that_was_cut_off_is_finished_at_the_next_start(tmp_path: Path):
@@ -162,8 +361,55 @@ def test_an_undo_that_was_cut_off_is_finished_at_the_next_start(tmp_path: Path):
     write(config.history, "a.toml", "x = 2\n")
     write(config.history, "b.toml", "y = 2\n")
     config.record("admin", "two")
-    config.journal.write_text(json.dumps({"revision": 1, "who": "admin"}))
+    config.journal.write_text(json.dumps({"revision": 1, "who": "admin", "origin": "local"}))
     write(config.history, "a.toml", "x = 1\n")  # as far as the undo came
     asyncio.run(part(tmp_path).start())
     assert (config.context.etc / "b.toml").read_text() == "y = 1\n"
     assert not config.journal.exists()
+
+
+# -- files that people write -------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_read_and_removed(tmp_path: Path):
+    config = part(tmp_path)
+    me = ADMIN
+
+    async def main() -> None:
+        put = Put.model_validate({"path": "units/hello.toml", "text": "[unit]\n"})
+        assert await config.put(me, put) == {"path": "units/hello.toml", "apply": ["service.reload"]}
+        file = config.context.etc / "units/hello.toml"
+        assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o644, 0o755)
+        assert await config.get(me, Named(path=put.path)) == {"path": put.path, "text": "[unit]\n"}
+        (config.context.etc / "proxy.secret.toml").write_text("x = 1\n")
+        (config.context.etc / "network.conf").write_text("x\n")
+        assert await config.files(me, Nothing()) == [{"path": "units/hello.toml", "size": 7}]
+        file.chmod(0o600)
+        await config.put(me, put)
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert (await config.remove(me, Named(path=put.path)))["apply"] == ["service.reload"]
+        with pytest.raises(NotFoundError) as caught:
+            await config.remove(me, Named(path=put.path))
+        assert caught.value.reason == "config-missing"
+
+    asyncio.run(main())
+
+
+def test_what_is_no_toml_is_not_written(tmp_path: Path):
+    config = part(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        asyncio.run(
+            config.put(Caller(Role.ADMIN, 0, 0, 1, "me", ""), Put.model_validate({"path": "vpn.toml", "text": "["}))
+        )
+    assert caught.value.reason == "config-syntax"
+    assert not (config.context.etc / "vpn.toml").exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "../x.toml", "/etc/x.toml", "units/../x.toml", "units/a/b.toml", "proxy.secret.toml", "vpn/wg0.key", ".x.toml",
+     "network.conf", "units/x.toml\n", "lists/a/b", "lists/../x", "units/X.toml", "a" * 80 + ".toml"],
+)  # fmt: skip
+def test_other_paths_are_nobodys_to_write(path: str):
+    with pytest.raises(ValidationError):
+        Put.model_validate({"path": path, "text": ""})

@@ -31,6 +31,7 @@ def test_lines_are_kept_for_the_next_session(path):
     [
         "", "   ", " status", "vpn add-peer --psk abc", "agent key set --token x", "wifi join --passphrase=x",
         "x --password y", "llm API-KEY z", "vpn import --private-key k",
+        "proxy set http://user:hush@proxy.example.org:3128",
     ],
 )  # fmt: skip
 def test_what_is_not_kept(path, line):

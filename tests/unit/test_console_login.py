@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.api import peer
 from daemon.console import login
 from daemon.console.accounts import ACCOUNTS, NAMES, of_uid
 from daemon.errors import RefusedError
@@ -157,10 +156,13 @@ def test_the_account_files_agree_with_the_table():
     assert login.PROGRAM in (ETC / "shells").read_text().splitlines()
 
 
-def test_the_daemon_gives_the_same_roles():
-    assert {account.uid: account.role for account in ACCOUNTS} == {
-        uid: str(role) for uid, role in peer.ACCOUNTS.items()
-    }
+def test_only_who_has_a_shell_sees_the_processes_of_others():
+    """The kernel's option of /proc names a group (proc(5), hidepid): not that of the socket, which is everybody's."""
+    (options,) = [line.split()[3] for line in (ETC / "fstab").read_text().splitlines() if line.startswith("proc ")]
+    assert "hidepid=2" in options.split(",")
+    numbers = {row[2]: row[3] for row in rows("group").values()}
+    members = numbers[next(word[4:] for word in options.split(",") if word.startswith("gid="))]
+    assert members.split(",") == [account.name for account in ACCOUNTS if account.has_shell and account.uid]
 
 
 def test_sshd_forces_the_console_on_every_account_without_a_shell():

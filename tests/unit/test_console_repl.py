@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from daemon.cli import cli
 from daemon.console import complete as completion
 from daemon.console import names, repl
 from daemon.console.accounts import ACCOUNTS
@@ -250,7 +251,8 @@ def test_names_of_a_daemon_that_does_not_answer(monkeypatch):
 @pytest.mark.parametrize(
     ("answer", "path", "expected"),
     [
-        ([{"name": "a"}, {"name": 5}, {}, "b", None], (), {"a"}),
+        ([{"name": "a"}, {"name": 5}, {}, "b", None], (), {"a", "5", "b"}),
+        ({"lists": {"blocked": 3}}, ("lists",), {"blocked"}),
         ({"units": [{"name": "a"}], "dns": ["192.0.2.1"]}, ("units",), {"a"}),
         ({"i": [{"name": "wg0", "peers": [{"name": "p"}]}, {"peers": None}, 5]}, ("i", "peers"), {"p"}),
         ({"units": "text"}, ("units",), set()),
@@ -266,6 +268,35 @@ def test_names_come_from_methods_that_there_are():
     root = Path(__file__).resolve().parents[2] / "daemon"
     code = "".join(path.read_text() for path in root.rglob("*.py") if path.parent.name != "console")
     assert [source.method for source in names.KINDS.values() if f'"{source.method}"' not in code] == []
+
+
+# Parameters that take a name which only the daemon knows; what makes a new thing, or names none, is not among them.
+KNOWN = {
+    "service": {"names", "name"},
+    "sandbox": {"profile"},
+    "net": {"interface"},
+    "vpn": {"interface", "name"},
+    "firewall": {"service", "zone", "name", "source", "to", "interface", "interfaces", "allow"},
+    "storage": {"unit"},
+    "backup": {"state"},
+    "config": {"old", "new", "revision"},
+    "audit": {"method"},
+}
+NEW = {("init", "name"), ("add-peer", "name"), ("import", "name")}
+NEW |= {(name, "name") for name in ("allow", "deny", "forward", "nat")}
+NEW |= {(name, "source") for name in ("allow", "deny", "forward", "test")} | {("forward", "to")}  # addresses
+
+
+def test_every_name_can_be_completed():
+    missing = set()
+    for verb, wanted in KNOWN.items():
+        group = cli.get_command(click.Context(cli), verb)
+        assert isinstance(group, click.Group)
+        for name, command in group.commands.items():
+            for one in command.params:
+                if one.name in wanted and (name, one.name) not in NEW and one._custom_shell_complete is None:
+                    missing.add((verb, name, one.name))
+    assert not missing
 
 
 # -- banner ----------------------------------------------------------------------------------------------------------

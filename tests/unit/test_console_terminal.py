@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.console.terminal import Terminal
+from daemon.console.terminal import Terminal, width_of
 
 
 def keys(data: bytes) -> list[str]:
@@ -53,6 +53,13 @@ def test_keys(data, expected):
 def test_any_bytes_are_keys(data):
     for key in keys(data):
         assert key.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "width"), [("abc", 3), ("é", 1), ("e\u0301", 1), ("東京", 4), ("\u2764\ufe0f", 1), ("👍", 2)]
+)
+def test_columns_of_a_text(text, width):
+    assert width_of(text) == width
 
 
 def test_raw_mode_is_left_again():

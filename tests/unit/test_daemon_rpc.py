@@ -161,6 +161,31 @@ def test_patience_waits_for_a_starting_daemon(tmp_path):
     thread.join()
 
 
+def test_a_daemon_with_a_full_queue_is_waited_for(tmp_path):
+    """connect(2) says EAGAIN then, which must not be read as "the daemon is not there"."""
+    path = tmp_path / "busy"
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as first:
+        server.bind(str(path))
+        server.listen(0)
+        first.connect(str(path))
+        with pytest.raises(UnreachableError) as caught:
+            call("ping", {}, path, timeout=0.1)
+        assert caught.value.reason == "daemon-timeout"
+
+        def serve_later():
+            time.sleep(0.3)
+            server.accept()[0].close()
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(rpc.encode_result(1, "pong"))
+
+        thread = threading.Thread(target=serve_later)
+        thread.start()
+        assert call("ping", {}, path, timeout=30) == "pong"
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [

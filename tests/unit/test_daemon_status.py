@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
+from buildsys.run import run
 from daemon import client, dm, facts, mixctl, show
 from daemon.errors import UnreachableError
+from tests.hostpackages import ROOT
 
 SAMPLE = {
     "usr/lib/mixos/release": "# facts\nMIXOS_VERSION=1.2.3\nMIXOS_EPOCH=1\n",
@@ -27,6 +30,7 @@ SAMPLE = {
     "sys/class/net/lo/operstate": "unknown\n",
     "sys/kernel/security/lockdown": "none integrity [confidentiality]\n",
     "sys/kernel/security/lsm": "lockdown,capability,yama\n",
+    "run/mixos/apparmor": "loaded mixosd sshd\nfailed nft\n",
     "run/mixos/sysctl": "missing a.b c.d\nrefused\n",
     "run/mixos/boot-times": "1.5 10-mounts.sh\n2.25 20-sysctl.sh\n",
     "run/mixos/preseed.json": '{"state":"rejected","error":"f:1: bad"}',
@@ -53,6 +57,8 @@ def test_status_of_a_device(root):
     assert "fe80::1" in status["network"][0]["addresses"]
     assert status["ssh_fingerprint"] == "SHA256:abc"
     assert status["hardening"]["lockdown"] == "confidentiality"
+    assert status["hardening"]["apparmor_loaded"] == ["mixosd", "sshd"]
+    assert status["hardening"]["apparmor_refused"] == ["nft"]
     assert status["hardening"]["sysctl_missing"] == ["a.b", "c.d"]
     assert status["boot_times"] == {"10-mounts.sh": 1.5, "20-sysctl.sh": 2.25}
     assert json.loads(json.dumps(status)) == status
@@ -61,8 +67,34 @@ def test_status_of_a_device(root):
 def test_status_of_an_empty_tree(tmp_path):
     status = facts.status(tmp_path)
     assert status["slot"] is None
-    assert status["data"] == {"persistent": False}
+    assert status["data"] == {"persistent": None}
     assert show.table(status)
+
+
+def test_one_screen_tells_what_needs_attention(root):
+    """Every part as it really tells its status; a value with a newline cannot make a line of its own."""
+    up = {"state": "running", "error": None}
+    finding = {"check": "space", "state": "warning", "text": "only 5% of /data is free"}
+    parts = {
+        "service": {**up, "units": {"running": 4, "failed": 1}, "failed": ["hello"], "unhealthy": [], "broken": []},
+        "metrics": {**up, "health": {"state": "warning", "findings": [finding]}},
+        "firewall": {**up, "state": "unconfirmed", "problem": None},
+        "net": {**up, "confirm-seconds": 40},
+        "agents": {**up, "approvals": 2},
+        "vpn": {"state": "failed", "error": "x\ny: z"},
+    }
+    lines = show.table({**facts.status(root), "parts": parts}).splitlines()
+    rows = {line[:14].strip(): line[14:] for line in lines}
+    assert rows["health"] == "warning: only 5% of /data is free"
+    assert rows["services"] == "4 running, 1 failed"
+    assert rows["failed"] == "hello"
+    assert rows["approvals"].startswith("2 approvals; ")
+    assert "40 s" in rows["approvals"]
+    assert rows["NOT RUNNING"] == "vpn: x\\ny: z"
+    assert {"slot", "load", "memory", "data", "eth0"} <= rows.keys()
+    assert len(lines) <= 23
+    quiet = {line[:14].strip(): line[14:] for line in show.table(facts.status(root)).splitlines()}
+    assert (quiet["health"], quiet["services"], quiet["approvals"]) == ("-", "-", "none")
 
 
 def answer(kind: bytes, parameters: bytes, targets: int = 1) -> bytes:
@@ -90,9 +122,8 @@ def test_no_device_mapper(tmp_path):
 
 @pytest.fixture
 def answered(root, monkeypatch):
-    monkeypatch.setattr(
-        client, "call", lambda method, params, patience: facts.status(root) if method == "status" else "pong"
-    )
+    found = {"status": facts.status(root), "ping": "pong"}  # once: the free space changes
+    monkeypatch.setattr(client, "call", lambda method, params, patience: found[method])
 
 
 def test_mixctl_status(answered, capsys):
@@ -123,6 +154,48 @@ def test_mixctl_usage(argv, capsys):
 def test_mixctl_help(argv, capsys):
     assert mixctl.main(argv) == 0
     assert capsys.readouterr().out
+
+
+def test_a_wrong_command_line_is_an_object_when_json_is_wanted(capsys):
+    assert mixctl.main(["status", "--jsn", "--json"]) == 2
+    error = json.loads(capsys.readouterr().err)
+    assert (error["reason"], error["exit_code"]) == ("usage", 2)
+    assert mixctl.main(["sandbox", "run", "--nonsense", "--", "tool", "--json"]) == 2
+    with pytest.raises(ValueError):
+        json.loads(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("plain", [mixctl._PLAIN, {}])
+def test_ctrl_c_is_no_traceback(monkeypatch, plain):
+    def interrupted(method, params, patience):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "call", interrupted)
+    monkeypatch.setattr(mixctl, "_PLAIN", plain)
+    assert mixctl.main(["ping"]) == 130
+
+
+@pytest.mark.parametrize("plain", ["mixctl._PLAIN", "{}"])
+def test_a_reader_that_went_away_has_its_own_exit_code(plain):
+    program = f"""
+import os, sys
+from daemon import client, mixctl
+client.call = lambda *given, **options: "x" * 200_000
+mixctl._PLAIN = {plain}
+read, write = os.pipe()
+os.close(read)
+os.dup2(write, 1)
+sys.exit(mixctl.main(["ping"]))
+"""
+    assert run([sys.executable, "-c", program], cwd=ROOT, split=True, allow=(141,)).stderr == b""
+
+
+def test_a_shell_asks_for_completions(monkeypatch, capsys):
+    monkeypatch.setenv("_MIXCTL_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "mixctl stat")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert mixctl.main([]) == 0
+    assert capsys.readouterr().out == "plain,status\n"
 
 
 def test_mixctl_without_daemon(monkeypatch, capsys):

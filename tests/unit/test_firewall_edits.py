@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from daemon import rpc
 from daemon.api.method import Caller, Role
-from daemon.errors import DeviceError, NotFoundError, RefusedError
+from daemon.cli import firewall as cli
+from daemon.errors import ConfigError, DeviceError, NotFoundError, RefusedError
 from daemon.net.firewall import edits, forwarding, requests
 from daemon.net.firewall.decide import Packet
 from daemon.net.firewall.model import Config
@@ -153,15 +156,15 @@ def test_parameters_out_of_bounds(model, keys):
 @pytest.mark.parametrize(
     ("origin", "text", "packet"),
     [
-        ("local", None, None),
-        ("local", "203.0.113.9 50000 127.0.0.1 2222", Packet("203.0.113.9", "tcp", 2222, "lo")),
-        ("ssh 203.0.113.9", None, Packet("203.0.113.9", "tcp", 22)),
-        ("ssh ::ffff:203.0.113.9", None, Packet("203.0.113.9", "tcp", 22)),
-        ("ssh fe80::1%eth3", None, Packet("fe80::1", "tcp", 22, "eth3")),
-        ("ssh 203.0.113.9", "garbage", Packet("203.0.113.9", "tcp", 22)),
-        ("ssh 203.0.113.9", "a b c d", Packet("203.0.113.9", "tcp", 22)),
-        ("ssh 203.0.113.9", "1.1.1.1 1 1.1.1.2 ٢٢", Packet("203.0.113.9", "tcp", 22)),
-        ("ssh nonsense", None, None),
+        ("local (claimed)", None, None),
+        ("local (claimed)", "203.0.113.9 50000 127.0.0.1 2222", Packet("203.0.113.9", "tcp", 2222, "lo")),
+        ("ssh 203.0.113.9 (claimed)", None, Packet("203.0.113.9", "tcp", 22)),
+        ("ssh ::ffff:203.0.113.9 (claimed)", None, Packet("203.0.113.9", "tcp", 22)),
+        ("ssh fe80::1%eth3 (claimed)", None, Packet("fe80::1", "tcp", 22, "eth3")),
+        ("ssh 203.0.113.9 (claimed)", "garbage", Packet("203.0.113.9", "tcp", 22)),
+        ("ssh 203.0.113.9 (claimed)", "a b c d", Packet("203.0.113.9", "tcp", 22)),
+        ("ssh 203.0.113.9 (claimed)", "1.1.1.1 1 1.1.1.2 ٢٢", Packet("203.0.113.9", "tcp", 22)),
+        ("ssh nonsense (claimed)", None, None),
     ],
 )
 def test_the_operators_connection(origin, text, packet):
@@ -258,3 +261,34 @@ def test_the_kernel_routes_only_while_something_needs_it(tmp_path):
     values[0].write_text("1")  # by somebody else
     forwarding.switch(_policy(""), tmp_path, root)
     assert values[0].read_text() == "1"
+
+
+# -- what the command sends ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"203.0.113.1\n\xff\n", "config-unreadable"), (b"203.0.113.1\nnonsense\n", "firewall-list")],
+)
+def test_a_list_that_is_none_is_refused_with_its_line(tmp_path, data, reason):
+    file = tmp_path / "list.txt"
+    file.write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        list(cli._entries(file))
+    assert caught.value.reason == reason
+    assert str(file) in caught.value.message
+
+
+def test_long_addresses_fit_into_calls(monkeypatch, tmp_path):
+    entry = "2001:0db8:1111:2222:3333:4444:5555:{0:04x}-2001:0db8:1111:2222:3333:4444:5555:{0:04x}"
+    wanted = [entry.format(number) for number in range(5000)]
+    file = tmp_path / "list.txt"
+    file.write_text("\n".join(wanted))
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(cli, "ask", lambda _, params, **__: sent.append(dict(params)) or {"applied": 0, "diff": ""})
+    assert CliRunner().invoke(cli.firewall, ["block", "--file", str(file)]).exit_code == 0
+    assert [address for params in sent for address in params["addresses"]] == wanted
+    assert [params.get("more") for params in sent] == [*[True] * (len(sent) - 1), None]
+    for params in sent:
+        assert len(rpc.encode_request("firewall.block", params, 1)) <= rpc.MAX_LINE
+        requests.Block.model_validate(params)

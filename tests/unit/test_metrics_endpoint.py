@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -182,6 +183,43 @@ def test_connections_are_bounded(monkeypatch):
     refused, answered = serve(client)
     assert refused.split()[1] == b"503"
     assert answered.split()[1] == b"200"
+
+
+def test_a_client_that_reads_nothing_is_cut_off(monkeypatch):
+    """Closing alone would wait for it for ever, with the descriptor."""
+    monkeypatch.setattr(http, "SEND_SECONDS", 0.2)
+    sockets = len(os.listdir("/proc/self/fd"))
+
+    async def script() -> int:
+        endpoint, port = Endpoint(lambda: "x" * (16 << 20), "text/plain"), free_port()
+        await endpoint.start("127.0.0.1", port)
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        await asyncio.sleep(1.5)
+        await endpoint.stop()
+        await asyncio.sleep(0.1)
+        left = len(os.listdir("/proc/self/fd")) - sockets
+        client.close()
+        return left
+
+    # The client's own socket, the event loop's three descriptors.
+    assert asyncio.run(script()) == 4
+
+
+def test_a_flood_of_connections_is_cut_off(monkeypatch):
+    async def client(port: int) -> list[bytes]:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3 * http.MAX_CONNECTIONS)]
+        try:
+            return [await asyncio.wait_for(reader.read(), 20) for reader, _ in held[-4:]]
+        except ConnectionError:
+            return []
+        finally:
+            for _, writer in held:
+                writer.close()
+
+    assert not any(serve(client))
 
 
 @settings(deadline=None, max_examples=20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import urllib.request
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -145,6 +146,10 @@ def test_reload_moves_the_endpoint_and_a_mistake_stops_at_the_door(tmp_path):
         states = [metrics.status()["endpoint"]]
         path.write_text(f'[prometheus]\nenable = true\nlisten = "127.0.0.1:{port}"\n')
         states.append((await ask(metrics, "metrics.reload"))["endpoint"])
+        path.write_text(
+            f'[prometheus]\nenable = true\nlisten = "0.0.0.0:{port}"\n'
+        )  # the same port: its own is no obstacle
+        states.append((await ask(metrics, "metrics.reload"))["endpoint"])
         path.write_text("[prometheus]\nenabel = true\n")
         with pytest.raises(ConfigError) as caught:
             await ask(metrics, "metrics.reload")
@@ -153,13 +158,11 @@ def test_reload_moves_the_endpoint_and_a_mistake_stops_at_the_door(tmp_path):
         states.append((await ask(metrics, "metrics.reload"))["endpoint"])
         return [*states, metrics.status()["problem"]]
 
-    here = f"127.0.0.1:{port}"
-    assert play(tmp_path, script) == [None, here, "config-unknown-key", here, True, None, None]
+    here, everywhere = f"127.0.0.1:{port}", f"0.0.0.0:{port}"
+    assert play(tmp_path, script) == [None, here, everywhere, "config-unknown-key", everywhere, True, None, None]
 
 
 def test_a_port_that_is_taken_is_told(tmp_path):
-    import socket
-
     async def script(metrics: Metrics) -> tuple[str, Any]:
         with pytest.raises(ConfigError) as caught:
             await ask(metrics, "metrics.reload")
@@ -171,6 +174,34 @@ def test_a_port_that_is_taken_is_told(tmp_path):
         reason, problem = play(tmp_path, script, text)
     assert reason == "metrics-listen"
     assert str(port) in problem
+
+
+def test_an_endpoint_that_cannot_move_stays_where_it_is(tmp_path):
+    async def script(metrics: Metrics) -> tuple[str, Any]:
+        (tmp_path / "metrics.toml").write_text(f'[prometheus]\nenable = true\nlisten = "127.0.0.1:{taken}"\n')
+        with pytest.raises(ConfigError) as caught:
+            await ask(metrics, "metrics.reload")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert b" 200 " in await reader.readline()
+        writer.close()
+        return caught.value.reason, metrics.status()["endpoint"]
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port, taken = free_port(), other.getsockname()[1]
+        text = f'[prometheus]\nenable = true\nlisten = "127.0.0.1:{port}"\n'
+        assert play(tmp_path, script, text) == ("metrics-listen", f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("address", ["192.0.2.77", "[2001:db8::77]"])
+def test_an_address_may_come_later(tmp_path, address):
+    """At boot there is no lease yet."""
+
+    async def script(metrics: Metrics) -> Any:
+        return metrics.status()["endpoint"]
+
+    text = f'[prometheus]\nenable = true\nlisten = "{address}:9100"\n'
+    assert play(tmp_path, script, text) == f"{address}:9100"
 
 
 @pytest.mark.parametrize(

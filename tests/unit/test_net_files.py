@@ -233,10 +233,11 @@ CONTRIBUTIONS = {
     "configured.dns": "nameserver 192.0.2.54\n",
     "br0.dns": "nameserver 192.0.2.55\n",
     "eth0.dns": "search lan\nnameserver 192.0.2.56\n",
+    "search.file": "search example.net\n",
 }
 
 
-@pytest.mark.parametrize("mask", [0, 1, 3, 4, 7, 8, 12, 16, 24, 32, 48, 63])
+@pytest.mark.parametrize("mask", [0, 1, 3, 4, 7, 8, 12, 16, 24, 32, 48, 63, 64, 65, 68, 72, 80, 96, 127])
 def test_daemon_and_script_write_the_same_resolv_conf(tmp_path: Path, mask: int) -> None:
     (tmp_path / "net/dns.vpn").mkdir(parents=True)
     for number, (name, text) in enumerate(CONTRIBUTIONS.items()):
@@ -244,12 +245,28 @@ def test_daemon_and_script_write_the_same_resolv_conf(tmp_path: Path, mask: int)
             (tmp_path / "net" / name).write_text(text)
     names = Names(tmp_path)
     names.refresh()
-    ours = (tmp_path / "resolv.conf").read_text()
+    ours = (tmp_path / "dns/resolv.conf").read_text()
     assert not names.refresh()
     script = tmp_path / "dhcp"
     script.write_text((INIT / "dhcp").read_text().replace("/run/mixos", str(tmp_path)))
     run(["/bin/sh", script, "resolv"])
-    assert (tmp_path / "resolv.conf").read_text() == ours
+    assert (tmp_path / "dns/resolv.conf").read_text() == ours
+
+
+def test_search_domains_alone_leave_the_name_servers_of_a_lease(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/eth0.dns").write_text("search lan\nnameserver 192.0.2.1\n")
+    names = Names(tmp_path)
+    names.set_file([], ["example.org"])
+    # of several search lines the last one counts (resolv.conf(5))
+    assert (tmp_path / "dns/resolv.conf").read_text() == "search lan\nnameserver 192.0.2.1\nsearch example.org\n"
+    names.set_vpn({"wg0": (["10.8.0.1"], [])})
+    assert (tmp_path / "dns/resolv.conf").read_text() == "nameserver 10.8.0.1\n"
+    names.set_vpn({})
+    names.set_file(["192.0.2.53"], ["example.org"])
+    assert (tmp_path / "dns/resolv.conf").read_text() == "search example.org\nnameserver 192.0.2.53\n"
+    names.set_file([], [])
+    assert (tmp_path / "dns/resolv.conf").read_text() == "search lan\nnameserver 192.0.2.1\n"
 
 
 def test_a_contribution_that_ends_leaves_no_trace(tmp_path: Path) -> None:

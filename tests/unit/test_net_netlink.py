@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,29 @@ def test_an_answer_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
     with Socket(netlink.ROUTE) as channel, pytest.raises(NetlinkError) as caught:
         channel.dump(18, struct.pack("=BxHiII", 0, 0, 0, 0, 0))
     assert caught.value.reason == "netlink-garbage"
+
+
+@pytest.mark.parametrize(("code", "reason"), [(0, ""), (-90, "netlink-refused")])
+def test_a_dump_that_the_kernel_breaks_off_is_not_taken_for_the_whole(code: int, reason: str) -> None:
+    """The end mark of a dump carries the error that ended it."""
+
+    class Kernel:
+        def sendto(self, data: bytes, _: object) -> None:
+            part = netlink.encode(20, netlink.MULTI, 1, bytes(8))
+            self.answers = [part, netlink.encode(3, netlink.MULTI, 1, struct.pack("=i", code))]
+
+        def recvmsg(self, _: int) -> tuple[bytes, list[object], int, tuple[int, int]]:
+            return self.answers.pop(0), [], 0, (0, 0)
+
+    with Socket(netlink.ROUTE) as channel:
+        channel.close()
+        channel._socket = Kernel()  # type: ignore[assignment]
+        try:
+            assert [one.kind for one in channel.dump(22, bytes(8))] == [20]
+            assert reason == ""
+        except NetlinkError as error:
+            assert error.reason == reason  # noqa: PT017
+        channel._socket = socket.socket()
 
 
 def test_a_family_that_is_not_there() -> None:

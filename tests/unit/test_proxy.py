@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import grp
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from buildsys.run import run
 from daemon.api.method import Caller, Role
 from daemon.cli import proxy as cli
 from daemon.errors import ConfigError, DeviceError
@@ -22,6 +24,7 @@ from daemon.net.proxy import Credentials, Proxy, ProxyFile, Settings, parse_exce
 from daemon.net.proxytest import fetch
 from daemon.part import Context
 from daemon.supervise.prepare import environment_file
+from tests.hostpackages import ROOT
 
 ME = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 SECRET = "p@ss w:rd/%"
@@ -39,6 +42,18 @@ def call(part: Proxy, name: str, **params: object) -> Any:
     method = {one.name: one for one in part.methods()}[f"proxy.{name}"]
     keys = {key.replace("_", "-"): value for key, value in params.items()}
     return asyncio.run(method.handler(ME, method.params.model_validate(keys)))  # type: ignore[arg-type]
+
+
+def test_files_edited_by_hand_are_applied(context: Context):
+    part = Proxy(context)
+    asyncio.run(part.start())
+    (context.etc / "proxy.toml").write_text('http = "http://192.0.2.1:3128"\n')
+    assert call(part, "apply")["http"] == "http://192.0.2.1:3128"
+    assert "HTTP_PROXY=http://192.0.2.1:3128\n" in (context.run / "proxy.env").read_text()
+    (context.etc / "proxy.toml").write_text('http = "nonsense"\n')
+    with pytest.raises(ConfigError):
+        call(part, "apply")
+    assert call(part, "show")["http"] == "http://192.0.2.1:3128"
 
 
 # -- values ----------------------------------------------------------------------------------------------------------
@@ -138,7 +153,7 @@ def test_setting_writes_file_environment_and_an_event(context):
     environment = environment_file(context.run / "proxy.env")
     assert environment["HTTP_PROXY"] == environment["https_proxy"] == "http://me:p%40ss%20w%3Ard%2F%25@p.example:3128"
     assert "192.0.2.0/24" in environment["NO_PROXY"].split(",")
-    assert (context.run / "proxy.env").stat().st_mode & 0o777 == 0o600
+    assert (context.run / "proxy.env").stat().st_mode & 0o077 == 0
     assert (context.etc / "proxy.secret.toml").stat().st_mode & 0o777 == 0o600
     assert SECRET not in (context.etc / "proxy.toml").read_text()
     shown = json.dumps(call(part, "show"))
@@ -161,11 +176,33 @@ def test_what_is_not_given_stays_and_clear_forgets_all(context):
     assert (context.run / "proxy.env").read_bytes() == b""
 
 
+def test_a_login_shell_has_the_setting_and_only_its_group_may_read_it(context, tmp_path):
+    group = grp.getgrgid(65534)
+    part = Proxy(context, group.gr_name)
+    call(part, "set", http="http://p.example:3128", no_proxy=["192.0.2.0/24"], user="me", password=SECRET)
+    path = context.run / "proxy.env"
+    assert (path.stat().st_mode & 0o777, path.stat().st_gid) == (0o640, 65534)
+    script = ROOT / "rootfs/skeleton/etc/profile.d/proxy.sh"
+    (tmp_path / "proxy.sh").write_text(script.read_text().replace("/run/mixos", str(context.run)))
+    told = run(["/usr/bin/busybox", "sh", "-c", f". {tmp_path}/proxy.sh; exec env"]).text.splitlines()
+    expected = environment_file(path)
+    assert len(expected) == 4
+    assert {line for line in told if line.partition("=")[0] in expected} == {f"{k}={v}" for k, v in expected.items()}
+
+
+@pytest.mark.parametrize("text", ["192.0.2.1/24", "192.0.2.0/33", "a b", "host:123456", ""])
+def test_what_is_no_exception(text):
+    with pytest.raises(ValueError):
+        parse_exception(text)
+
+
 def test_mistakes(context):
     part = Proxy(context)
     with pytest.raises(DeviceError) as caught:
         call(part, "set", user="alone")
     assert caught.value.reason == "proxy-credentials"
+    with pytest.raises(ValidationError):
+        call(part, "set", user="a:b", password="p")
     with pytest.raises(ValidationError) as invalid:
         call(part, "set", http="http://u:geheim@p:1")
     assert "geheim" not in str(invalid.value.errors(include_input=False, include_context=False))

@@ -110,6 +110,7 @@ def test_sshd_takes_keys_only(base):
 
 @pytest.mark.integration
 def test_shell_scripts():
-    scripts = [path for path in sorted((ROOTFS / "skeleton/usr/lib/mixos/init").rglob("*")) if path.is_file()]
-    assert scripts
+    folders = [ROOTFS / "skeleton/usr/lib/mixos/init", ROOTFS / "skeleton/etc/profile.d"]
+    scripts = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert {path.parent for path in scripts} >= set(folders)
     run([find_tool("shellcheck"), "-s", "dash", *scripts], cwd=ROOTFS)

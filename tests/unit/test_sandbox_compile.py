@@ -210,6 +210,15 @@ def test_explain_says_yes_only_to_what_is_enforced() -> None:
     assert verdicts(policy, network="host")["abstract sockets of the host"] == "yes"
 
 
+def test_explain_names_hidden_paths_that_may_appear() -> None:
+    policy = Policy.model_validate({"read-only": ["/etc"], "hide": ["/etc/a/", "/etc/b"], "protect": ["/etc/c"]})
+    assert verdicts(policy)["hidden and protected paths"] == "yes"
+    row = next(row for row in rows(policy, {**FACTS, "absent": ["/etc/a", "/etc/c"]}) if row.what.startswith("hidden"))
+    assert row.enforced == "partly"
+    assert "/etc/a/" in row.how
+    assert "/etc/b" not in row.how
+
+
 def test_explain_admits_that_writable_paths_have_no_quota() -> None:
     open_ended = Policy.model_validate({"read-write": ["/work"]})
     assert verdicts(open_ended)["disk, writable paths"] == "no"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -17,7 +19,7 @@ import pytest
 from daemon.api.events import Bus, Event
 from daemon.errors import ConfigError
 from daemon.sandbox.proxy import Limits, Proxy, serving
-from daemon.sandbox.proxy_reach import Upstream, direct
+from daemon.sandbox.proxy_reach import Upstream, _connect, direct
 from daemon.sandbox.proxy_rules import Address, Rules, parse_address
 from tests.unit.test_sandbox_proxy_parsers import extended, hello, named
 
@@ -339,6 +341,7 @@ def test_the_address_that_was_checked_is_the_one_that_is_used(tmp_path: Path) ->
         (b"\x16\x03\x01\x00\x05hello", False, "not-tls"),
         (hello()[:50], True, "not-tls"),
     ],
+    ids=["other-tls", "other", "nameless", "two-names", "http", "garbage", "cut-off"],
 )
 def test_tunnels_are_for_the_server_that_was_named(tmp_path: Path, data: bytes, tls: bool, reason: str) -> None:
     async def act() -> None:
@@ -351,6 +354,42 @@ def test_tunnels_are_for_the_server_that_was_named(tmp_path: Path, data: bytes, 
             writer.close()
             assert on.events.reasons == [reason]
             assert b"".join(on.server.got) == b""
+
+    play(act)
+
+
+def test_a_machine_without_ipv6_takes_the_other_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = socket.socket
+
+    def no_six(family: int, *more: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "")
+        return plain(family, *more)
+
+    async def act() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            monkeypatch.setattr(socket, "socket", no_six)
+            addresses = [ipaddress.ip_address("::1"), ipaddress.ip_address("127.0.0.1")]
+            with await _connect(addresses, server.getsockname()[1], "both") as link:
+                assert link.socket.family == socket.AF_INET
+
+    asyncio.run(act())
+
+
+def test_a_handshake_in_many_pieces_is_refused(tmp_path: Path) -> None:
+    """Each piece makes it be read anew: whoever dribbles would keep the daemon busy."""
+
+    async def act() -> None:
+        async with stage(tmp_path, tls=True) as on:
+            reader, writer = await on.connect()
+            with contextlib.suppress(ConnectionError):
+                for byte in hello(TARGET)[:100]:
+                    writer.write(bytes([byte]))
+                    await writer.drain()
+                    await asyncio.sleep(0.002)
+                assert await reader.read() == b""
+            writer.close()
+            assert on.events.reasons == ["not-tls"]
 
     play(act)
 

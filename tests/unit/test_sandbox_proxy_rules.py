@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import socket
 from collections.abc import Sequence
 
 import pytest
@@ -13,6 +15,7 @@ from daemon.sandbox.proxy_rules import (
     Address,
     DeniedError,
     Rules,
+    is_own,
     name,
     parse_address,
     printable,
@@ -93,6 +96,22 @@ def test_what_an_entry_opens(entry: str, host: str, port: int, outcome: str) -> 
     assert asked(rules(entry), host, port) == outcome
 
 
+@pytest.mark.parametrize(
+    ("number", "own"), [(errno.EADDRNOTAVAIL, False), (errno.EAFNOSUPPORT, False), (errno.EMFILE, True)]
+)
+def test_an_address_is_ours_when_the_kernel_does_not_say_no(
+    monkeypatch: pytest.MonkeyPatch, number: int, own: bool
+) -> None:
+    """A machine without IPv6 can have no IPv6 address; one that cannot be asked may have any."""
+
+    def fail(*_: object) -> socket.socket:
+        raise OSError(number, "")
+
+    assert is_own(ipaddress.ip_address("127.0.0.1"))
+    monkeypatch.setattr(socket, "socket", fail)
+    assert is_own(ipaddress.ip_address("2606:4700::1")) is own
+
+
 def test_the_devices_own_addresses_must_be_named_one_by_one() -> None:
     own = ("8.8.8.8", "10.1.2.3", "127.0.0.1")
     for entries in (("0.0.0.0/0",), ("10.0.0.0/8", "8.8.8.0/24", "127.0.0.0/8")):
@@ -102,7 +121,7 @@ def test_the_devices_own_addresses_must_be_named_one_by_one() -> None:
 
 PRIVATE = """
     127.0.0.1 127.255.255.254 0.0.0.0 10.0.0.1 100.64.0.1 169.254.169.254 172.31.0.1 192.168.1.1 198.18.0.1 224.0.0.1
-    255.255.255.255 ::1 :: ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::127.0.0.1 fe80::1 fc00::1 fd12::1 ff02::1
+    168.63.129.16 255.255.255.255 ::1 :: ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::127.0.0.1 fe80::1 fc00::1 fd12::1 ff02::1
     64:ff9b::7f00:1 64:ff9b::a9fe:a9fe 64:ff9b:1::1 2001::1 2002:7f00:1::1 2001:db8::1 3fff::1 4000::1
 """
 

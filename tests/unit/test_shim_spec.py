@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 
 from daemon.supervise import spec as module
 from daemon.supervise.shimstate import EVENTS, Extend, Phase, ShimError, Status, Watchdog, load_state, parse_state
-from daemon.supervise.spec import CAPABILITIES, INFINITY, LIMITS, Limit, Logging, Spec, SpecError, decode, encode, parse
+from daemon.supervise.spec import (
+    ANYBODY,
+    CAPABILITIES,
+    INFINITY,
+    LIMITS,
+    Limit,
+    Logging,
+    Spec,
+    SpecError,
+    decode,
+    encode,
+    parse,
+)
 
 MINIMAL = Spec(unit="hello", argv=("/bin/true",), log=Logging("/var/log/hello"))
 
@@ -45,6 +57,7 @@ specs = st.builds(
     cgroup=st.sampled_from(["", "/sys/fs/cgroup/mixos/hello"]),
     shim_cgroup=st.sampled_from(["", "/sys/fs/cgroup/mixos/.shims"]),
     notify=st.booleans(),
+    notify_uid=st.none() | st.integers(0, ANYBODY),
     await_ready=st.booleans(),
     ready_fd=st.sampled_from([0, 3, 255]),
     daemonises=st.booleans(),

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +17,11 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from daemon.api.method import ADMINS, OPERATORS, Caller, Role
+from daemon.api.method import ADMINS, OPERATORS, Caller, Nothing, Role
 from daemon.cli import storage as command
 from daemon.errors import DeviceError
 from daemon.part import Context
-from daemon.storage import disks, mounts, quota, quotactl, usage
+from daemon.storage import disks, health, mounts, quota, quotactl, usage
 from daemon.storage.part import Limit, Storage
 from daemon.storage.trim import trim
 
@@ -125,6 +129,24 @@ def test_usage_counts_blocks_once_and_says_when_it_stopped(tmp_path, monkeypatch
     assert usage.breakdown(tmp_path, lib, log, seconds=-1)["complete"] is False
 
 
+def test_usage_reads_no_further_than_it_counts(tmp_path, monkeypatch):
+    """A unit's folder with millions of names must not become a list in memory."""
+    (tmp_path / "lib/web").mkdir(parents=True)
+    for number in range(2000):
+        (tmp_path / f"lib/web/{number}").touch()
+    monkeypatch.setattr(usage, "MAX_NAMES", 10)
+    real, read = os.scandir, []
+
+    @contextmanager
+    def counted(path: str) -> Iterator[Iterator[Any]]:
+        with real(path) as entries:
+            yield (read.append(entry.name) or entry for entry in entries)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    assert usage.breakdown(tmp_path, tmp_path / "lib", tmp_path / "log")["complete"] is False
+    assert len(read) == 11
+
+
 def test_quota_blocks():
     """struct if_dqblk, linux/quota.h: hard and soft limit in KiB, space in bytes, ..., what is valid."""
     assert quotactl.encode(200 << 20).hex() == "0020030000000000" * 2 + "00" * 48 + "0100000000000000"
@@ -207,11 +229,117 @@ def test_limits_are_kept_and_put_in_force_again(tmp_path, kernel):
     assert stat_mode(quotas.path) == 0o600
 
 
+def test_a_cut_while_files_get_their_project_is_finished_at_the_next_start(tmp_path, kernel, monkeypatch):
+    """The folder itself is the first to get it, so that it has it says nothing about what is in it."""
+    quotas = quota.Quotas(place(tmp_path))
+
+    def cut(top: Path, project: int) -> None:
+        real(top, project)
+        raise KeyboardInterrupt
+
+    real = quotactl.assign
+    with monkeypatch.context() as patch:
+        patch.setattr(quotactl, "assign", cut)
+        with pytest.raises(KeyboardInterrupt):
+            quotas.set("web", 5 << 20)
+    kernel.clear()
+    again = quota.Quotas(quotas.context)
+    assert again.restore() == {}
+    assert kernel == [("enforce", "web-data"), ("assign", "web-data", 1000)]
+    kernel.clear()
+    assert again.restore() == {}
+    assert kernel == [("enforce", "web-data")]
+
+
+def test_a_limit_that_cannot_be_set_is_what_it_was(tmp_path, kernel, monkeypatch):
+    quotas = quota.Quotas(place(tmp_path))
+
+    def fail(top: Path, project: int) -> None:
+        raise quotactl.QuotaError("too many", reason="quota-too-many")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quotactl, "assign", fail)
+        with pytest.raises(DeviceError) as caught:
+            quotas.set("web", 5 << 20)
+    assert caught.value.reason == "quota-too-many"
+    (row,) = quotas.rows()
+    assert (row["limit"], row["enforced"]) == (None, False)
+    assert quotas.set("web", 6 << 20)["limit"] == 6 << 20
+
+
+def test_limits_set_at_once_have_numbers_of_their_own(tmp_path, kernel):
+    context = place(tmp_path)
+    names = [f"unit-{number}" for number in range(8)]
+    for name in names:
+        put(context.etc / f"units/{name}.toml", UNIT.replace("web-data", name))
+    quotas = quota.Quotas(context)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(quotas.set, names, [1 << 20] * 8))
+    assert sorted(one.project for one in quotas.read().values()) == list(range(1000, 1008))
+
+
+def test_what_is_in_the_way_of_one_folder_stops_no_other(tmp_path, kernel):
+    context = place(tmp_path)
+    put(context.etc / "units/db.toml", UNIT.replace("web-data", "db"))
+    quotas = quota.Quotas(context)
+    for name in ("web", "db"):
+        quotas.set(name, 1 << 20)
+    (context.state.parent / "db").rmdir()
+    put(context.state.parent / "db", "a file")
+    kernel.clear()
+    assert quotas.restore() == {"db": "quota-failed"}
+    assert kernel == [("enforce", "web-data")]
+
+
+def test_the_limit_of_a_unit_that_is_gone_can_be_taken_away(tmp_path, kernel):
+    context = place(tmp_path)
+    quotas = quota.Quotas(context)
+    quotas.set("web", 1 << 20)
+    (context.etc / "units/web.toml").unlink()
+    with pytest.raises(DeviceError) as caught:
+        quotas.set("web", 2 << 20)
+    assert caught.value.reason == "quota-unit"
+    assert quotas.set("web", None)["limit"] is None
+    assert quotas.rows() == []
+    put(context.etc / "units/db.toml", UNIT.replace("web-data", "db"))
+    quotas.set("db", 1 << 20)
+    assert quotas.read()["db"].project == 1001
+
+
+def test_limits_are_put_in_force_after_a_restore(tmp_path, kernel):
+    context = place(tmp_path)
+
+    async def script() -> None:
+        part = Storage(context, tmp_path)
+        part.quotas.set("web", 1 << 20)
+        await part.start()
+        kernel.clear()
+        context.events.publish("backup.restored", "here", units=["web"])
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if kernel:
+                break
+        await part.stop()
+
+    asyncio.run(script())
+    assert kernel == [("enforce", "web-data")]
+
+
 def stat_mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-@pytest.mark.parametrize("text", ["{", "[]x", '{"web": {"project": 3}}', '{"web": 5}', "7"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]x",
+        '{"web": {"project": 3}}',
+        '{"web": {"project": 1000, "limit": 99999999999999999999999}}',
+        '{"web": 5}',
+        "7",
+    ],
+)
 def test_a_damaged_file_of_limits(tmp_path, text):
     quotas = quota.Quotas(place(tmp_path))
     put(quotas.path, text)
@@ -231,7 +359,7 @@ def test_sizes(text, size):
     assert Limit(unit="web", size=text).bytes == size
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5G", "1m", "", "M", "9" * 19])
+@pytest.mark.parametrize("text", ["0", "-1", "1.5G", "1m", "", "M", "9" * 19, "9" * 15 + "T", "1048577T"])
 def test_wrong_sizes(text):
     with pytest.raises(ValidationError):
         Limit(unit="web", size=text)
@@ -271,6 +399,29 @@ def test_events(tmp_path, monkeypatch):
         ("storage.health", "failing"),
         ("storage.health", "ok"),
     ]
+
+
+def test_a_disk_that_hangs_holds_one_thread(tmp_path, monkeypatch):
+    go, asked = threading.Event(), []
+
+    def hang(root: Path) -> list[dict[str, Any]]:
+        asked.append(root)
+        go.wait(20)
+        return [{"name": "sda", "state": "ok", "findings": []}]
+
+    monkeypatch.setattr(health, "health", hang)
+
+    async def script() -> list[Any]:
+        part = Storage(place(tmp_path), tmp_path)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(part._health(CALLER, Nothing()), 0.1)
+        waiting = [asyncio.create_task(part._health(CALLER, Nothing())) for _ in range(50)]
+        await asyncio.sleep(0)
+        go.set()
+        return [*await asyncio.gather(*waiting)]
+
+    assert {rows[0]["state"] for rows in asyncio.run(script())} == {"ok"}
+    assert len(asked) == 1
 
 
 def test_the_part_and_its_commands(tmp_path, root, monkeypatch):

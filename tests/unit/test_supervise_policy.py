@@ -90,6 +90,13 @@ def test_ends(outcome, good, final, slug):
     assert (found.good, found.final, found.slug) == (good, final, slug)
 
 
+def test_a_forking_service_must_leave_a_process_and_may_end():
+    forking = unit("type = 'forking'")
+    assert verdict(forking, Outcome(0, 0, ready=False)).slug == "service-not-ready"
+    assert verdict(forking, Outcome(0, 0, leftover=True)) == Verdict(True)
+    assert verdict(forking, Outcome(3, 0, leftover=True)).slug == "service-exit"
+
+
 def test_a_notifying_service_that_ends_well_before_it_was_ready_has_failed():
     assert verdict(unit("type = 'notify'"), Outcome(0, 0, ready=False)).slug == "service-not-ready"
 
@@ -193,6 +200,23 @@ def test_a_calendar_timer_follows_the_clock_when_it_is_set():
     assert remaining(daily, Runs(armed, 1.0, wall("2026-06-01T14:00:00")), clock(60, "2026-06-01T13:30:00")) == 88200
     # an hour back: not again today; years back (the clock had been wrong): by the new time
     assert remaining(daily, Runs(armed, 1.0, wall("2036-06-01T14:00:00")), clock(60, "2026-06-01T13:00:00")) == 3600
+
+
+def test_a_clock_that_was_wrong_at_the_boot_runs_nothing_that_was_not_missed():
+    """A device without a clock starts in 1970 and learns the time from the network."""
+    armed = clock(5.0, "1970-01-01T12:00:05")
+    noon = clock(60.0, "2026-06-01T12:00:00")
+    last = wall("2026-05-31T14:00:00")
+    for persistent in (True, False):
+        daily = timer(calendar="daily at 14:00", persistent=persistent)
+        assert remaining(daily, Runs(armed, None, last), clock(6.0, "1970-01-01T12:00:06")) == 7194
+        assert remaining(daily, Runs(armed, None, last), noon) == 7200
+        assert remaining(daily, Runs(armed), noon) == 7200
+        assert (
+            remaining(daily, Runs(armed, 20.0, wall("1970-01-01T14:00:00")), noon) == 7200
+        )  # it ran at the wrong time
+    daily = timer(calendar="daily at 14:00", persistent=True)
+    assert remaining(daily, Runs(armed, None, wall("2026-05-30T14:00:00")), noon) == 0
 
 
 def test_missed_runs_are_made_up_for_once_if_wanted():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.errors import DeviceError
-from daemon.net import clients, keys, tunnel, wgquick
+from daemon.net import clients, keys, tunnel, vpnfile, wgquick
 from daemon.net.rtnl import MAIN_TABLE, Route, Rule
 from daemon.net.vpnconfig import VpnConfig
 from daemon.net.vpnfile import Tunnel, VpnFile
@@ -105,6 +105,13 @@ def test_mistakes_in_vpn_toml(text: str) -> None:
     with pytest.raises(DeviceError) as caught:
         vpn(text)
     assert caught.value.exit_code == 3
+
+
+def test_no_more_networks_than_can_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vpnfile, "MAX_ALLOWED", 1)
+    with pytest.raises(DeviceError) as caught:
+        server()
+    assert caught.value.reason == "config-value"
 
 
 def test_an_allowed_ip_belongs_to_one_peer() -> None:
@@ -348,4 +355,38 @@ def test_only_peers_that_do_not_answer_are_moved() -> None:
     assert moved(now - 5, {one: new}) == []
     assert moved(now - 5, {one: old}) == [one]  # the file says something new
     assert moved(now - 500, {}) == [one]
+    assert moved(now + 3600, {}) == [one]  # the clock was set back: nobody knows whether it answers
     assert moved(0, {one: new}) == [one]
+
+
+def test_a_name_with_several_addresses_moves_nobody_who_answers() -> None:
+    """Name servers turn the order of their answers; a dead address must not be kept for ever either."""
+    a, b, elsewhere = Endpoint("192.0.2.1", 5), Endpoint("192.0.2.2", 5), Endpoint("192.0.2.9", 7)
+    here = Peer(keys.decode(ONE), endpoint=a)
+    roamed = Peer(keys.decode(ONE), endpoint=elsewhere)
+    assert tunnel.choose([], None, here, False) is None
+    assert tunnel.choose([b, a], None, None, False) == b  # a new peer gets the first
+    assert tunnel.choose([b, a], None, here, False) == a  # a daemon that just started
+    assert tunnel.choose([b, a], a, here, False) == a
+    assert tunnel.choose([b, a], a, roamed, False) == a  # which `to_move` leaves alone while it answers
+    assert tunnel.choose([b], a, here, False) == b  # the name leads elsewhere now
+    assert tunnel.choose([a, b], a, here, True) == b
+    assert tunnel.choose([a, b], b, Peer(here.public, endpoint=b), True) == a
+    assert tunnel.choose([a, b], a, roamed, True) == a  # first back to where the name leads
+    assert tunnel.choose([a], a, here, True) == a
+
+
+def test_a_tunnel_that_takes_everything_has_a_table_of_its_own_whatever_its_mark() -> None:
+    entry = server(
+        SERVER.replace('"10.8.0.2/32", "fd00:8::2/128"', '"0.0.0.0/0"').replace("port =", "mark = 254\nport =")
+    )
+    assert tunnel.mark_of(entry) == 254
+    assert {route.table for route in tunnel.routes("wg0", entry)} == {tunnel.TABLE}
+    assert {(rule.table, rule.mark) for rule in tunnel.rules([entry])} == {(MAIN_TABLE, 0), (tunnel.TABLE, 254)}
+
+
+def test_a_new_peer_gets_no_address_of_another_peers_network() -> None:
+    entry = server(
+        SERVER.replace('"10.8.0.2/32", "fd00:8::2/128"', '"10.8.0.0/28", "10.8.0.17/32", "0.0.0.0/0", "::/0"')
+    )
+    assert clients.next_addresses(entry) == ("10.8.0.16/32", "fd00:8::2/128")

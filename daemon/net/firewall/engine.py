@@ -84,14 +84,17 @@ class Engine:
         raise DeviceError(f"no firewall rules could be loaded: {self.problem}", reason="firewall-none")
 
     async def _try(self, source: Source, keep_problem: bool = False) -> bool:
-        """Put a source into force; what the kernel has already stays, with its counters and what limits remember."""
+        """Put a source into force; what the kernel has already stays, with its counters and what limits remember.
+
+        False when it is wrong, or when nft fails: then another source may still work.
+        """
         try:
             plan = await self.make(source)
             if await self.diff(plan):
                 await self._load(plan)
             else:
                 self._took(plan)
-        except ConfigError as error:
+        except DeviceError as error:
             if not keep_problem:
                 self.problem = error.message
             return False
@@ -151,21 +154,25 @@ class Engine:
         return {**answer, "applied": True, "confirm": wish.confirm}
 
     async def _load_for_now(self, plan: Plan, seconds: int, who: str) -> None:
-        waiting = self.store.wait_for(plan.source, seconds, who)
+        """The clock runs before the rules are there: however the loading ends, what it may have done is undone."""
+        self.pending = self.store.wait_for(plan.source, seconds, who)
+        self._arm(self.pending.left)
         self.hook("recorded")
         try:
             await self._load(plan)
         except DeviceError:
+            await self.stop()
+            self.pending = None
             self.store.settle()
             raise
-        self.pending = waiting
-        self._arm(waiting.left)
         self.hook("loaded")
 
     async def confirm(self) -> dict[str, Any]:
         """Make the waiting change final. Raises RefusedError `firewall-nothing-pending`."""
         async with self.lock:
-            self._waiting()
+            waiting = self._waiting()
+            if self.plan is None or digest(self.plan.source) != digest(waiting.source):
+                await self._load(await self.make(waiting.source))  # the call that tried it was broken off
             assert self.plan is not None
             await self.stop()
             self.pending = None
@@ -179,10 +186,13 @@ class Engine:
         """Undo the waiting change. Raises RefusedError `firewall-nothing-pending`."""
         async with self.lock:
             waiting = self._waiting()
-            self.store.refuse(waiting.source)
-            await self._back()
+            await self._back()  # first: a full disk must not keep anybody out
             self.pending = None
-            self.store.settle()
+            try:
+                self.store.refuse(waiting.source)
+                self.store.settle()
+            except OSError as error:  # then the next start refuses it
+                log("err", f"firewall: {error}")
             self._tell("firewall.reverted", why)
             if asyncio.current_task() is not self._timer:
                 await self.stop()

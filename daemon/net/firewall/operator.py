@@ -26,8 +26,8 @@ def connection(caller: Caller, text: str | None) -> Packet | None:
         if peer:
             interface = peer[1] or (_interface_of(local[0]) if local else None)
             return Packet(peer[0], "tcp", int(words[3]), interface)
-    kind, _, origin = caller.origin.partition(" ")
-    peer = _address(origin.strip()) if kind == "ssh" else None
+    kind, origin, *_ = *caller.origin.split(), "", ""  # "ssh ADDRESS (claimed)", "local (claimed)": daemon.api.peer
+    peer = _address(origin) if kind == "ssh" else None
     return Packet(peer[0], "tcp", _SSH, peer[1]) if peer else None
 
 

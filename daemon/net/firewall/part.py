@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from daemon.api.method import ADMINS, PEOPLE, Caller, Method, Nothing
 from daemon.errors import ConfigError, DeviceError, RefusedError
@@ -27,7 +28,16 @@ from daemon.part import Context
 from daemon.tomlfile import parse
 
 SECONDS = 120.0  # for a change: a list of a hundred thousand addresses on a small board
+_COLLECT_SECONDS = 60.0  # after which a list that came in half is given up
 Wish = TypeVar("Wish", bound=requests.Change)
+
+
+class _Collected(NamedTuple):
+    """What came in so far of a long list. who: uid and pid of the client, and the list; at: monotonic seconds."""
+
+    who: tuple[int, int, str]
+    at: float
+    addresses: tuple[str, ...]
 
 
 def _nothing(_: str) -> None:
@@ -51,7 +61,7 @@ class Firewall:
         self.engine = Engine(context, self.kernel, hook)
         self.confiner = Confiner(context, self.kernel, place, lambda: self.engine.plan and self.engine.plan.policy)
         self._follower: asyncio.Task[None] | None = None
-        self._collected: tuple[tuple[int, int, str], tuple[str, ...]] | None = None
+        self._collected: _Collected | None = None
 
     async def start(self) -> None:
         """Rules first; then those of the units that run already. Raises DeviceError when no rules can be loaded."""
@@ -125,15 +135,20 @@ class Firewall:
 
     async def _block(self, caller: Caller, wish: requests.Block) -> dict[str, Any]:
         """A long list comes in several calls of one client, and is a change only when the last of them is here."""
-        key = (caller.uid, caller.pid, wish.list)
-        earlier = self._collected[1] if self._collected and self._collected[0] == key else ()
-        addresses = (*earlier, *wish.addresses)
+        who, now = (caller.uid, caller.pid, wish.list), time.monotonic()
+        own = self._collected if self._collected and self._collected.who == who else None
+        addresses = (*(own.addresses if own else ()), *wish.addresses)
         if len(addresses) > lists.MAX_ADDRESSES:
             raise RefusedError(f"more than {lists.MAX_ADDRESSES} addresses", reason="firewall-too-many")
         if wish.more:
-            self._collected = (key, addresses)
+            if self._collected and not own and now - self._collected.at < _COLLECT_SECONDS:
+                raise RefusedError(
+                    "another client is sending a list", reason="firewall-busy", hint="try again", retryable=True
+                )
+            self._collected = _Collected(who, now, addresses)
             return {"changed": False, "applied": False, "diff": "", "confirm": None}
-        self._collected = None
+        if own:
+            self._collected = None
 
         def how(source: Source, config: Config) -> Source:
             return edits.block(source, config, wish, addresses)
@@ -184,6 +199,7 @@ class Firewall:
                 {"name": name, **zone.model_dump(by_alias=True, mode="json")} for name, zone in config.zones.items()
             ],
             "denied": (await self._counters()).get("denied", {"packets": 0, "bytes": 0}),
+            "services": sorted(plan.policy.services),
             "lists": {name: len(ranges.v4) + len(ranges.v6) for name, ranges in plan.policy.lists.items()},
             "units": self.confiner.rows(),
             "cgroup-match": await self.confiner.able(),

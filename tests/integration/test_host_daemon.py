@@ -1,0 +1,111 @@
+"""mixosd on an ordinary host: folders below one, its user the administrator, asked through `mixctl` as people do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildsys.cli.daemon import prepare
+from buildsys.run import Completed, Process, run, spawn
+from daemon.part import Context
+from tests.hostpackages import ROOT
+from tests.native import native
+from tests.supervision import sweep
+
+UNIT = '[unit]\nenabled = true\n[service]\ncommand = ["/bin/sh", "-c", "echo hello; exec sleep 1000"]\n'
+MIXCTL = Path(sys.executable).with_name("mixctl")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A folder as `mixos daemon` makes it; whatever still runs in it at the end is killed."""
+    helpers = tmp_path / "helpers"
+    helpers.mkdir()
+    for name in ("shim", "sandbox"):
+        shutil.copy2(native(name), helpers / name)
+    home = tmp_path / "d"
+    prepare(home, helpers, ROOT / "daemon/sandbox/profiles")
+    prepare(home, helpers, ROOT / "daemon/sandbox/profiles")  # a second time is no mistake
+    yield home
+    sweep(Context(**{name: home / name for name in ("run", "state", "etc", "lib", "log", "libexec")}))
+
+
+@contextmanager
+def daemon(home: Path, number: signal.Signals = signal.SIGTERM) -> Iterator[Process]:
+    """A daemon until the end of the block, which ends it with this signal."""
+    with (home / "said").open("ab") as log:
+        process = spawn([sys.executable, "-m", "daemon.mixosd", "--folder", str(home)], cwd=ROOT, log=log)
+    try:
+        yield process
+    finally:
+        process.send_signal(number)
+        process.wait(60)
+
+
+def attempt(home: Path, *words: str, stdin: bytes | None = None) -> Completed:
+    socket = str(home / "run/mixosd.sock")
+    return run([MIXCTL, *words], env={"MIXOS_SOCKET": socket}, stdin=stdin, allow=range(256), split=True)
+
+
+def mixctl(home: Path, *words: str) -> Any:
+    done = attempt(home, *words, "--json")
+    assert done.status == 0, done.stderr
+    return json.loads(done.text)
+
+
+def running(home: Path) -> int:
+    """The process of the unit, once it runs."""
+    deadline = time.monotonic() + 60
+    while (facts := mixctl(home, "service", "show", "hello"))["state"] != "running":
+        assert time.monotonic() < deadline, facts
+        time.sleep(0.1)
+    return int(facts["pid"])
+
+
+def test_units_sandboxes_and_a_successor(home: Path):
+    (home / "etc/units/hello.toml").write_text(UNIT)
+    with daemon(home, signal.SIGKILL):
+        pid = running(home)
+        status = mixctl(home, "status")
+        assert {name for name, part in status["parts"].items() if part["state"] != "running"} == set()
+        assert (home / "run/mixosd.sock").stat().st_mode & 0o777 == 0o600
+        assert {"firewall", "net", "vpn", "storage", "backup"}.isdisjoint(status["parts"])
+        assert attempt(home, "status").status == 0
+        inside = "echo $$"
+        done = attempt(home, "sandbox", "run", "--profile", "tool", "--", "/bin/sh", "-c", inside)
+        assert done.text.splitlines()[0].isdigit()
+        assert int(done.text.splitlines()[0]) < 10  # a process namespace of its own
+        text = b"hello " * 100_000
+        upper = attempt(home, "sandbox", "run", "--", "tr", "a-z", "A-Z", stdin=text)
+        assert (upper.status, upper.stdout == text.upper()) == (0, True)
+        assert attempt(home, "sandbox", "run", "--", "true", stdin=text).status == 0  # it reads nothing
+    with daemon(home):
+        assert running(home) == pid
+        assert attempt(home, "service", "stop", "hello").status == 0
+        assert not Path(f"/proc/{pid}").exists()
+        again = run([sys.executable, "-m", "daemon.mixosd", "--folder", home], cwd=ROOT, allow=range(256))
+        assert again.status == 12
+    assert attempt(home, "ping").status == 10
+
+
+def test_a_part_alone_and_one_that_there_is_not(home: Path):
+    argv = [sys.executable, "-m", "daemon.mixosd", "--folder", str(home), "--part"]
+    assert run([*argv, "nonsense"], cwd=ROOT, allow=range(256)).status == 2
+    with (home / "said").open("ab") as log:
+        process = spawn([*argv, "config"], cwd=ROOT, log=log)
+    try:
+        assert "service" not in mixctl(home, "status")["parts"]
+        assert attempt(home, "config", "history").status == 0
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert any((home / "state").iterdir())  # what it keeps is here and nowhere else

@@ -1,0 +1,147 @@
+"""Configuration that was put back is put in force: by which methods, for whom, and what is told when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.api import reference
+from daemon.api.method import ADMINS, OPERATORS, Caller, Method, Nothing, Role
+from daemon.api.parts import Source, source
+from daemon.config import apply
+from daemon.errors import RefusedError
+from daemon.mixosd import PARTS, Daemon
+from daemon.part import Context
+from tests.unit.test_api_server import running
+
+
+class Fake:
+    """A part with one method that notes its callers."""
+
+    def __init__(self, name: str, act: Callable[[], None] = lambda: None) -> None:
+        self.name, self.act = name.partition(".")[0], act
+        self.method = name
+        self.callers: list[Caller] = []
+
+    def methods(self) -> Sequence[Method]:
+        return (Method(self.method, "For a test.", self.call, ADMINS | OPERATORS, changes=True),)
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    def status(self) -> Mapping[str, Any]:
+        return {}
+
+    async def call(self, caller: Caller, _: Nothing) -> None:
+        self.callers.append(caller)
+        self.act()
+
+
+def refuse() -> None:
+    raise RefusedError("this would shut you out", reason="sample-refused")
+
+
+def test_files_that_were_put_back_are_put_in_force(tmp_path: Path):
+    files = ["units/hello.toml", "enabled.toml", "vpn.toml", "metrics.toml", "profiles/tool.toml", "lists/x"]
+    undo = Fake(
+        "config.undo",
+        lambda: device.daemon.context.events.publish("config.restored", "undo", files=files, who="me", origin="here"),
+    )
+    parts = [undo, Fake("service.reload"), Fake("vpn.apply", refuse), Fake("metrics.reload")]
+    with running(tmp_path, more=[Source(part.name, lambda part=part: part) for part in parts]) as device:
+        bus = device.daemon.context.events
+        before = len(bus._listeners)
+        events = device.stream("events.follow", {"prefix": "config."})
+        found: list[Any] = []
+        reader = threading.Thread(target=lambda: found.extend(itertools.islice(events, 5)))
+        reader.start()
+        while len(bus._listeners) == before:
+            time.sleep(0.01)
+        device.call("config.undo")
+        reader.join(20)
+        assert not reader.is_alive()
+    assert [(event["topic"], event["subject"]) for event in found] == [
+        ("config.restored", "undo"),
+        ("config.refused", "firewall.apply"),  # there is no such part
+        ("config.refused", "vpn.apply"),
+        ("config.applied", "service.reload"),
+        ("config.applied", "metrics.reload"),
+    ]
+    assert found[2]["data"]["reason"] == "sample-refused"
+    (caller,) = parts[1].callers
+    assert (caller.name, caller.origin) == ("me, undo", "here")
+    audit = [json.loads(line) for path in (tmp_path / "log/audit").iterdir() for line in path.read_text().splitlines()]
+    assert [entry["method"] for entry in audit if entry["kind"] == "intent"] == [
+        "config.undo",
+        "vpn.apply",
+        "service.reload",
+        "metrics.reload",
+    ]
+
+
+def test_every_method_is_there_and_takes_no_parameters():
+    known = {method.name: method for method in reference.methods()}
+    for name in apply.METHODS.values():
+        assert known[name].changes
+        assert not [field for field in known[name].params.model_fields.values() if field.is_required()]
+
+
+@pytest.mark.parametrize(
+    ("files", "methods"),
+    [
+        ([], []),
+        (["profiles/x.toml", "network.conf"], []),
+        (["units/a.toml", "units/b.toml", "network.toml"], ["net.apply", "service.reload"]),
+        (["proxy.secret.toml"], ["proxy.apply"]),
+        (["firewall.toml", "lists/blocked"], ["firewall.apply"]),
+    ],
+)
+def test_methods_of_files(files: list[str], methods: list[str]):
+    assert apply.methods_for(files) == methods
+
+
+def test_an_undone_setting_is_in_force_again(tmp_path: Path):
+    """With the real parts: what `proxy.show` and the environment of services say after `config.undo`."""
+    context = Context(*(tmp_path / name for name in ("run", "state", "etc", "lib", "log")))
+    for folder in (context.run, context.etc):
+        folder.mkdir()
+    names = ("config", "proxy")
+    daemon = Daemon(context, [source(name, PARTS[name], context) for name in names], {}, bus="/nonexistent/bus")
+    me = Caller(Role.ADMIN, 0, 0, 1, "me", "ssh 192.0.2.7 (claimed)")
+
+    async def call(name: str, **params: object) -> Any:
+        return await daemon.dispatcher.call(me, daemon.dispatcher.prepare(me, name, params))
+
+    async def main() -> tuple[Any, str]:
+        stop = asyncio.Event()
+        serving = asyncio.create_task(daemon.run(stop, "no-such-group"))
+        while any(daemon.parts.status()[name]["state"] != "running" for name in names):
+            await asyncio.sleep(0.01)
+        for port in (1, 2):
+            await call("proxy.set", http=f"http://192.0.2.1:{port}")
+            while daemon.parts.status()["config"]["revision"] < port + 1:  # the first is what was there at the start
+                await asyncio.sleep(0.01)
+        events = context.events.listen("config.applied")
+        applied = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        await call("config.undo")
+        assert (await applied).subject == "proxy.apply"
+        shown = await call("proxy.show")
+        stop.set()
+        await serving
+        return shown["http"], (context.run / "proxy.env").read_text()
+
+    shown, environment = asyncio.run(main())
+    assert shown == "http://192.0.2.1:1"
+    assert "HTTP_PROXY=http://192.0.2.1:1\n" in environment
