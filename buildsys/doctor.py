@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from buildsys.errors import ConfigError
 from buildsys.execute import enter_command, host_mounts, merged_usr, spec_file
-from buildsys.run import CLEAN_ENV, run
+from buildsys.project import Project
+from buildsys.run import ANY_STATUS, CLEAN_ENV, CommandError, run
 from buildsys.sandbox.spec import SandboxSpec
 
 MIN_PYTHON = (3, 11)
@@ -56,9 +58,9 @@ class Finding:
     needed: bool = True
 
 
-def examine(cache: Path) -> list[Finding]:
+def examine(project: Project) -> list[Finding]:
     """Every check, in the order in which a build would fail on them."""
-    return [*_python(), *_tools(), _isolation(), _disk(cache), *_machines()]
+    return [*_python(), *_tools(), _isolation(), _disk(project.cache), _kernel(project), *_machines()]
 
 
 def missing_packages() -> list[str]:
@@ -110,7 +112,10 @@ def _isolation() -> Finding:
         (folder / "root").mkdir()
         spec = SandboxSpec(str(folder / "root"), ("/bin/true",), "/", {}, tuple(host_mounts(folder)), merged_usr())
         with spec_file(spec, folder) as descriptor:
-            result = run(enter_command(descriptor), pass_fds=(descriptor,), allow=range(256), timeout=30)
+            try:
+                result = run(enter_command(descriptor), pass_fds=(descriptor,), allow=ANY_STATUS, timeout=30)
+            except CommandError as error:
+                return Finding("build isolation", False, error.message, _isolation_remedy())
     if result.status == 0:
         return Finding("build isolation", True, "user, mount, PID, IPC, UTS, cgroup and network namespaces work")
     return Finding("build isolation", False, result.text or f"status {result.status}", _isolation_remedy())
@@ -145,6 +150,18 @@ def _disk(cache: Path) -> Finding:
     return Finding(
         "disk", free >= NEEDED_BYTES, text, "a first build needs 12 GiB: free some, or set MIXOS_CACHE", needed=False
     )
+
+
+def _kernel(project: Project) -> Finding:
+    """Which kernel a build would take, and why."""
+    from buildsys.fetch import Fetcher
+    from buildsys.kernelsource import Chooser
+
+    fetcher = Fetcher(project.distfiles, lambda event: None, offline=True)
+    try:
+        return Finding("kernel", True, Chooser.at(project, fetcher).outlook(project.config.kernel.source))
+    except ConfigError as error:
+        return Finding("kernel", False, error.message, error.hint or "correct it")
 
 
 def _machines() -> Iterator[Finding]:

@@ -19,13 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from buildsys import apt
 from buildsys.digest import file_sha256
-from buildsys.errors import FetchError, HostError
+from buildsys.errors import FetchError
 from buildsys.events import Fetched, FetchProgress, Note, Sink
 from buildsys.files import remove_tree, sync_folder
 from buildsys.lock import Source
 from buildsys.oserrors import host_error
-from buildsys.run import CommandError, inherited, kill_group, run, spawn
+from buildsys.run import inherited, kill_group, spawn
 
 ATTEMPTS = 3
 PIP_SECONDS = 900
@@ -115,7 +116,7 @@ class Fetcher:
         yield from (f"{mirror.rstrip('/')}/{source.sha256}" for mirror in self.mirrors)
         yield from source.urls
         if source.pool is not None:
-            yield from (f"{base}/{source.pool}" for base in distribution_mirrors())
+            yield from (f"{base}/{source.pool}" for base in apt.sites())
         if source.pip is not None:
             yield f"pip:{source.pip}"
 
@@ -231,17 +232,3 @@ def pip_download(wheel: str) -> list[str]:
         argv += ["--abi", abi] if abi != "none" else []
     version = python.split(".")[-1].removeprefix("cp").removeprefix("py")
     return [*argv, *(["--python-version", f"{version[0]}.{version[1:]}"] if python.startswith("cp") else [])]
-
-
-def distribution_mirrors() -> list[str]:
-    """The package mirrors this host's apt is configured for, from apt itself; empty where there is no apt."""
-    try:
-        listing = run(["apt-get", "indextargets", "--format", "$(SITE)"], timeout=30, split=True).text
-    except (CommandError, HostError):
-        return []
-    sites: list[str] = []
-    for line in listing.splitlines():
-        site = line.strip().rstrip("/")
-        if site.startswith(("http://", "https://")) and site not in sites:
-            sites.append(site)
-    return sites

@@ -1,29 +1,31 @@
 """Decide which kernel source a build uses, and get it.
 
-'auto' means the pinned release when it can be had and otherwise, loudly, the distribution's signed LTS source package,
-whose hash comes from the package index that apt has verified. The decision is recorded beside the cache, so that a
-build does not knock on an unreachable door each time; `mixos fetch --retry-pin` forgets it.
+'auto' means, in this order: the pinned release; the fallback that sources.lock names by hash, with which this version
+was tested; the newest version of the first of the distribution's LTS source packages that its mirrors offer, whose hash
+comes from the package index that apt has verified. What is not the pin is said loudly. The decision is recorded in the
+cache, so that a build does not knock on an unreachable door each time; it holds for as long as the lock says the same
+and, where it came from the index, until a newer version is offered. `mixos fetch --retry-pin` forgets it.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from buildsys.digest import file_sha256
+from buildsys.apt import Index
 from buildsys.errors import FetchError, HostError
 from buildsys.events import Note
 from buildsys.fetch import Fetcher
 from buildsys.files import atomic_write
 from buildsys.graph import FromPath, FromSource, Input
 from buildsys.lock import Lock, Source
-from buildsys.run import CommandError, run
+from buildsys.project import Project
+from buildsys.run import CommandError
 from kernel.source import FALLBACKS, parse_selection, source_version
 
-PIN = "linux"  # name in sources.lock
+PIN = "linux"  # names in sources.lock
+FALLBACK = "linux-fallback"
 
 
 @dataclass(frozen=True)
@@ -35,109 +37,147 @@ class KernelChoice:
     fallback: bool = False
     note: str = ""
 
+    def __str__(self) -> str:
+        return self.source + (f" ({self.note})" if self.note else "")
 
-def choose_kernel(
-    requested: str, root: Path, lock: Lock, fetcher: Fetcher, memory: Path
-) -> tuple[KernelChoice, Input, Lock]:
-    """The decision, the input for the plan, and the lock with the fallback source added.
 
-    requested: 'auto', 'pinned' or a path relative to `root`. memory: file that remembers a fallback. Raises FetchError
-    when no kernel can be had, ConfigError when the path is not there or not a kernel of 6.1 or newer.
-    """
-    selection = parse_selection(requested, root)
-    if selection.path is not None:
-        version = source_version(selection.path)
-        return KernelChoice("path", f"{selection.path.name} (Linux {version})"), FromPath(selection.path), lock
-    pin = lock[PIN]
-    pinned = KernelChoice(pin.version, pin.file)
-    if not selection.may_fall_back or fetcher.have(pin):
-        return pinned, FromSource(PIN), lock
-    remembered = _recall(memory, pin)
-    if remembered is None or not fetcher.have(remembered):
+@dataclass(frozen=True)
+class Chooser:
+    """What the decision needs. memory: the file that records it."""
+
+    root: Path
+    lock: Lock
+    fetcher: Fetcher
+    index: Index
+    memory: Path
+
+    @classmethod
+    def at(cls, project: Project, fetcher: Fetcher) -> Chooser:
+        """The one of a checkout."""
+        index = Index(project.cache / "apt", fetcher.sink, fetcher.offline)
+        return cls(project.root, project.lock, fetcher, index, project.cache / "kernel-fallback.json")
+
+    def forget(self) -> None:
+        """Decide anew at the next build, from fresh knowledge."""
+        self.memory.unlink(missing_ok=True)
+        self.index.forget()
+
+    def choose(self, requested: str) -> tuple[KernelChoice, Input, Lock]:
+        """The decision, the input for the plan, and the lock with what the index gave added.
+
+        requested: 'auto', 'pinned' or a path relative to `root`. Raises FetchError when no kernel can be had,
+        ConfigError when the path is not there or not a kernel of 6.1 or newer.
+        """
+        selection = parse_selection(requested, self.root)
+        if selection.path is not None:
+            version = source_version(selection.path)
+            choice = KernelChoice("path", f"{selection.path.name} (Linux {version})")
+            return choice, FromPath(selection.path), self.lock
+        pin = self.lock[PIN]
+        source = self._source(pin) if selection.may_fall_back and not self.fetcher.have(pin) else pin
+        if source == pin:
+            return KernelChoice(pin.version, pin.file), FromSource(PIN), self.lock
+        # The same words however the source was found: they become part of the image.
+        note = f"Linux {pin.version} could not be had; the distribution's {source.file} is used"
+        self.fetcher.sink(Note("warning", f"{note}. 'kernel.source = \"pinned\"' forbids this"))
+        if source != self.lock.sources.get(FALLBACK):
+            self.fetcher.sink(Note("warning", f"{source.file} is not the fallback that this version was tested with"))
+        merged = replace(self.lock, sources={**self.lock.sources, source.name: source})
+        return KernelChoice(pin.version, source.file, True, note), FromSource(source.name), merged
+
+    def outlook(self, requested: str) -> str:
+        """What `choose` would say, as far as it is known without asking anybody. Raises ConfigError."""
+        selection = parse_selection(requested, self.root)
+        pin = self.lock[PIN]
+        if selection.path is not None:
+            return f"Linux {source_version(selection.path)} of {selection.path}"
+        if not selection.may_fall_back or self.fetcher.have(pin):
+            return f"Linux {pin.version}, the pin" + ("" if self.fetcher.have(pin) else "; it is not here yet")
+        known = self._recall(pin)
+        if known is None:
+            return f"not chosen yet: Linux {pin.version} if it can be had, else a source of the distribution's"
+        text = f"{known.file}, because Linux {pin.version} could not be had"
+        newest = self._offered() if self.index.folder.is_dir() else None
+        if newest is not None and newest.sha256 != known.sha256:
+            text += f"; the distribution offers {newest.file}"
+        return text
+
+    def _source(self, pin: Source) -> Source:
+        """The source that 'auto' leads to when the pin is not here; it is there when this returns."""
+        known = self._recall(pin)
+        if known is not None and self._still_right(known):
+            return known
         try:
-            fetcher.get(pin)
+            self.fetcher.get(pin)
         except FetchError as error:
-            remembered = _from_distribution(fetcher, error)
-            atomic_write(
-                memory, json.dumps({"pin": pin.sha256, "fallback": remembered.model_dump(by_alias=True)}).encode()
-            )
+            found = self._fallback(error)
         else:
-            return pinned, FromSource(PIN), lock
-    note = f"Linux {pin.version} could not be had; the distribution's {remembered.file} is used"
-    fetcher.sink(Note("warning", f"{note}. 'kernel.source = \"pinned\"' forbids this"))
-    merged = replace(lock, sources={**lock.sources, remembered.name: remembered})
-    return KernelChoice(pin.version, remembered.file, True, note), FromSource(remembered.name), merged
+            return pin
+        locked = self.lock.sources.get(FALLBACK)
+        data = {"pin": pin.sha256, "locked": locked and locked.sha256, "chosen": found.model_dump(by_alias=True)}
+        atomic_write(self.memory, json.dumps(data).encode())
+        return found
 
-
-def _recall(memory: Path, pin: Source) -> Source | None:
-    """The fallback that was recorded for this pin, if any."""
-    try:
-        data = json.loads(memory.read_bytes())
-        return Source.model_validate(data["fallback"]) if data["pin"] == pin.sha256 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _from_distribution(fetcher: Fetcher, pin_error: FetchError) -> Source:
-    """Download the first fallback package that apt offers. Raises FetchError with both stories when there is none."""
-    problems: list[str] = []
-    for fallback in FALLBACKS:
+    def _recall(self, pin: Source) -> Source | None:
+        """What was recorded under the same lock, if anything."""
+        locked = self.lock.sources.get(FALLBACK)
         try:
-            return _apt_source(fallback.package, fetcher)
-        except (CommandError, HostError, FetchError) as error:
-            problems.append(f"  {fallback.package}: {error.message.splitlines()[-1]}")
-    if fetcher.offline:
-        raise pin_error
-    raise FetchError(
-        f"{pin_error.message}\nand the distribution's kernel sources could not be had either:\n" + "\n".join(problems),
-        reason="kernel-source-unavailable",
-        hint="run 'apt-get update', or give a tree or tarball with --kernel-source PATH",
-        retryable=True,
-    ) from pin_error
+            data = json.loads(self.memory.read_bytes())
+            same = data["pin"] == pin.sha256 and data["locked"] == (locked and locked.sha256)
+            return Source.model_validate(data["chosen"]) if same else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
+    def _still_right(self, known: Source) -> bool:
+        """Whether it is here, and is the one that the lock names or the newest that is offered."""
+        if not self.fetcher.have(known):
+            return False
+        locked = self.lock.sources.get(FALLBACK)
+        newest = None if locked is not None and known.sha256 == locked.sha256 else self._offered()
+        return newest is None or newest.sha256 == known.sha256
 
-def _apt_source(package: str, fetcher: Fetcher) -> Source:
-    fields = dict(
-        line.split(": ", 1)
-        for line in run(["apt-cache", "show", "--no-all-versions", package], split=True).text.splitlines()
-        if ": " in line and not line.startswith(" ")
-    )
-    if "SHA256" not in fields:
-        raise FetchError("not offered by any configured repository", reason="apt-unknown")
-    try:
-        source = Source.model_validate(
-            {
-                "name": package,
-                "version": fields["Version"],
-                "sha256": fields["SHA256"],
-                "file": Path(fields["Filename"]).name,
-                "size": int(fields["Size"]),
-                "pool": fields["Filename"] if fields["Filename"].startswith("pool/") else None,
-            }
-        )
-    except (KeyError, ValueError) as error:
-        raise FetchError(f"apt describes it in a way that is not understood: {error}", reason="apt-unknown") from error
-    if not fetcher.have(source):
-        if fetcher.offline:
+    def _offered(self) -> Source | None:
+        """The newest version of the first line that the distribution offers, as far as apt can tell."""
+        try:
+            return next((found for line in FALLBACKS if (found := self.index.newest(line)) is not None), None)
+        except (FetchError, HostError, CommandError):
+            return None
+
+    def _fallback(self, pin_error: FetchError) -> Source:
+        """Get the locked fallback, else the newest on offer. Raises FetchError that tells of all that was tried."""
+        problems = [pin_error.message]
+        locked = self.lock.sources.get(FALLBACK)
+        if locked is not None:
+            try:
+                self.fetcher.get(locked)
+                return locked
+            except FetchError as error:
+                problems.append(error.message)
+        for package in FALLBACKS:
+            try:
+                found = self.index.newest(package)
+                if found is None:
+                    problems.append(f"no mirror that apt is configured for offers {package}")
+                    continue
+                if not self.fetcher.have(found):
+                    self._download(found)
+                return found
+            except (CommandError, HostError, FetchError) as error:
+                problems.append(f"{package}: {error.message.splitlines()[-1]}")
+        if self.fetcher.offline:
+            raise pin_error
+        raise FetchError(
+            "no kernel source could be had:\n" + "\n".join(problems),
+            reason="kernel-source-unavailable",
+            hint="check the network and apt's sources, or give a tree or tarball with --kernel-source PATH",
+            retryable=True,
+        ) from pin_error
+
+    def _download(self, source: Source) -> None:
+        if self.fetcher.offline:
             raise FetchError("--offline forbids the network", reason="fetch-offline")
-        fetcher.sink(Note("info", f"downloading {source.file} with apt ({(source.size or 0) >> 20} MiB)"))
-        _apt_download(source, fetcher.distfiles)
-    return source
-
-
-def _apt_download(source: Source, distfiles: Path) -> None:
-    """Let apt fetch and verify a package file, check the hash again, and put it among the distfiles."""
-    with tempfile.TemporaryDirectory(dir=distfiles) as folder:
-        run(
-            ["apt-get", "-o", "APT::Sandbox::User=", "download", f"{source.name}={source.version}"],
-            cwd=Path(folder),
-            timeout=3600,
-            inherit=("http_proxy", "https_proxy", "no_proxy"),
-        )
-        files = list(Path(folder).glob("*.deb"))
-        if len(files) != 1 or file_sha256(files[0]) != source.sha256:
-            raise FetchError(f"apt did not deliver {source.file} as its index describes it", reason="fetch-hash")
-        shutil.move(files[0], distfiles / source.sha256)
+        self.fetcher.sink(Note("info", f"downloading {source.file} with apt ({(source.size or 0) >> 20} MiB)"))
+        self.index.download(source, self.fetcher.distfiles)
 
 
 def describe(choice: KernelChoice) -> dict[str, object]:

@@ -27,6 +27,7 @@ CLEAN_ENV = {
     "TZ": "UTC",
 }
 Process = subprocess.Popen[bytes]
+ANY_STATUS = range(-64, 256)  # for `allow`: however it ends, also by a signal (its number, negative)
 _TAIL = 4000  # bytes of output quoted in an error
 
 

@@ -14,7 +14,7 @@ from buildsys.execute import DamagedInput, Executor
 from buildsys.fetch import Fetcher
 from buildsys.graph import Plan
 from buildsys.jobserver import Jobserver
-from buildsys.kernelsource import KernelChoice, choose_kernel
+from buildsys.kernelsource import Chooser, KernelChoice
 from buildsys.plan import KernelInput, image_plan
 from buildsys.project import Project
 from buildsys.store import Result, Store
@@ -76,8 +76,7 @@ def open_session(project: Project, options: Options, sink: Sink, store: Store | 
     store = store or Store(project.cache / "store")
     fetcher = Fetcher(project.distfiles, sink, project.config.fetch.mirrors, options.offline)
     requested = options.kernel_source or project.config.kernel.source
-    memory = project.cache / "kernel-fallback.json"
-    choice, source, lock = choose_kernel(requested, project.root, project.lock, fetcher, memory)
+    choice, source, lock = Chooser.at(project, fetcher).choose(requested)
     plan = image_plan(project, KernelInput(choice, source))
     jobserver = Jobserver(options.jobs or len(os.sched_getaffinity(0)))
     executor = Executor(store, fetcher, lock, project.config.image.epoch, jobserver, sink)

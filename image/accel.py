@@ -1,8 +1,8 @@
 """Which QEMU acceleration works on this host.
 
-/dev/kvm existing proves nothing: on nested paravirtual hosts a guest hangs in its first instructions. So a guest of one
-boot sector is run that goes to long mode with paging, asks CPUID and ends QEMU through the isa-debug-exit device. The
-answer is kept until the host reboots or its CPU or QEMU changes.
+/dev/kvm existing proves nothing: on nested paravirtual hosts a guest hangs in its first instructions, or QEMU aborts
+because a register cannot be set. So a guest of one boot sector is run that goes to long mode with paging, asks CPUID
+and ends QEMU through the isa-debug-exit device. The answer is kept until the host reboots or its CPU or QEMU changes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from buildsys.run import CommandError, find_tool, run
+from buildsys.run import ANY_STATUS, CommandError, find_tool, run
 
 QEMU = "qemu-system-x86_64"
 PROBE_SECONDS = 10.0
@@ -67,13 +67,15 @@ def choose(wanted: str = "auto", cache: Path | None = None) -> Acceleration:
     known = _remembered(path, key)
     if known is None:
         works = probe("kvm")
-        known = Acceleration("kvm", "probed") if works else Acceleration("tcg", "KVM is there but its guests hang")
+        known = (
+            Acceleration("kvm", "probed") if works else Acceleration("tcg", "KVM is there but its guests do not run")
+        )
         _remember(path, key, known)
     return known
 
 
 def probe(name: str, seconds: float = PROBE_SECONDS) -> bool:
-    """Whether a tiny guest runs to its end with this acceleration."""
+    """Whether a tiny guest runs to its end with this acceleration: it may hang, and QEMU may abort."""
     argv: list[str | Path] = [find_tool(QEMU), "-machine", "q35", "-m", "16", "-nodefaults", "-no-user-config"]
     argv += ["-display", "none", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
     argv += Acceleration(name, "probe").arguments()
@@ -83,7 +85,7 @@ def probe(name: str, seconds: float = PROBE_SECONDS) -> bool:
         try:
             done = run(
                 [*argv, "-drive", f"file={sector},format=raw,if=floppy,readonly=on"],
-                allow=range(256),
+                allow=ANY_STATUS,
                 timeout=seconds,
             )
         except CommandError as error:

@@ -38,9 +38,10 @@ mkdir -p "$out"
 cp /in/config "$out/.config"
 chmod 644 "$out/.config"
 
-# Tools that would only change the configuration by being there are kept out of sight, as in kernel/config.py.
+# The same words as in kernel/config.py, for the reasons given there.
 kmake() {
-	make -C "$tree" O="$out" ARCH=x86_64 PAHOLE=/nonexistent RUSTC=/nonexistent "$@"
+	make -C "$tree" O="$out" ARCH=x86_64 CROSS_COMPILE= LLVM= CC=gcc LD=ld HOSTCC=gcc \
+		PAHOLE=/nonexistent RUSTC=/nonexistent "$@"
 }
 
 # The configuration was made with this very compiler; if it changes now, the checks it passed are worth nothing.

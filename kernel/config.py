@@ -27,8 +27,13 @@ from kernel.waivers import Resolution, Waiver, check_known, check_waivers, compa
 
 SYMBOLS = "symbols-6.6-x86.txt"
 KCONFIG_TIMEOUT = 600.0  # seconds; it takes 5 on an idle machine
-# Programs whose mere presence changes the configuration are kept out of sight, here and in build.sh.
-_MAKE_VARIABLES = ("ARCH=x86_64", "PAHOLE=/nonexistent", "RUSTC=/nonexistent")
+# Said on make's command line, here and in build.sh, which no assignment in a tree's Makefile overrides (GNU make
+# manual, 9.5): for what and with what it is built, whatever the tree's vendor builds it for. Programs whose mere
+# presence changes the configuration are kept out of sight.
+MAKE_VARIABLES = (
+    *("ARCH=x86_64", "CROSS_COMPILE=", "LLVM=", "CC=gcc", "LD=ld", "HOSTCC=gcc"),
+    *("PAHOLE=/nonexistent", "RUSTC=/nonexistent"),
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def run_kconfig(tree: Path, out: Path, resolution: Resolution) -> str:
     wanted.write_text(
         render({symbol: request.value for symbol, request in resolution.effective.items()}), encoding="utf-8"
     )
-    base: list[str | Path] = ["make", "-s", "-C", tree, f"O={out}", *_MAKE_VARIABLES]
+    base: list[str | Path] = ["make", "-s", "-C", tree, f"O={out}", *MAKE_VARIABLES]
     run([*base, f"KCONFIG_ALLCONFIG={wanted}", "allnoconfig"], timeout=KCONFIG_TIMEOUT)
     first = (out / ".config").read_text(encoding="utf-8")
     run([*base, "olddefconfig"], timeout=KCONFIG_TIMEOUT)

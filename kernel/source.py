@@ -1,7 +1,7 @@
 """Which kernel source a build uses. A description only: `buildsys` fetches, this module never does.
 
 `kernel.source` in mixos.toml is one of
-    auto     the pin when it can be had, else the first of `FALLBACKS` that can
+    auto     the pin when it can be had, else the locked fallback, else the first of `FALLBACKS` that can
     pinned   the pin, or an error
     PATH     a tarball, a linux-source .deb or a source tree of Linux 6.1 or newer
 """
@@ -30,19 +30,9 @@ _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER = 60  # bytes of a member header, ar(5)
 
 
-@dataclass(frozen=True)
-class Fallback:
-    """A source package of the distribution: the .deb holds a tarball of the tree. line: its kernel series."""
-
-    package: str
-    member: str
-    line: str
-
-
-FALLBACKS = (
-    Fallback("linux-source-6.12", "usr/src/linux-source-6.12.tar.xz", "6.12"),
-    Fallback("linux-source-6.1", "usr/src/linux-source-6.1.tar.xz", "6.1"),
-)
+# The distribution's source packages that may stand in for the pin, by preference. A line belongs here when every boot
+# suite passes with it; 6.1 does not start from USB disks and was taken out.
+FALLBACKS = ("linux-source-6.12",)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def doctor(context: Context, packages: bool, as_json: bool) -> None:
     if packages:
         print("\n".join(checks.missing_packages()))
         return
-    findings = checks.examine(context.project.cache)
+    findings = checks.examine(context.project)
     lines = []
     for item in findings:
         mark = "ok  " if item.ok else "FAIL" if item.needed else "note"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from buildsys.cli.context import Context, build_options, emit, options, pass_context, progress
+from buildsys.fetch import Fetcher
 from buildsys.graph import FromSource
+from buildsys.kernelsource import Chooser
 from buildsys.plan import IMAGE_TARGET
 from buildsys.session import open_session
 
@@ -29,7 +31,7 @@ def fetch(
     Example: mixos fetch && mixos build --offline
     """
     if retry_pin:
-        (context.project.cache / "kernel-fallback.json").unlink(missing_ok=True)
+        Chooser.at(context.project, Fetcher(context.project.distfiles, lambda event: None)).forget()
     with (
         progress(as_json) as sink,
         open_session(context.project, options(kernel_source, offline, jobs), sink) as session,

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from buildsys import download
+from buildsys import apt, download
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.errors import FetchError
-from buildsys.fetch import Fetcher, distribution_mirrors
+from buildsys.fetch import Fetcher
 
 
 @click.command()
@@ -23,7 +23,7 @@ def lock(context: Context, check: bool, as_json: bool) -> None:
     """
     project = context.project
     fetcher = Fetcher(project.distfiles, lambda event: None)
-    mirrors = distribution_mirrors() if check else []
+    mirrors = apt.sites() if check else []
     rows: list[dict[str, Any]] = []
     for source in project.lock.sources.values():
         places = [*source.urls, *(f"{base}/{source.pool}" for base in mirrors if source.pool)]

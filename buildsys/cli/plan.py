@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -42,9 +43,10 @@ def plan(
         edges = [f'  "{d}" -> "{a.name}";' for a in actions for d in a.dependencies]
         print("digraph mixos {\n  rankdir=LR; node [shape=box];\n" + "\n".join(edges) + "\n}")
         return
+    kernel = session.kernel
     rows = [describe(action) | {"last_seconds": seconds[action.name]} for action in actions]
     text = "\n".join(f"{row['action']:<28} {row['runs']:<34} {' '.join(row['inputs'].values())}" for row in rows)
-    emit({"actions": rows}, as_json, text)
+    emit({"kernel": asdict(kernel), "actions": rows}, as_json, f"kernel: {kernel}\n\n{text}")
 
 
 def describe(action: Action) -> dict[str, Any]:

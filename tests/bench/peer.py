@@ -12,8 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from buildsys import apt
 from buildsys.errors import HostError
-from buildsys.fetch import distribution_mirrors
 from buildsys.files import remove_tree
 from buildsys.project import Project
 from buildsys.run import CommandError, run
@@ -74,7 +74,7 @@ def _bootstrap(tree: Path, suite: str, kernel: str) -> None:
     tree.chmod(0o755)
     include = ",".join((*PACKAGES, kernel))
     problems: list[str] = []
-    for mirror in distribution_mirrors():
+    for mirror in apt.sites():
         try:
             argv: list[str | Path] = ["debootstrap", "--variant=minbase", f"--include={include}", suite, tree]
             run([*argv, mirror], inherit=("*_proxy",), timeout=_SECONDS)

@@ -190,6 +190,16 @@ def test_waiting_for_ssh(tmp_path: Path) -> None:
     assert caught.value.reason == "vm-died"
 
 
+@pytest.mark.parametrize("end", ["kill -ABRT $$", "exit 1", "exit 0", "exec sleep 60"])
+def test_an_acceleration_that_does_not_run_a_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """QEMU aborts on some hosts instead of starting a KVM guest; on others the guest hangs."""
+    program = tmp_path / "qemu"
+    program.write_text(f"#!/bin/sh\n{end}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(accel, "find_tool", lambda name: program)
+    assert accel.probe("kvm", 2.0) is False
+
+
 def test_probe_is_remembered_until_the_host_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(accel, "probe", lambda name: bool(asked.append(name)))

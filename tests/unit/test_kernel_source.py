@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 import kernel
 from buildsys.errors import CheckError, ConfigError
 from buildsys.job import Job
+from buildsys.lock import load_lock
 from buildsys.run import CommandError, run
-from kernel.config import configure
+from kernel.config import MAKE_VARIABLES, configure
 from kernel.patches import read_series, stage
 from kernel.source import FALLBACKS, OLDEST, PINNED, Selection, parse_makefile, parse_selection, source_version
 from kernel.version import Version
@@ -80,8 +81,10 @@ def deb(inner: Path, target: Path, member: str = "usr/src/linux-source-6.6.tar.x
 def test_the_pin_and_the_fallbacks():
     assert str(PINNED) == "6.6.8"
     assert PINNED > OLDEST
-    assert [fallback.line for fallback in FALLBACKS] == ["6.12", "6.1"]
-    assert all(Version.parse(fallback.line) >= OLDEST for fallback in FALLBACKS)
+    assert FALLBACKS == ("linux-source-6.12",)
+    assert all(Version.parse(package.removeprefix("linux-source-")) >= OLDEST for package in FALLBACKS)
+    locked = load_lock(KERNEL.parent / "sources.lock")["linux-fallback"]
+    assert locked.file.startswith(f"{FALLBACKS[0]}_{locked.version}_")
 
 
 def test_selections(tmp_path: Path):
@@ -208,6 +211,19 @@ def test_configure_refuses_a_configuration_that_does_not_settle(tmp_path: Path):
     with pytest.raises(CheckError) as caught:
         configure(task)
     assert caught.value.reason == "kconfig-unstable"
+
+
+def test_what_a_tree_is_built_for_is_said_by_us(tmp_path: Path):
+    """Trees of vendors bring a processor, a compiler and a linker of their own."""
+    source = tree(tmp_path / "t")
+    makefile = source / "Makefile"
+    theirs = "ARCH ?= arm64\nCROSS_COMPILE = aarch64-linux-gnu-\nLLVM = 1\nCC = clang\nLD = ld.lld\nHOSTCC = clang\n"
+    ours = "x86_64,,,gcc,ld,gcc"
+    check = '\t[ "$(ARCH),$(CROSS_COMPILE),$(LLVM),$(CC),$(LD),$(HOSTCC)" = "' + ours + '" ]\n'
+    makefile.write_text(theirs + makefile.read_text().replace("allnoconfig:\n", "allnoconfig:\n" + check))
+    configure(job(tmp_path, source))
+    script = (KERNEL / "build.sh").read_text().replace("\\\n", " ")
+    assert f'O="$out" {" ".join(MAKE_VARIABLES)} "$@"' in " ".join(script.split())
 
 
 def test_configure_needs_a_date(tmp_path: Path):
