@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buildsys.digest import file_sha256
-from buildsys.errors import FetchError, HostError
 from buildsys.events import Note, Sink
 from buildsys.lock import Source
 from buildsys.run import CommandError, Completed, run
+from common.errors import FetchError, HostError
 
 MAX_AGE = 24 * 3600  # seconds after which lists are refreshed
 RETRY_AFTER = 600  # seconds until a refresh that failed is tried again

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildsys.errors import ConfigError
 from buildsys.execute import enter_command, host_mounts, merged_usr, spec_file
 from buildsys.project import Project
 from buildsys.run import ANY_STATUS, CLEAN_ENV, CommandError, run
 from buildsys.sandbox.spec import SandboxSpec
+from common.errors import ConfigError
 
 MIN_PYTHON = (3, 11)
 NEEDED_BYTES = 12 << 30  # sources, store and image of a cold build, with some air

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO
 
 from buildsys.digest import scan_tree, tree_digest
-from buildsys.errors import BuildError, HostError, StoreError
 from buildsys.events import ActionFailed, ActionFinished, ActionStarted, Event, Note
 from buildsys.fetch import Fetcher
 from buildsys.graph import Action, Call, FromAction, FromPath, FromSource
@@ -27,6 +26,7 @@ from buildsys.oserrors import MAKE_ROOM, store_errors
 from buildsys.run import Process, kill_group, spawn
 from buildsys.sandbox.spec import ENTER, Mount, SandboxSpec
 from buildsys.store import Result, Store
+from common.errors import BuildError, HostError, StoreError
 
 TAIL_LINES = 30  # of the log, in the error
 TAIL_BYTES = 64 << 10  # of the log that are looked at

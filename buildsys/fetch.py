@@ -21,12 +21,12 @@ from pathlib import Path
 
 from buildsys import apt
 from buildsys.digest import file_sha256
-from buildsys.errors import FetchError
 from buildsys.events import Fetched, FetchProgress, Note, Sink
 from buildsys.files import remove_tree, sync_folder
 from buildsys.lock import Source
 from buildsys.oserrors import host_error
 from buildsys.run import inherited, kill_group, spawn
+from common.errors import FetchError
 
 ATTEMPTS = 3
 PIP_SECONDS = 900

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from buildsys.errors import HostError
+from common.errors import HostError
 
 _CHUNK = 8 << 20
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from buildsys.errors import BuildError, UsageError
+from common.errors import BuildError, UsageError
 
 
 @dataclass(frozen=True)

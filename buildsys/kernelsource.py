@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from buildsys.apt import Index
-from buildsys.errors import FetchError, HostError
 from buildsys.events import Note
 from buildsys.fetch import Fetcher
 from buildsys.files import atomic_write
@@ -22,6 +21,7 @@ from buildsys.graph import FromPath, FromSource, Input
 from buildsys.lock import Lock, Source
 from buildsys.project import Project
 from buildsys.run import CommandError
+from common.errors import FetchError, HostError
 from kernel.source import FALLBACKS, parse_selection, source_version
 
 PIN = "linux"  # names in sources.lock

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from buildsys.digest import file_sha256, frame
-from buildsys.errors import BuildError
 from buildsys.graph import Action, Call
 from buildsys.run import find_tool, run
+from common.errors import BuildError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VERSION = 1  # of this encoding; a change of meaning below must change it
 _INSTALLED = " (installed)"
-OWN_PACKAGES = ("buildsys", "kernel", "rootfs", "packages", "image", "daemon")
+OWN_PACKAGES = ("common", "buildsys", "kernel", "rootfs", "packages", "image", "daemon")
 
 
 def key_document(

@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from buildsys.config.load import Strict, load_toml
-from buildsys.errors import ConfigError
+from common.errors import ConfigError
+from common.tomlfile import Strict, load
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+~-]{0,200}$")]
@@ -60,7 +60,7 @@ class Lock:
 def load_lock(path: Path) -> Lock:
     """Read sources.lock. Raises ConfigError when it is malformed or names a source twice."""
     sources: dict[str, Source] = {}
-    for source in load_toml(path, _LockFile).source:
+    for source in load(path, _LockFile).source:
         if source.name in sources:
             raise ConfigError(f"{path}: source '{source.name}' is locked twice", reason="source-duplicate")
         sources[source.name] = source

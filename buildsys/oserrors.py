@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from buildsys.errors import HostError, MixosError, StoreError
+from common.errors import HostError, MixosError, StoreError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 MAKE_ROOM = "free some space or run 'mixos cache gc', then build again: finished actions are kept"

@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from buildsys.config.load import read_text
 from buildsys.config.recipe import Recipe, closure
-from buildsys.errors import ConfigError
 from buildsys.graph import Action, Call, FromAction, FromPath, FromSource, Input, Plan, Script
 from buildsys.kernelsource import KernelChoice
 from buildsys.project import Project
-from daemon.positions import nearest, positions
+from common.errors import ConfigError
+from common.positions import nearest, positions
+from common.tomlfile import read_text
 from kernel.kconfig import read_fragments
 from kernel.waivers import check_waivers, read_waivers
 
@@ -177,6 +177,7 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
         "daemon",
         Call("daemon.install:install"),
         {
+            "common": FromPath(root / "common", ("**/*.py",)),
             "daemon": FromPath(root / "daemon", ("**/*.py", "**/*.toml", "bin/*", "dbus/*.conf")),
             "packages": FromPath(root / "packages", ("*.py", "mix/**/*.py")),
             "image": FromPath(root / "image", ("*.py",)),

@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 from buildsys.arch import Arch, arch
-from buildsys.config.load import load_toml
 from buildsys.config.model import MixosToml
 from buildsys.config.recipe import Recipes, load_recipes
 from buildsys.lock import Lock, load_lock
+from common.errors import ConfigError
+from common.tomlfile import load
 
 
 def cache_root() -> Path:
@@ -37,7 +38,10 @@ class Project:
     @cached_property
     def config(self) -> MixosToml:
         """mixos.toml, checked. Raises ConfigError."""
-        return load_toml(self.config_file, MixosToml)
+        if not self.config_file.is_file():
+            hint = "run from the project's folder"
+            raise ConfigError(f"{self.config_file}: no such file", reason="config-missing", hint=hint)
+        return load(self.config_file, MixosToml)
 
     @cached_property
     def lock(self) -> Lock:

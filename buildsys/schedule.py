@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from buildsys.errors import BuildError, MixosError
 from buildsys.events import ActionFinished, BuildPlanned, Note
 from buildsys.execute import DamagedInput, Executor, Stopped
 from buildsys.graph import Action, Plan
 from buildsys.store import Result
+from common.errors import BuildError, MixosError
 
 MAX_REPAIRS = 10  # damaged objects in one build before we stop believing in the disk
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from buildsys import schedule
-from buildsys.errors import HostError, StoreError
 from buildsys.events import Note, Sink
 from buildsys.execute import DamagedInput, Executor
 from buildsys.fetch import Fetcher
@@ -18,6 +17,7 @@ from buildsys.kernelsource import Chooser, KernelChoice
 from buildsys.plan import KernelInput, image_plan
 from buildsys.project import Project
 from buildsys.store import Result, Store
+from common.errors import HostError, StoreError
 
 MIN_FREE = 2 << 30  # bytes; below this a build is not even begun
 

@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from buildsys.digest import Entry, scan_tree, tree_digest
-from buildsys.errors import StoreError
 from buildsys.files import atomic_write, remove_tree
 from buildsys.oserrors import host_error, store_errors
+from common.errors import StoreError
 
 Hook = Callable[[str], None]
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildsys.errors import ImageError, UsageError
 from buildsys.files import atomic_write
 from buildsys.project import Project
 from buildsys.run import run
+from common.errors import ImageError, UsageError
 from image import qemu
 from image.flash import check_preseed
 from image.qemu import Running

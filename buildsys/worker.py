@@ -11,8 +11,8 @@ sys.path[:0] = ["/mixos/src", "/mixos/site"]
 
 def main() -> int:
     """0, or 1 after printing what went wrong: one plain sentence for expected failures, a traceback for defects."""
-    from buildsys.errors import MixosError
     from buildsys.job import Job
+    from common.errors import MixosError
 
     call = json.loads(Path("/mixos/call.json").read_bytes())
     module, _, name = call["function"].partition(":")

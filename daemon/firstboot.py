@@ -17,10 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon import process
-from daemon.errors import DeviceError, DiskError
+from common.errors import DiskError, MixosError
+from daemon.linux import process
 from image import gpt
-from image.errors import FormatError
 
 PARTITION = "mixos-data"
 MKE2FS, E2FSCK, RESIZE2FS = "/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/sbin/resize2fs"
@@ -57,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
             prepare(Path(partition))
         else:
             process.run([RESIZE2FS, partition])
-    except (DeviceError, FormatError) as error:
+    except MixosError as error:
         sys.stderr.write(f"mixos: {partition}: {error.message} ({error.reason})\n")
         return 8
     except OSError as error:

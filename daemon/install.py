@@ -10,17 +10,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from buildsys.errors import BuildError
 from buildsys.job import Job
 from buildsys.run import run
-from daemon.net.firewall import rules
-from daemon.net.firewall.policy import Source, default_text, resolve
+from common.errors import BuildError
+from daemon.parts.firewall import rules
+from daemon.parts.firewall.policy import Source, default_text, resolve
 
 FIREWALL = "usr/lib/mixos/firewall.json"
 LIBRARY = "usr/lib/mixos/python"
 MODULES: Mapping[str, Sequence[str]] = {
-    "packages": ("__init__.py", "mix/__init__.py", "mix/errors.py", "mix/manifest.py"),
-    "image": ("__init__.py", "errors.py", "gpt.py", "verity.py"),
+    "packages": ("__init__.py", "mix/__init__.py", "mix/manifest.py"),
+    "image": ("__init__.py", "gpt.py", "verity.py"),
 }
 PROGRAMS = {
     "mixosd": "usr/bin",
@@ -33,7 +33,7 @@ PROGRAMS = {
 # Folder of data below daemon/ → where the device has it. Other *.toml lie beside the modules that read them.
 DATA = {
     "units": "usr/lib/mixos/units",
-    "sandbox/profiles": "usr/lib/mixos/profiles",
+    "parts/sandbox/profiles": "usr/lib/mixos/profiles",
     "dbus": "usr/share/dbus-1",
 }
 
@@ -41,9 +41,9 @@ DATA = {
 def install(job: Job) -> None:
     """Action: repository folders → DESTDIR tree for `packages.mix.artifact:pack`.
 
-    Inputs: `daemon`, `packages`, `image` (folders of this repository); optional `python` (output of recipe cpython)
-    together with `musl` and the libraries it needs, to compile byte code with the target's interpreter. Without them
-    only sources are installed, which costs start-up time on the device, since the root is read-only there.
+    Inputs: `common`, `daemon`, `packages`, `image` (folders of this repository); optional `python` (output of recipe
+    cpython) together with `musl` and the libraries it needs, to compile byte code with the target's interpreter;
+    without them only sources are installed, which costs start-up time on the device, since the root is read-only there.
     Raises BuildError `module-missing`.
     """
     library = job.out / LIBRARY
@@ -54,12 +54,14 @@ def install(job: Job) -> None:
             continue
         place = DATA.get(os.fspath(inner.parent))
         _copy(path, job.out / place / inner.name if place else library / "daemon" / inner, 0o644)
+    for path in sorted(job.inputs["common"].rglob("*.py")):
+        _copy(path, library / "common" / path.relative_to(job.inputs["common"]), 0o644)
     for package, modules in MODULES.items():
         for name in modules:
             _copy(job.inputs[package] / name, library / package / name, 0o644)
     for name, folder in PROGRAMS.items():
         _copy(daemon / "bin" / name, job.out / folder / name, 0o755)
-    _write_firewall(daemon / "net/firewall", job.out / FIREWALL)
+    _write_firewall(daemon / "parts/firewall", job.out / FIREWALL)
     if "python" in job.inputs:
         compile_all(job, library)
 

@@ -17,37 +17,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from daemon.api.dispatch import Dispatcher
-from daemon.api.follow import follow
-from daemon.api.keys import Keys
-from daemon.api.limits import Limits
-from daemon.api.method import Role
-from daemon.api.part import ApiPart
-from daemon.api.parts import Parts, Source, source
-from daemon.api.peer import ACCOUNTS
-from daemon.api.server import Server
-from daemon.audit import Audit, AuditError
-from daemon.errors import DeviceError
-from daemon.facts import ROOT, text
-from daemon.log import log
-from daemon.part import Context, Part, cgroups
-from daemon.system import SystemPart
+from common.errors import MixosError
+from daemon.core.audit import Audit, AuditError
+from daemon.core.dispatch import Dispatcher
+from daemon.core.follow import follow
+from daemon.core.keys import Keys
+from daemon.core.limits import Limits
+from daemon.core.method import Role
+from daemon.core.part import Context, Part, cgroups
+from daemon.core.parts import Parts, Source, source
+from daemon.core.peer import ACCOUNTS
+from daemon.doors.server import Server
+from daemon.linux.log import log
+from daemon.parts.api.part import ApiPart
+from daemon.parts.system.facts import ROOT, text
+from daemon.parts.system.part import SystemPart
 
 GROUP = "mixos"
 # Name of the part → where its class is, in the order of their start. The name is what its methods begin with.
 PARTS: Mapping[str, str] = MappingProxyType(
     {
-        "backup": "daemon.storage.backup:Backup",  # first: it finishes a restore that was cut off
-        "config": "daemon.config.part:Config",
-        "firewall": "daemon.net.firewall.part:Firewall",
-        "proxy": "daemon.net.proxy:Proxy",
-        "storage": "daemon.storage.part:Storage",  # before the services: their quotas hold from their start
-        "service": "daemon.supervise.manager:Manager",
-        "net": "daemon.net.interfaces:Interfaces",
-        "vpn": "daemon.net.vpn:Vpn",
-        "mdns": "daemon.net.mdns:MdnsPart",
-        "sandbox": "daemon.sandbox.methods:Sandbox",
-        "metrics": "daemon.metrics.part:Metrics",
+        "backup": "daemon.parts.backup.part:Backup",  # first: it finishes a restore that was cut off
+        "config": "daemon.parts.config.part:Config",
+        "firewall": "daemon.parts.firewall.part:Firewall",
+        "proxy": "daemon.parts.proxy.part:Proxy",
+        "storage": "daemon.parts.storage.part:Storage",  # before the services: their quotas hold from their start
+        "service": "daemon.parts.service.part:Manager",
+        "net": "daemon.parts.net.part:Interfaces",
+        "vpn": "daemon.parts.vpn.part:Vpn",
+        "mdns": "daemon.parts.mdns.part:MdnsPart",
+        "sandbox": "daemon.parts.sandbox.part:Sandbox",
+        "metrics": "daemon.parts.metrics.part:Metrics",
     }
 )
 
@@ -56,7 +56,7 @@ PARTS: Mapping[str, str] = MappingProxyType(
 HOST_PARTS = ("config", "proxy", "service", "sandbox", "metrics")
 
 
-class BusyError(DeviceError):
+class BusyError(MixosError):
     """Another instance holds the lock."""
 
     exit_code = 12
@@ -93,7 +93,7 @@ class Daemon:
         given = [source(name, place, context) for name, place in PARTS.items()] if parts is None else parts
 
         def dbus() -> Part:
-            from daemon.api.dbus import DbusPart  # dbus-next: last, in its thread, and not needed to answer
+            from daemon.doors.dbus import DbusPart  # dbus-next: last, in its thread, and not needed to answer
 
             return DbusPart(context, self.dispatcher, accounts, bus, limits)
 
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         held = lock(context.run / "mixosd.lock")
         asyncio.run(run(daemon))
         os.close(held)
-    except DeviceError as error:
+    except MixosError as error:
         log("err", error.message)
         return error.exit_code
     except OSError as error:

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from daemon.errors import DeviceError, SettingsError
-from daemon.files import sync_folder, write_atomically, write_durably
-from daemon.render import File, render
-from daemon.settings import MAX_BYTES, Settings, from_mapping, parse
+from common.errors import MixosError, SettingsError
+from common.files import sync_folder, write_atomically, write_durably
+from common.settings.model import MAX_BYTES, Settings, from_mapping, parse
+from common.settings.render import File, render
 
 DEFAULTS = "usr/lib/mixos/settings.json"
 RESULT = "run/mixos/preseed.json"
@@ -37,13 +37,13 @@ def apply(source: Path, state: Path, record: str, root: Path) -> int:
     """Apply `source` to the tree at `root`; 0, or the exit code of what was wrong (already reported)."""
     try:
         changed = install(render(load(source, root)), root)
-    except (DeviceError, OSError) as error:
-        reason = error.reason if isinstance(error, DeviceError) else "preseed-io"
-        message = error.message if isinstance(error, DeviceError) else f"{source}: {error}"
+    except (MixosError, OSError) as error:
+        reason = error.reason if isinstance(error, MixosError) else "preseed-io"
+        message = error.message if isinstance(error, MixosError) else f"{source}: {error}"
         sys.stderr.write(f"mixos: {source.name} was IGNORED, nothing of it was applied:\n")
         sys.stderr.write("".join(f"mixos:   {line}\n" for line in message.splitlines()))
         _result(root, {"state": "rejected", "reason": reason, "error": message})
-        return error.exit_code if isinstance(error, DeviceError) else 1
+        return error.exit_code if isinstance(error, MixosError) else 1
     write_atomically(state / "preseed.applied", f"{record}\n".encode(), 0o600)
     _result(root, {"state": "applied", "changed": changed})
     sys.stdout.write(f"mixos: {source.name} was applied ({len(changed)} files changed)\n")

@@ -16,9 +16,9 @@ import os
 import re
 from pathlib import Path
 
-from buildsys.errors import ImageError
 from buildsys.files import data_ranges
 from buildsys.job import Job
+from common.errors import ImageError
 from image import deb, esp, gpt, layout
 from image import uki as uki_format
 from image import verity as verity_format

@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildsys.errors import ImageError, UsageError
+from common.errors import ImageError, UsageError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from image.errors import FormatError
+from common.errors import FormatError
 
 _MAX_FILE = 64 << 20
 

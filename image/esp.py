@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from buildsys.errors import ImageError
+from common.errors import ImageError
 from image import fat, fatread, gpt
 from image.host import image_errors, opened
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from image.errors import FormatError
+from common.errors import FormatError
 
 SECTOR = 512
 RESERVED = 32  # sectors before the first FAT

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildsys.errors import ConfigError, ImageError
 from buildsys.files import data_ranges
+from common.errors import ConfigError, ImageError
 from image import esp, gpt
 from image.blockdev import Device, Places, check_free, inspect, open_exclusive
 from image.host import image_errors, opened
@@ -46,8 +46,8 @@ class Flashed:
 
 def check_preseed(path: Path) -> str:
     """The text of a preseed file after the same strict check that the device makes. Raises ConfigError."""
-    from daemon import settings  # only here: the daemon's modules are not needed for anything else
-    from daemon.errors import DeviceError
+    from common.errors import MixosError
+    from common.settings import model as settings  # only here: the daemon's modules are not needed for anything else
 
     try:
         data = path.read_bytes()
@@ -55,7 +55,7 @@ def check_preseed(path: Path) -> str:
         raise ConfigError(f"{path}: {error.strerror}", reason="preseed-unreadable") from error
     try:
         settings.parse(data, str(path), settings.Settings())
-    except DeviceError as error:
+    except MixosError as error:
         raise ConfigError(str(error), reason=error.reason, hint="nothing was written") from error
     return data.decode("utf-8")
 

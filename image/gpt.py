@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
-from image.errors import FormatError
+from common.errors import FormatError
 
 SECTOR = 512
 ALIGN = 2048  # sectors: partitions begin at whole MiB

@@ -1,4 +1,4 @@
-"""Glue for the host: the format modules know nothing of `buildsys`, so their errors are translated here."""
+"""Files and devices on the host: opening, copying, and saying which one an error of a format is about."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from buildsys.errors import ImageError
-from image.errors import FormatError
+from common.errors import FormatError, ImageError
 
 
 @contextmanager
 def image_errors(what: object) -> Iterator[None]:
-    """Turn a FormatError into the ImageError with the same reason, saying which file or device it was about."""
+    """Say which file or device a FormatError is about."""
     try:
         yield
     except FormatError as error:

@@ -9,9 +9,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from buildsys.errors import ConfigError, ImageError
+from common.errors import ConfigError, ImageError
 from image import gpt, verity
-from image.errors import FormatError
 
 MIB = 1 << 20
 DEFAULT = Path(__file__).with_name("layout.toml")
@@ -122,7 +121,4 @@ def table(layout: Layout, seed: str, root_hash: bytes) -> gpt.Table:
         read_only = gpt.ATTRIBUTE_READ_ONLY if number in (ROOT_A, VERITY_A, ROOT_B, VERITY_B) else 0
         parts.append(gpt.Partition(number, _TYPES[number], ident, first, last, NAMES[number], read_only))
         first = last + 1
-    try:
-        return gpt.checked(gpt.Table(derive_uuid(seed, "disk"), layout.disk_sectors, tuple(parts)))
-    except FormatError as error:
-        raise ImageError(error.message, reason=error.reason) from error
+    return gpt.checked(gpt.Table(derive_uuid(seed, "disk"), layout.disk_sectors, tuple(parts)))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildsys.errors import HostError, UsageError
 from buildsys.run import find_tool
+from common.errors import HostError, UsageError
 from image.accel import QEMU, Acceleration
 
 # Code and variable store of the firmware, by distribution; the first pair that exists is used.

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from image.errors import FormatError
+from common.errors import FormatError
 
 MAX_SECTIONS = 96  # the limit of the Windows loader, which firmware follows
 MAX_IMAGE = 1 << 30

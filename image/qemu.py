@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from buildsys.errors import ImageError, UsageError
 from buildsys.files import data_ranges
 from buildsys.run import CommandError, find_tool, run, spawn
+from common.errors import ImageError, UsageError
 from image import accel, esp
 from image.host import copy_range, opened
 from image.machine import CONSOLE, MONITOR, SERIAL_LOG, TPM, VARIABLES, Machine, arguments, firmware

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from buildsys.errors import ImageError
+from common.errors import ImageError
 
 _MAX_LINE = 1 << 20
 

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from uuid import UUID
 
-from image.errors import FormatError
+from common.errors import FormatError
 
 BLOCK = 4096
 DIGEST = 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from buildsys.errors import ConfigError
+from common.errors import ConfigError
 
 # COMMAND_LINE_SIZE of x86 (arch/x86/include/asm/setup.h) less the closing zero; the root's dm-mod.create= (about 330
 # bytes with two UUIDs, hash and salt) and what the machine adds must fit too.

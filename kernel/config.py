@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from buildsys.errors import CheckError, ConfigError
 from buildsys.job import Job
 from buildsys.run import run
+from common.errors import CheckError, ConfigError
 from kernel.cmdline import read_cmdline
 from kernel.hardening import Rule, Verdict, judge, read_rules, require
 from kernel.kconfig import Request, defined_symbols, parse_final, read_fragments, read_symbols, render

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from buildsys.errors import CheckError, ConfigError
 from buildsys.run import find_tool, run
+from common.errors import CheckError, ConfigError
 from kernel.cmdline import values
 from kernel.kconfig import OFF, normal
 from kernel.waivers import Resolution

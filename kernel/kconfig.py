@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildsys.errors import ConfigError
+from common.errors import ConfigError
 
 OFF = "n"
 _SET = re.compile(r"CONFIG_([A-Za-z0-9_]+)=(.*)")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildsys.errors import ConfigError
+from common.errors import ConfigError
 from kernel.version import Range, Version
 
 SERIES = "series.toml"

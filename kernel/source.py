@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from buildsys.errors import ConfigError
+from common.errors import ConfigError
 from kernel.version import Version
 
 PINNED = Version(6, 6, 8)  # linux-6.6.8.tar.xz of sources.lock

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from buildsys.errors import ConfigError
+from common.errors import ConfigError
 
 _VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})(?:\.([0-9]{1,6}))?")
 _BOUND = re.compile(r"(>=|<=|<|>|==)\s*([0-9.]+)")

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from buildsys.errors import CheckError, ConfigError
+from common.errors import CheckError, ConfigError
 from kernel.kconfig import OFF, Request, conflict, did_you_mean, normal
 from kernel.version import Range, Version
 

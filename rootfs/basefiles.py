@@ -16,12 +16,11 @@ from typing import Any
 
 import jinja2
 
-from buildsys.errors import CheckError, ConfigError
 from buildsys.job import Job
-from daemon.errors import SettingsError
-from daemon.render import render
-from daemon.settings import Settings, from_mapping
-from packages.mix.artifact import Metadata, host_errors, write_artifact
+from common.errors import CheckError, ConfigError, SettingsError
+from common.settings.model import Settings, from_mapping
+from common.settings.render import render
+from packages.mix.artifact import Metadata, write_artifact
 from packages.mix.manifest import walk
 
 SERVICES = ("sshd", "network", "console", "mixosd", "syslogd")
@@ -34,8 +33,9 @@ def build(job: Job) -> None:
 
     Parameters: `version`; `build_id`; `settings` (tables as in mixos-preseed.toml); `kernel` ({source, requested,
     fallback: bool, note}: where it is from, what was asked for, and why it differs); optional
-    `services` (subset of SERVICES; default all). Raises ConfigError for wrong settings (reasons of `daemon.settings`,
-    `service-unknown`, `version-syntax`), CheckError `template` for a template that cannot be rendered.
+    `services` (subset of SERVICES; default all). Raises ConfigError for wrong settings (reasons of
+    `common.settings.model`, `service-unknown`, `version-syntax`), CheckError `template` for a template that cannot be
+    rendered.
     """
     data, tree = job.inputs["rootfs"], job.work / "tree"
     settings = read_settings(job.params.get("settings", {}))
@@ -61,8 +61,7 @@ def build(job: Job) -> None:
             "attributes": layout["attributes"],
         }
     )
-    with host_errors():
-        write_artifact(tree, job.out, metadata)
+    write_artifact(tree, job.out, metadata)
 
 
 def read_settings(table: Mapping[str, Any]) -> Settings:

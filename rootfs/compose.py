@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from buildsys.errors import CheckError
 from buildsys.job import Job
+from common.errors import CheckError
 from packages.mix import elf
-from packages.mix.artifact import host_errors, open_artifact
+from packages.mix.artifact import open_artifact
 from packages.mix.manifest import Artifact, Entry, sort_key
 
 FORMAT = 1
@@ -45,8 +45,7 @@ def compose(job: Job) -> None:
     optional `elf` ({machine, interpreter, waivers: [{path, problem, reason}]}). Raises CheckError: reasons of the
     artifact reader, `file-conflict`, `package-missing`, `package-twice`, and those of `packages.mix.elf`.
     """
-    with host_errors():
-        artifacts = [open_artifact(job.inputs[name]) for name in job.params["packages"]]
+    artifacts = [open_artifact(job.inputs[name]) for name in job.params["packages"]]
     check_dependencies([artifact.manifest for artifact in artifacts])
     files = merge(artifacts)
     checked = check_elf(files, job.params.get("elf", {}))

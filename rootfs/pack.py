@@ -17,9 +17,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from buildsys.errors import CheckError
 from buildsys.job import Job
 from buildsys.run import find_tool, run
+from common.errors import CheckError
 from rootfs.compose import RootFile, read_root
 
 BLOCK = 128 << 10  # bytes; larger blocks gain 2 % of size and double the cost of small reads

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from buildsys.errors import HostError
+from common.errors import HostError
 from tests import hostpackages
 
 TESTS = Path(__file__).resolve().parent

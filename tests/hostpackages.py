@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildsys.errors import HostError
 from buildsys.run import CLEAN_ENV, CommandError, run
+from common.errors import HostError
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALL = ("apt-get", "install", "--yes", "--no-install-recommends")

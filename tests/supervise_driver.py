@@ -14,11 +14,11 @@ import signal
 import traceback
 from typing import Any
 
-from daemon.part import Context
-from daemon.supervise.manager import Manager
-from daemon.supervise.memory import History, Memory
-from daemon.supervise.shim import Shim
-from daemon.supervise.states import State
+from daemon.core.part import Context
+from daemon.parts.service.memory import History, Memory
+from daemon.parts.service.part import Manager
+from daemon.parts.service.shim import Shim
+from daemon.parts.service.states import State
 from tests.supervision import cgroup_root, places, reach
 
 DEEDS: tuple[tuple[type, str], ...] = (

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from daemon.api.events import Event
-from daemon.part import Context, cgroups
-from daemon.supervise.manager import Manager
-from daemon.supervise.memory import History
-from daemon.supervise.prepare import Places
-from daemon.supervise.service import Service
-from daemon.supervise.states import State
+from daemon.core.events import Event
+from daemon.core.part import Context, cgroups
+from daemon.parts.service.memory import History
+from daemon.parts.service.part import Manager
+from daemon.parts.service.prepare import Places
+from daemon.parts.service.service import Service
+from daemon.parts.service.states import State
 from tests.native import native
 
 SLEEP = "exec sleep 1000"  # a script for `shell`
@@ -47,8 +47,8 @@ def folders() -> Iterator[Context]:
 
 def sweep(context: Context) -> None:
     """Kill what a test left behind: shims of this context, their services, their cgroups."""
-    from daemon.supervise import leftovers
-    from daemon.supervise.shim import load_state
+    from daemon.parts.service import leftovers
+    from daemon.parts.service.shim import load_state
 
     for folder in (context.run / "units").glob("*"):
         state = load_state(folder)

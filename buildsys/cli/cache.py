@@ -7,8 +7,8 @@ import click
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.config.model import parse_size
 from buildsys.display import human_bytes
-from buildsys.errors import StoreError, UsageError
 from buildsys.store import Store
+from common.errors import StoreError, UsageError
 
 
 @click.group()

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from buildsys.cli.context import Context, build_options, options, pass_context, progress
-from buildsys.errors import HostError
 from buildsys.session import open_session
+from common.errors import HostError
 
 HELPERS = "usr/libexec/mixos"
 
@@ -43,7 +43,7 @@ def daemon(
     ):
         built = session.build(["native"])["native"]
         helpers = session.executor.store.tree(built.output) / HELPERS
-        prepare(home, helpers, project.root / "daemon/sandbox/profiles")
+        prepare(home, helpers, project.root / "daemon/parts/sandbox/profiles")
     socket = home / "run/mixosd.sock"
     if len(os.fsencode(socket)) > 107:
         raise HostError(

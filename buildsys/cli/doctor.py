@@ -8,7 +8,7 @@ import click
 
 from buildsys import doctor as checks
 from buildsys.cli.context import Context, emit, json_option, pass_context
-from buildsys.errors import HostError
+from common.errors import HostError
 
 
 @click.command()

@@ -9,7 +9,7 @@ import click
 
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.display import human_bytes
-from buildsys.errors import UsageError
+from common.errors import UsageError
 from image import flash as flashing
 from image.blockdev import Device
 

@@ -8,8 +8,8 @@ import click
 
 from buildsys import apt, download
 from buildsys.cli.context import Context, emit, json_option, pass_context
-from buildsys.errors import FetchError
 from buildsys.fetch import Fetcher
+from common.errors import FetchError
 
 
 @click.command()

@@ -13,8 +13,8 @@ from types import FrameType
 import click
 
 from buildsys.cli.context import Context
-from buildsys.errors import MixosError, UsageError
 from buildsys.oserrors import host_error
+from common.errors import MixosError, UsageError
 
 INTERRUPTED = 130
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from buildsys.cli.context import Context, build_options, emit, options, pass_context, progress
-from buildsys.errors import CheckError
 from buildsys.session import open_session
+from common.errors import CheckError
 
 QUICK = ("base-files", "daemon", "rootfs", "root-image", "verity", "uki", "disk")
 

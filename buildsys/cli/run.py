@@ -9,8 +9,8 @@ import click
 
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.config.model import parse_size
-from buildsys.errors import UsageError
 from buildsys.vm import DISK_SIZE, Vm
+from common.errors import UsageError
 from image import accel, qemu
 from image.machine import DISK_BUSES, Machine
 

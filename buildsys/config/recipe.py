@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from buildsys.config.load import Strict, load_toml
-from buildsys.errors import ConfigError
+from common.errors import ConfigError
+from common.tomlfile import Strict, load
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]{0,60}$")]
 # A place in the sandbox's root where a link may stand: absolute, and no component that leads elsewhere.
@@ -81,7 +81,7 @@ def load_recipes(folder: Path) -> Recipes:
     """Read every recipe below `folder`. Raises ConfigError for a malformed one or a name that is not its folder's."""
     recipes = Recipes()
     for path in sorted(folder.glob("*/recipe.toml")):
-        recipe = load_toml(path, Recipe)
+        recipe = load(path, Recipe)
         if recipe.name != path.parent.name:
             raise ConfigError(
                 f"{path}: name = '{recipe.name}', but its folder is '{path.parent.name}'", reason="recipe-name"

@@ -1,7 +1,7 @@
 /* shim DIR: the parent of one service. It outlives the daemon, so that no exit status, log line or socket depends on it.
  *
  * Started by the daemon, it takes the lock of DIR, reads DIR/spec (keys: `numbers` and `texts` in shim_base.h, `list_key` in
- * shim_spec.h; written by daemon/supervise/spec.py), listens on DIR/control, detaches itself and ends the first process
+ * shim_spec.h; written by daemon/parts/service/spec.py), listens on DIR/control, detaches itself and ends the first process
  * with 0. Else it says "REASON TEXT" on stderr and ends with 2 (usage), 3 (spec), 12 (DIR has a shim) or 1 (system).
  *
  * DIR/control is an AF_UNIX SOCK_SEQPACKET socket for one client of our uid; a new client replaces the old one. A message
@@ -18,7 +18,7 @@
  * The first line of a message is the word, all further lines are the state after it, as in DIR/state, which is replaced
  * atomically at each change and stays when we are killed. So no client needs the messages that it has missed.
  *
- * Logs: see daemon/supervise/logs.py. The pipes are made once and we hold their write ends too: they never end, and no
+ * Logs: see daemon/parts/service/logs.py. The pipes are made once and we hold their write ends too: they never end, and no
  * line is lost between two starts. Lines over the rate are dropped and counted, and a flood is read at some MB/s only: then
  * the service waits, not the machine. A full disk costs lines, which are counted; nothing else.
  *

@@ -1,4 +1,4 @@
-/* Part of shim.c: from the pipes of the service to records in files. Format: daemon/supervise/logs.py. */
+/* Part of shim.c: from the pipes of the service to records in files. Format: daemon/parts/service/logs.py. */
 static char input[CHUNK], output[NOTE + CHUNK], held[2][LINE]; /* one read; records to be written; the line begun, by stream */
 static size_t held_size[2], output_size;
 static unsigned output_lines, log_number;

@@ -7,19 +7,17 @@ files, the daemon). The reader is `packages.mix.manifest` and is re-exported her
 from __future__ import annotations
 
 import base64
-import contextlib
 import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from buildsys.errors import CheckError
 from buildsys.job import Job
-from packages.mix.errors import ArtifactError, DeviceError
+from common.errors import ArtifactError
 from packages.mix.manifest import (
     Artifact,
     Entry,
@@ -37,7 +35,6 @@ __all__ = [
     "Artifact",
     "Attribute",
     "Metadata",
-    "host_errors",
     "open_artifact",
     "pack",
     "read_manifest",
@@ -96,23 +93,13 @@ class Metadata:
         )
 
 
-@contextlib.contextmanager
-def host_errors() -> Iterator[None]:
-    """Inside, errors of code shared with the device become the host's CheckError with the same reason."""
-    try:
-        yield
-    except DeviceError as error:
-        raise CheckError(error.message, reason=error.reason, hint=error.hint) from error
-
-
 def pack(job: Job) -> None:
     """Action: input `build` (a DESTDIR tree) and recipe metadata as parameters → artifact in `job.out`.
 
     Parameters: name, version, summary, license, homepage, depends, exclude, attributes (see `Metadata.of`). Raises
     CheckError: `path-unsafe`, `file-special`, `mode-undeclared`, `attribute-unmatched`, `package-empty`.
     """
-    with host_errors():
-        write_artifact(job.inputs["build"], job.out, Metadata.of(job.params))
+    write_artifact(job.inputs["build"], job.out, Metadata.of(job.params))
 
 
 def write_artifact(tree: Path, out: Path, metadata: Metadata) -> Manifest:

@@ -16,7 +16,7 @@ from typing import Any
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
-from buildsys.errors import CheckError
+from common.errors import CheckError
 from packages.mix.artifact import glob_pattern
 
 MAGIC = b"\x7fELF"

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from packages.mix.errors import ArtifactError
+from common.errors import ArtifactError
 
 FORMAT = 1
 MAX_MANIFEST = 16 << 20  # bytes of manifest.json

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from buildsys.errors import HostError, MixosError
 from buildsys.files import atomic_write
 from buildsys.project import Project
+from common.errors import HostError, MixosError
 from tests import hostpackages
 from tests.bench import api, boots, builds, filesystems, guest, peer, sandbox_spawn, scale, supervision
 from tests.bench.figures import Figure, document, table

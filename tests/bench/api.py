@@ -18,11 +18,11 @@ from dbus_next.aio.message_bus import MessageBus
 from dbus_next.message import Message
 
 from buildsys.run import find_tool, spawn
-from daemon import rpc
-from daemon.api.limits import Limits
-from daemon.api.method import ADMINS, Caller, Method, Nothing
-from daemon.client import call, stream
-from daemon.part import Context
+from daemon.client.connection import call, stream
+from daemon.core import rpc
+from daemon.core.limits import Limits
+from daemon.core.method import ADMINS, Caller, Method, Nothing
+from daemon.core.part import Context
 from tests.bench import memory, mixosd
 from tests.bench.figures import Figure, table
 from tests.hostpackages import ROOT

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from buildsys.errors import HostError
 from buildsys.project import Project
+from common.errors import HostError
 from image.machine import Machine
 from tests.bench import boots
 from tests.bench.figures import Figure, table

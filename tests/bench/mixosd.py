@@ -16,18 +16,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from buildsys.errors import HostError
 from buildsys.project import Project
 from buildsys.run import Process, spawn
 from buildsys.store import Store
-from daemon.api.limits import Limits
-from daemon.api.parts import source
-from daemon.client import call
+from common.errors import HostError
+from daemon.client.connection import call
+from daemon.core.limits import Limits
+from daemon.core.part import Context
+from daemon.core.parts import source
 from daemon.mixosd import Daemon
-from daemon.part import Context
-from daemon.supervise.manager import Manager
-from daemon.supervise.prepare import Places
-from daemon.supervise.shim import load_state
+from daemon.parts.service.part import Manager
+from daemon.parts.service.prepare import Places
+from daemon.parts.service.shim import load_state
 from tests.hostpackages import ROOT
 from tests.supervision import cgroup_root, sweep
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buildsys import apt
-from buildsys.errors import HostError
 from buildsys.files import remove_tree
 from buildsys.project import Project
 from buildsys.run import CommandError, run
+from common.errors import HostError
 
 KERNELS = {"debian": "linux-image-amd64", "ubuntu": "linux-image-virtual"}
 PACKAGES = ("systemd-sysv", "udev", "openssh-server", "dbus", "iproute2")

@@ -20,13 +20,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from buildsys.errors import HostError
 from buildsys.run import CLEAN_ENV, find_tool, run
-from daemon.part import Context
-from daemon.sandbox import seccomp
-from daemon.sandbox.compile import compile_policy
-from daemon.sandbox.policy import Policy
-from daemon.sandbox.profile import load_profile
+from common.errors import HostError
+from daemon.core.part import Context
+from daemon.parts.sandbox import seccomp
+from daemon.parts.sandbox.compile import compile_policy
+from daemon.parts.sandbox.policy import Policy
+from daemon.parts.sandbox.profile import load_profile
 from tests.bench import mixosd
 from tests.bench.figures import Figure, table
 from tests.hostpackages import ROOT

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from buildsys.errors import HostError
-from daemon.client import call
-from daemon.part import Context
+from common.errors import HostError
+from daemon.client.connection import call
+from daemon.core.part import Context
 from tests.bench import memory, mixosd
 from tests.bench.figures import Figure, table
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import psutil
 
-from buildsys.errors import HostError
 from buildsys.project import Project
 from buildsys.run import find_tool, run, spawn
+from common.errors import HostError
 from tests.bench import memory, mixosd
 from tests.bench.figures import Figure, table
 from tests.hostpackages import ROOT

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from buildsys.errors import ImageError
+from common.errors import ImageError
 from image import gpt, qemu
 from image.host import opened
 from tests.boot.guest import BOOT_SECONDS, END_SECONDS, Guest

@@ -24,9 +24,9 @@ SECONDS = 120.0
 TOOL = """
 import os, signal, struct, sys
 sys.path.insert(0, "/usr/lib/mixos/python")
-from daemon.net import netlink
-from daemon.net.netlink import nested, text, u32
-from daemon.net.rtnl import Rtnl
+from daemon.parts.net import netlink
+from daemon.linux.netlink import nested, text, u32
+from daemon.linux.rtnl import Rtnl
 
 def hold():  # a namespace that lives as long as this process
     os.unshare(os.CLONE_NEWNET)

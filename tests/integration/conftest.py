@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.part import Context
+from daemon.core.part import Context
 from tests.supervision import folders
 
 HERE = Path(__file__).parent

@@ -25,14 +25,14 @@ from pathlib import Path
 import click
 
 from buildsys.run import Completed, run
-from daemon.api import server
-from daemon.api.method import Caller
-from daemon.api.parts import Source
-from daemon.metrics.part import Metrics
+from common.settings.model import Settings, SshKey
+from common.settings.render import render
+from daemon.core.method import Caller
+from daemon.core.part import Context
+from daemon.core.parts import Source
+from daemon.doors import server
 from daemon.mixosd import Daemon
-from daemon.part import Context
-from daemon.render import render
-from daemon.settings import Settings, SshKey
+from daemon.parts.metrics.part import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWD = ROOT / "rootfs/skeleton/etc/passwd"
@@ -204,7 +204,7 @@ def make_tree(tree: Path, settings: Settings) -> None:
         text = re.sub(pattern, "", text, flags=re.MULTILINE)
     config.write_text(text)
     library = usr / "lib/mixos/python"
-    for package in ("daemon", "packages/mix"):
+    for package in ("common", "daemon", "packages/mix"):
         ignored = shutil.ignore_patterns("__pycache__", "recipes")
         shutil.copytree(ROOT / package, library / package, ignore=ignored)
     (library / "packages/__init__.py").touch()

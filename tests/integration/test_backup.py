@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 
-from daemon import cli as verbs
-from daemon import client, mixctl
-from daemon.api.method import Caller, Role
-from daemon.api.parts import Source
-from daemon.part import Context
-from daemon.storage import archive
-from daemon.storage.backup import Backup, Restore, _Made, manifest_now
-from daemon.storage.restore import Plan, Restorer
-from daemon.storage.sealed import seal
+from daemon.client import cli as verbs
+from daemon.client import connection as client
+from daemon.client import mixctl
+from daemon.core.method import Caller, Role
+from daemon.core.part import Context
+from daemon.core.parts import Source
+from daemon.parts.backup import archive
+from daemon.parts.backup.part import Backup, Restore, _Made, manifest_now
+from daemon.parts.backup.restore import Plan, Restorer
+from daemon.parts.backup.sealed import seal
 from tests.unit.test_api_server import Running, running
 from tests.unit.test_backup_restore import pieces, prepared, restorer, snapshot, write
 
@@ -52,7 +53,7 @@ def place(base: Path) -> Context:
 
 @pytest.fixture
 def mixos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Context, Running]]:
-    monkeypatch.setitem(verbs.VERBS, "backup", ("backup", "x"))
+    monkeypatch.setitem(verbs.VERBS, "backup", ("parts.backup.verbs", "x"))
     context = place(tmp_path / "device")
     (tmp_path / "d").mkdir()
     with running(tmp_path / "d", more=[Source("backup", lambda: Backup(context))]) as found:

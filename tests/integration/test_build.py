@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from buildsys import schedule
-from buildsys.errors import BuildError, HostError, StoreError
 from buildsys.events import ActionFinished, Event, Note
 from buildsys.execute import Executor
 from buildsys.fetch import Fetcher
@@ -24,6 +23,7 @@ from buildsys.lock import Lock
 from buildsys.run import Process, spawn
 from buildsys.session import Session
 from buildsys.store import Result, Store
+from common.errors import BuildError, HostError, StoreError
 
 pytestmark = pytest.mark.integration
 

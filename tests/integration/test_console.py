@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from buildsys.run import run
-from daemon.settings import SshKey
+from common.settings.model import SshKey
 from tests.integration.logindevice import LoginDevice, Session, login_device, make_key, public
 
 pytestmark = pytest.mark.integration

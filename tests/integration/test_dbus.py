@@ -21,9 +21,9 @@ from dbus_next._private.unmarshaller import Unmarshaller
 from dbus_next.aio import MessageBus
 
 from buildsys.run import Completed, Process, run, spawn
-from daemon.api.interface import by_part, describe
-from daemon.api.method import Role
-from daemon.errors import RpcError
+from common.errors import RpcError
+from daemon.core.method import Role
+from daemon.doors.interface import by_part, describe
 from tests.hostpackages import ROOT
 from tests.unit.test_api_server import Running, running
 

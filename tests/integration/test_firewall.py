@@ -25,16 +25,16 @@ from click.testing import CliRunner
 from pydantic import BaseModel
 
 from buildsys.run import run
-from daemon import process
-from daemon.api.method import Caller, Role
-from daemon.cli import firewall as cli
-from daemon.errors import ConfigError, DeviceError, RefusedError
-from daemon.net.firewall.decide import Packet, decide
-from daemon.net.firewall.engine import Plan
-from daemon.net.firewall.part import Firewall
-from daemon.net.firewall.policy import Source, resolve
-from daemon.net.firewall.units import Place
-from daemon.part import Context
+from common.errors import ConfigError, MixosError, RefusedError
+from daemon.core.method import Caller, Role
+from daemon.core.part import Context
+from daemon.linux import process
+from daemon.parts.firewall import verbs as cli
+from daemon.parts.firewall.decide import Packet, decide
+from daemon.parts.firewall.engine import Plan
+from daemon.parts.firewall.part import Firewall
+from daemon.parts.firewall.policy import Source, resolve
+from daemon.parts.firewall.units import Place
 from tests.integration.namespaces import Space, cable, checksum, spaces
 
 LOCAL = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
@@ -615,7 +615,7 @@ def test_nft_that_fails_at_a_start_ends_the_trial(bench, monkeypatch):
     async def once(*words: Any) -> Any:
         calls.append(words)
         if len(calls) == 1:
-            raise DeviceError("nft did not end", reason="program-timeout")
+            raise MixosError("nft did not end", reason="program-timeout")
         return await listing(*words)
 
     monkeypatch.setattr(part.kernel, "listing", once)
@@ -678,10 +678,10 @@ def test_a_file_that_was_undone_is_not_taken_up_at_the_next_start(bench):
 VICTIM = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from daemon.api.method import Caller, Role
-from daemon.cli import firewall as cli
-from daemon.net.firewall.part import Firewall
-from daemon.part import Context
+from daemon.core.method import Caller, Role
+from daemon.parts.firewall import verbs as cli
+from daemon.parts.firewall.part import Firewall
+from daemon.core.part import Context
 
 folder, step, *calls = sys.argv[1:]
 
@@ -785,7 +785,7 @@ def test_a_unit_gets_out_only_where_it_may(bench, place):
         daemon.part.confiner.place = place
         await daemon.part.confiner.attach("web")
         await daemon.part.confiner.attach("unknown")
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await daemon.part.confiner.attach("later")
         assert caught.value.reason == "firewall-no-cgroup"
         return (await daemon.call("status"))["units"]  # type: ignore[no-any-return]

@@ -16,7 +16,7 @@ import pytest
 
 from buildsys.cli.daemon import prepare
 from buildsys.run import Completed, Process, run, spawn
-from daemon.part import Context
+from daemon.core.part import Context
 from tests.hostpackages import ROOT
 from tests.native import native
 from tests.supervision import sweep
@@ -33,8 +33,8 @@ def home(tmp_path: Path) -> Iterator[Path]:
     for name in ("shim", "sandbox"):
         shutil.copy2(native(name), helpers / name)
     home = tmp_path / "d"
-    prepare(home, helpers, ROOT / "daemon/sandbox/profiles")
-    prepare(home, helpers, ROOT / "daemon/sandbox/profiles")  # a second time is no mistake
+    prepare(home, helpers, ROOT / "daemon/parts/sandbox/profiles")
+    prepare(home, helpers, ROOT / "daemon/parts/sandbox/profiles")  # a second time is no mistake
     yield home
     sweep(Context(**{name: home / name for name in ("run", "state", "etc", "lib", "log", "libexec")}))
 

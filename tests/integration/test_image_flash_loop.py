@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from buildsys.errors import ImageError
 from buildsys.run import CLEAN_ENV, CommandError, run
+from common.errors import ImageError
 from image import blockdev, flash, gpt
 from tests.unit.test_image_assemble import ROOT, Bench
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from buildsys.errors import ImageError
 from buildsys.run import CLEAN_ENV
+from common.errors import ImageError
 from image import accel, qemu
 from image.machine import Machine
 

@@ -17,13 +17,13 @@ import pytest
 
 from buildsys import apt
 from buildsys.apt import MAX_AGE, RETRY_AFTER, Index
-from buildsys.errors import FetchError
 from buildsys.events import Event, Note
 from buildsys.fetch import Fetcher
 from buildsys.graph import FromSource
 from buildsys.kernelsource import Chooser, KernelChoice
 from buildsys.lock import Lock, Source
 from buildsys.run import run
+from common.errors import FetchError
 
 pytestmark = pytest.mark.integration
 LINE = "linux-source-6.12"

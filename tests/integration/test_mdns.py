@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from daemon import process
-from daemon.api.method import Caller, Role
-from daemon.errors import DeviceError
-from daemon.net.mdns import MdnsPart
-from daemon.part import Context
+from common.errors import MixosError
+from daemon.core.method import Caller, Role
+from daemon.core.part import Context
+from daemon.linux import process
+from daemon.parts.mdns.part import MdnsPart
 from tests.integration.namespaces import Space, cable, spaces
 
 ME = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
@@ -62,7 +62,7 @@ class Bench:
 
     @asynccontextmanager
     async def responder(self, name: str, space: Space) -> AsyncIterator[asyncio.subprocess.Process]:
-        program = [sys.executable, "-m", "daemon.net.mdns_main", self.folder / f"{name}.json", self.folder / name]
+        program = [sys.executable, "-m", "daemon.parts.mdns.process", self.folder / f"{name}.json", self.folder / name]
         async with background("ip", "netns", "exec", space.name, *map(str, program)) as child:
             yield child
 
@@ -258,7 +258,7 @@ def test_the_daemons_part_switches_it_and_follows_units(bench):
     )
     part = MdnsPart(context, bench.folder / "control")
     methods = {method.name: method for method in part.methods()}
-    program = [sys.executable, "-m", "daemon.net.mdns_main", str(context.run / "mdns.json"), str(part.control)]
+    program = [sys.executable, "-m", "daemon.parts.mdns.process", str(context.run / "mdns.json"), str(part.control)]
 
     async def call(name: str, **params: object) -> Any:
         method = methods[f"mdns.{name}"]
@@ -270,7 +270,7 @@ def test_the_daemons_part_switches_it_and_follows_units(bench):
     async def main() -> None:
         await part.start()
         assert await call("status") == {"enabled": True, "running": False}
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await call("browse")
         assert caught.value.reason == "mdns-off"
         async with background("ip", "netns", "exec", bench.one.name, *program) as child:

@@ -15,19 +15,19 @@ from typing import Any, cast
 import pytest
 
 from buildsys.run import run
-from daemon.api.method import Caller, Nothing, Role
-from daemon.errors import DeviceError
-from daemon.net import interfaces as part
-from daemon.net import keys, trial, tunnel, wgquick
-from daemon.net.interfaces import Apply, Interfaces, Set
-from daemon.net.netlink import NetlinkError
-from daemon.net.rtnl import MAIN_TABLE, Route, Rtnl, Rule
-from daemon.net.vpn import Vpn
-from daemon.net.vpncalls import AddPeer, Import, Init, OfInterface, OfPeer, Rotate
-from daemon.net.vpnfile import VpnFile
-from daemon.net.wireguard import Device
-from daemon.part import Context
-from daemon.tomlfile import parse
+from common.errors import MixosError
+from common.tomlfile import parse
+from daemon.core.method import Caller, Nothing, Role
+from daemon.core.part import Context
+from daemon.linux.netlink import NetlinkError
+from daemon.linux.rtnl import MAIN_TABLE, Route, Rtnl, Rule
+from daemon.linux.wireguard import Device
+from daemon.parts.net import part, trial
+from daemon.parts.net.part import Apply, Interfaces, Set
+from daemon.parts.vpn import keys, tunnel, wgquick
+from daemon.parts.vpn.model import VpnFile
+from daemon.parts.vpn.part import Vpn
+from daemon.parts.vpn.requests import AddPeer, Import, Init, OfInterface, OfPeer, Rotate
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 NOTHING = Nothing()
@@ -285,10 +285,10 @@ def test_a_name_that_is_taken_is_a_conflict_before_anything_changes(box: Box) ->
         cable("eth0", "far0")
         cable("lan", "far1")
         before = ip("address")
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await box.apply(BRIDGE + STATIC)
         assert caught.value.reason in ("net-conflict", "config-value")
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await box.apply(BRIDGE)
         assert caught.value.reason == "net-conflict"
         assert ip("address") == before
@@ -306,7 +306,7 @@ def test_what_fails_half_way_is_undone(box: Box) -> None:
         bad = STATIC.replace("192.0.2.10/24", "192.0.2.20/24") + BRIDGE.replace("192.0.2.1/24", "10.0.0.1/24").replace(
             '"eth0", "eth1"', '"eth1"'
         )
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await box.apply(bad + '[[interface.lan.routes]]\nto = "203.0.113.0/24"\nvia = "172.16.0.1"\n')
         assert caught.value.reason == "netlink-refused"
         assert addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
@@ -343,7 +343,7 @@ def test_set_changes_the_file_and_nothing_else(box: Box) -> None:
         assert box.file.read_text().startswith("# mine\n")
         assert len(done["steps"]) >= 1
         assert ip("link", "show", "eth0")[0]["mtu"] == 1400
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await box.part.set(CALLER, Set(name="eth0", values={"mtu": 1}))
         assert caught.value.reason == "config-value"
         assert "1300" in box.file.read_text()
@@ -362,7 +362,7 @@ def test_not_confirmed_is_undone(box: Box) -> None:
         await box.apply(STATIC)
         await box.apply(OTHER, confirm=1)
         assert "192.0.2.99/24" in addresses("eth0")
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await box.apply(OTHER)
         assert caught.value.reason == "net-trial"
         for _ in range(100):
@@ -370,7 +370,7 @@ def test_not_confirmed_is_undone(box: Box) -> None:
             if box.part.status()["file"] == "reverted":
                 break
         assert addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await box.part.confirm(CALLER, NOTHING)
         assert caught.value.reason == "net-no-trial"
 
@@ -413,14 +413,14 @@ def test_a_full_disk_keeps_nobody_out(box: Box, monkeypatch: pytest.MonkeyPatch)
         cable()
         await box.apply(STATIC)
         monkeypatch.setattr(trial, "write_atomically", full)
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await box.apply(STATIC.replace("192.0.2.10", "192.0.2.11"), confirm=60)
         assert caught.value.reason == "net-state"
         assert "192.0.2.10/24" in addresses("eth0")
         monkeypatch.undo()
         await box.apply(STATIC.replace("192.0.2.10", "192.0.2.11"), confirm=1)
         monkeypatch.setattr(trial, "write_atomically", full)
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await box.part.confirm(CALLER, NOTHING)
         assert caught.value.reason == "net-state"
         while "192.0.2.11/24" in addresses("eth0"):
@@ -553,12 +553,12 @@ def test_a_tunnel_takes_no_route_from_another_interface(tmp_path: Path) -> None:
     run(["ip", "link", "set", "eth0", "up"])
     before = ip("route", "show", "dev", "eth0")
     with Rtnl() as rtnl:
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             tunnel.set_up(rtnl, "wg0", entry)
         assert caught.value.reason == "vpn-route"
         assert ip("route", "show", "dev", "eth0") == before
         device = Device("eth0")
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             tunnel.Kernel(rtnl, cast(Any, None)).bring_up(entry, device)
         assert caught.value.reason == "vpn-name"
         # what somebody else led into the tunnel already is no conflict
@@ -598,10 +598,10 @@ def test_commands_of_the_vpn_end_to_end(vpn: Vpn, tmp_path: Path) -> None:
             ({"peer": "x", "public-key": made["public-key"]}, "vpn-key-own"),
             ({"peer": "x", "public-key": ONE}, "config-value"),
         ):
-            with pytest.raises(DeviceError) as caught:
+            with pytest.raises(MixosError) as caught:
                 await vpn.add(CALLER, AddPeer.model_validate(params))
             assert caught.value.reason == reason
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await vpn.show(CALLER, OfPeer.model_validate({"peer": "office"}))
         assert caught.value.reason == "vpn-key-not-kept"
 
@@ -628,7 +628,7 @@ def test_commands_of_the_vpn_end_to_end(vpn: Vpn, tmp_path: Path) -> None:
         given = Import.model_validate({"name": "wg1", "text": text})
         assert keys.encode(private) not in given.model_dump_json()
         await vpn.bring_in(CALLER, given)
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await vpn.down(CALLER, OfInterface())
         assert caught.value.reason == "vpn-which"
         await vpn.down(CALLER, OfInterface.model_validate({"interface": "wg1"}))
@@ -678,7 +678,7 @@ def test_what_keeps_a_tunnel_down_is_said(vpn: Vpn, tmp_path: Path) -> None:
         assert set(vpn.status()["problems"]) == {"wg0"}  # no private key, or no WireGuard at all
         assert vpn.status()["up"] == []
         vpn.config.file.write_text(CLIENT + "nonsense")
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await vpn.apply(CALLER, NOTHING)
         assert caught.value.reason == "config-syntax"
         await vpn.stop()
@@ -706,8 +706,8 @@ def test_a_crash_leaves_no_name_servers_of_a_tunnel_behind(vpn: Vpn) -> None:
 
 def test_answers_can_be_shown(box: Box, vpn: Vpn) -> None:
     """Every name of the answer is in the text."""
-    from daemon.cli import net as net_cli
-    from daemon.cli import vpn as vpn_cli
+    from daemon.parts.net import verbs as net_cli
+    from daemon.parts.vpn import verbs as vpn_cli
 
     async def scenario() -> None:
         cable()
@@ -730,13 +730,13 @@ def test_answers_can_be_shown(box: Box, vpn: Vpn) -> None:
 
 
 def test_a_configuration_as_a_code(capsys: pytest.CaptureFixture[str]) -> None:
-    from daemon.cli.vpn import _print_config
+    from daemon.parts.vpn.verbs import _print_config
 
     _print_config("[Interface]\n" * 10, True)
     lines = capsys.readouterr().out.splitlines()
     assert len({len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in lines}) == 1
     assert len(lines) > 15
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         _print_config("x" * 5000, True)
     assert caught.value.reason == "vpn-qr-size"
 
@@ -745,6 +745,6 @@ def test_a_configuration_as_a_code(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_has_an_example(group: str) -> None:
     from importlib import import_module
 
-    command = getattr(import_module(f"daemon.cli.{group}"), group)
+    command = getattr(import_module(f"daemon.parts.{group}.verbs"), group)
     for one in [command, *command.commands.values()]:
         assert "Example:" in (one.help or "")

@@ -29,18 +29,18 @@ from click.testing import CliRunner
 
 import daemon
 from buildsys.run import Completed, run
-from daemon.api.method import Caller, Role
-from daemon.cli import sandbox as cli
-from daemon.errors import NotFoundError, RefusedError
-from daemon.part import Context
-from daemon.sandbox.compile import compile_policy
-from daemon.sandbox.explain import explain
-from daemon.sandbox.methods import Command, More, Named, Sandbox
-from daemon.sandbox.policy import Policy
-from daemon.sandbox.run import MAX_RUNNING, Ended, Output, Runner, SandboxError
-from daemon.sandbox.seccomp import ABSENT, FORBIDDEN, KILLED, STRICT
-from daemon.sandbox.syscalls import numbers
-from daemon.supervise.cgroup import Tree
+from common.errors import NotFoundError, RefusedError
+from daemon.core.method import Caller, Role
+from daemon.core.part import Context
+from daemon.linux.cgroup import Tree
+from daemon.parts.sandbox import verbs as cli
+from daemon.parts.sandbox.compile import compile_policy
+from daemon.parts.sandbox.explain import explain
+from daemon.parts.sandbox.part import Command, More, Named, Sandbox
+from daemon.parts.sandbox.policy import Policy
+from daemon.parts.sandbox.run import MAX_RUNNING, Ended, Output, Runner, SandboxError
+from daemon.parts.sandbox.seccomp import ABSENT, FORBIDDEN, KILLED, STRICT
+from daemon.parts.sandbox.syscalls import numbers
 
 pytestmark = pytest.mark.integration
 NATIVE = Path(daemon.__file__).parent / "native"
@@ -1015,7 +1015,7 @@ def test_input_that_follows(part: Sandbox) -> None:
 
 
 def test_who_reads_no_input_is_not_kept_by_it(part: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.sandbox.run.PUT", 0.05)
+    monkeypatch.setattr("daemon.parts.sandbox.run.PUT", 0.05)
 
     async def act() -> list[Any]:
         wanted = Command.model_validate({"command": ["sleep", "1"], "input-follows": True})
@@ -1100,7 +1100,7 @@ def test_every_shipped_profile_runs_here(part: Sandbox) -> None:
     """Those that demand a cgroup say so."""
 
     async def facts(name: str) -> str:
-        from daemon.sandbox.profile import load_profile
+        from daemon.parts.sandbox.profile import load_profile
 
         try:
             await explain(part.runner, load_profile(part.context, name).for_account(NOBODY, NOBODY))

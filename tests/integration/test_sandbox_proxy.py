@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from buildsys.run import run
-from daemon.api.events import Bus
-from daemon.sandbox.compile import compile_policy
-from daemon.sandbox.policy import Policy
-from daemon.sandbox.proxy import Proxy, serving
-from daemon.sandbox.proxy_rules import Address, Rules, parse_address
+from daemon.core.events import Bus
+from daemon.parts.sandbox.compile import compile_policy
+from daemon.parts.sandbox.policy import Policy
+from daemon.parts.sandbox.proxy import Proxy, serving
+from daemon.parts.sandbox.proxy_rules import Address, Rules, parse_address
 from tests.native import native
 
 pytestmark = pytest.mark.integration

@@ -22,11 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buildsys.run import run
-from daemon import process
-from daemon.supervise import shim as protocol
-from daemon.supervise.cgroup import CgroupError, Leaf, Limits, Tree
-from daemon.supervise.logs import Query, Reader
-from daemon.supervise.shim import (
+from daemon.linux import process
+from daemon.linux.cgroup import CgroupError, Leaf, Limits, Tree
+from daemon.parts.service import shim as protocol
+from daemon.parts.service.logs import Query, Reader
+from daemon.parts.service.shim import (
     Empty,
     Exited,
     Failed,
@@ -39,7 +39,7 @@ from daemon.supervise.shim import (
     Started,
     load_state,
 )
-from daemon.supervise.spec import ANYBODY, HEAD, Limit, Logging, Spec
+from daemon.parts.service.spec import ANYBODY, HEAD, Limit, Logging, Spec
 from tests.native import SANITIZE, native
 
 pytestmark = pytest.mark.integration
@@ -863,8 +863,8 @@ def test_log_folder_that_cannot_be_made(place):
 CLIENT = """
 import asyncio, os, sys
 from pathlib import Path
-from daemon.supervise.shim import Shim
-from daemon.supervise.spec import parse
+from daemon.parts.service.shim import Shim
+from daemon.parts.service.spec import parse
 
 async def main():
     folder, binary, steps = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split()

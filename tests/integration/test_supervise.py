@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from daemon.errors import DeviceError
-from daemon.part import Context
-from daemon.supervise.logs import Query, Reader
-from daemon.supervise.service import Service
-from daemon.supervise.states import State
-from daemon.supervise.timer import Clock
+from common.errors import MixosError
+from daemon.core.part import Context
+from daemon.parts.service.logs import Query, Reader
+from daemon.parts.service.service import Service
+from daemon.parts.service.states import State
+from daemon.parts.service.timer import Clock
 from tests.supervision import (
     PATIENCE,
     QUICK,
@@ -418,7 +418,7 @@ def test_enabling_is_kept(place: Context):
         async with managed(place) as manager:
             manager.set_enabled(["shipped"], False)
             manager.set_enabled(["local"], True)
-            with pytest.raises(DeviceError) as caught:
+            with pytest.raises(MixosError) as caught:
                 manager.set_enabled(["locl"], True)
             assert caught.value.reason == "unit-unknown"
         (place.run / "units").rename(place.run / "old")  # as after a boot
@@ -637,7 +637,7 @@ def test_what_cannot_start_is_not_stopped_by_a_restart(place: Context):
         async with managed(place) as manager:
             manager.begin(["a"])
             await reach(manager.services["a"], S.RUNNING)
-            with pytest.raises(DeviceError) as caught:
+            with pytest.raises(MixosError) as caught:
                 await manager.restart(["a", "b"])
             assert caught.value.reason == "unit-conflict"
             assert manager.services["a"].state is S.RUNNING

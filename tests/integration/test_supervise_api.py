@@ -13,11 +13,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from daemon.api.method import ADMINS, OPERATORS, PEOPLE, Caller, Method, Role
-from daemon.cli import service as cli
-from daemon.errors import DeviceError
-from daemon.part import Context
-from daemon.supervise.manager import Manager
+from common.errors import MixosError
+from daemon.core.method import ADMINS, OPERATORS, PEOPLE, Caller, Method, Role
+from daemon.core.part import Context
+from daemon.parts.service import verbs as cli
+from daemon.parts.service.part import Manager
 from tests.supervision import PATIENCE, SLEEP, eventually, managed, shell, unit
 
 pytestmark = pytest.mark.integration
@@ -67,10 +67,10 @@ def test_all_methods(place: Context):
             client = Client(manager)
             (row,) = await client.call("service.start", names=["good"])
             assert (row["name"], row["state"]) == ("good", "running")
-            with pytest.raises(DeviceError) as caught:
+            with pytest.raises(MixosError) as caught:
                 await client.call("service.start", names=["bad"])
             assert caught.value.reason in ("service-exit", "service-signal")
-            with pytest.raises(DeviceError) as caught:
+            with pytest.raises(MixosError) as caught:
                 await client.call("service.show", name="god")
             assert (caught.value.reason, "good" in str(caught.value.hint)) == ("unit-unknown", True)
 
@@ -104,7 +104,7 @@ def test_all_methods(place: Context):
             assert (await client.call("service.reset"))["reset"] == ["bad"]
             assert (await client.call("service.restart", names=["good"]))[0]["state"] == "running"
             assert (await client.call("service.stop", names=["good"]))["units"][0]["state"] == "inactive"
-            with pytest.raises(DeviceError) as caught:
+            with pytest.raises(MixosError) as caught:
                 await client.call("service.kill", name="good")
             assert caught.value.reason == "service-not-running"
 
@@ -172,15 +172,15 @@ def test_what_is_not_in_force_or_not_there_is_told_apart(place: Context):
                     (verb, {"names": [name]}) for verb in ("start", "stop", "restart", "enable", "disable", "reset")
                 ]
                 for verb, params in calls:
-                    with pytest.raises(DeviceError) as caught:
+                    with pytest.raises(MixosError) as caught:
                         await client.call(f"service.{verb}", **params)
                     assert caught.value.reason == reason, verb
-                with pytest.raises(DeviceError) as caught:
+                with pytest.raises(MixosError) as caught:
                     await client.items("service.logs", names=["good", name])
                 assert caught.value.reason == reason
             assert await client.items("service.logs", names=["bygone", "good"]) == []  # its unit is gone, not its log
             manager.closing = True
-            with pytest.raises(DeviceError) as caught:
+            with pytest.raises(MixosError) as caught:
                 await client.call("service.restart", names=["good"])
             assert caught.value.reason == "shutting-down"
 
@@ -237,7 +237,7 @@ def test_the_command_line(place: Context, mixctl):
         ]
     )
     assert (started.exit_code, started.output) == (0, "good: running\n")
-    assert isinstance(failed.exception, DeviceError)
+    assert isinstance(failed.exception, MixosError)
     table = [line.split() for line in listed.output.splitlines()]
     assert table[0][:7] == ["UNIT", "STATE", "SINCE", "PID", "MEMORY", "RESTARTS", "BOOT"]
     assert {row[0]: row[1] for row in table[1:3]} == {"bad": "failed", "good": "running"}

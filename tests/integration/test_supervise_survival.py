@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.part import Context
-from daemon.supervise.memory import FILE, History
-from daemon.supervise.states import State
+from daemon.core.part import Context
+from daemon.parts.service.memory import FILE, History
+from daemon.parts.service.states import State
 from tests.native import native
 from tests.supervise_driver import life
 from tests.supervision import (

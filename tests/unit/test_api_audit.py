@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.audit import START, Audit, AuditError, Place, seal, unseal
+from daemon.core.audit import START, Audit, AuditError, Place, seal, unseal
 
 
 def written(folder: Path, count: int, **options: int) -> Audit:

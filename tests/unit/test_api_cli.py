@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 
-from daemon import cli as verbs
-from daemon import client, mixctl
-from daemon.cli.common import columns
-from daemon.console.terminal import width_of
+from daemon.client import cli as verbs
+from daemon.client import connection as client
+from daemon.client import mixctl
+from daemon.client.cli.common import columns
+from daemon.client.console.terminal import width_of
 from tests.unit.test_api_server import Running, running
 
 
 @pytest.fixture
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    monkeypatch.setitem(verbs.VERBS, "audit", ("audit", "x"))
-    monkeypatch.setitem(verbs.VERBS, "events", ("events", "x"))
+    monkeypatch.setitem(verbs.VERBS, "audit", ("parts.api.audit", "x"))
+    monkeypatch.setitem(verbs.VERBS, "events", ("parts.api.events", "x"))
     with running(tmp_path) as found:
         for name in ("call", "stream"):
             real = getattr(client, name)

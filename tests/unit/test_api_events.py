@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from daemon.api.events import QUEUE, Bus, Event
+from daemon.core.events import QUEUE, Bus, Event
 
 
 async def heard(bus: Bus, prefix: str, count: int, publish: Any) -> list[Event]:

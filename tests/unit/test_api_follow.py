@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from daemon.api import reference
-from daemon.api.method import ADMINS, OPERATORS, Caller, Method, Nothing, Role
-from daemon.api.parts import Source, source
-from daemon.config import apply
-from daemon.errors import RefusedError
+from common.errors import RefusedError
+from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing, Role
+from daemon.core.part import Context
+from daemon.core.parts import Source, source
+from daemon.doors import reference
 from daemon.mixosd import PARTS, Daemon
-from daemon.part import Context
+from daemon.parts.config import apply
 from tests.unit.test_api_server import running
 
 

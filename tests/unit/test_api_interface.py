@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, SecretStr
 
-from daemon.api import interface, reference
-from daemon.api.method import Caller, Method, Nothing
-from daemon.api.values import pack
-from daemon.tomlfile import Strict
+from common.tomlfile import Strict
+from daemon.core.method import Caller, Method, Nothing
+from daemon.doors import interface, reference
+from daemon.doors.values import pack
 from tests.hostpackages import ROOT
 
 
@@ -159,7 +159,7 @@ def test_every_value_of_json_can_be_sent(value: Any):
 
 def test_the_reference_is_that_of_the_code():
     found = reference.methods()
-    hint = "run: python -m daemon.api.reference"
+    hint = "run: python -m daemon.doors.reference"
     assert (ROOT / reference.PAGE).read_text(encoding="utf-8") == reference.page(found), hint
     assert (ROOT / reference.XML).read_text(encoding="utf-8") == reference.xml(found), hint
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.api import keys
-from daemon.api.keys import Keys
-from daemon.errors import DeviceError, RefusedError
+from common.errors import MixosError, RefusedError
+from daemon.core import keys
+from daemon.core.keys import Keys
 
 
 def begin(found: Keys, key: str = "k", uid: int = 0, method: str = "m", **params: object):
@@ -85,7 +85,7 @@ def test_a_key_that_could_not_be_claimed_is_free(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patch:
         full(patch)
         for _ in range(2):
-            with pytest.raises(DeviceError) as caught:
+            with pytest.raises(MixosError) as caught:
                 begin(found)
             assert caught.value.reason == "idempotency-failed"
     assert begin(found) is None
@@ -93,7 +93,7 @@ def test_a_key_that_could_not_be_claimed_is_free(tmp_path: Path, monkeypatch: py
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         begin(Keys(tmp_path / "file" / "keys"))
     assert caught.value.reason == "idempotency-failed"
 

@@ -25,17 +25,17 @@ from hypothesis import strategies as st
 from pydantic import Field, SecretStr
 
 from buildsys.run import run
-from daemon import rpc
-from daemon.api import reference, server
-from daemon.api.limits import Bucket, Limits
-from daemon.api.method import EVERYONE, OPERATORS, Caller, Method, Nothing, Role, holds_secrets
-from daemon.api.parts import Source
-from daemon.api.peer import Credentials
-from daemon.client import call, stream
-from daemon.errors import NotFoundError, RefusedError, RpcError, UnreachableError
+from common.errors import NotFoundError, RefusedError, RpcError, UnreachableError
+from common.tomlfile import Strict
+from daemon.client.connection import call, stream
+from daemon.core import rpc
+from daemon.core.limits import Bucket, Limits
+from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing, Role, holds_secrets
+from daemon.core.part import Context
+from daemon.core.parts import Source
+from daemon.core.peer import Credentials
+from daemon.doors import reference, server
 from daemon.mixosd import Daemon
-from daemon.part import Context
-from daemon.tomlfile import Strict
 from tests.hostpackages import ROOT
 
 QUICK = Limits(
@@ -367,7 +367,8 @@ def test_a_claimed_file_cannot_hold_up_or_tell_anything(device, tmp_path, claim)
 
 def asked_by(environment: Mapping[str, str], path: Path) -> bytes:
     """The answer of `sample.who` to a process with this environment."""
-    code = f"import json; from daemon.client import call; print(json.dumps(call('sample.who', {{}}, {str(path)!r})))"
+    ask = f"call('sample.who', {{}}, {str(path)!r})"
+    code = f"import json; from daemon.client.connection import call; print(json.dumps({ask}))"
     return run([sys.executable, "-c", code], env=dict(environment), cwd=ROOT).stdout
 
 

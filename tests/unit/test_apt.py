@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from buildsys import apt
 from buildsys.apt import parse_offer, published
-from buildsys.errors import FetchError
+from common.errors import FetchError
 
 RECORD = {
     "Package": "linux-source-6.12",

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.errors import DeviceError
-from daemon.storage import archive, sealed
-from daemon.storage.archive import Entry, decode, encode, leads_out
-from daemon.storage.sealed import CHUNK, HEADER, TAG, seal, unseal
+from common.errors import MixosError
+from daemon.parts.backup import archive, sealed
+from daemon.parts.backup.archive import Entry, decode, encode, leads_out
+from daemon.parts.backup.sealed import CHUNK, HEADER, TAG, seal, unseal
 
 SECRET = "correct horse battery"
 QUICK = 10  # log2 of scrypt's cost
@@ -30,7 +30,7 @@ def opened(data: bytes, secret: str | None = SECRET) -> bytes:
 
 
 def reason(data: bytes, secret: str | None = SECRET) -> str:
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         opened(data, secret)
     return caught.value.reason
 
@@ -94,7 +94,7 @@ def test_passphrases():
     assert reason(whole, "another passphrase") == "backup-passphrase"
     assert reason(whole, None) == "backup-passphrase-needed"
     assert reason(make(b"x", None), SECRET) == "backup-not-encrypted"
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         make(b"x", "short")
     assert caught.value.reason == "backup-passphrase-weak"
     assert SECRET.encode() not in whole
@@ -161,7 +161,7 @@ def taken(data: bytes, **options: int) -> list[tuple[Entry, bytes]]:
 
 
 def why(data: bytes, **options: int) -> str:
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         taken(data, **options)
     return caught.value.reason
 
@@ -224,17 +224,17 @@ def test_contradictions_and_limits(monkeypatch):
     assert why(whole[:-1]) == "backup-truncated"
     assert why(whole + b"x") == "backup-tar"
     assert why(whole[:520] + b"x" + whole[521:]) == "backup-tar"
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         packed((FILE, b"hell"))
     assert (caught.value.reason, caught.value.retryable) == ("backup-changed", True)
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         packed((FILE, b"hello!"))
     assert caught.value.reason == "backup-changed"
     monkeypatch.setattr(archive, "MAX_ENTRIES", 2)
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         packed(*ITEMS)
     assert caught.value.reason == "backup-too-big"
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         encode(Entry("n" * 101, "file", 0o644))
     assert caught.value.reason == "backup-name"
 
@@ -264,7 +264,7 @@ def test_only_our_own_headers_are_read(noisy, place, some):
     for data in (noisy, (block[:place] + some + block[place + len(some) :])[:512]):
         try:
             entry = decode(data)
-        except DeviceError as error:
+        except MixosError as error:
             assert error.reason in ("backup-tar", "backup-name")  # noqa: PT017  # it may also fit
         else:
             assert encode(entry) == data
@@ -285,5 +285,5 @@ def test_damaged_archives_raise_what_they_should(data):
     try:
         for entry, content in archive.read(pieces()):
             assert sum(map(len, content)) == entry.size
-    except DeviceError as error:
+    except MixosError as error:
         assert error.reason.startswith("backup-")  # noqa: PT017  # it may also fit

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from daemon.errors import DeviceError
-from daemon.storage import archive, contents
-from daemon.storage.archive import Entry
-from daemon.storage.backup import _Made, manifest_now
-from daemon.storage.contents import MANIFEST, Trees
-from daemon.storage.restore import Restorer, services_to_restart
-from daemon.storage.sealed import seal, unseal
+from common.errors import MixosError
+from daemon.parts.backup import archive, contents
+from daemon.parts.backup.archive import Entry
+from daemon.parts.backup.contents import MANIFEST, Trees
+from daemon.parts.backup.part import _Made, manifest_now
+from daemon.parts.backup.restore import Restorer, services_to_restart
+from daemon.parts.backup.sealed import seal, unseal
 
 SECRET = "correct horse battery"
 
@@ -153,7 +153,7 @@ def test_only_some_sections(tmp_path):
     assert [one.name for one in plan.changes] == ["etc/mixos/units/web.toml"]
     assert services_to_restart(plan) == ([], False)
     assert (new.etc / "hostname").read_text() == "hostname two\n"
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         restorer(new).prepare(pieces(backup(old)), ["state"])
     assert caught.value.reason == "backup-section"
 
@@ -188,7 +188,7 @@ def steps(base: Path, broken: str = "") -> list[str]:
     restoring = restorer(trees, step)
     plan = restoring.prepare(pieces(data))
     if broken:
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             restoring.apply(plan, "me")
         assert caught.value.reason == "backup-io"
     else:
@@ -260,7 +260,7 @@ def test_a_failing_rename_takes_everything_back_even_through_a_power_cut(tmp_pat
 def test_whatever_is_wrong_changes_nothing(tmp_path):
     trees, data, before = prepared(tmp_path)
     for broken in (data[:-1], data[: len(data) // 2], data[:-20] + b"x" * 20, b"", b"MIXOSBK\n\0\2"):
-        with pytest.raises(DeviceError):
+        with pytest.raises(MixosError):
             restorer(trees).prepare(pieces(broken))
         assert snapshot(trees) == before
 
@@ -269,7 +269,7 @@ def test_what_is_in_the_way(tmp_path):
     trees, data, _ = prepared(tmp_path)
     (trees.etc / "hostname").unlink()
     write(trees.etc / "hostname/file", "x")
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         restorer(trees).prepare(pieces(data))
     assert caught.value.reason == "backup-conflict"
 
@@ -280,7 +280,7 @@ def hostile(trees: Trees, *items: tuple[Entry, bytes], state: dict[str, str] | N
     front = Entry(MANIFEST, "file", 0o600, size=len(manifest)), manifest
     data = b"".join(archive.write((entry, iter([content])) for entry, content in (front, *items)))
     before = snapshot(trees)
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         restorer(trees).prepare(iter([data]))
     assert snapshot(trees) == before
     return caught.value.reason
@@ -341,7 +341,7 @@ def test_no_space(tmp_path, monkeypatch):
         f_bavail, f_frsize = 4096, 4096  # all of it is reserve
 
     monkeypatch.setattr(os, "statvfs", lambda path: Full if path == trees.lib else real(path))
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         restorer(trees).prepare(pieces(data))
     assert caught.value.reason == "backup-no-space"
     assert snapshot(trees) == before

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from buildsys.errors import HostError
-from daemon.cli.boot import _chart
+from common.errors import HostError
+from daemon.parts.system.boot import _chart
 from tests.bench import guest
 from tests.bench.figures import document, table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daemon.cli.boot import _chart, steps
+from daemon.parts.system.boot import _chart, steps
 
 FACTS = {
     "boot_times": {"20-b.sh": 3.0, "10-a.sh": 1.0},

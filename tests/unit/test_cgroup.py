@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.supervise import cgroup
-from daemon.supervise.cgroup import CgroupError, IoLimit, Limits, Tree
+from daemon.linux import cgroup
+from daemon.linux.cgroup import CgroupError, IoLimit, Limits, Tree
 
 FILES = {
     "cpu": ("cpu.max", "cpu.weight"),

@@ -13,8 +13,8 @@ import pytest
 
 from buildsys.cli import main as entry
 from buildsys.cli.context import progress
-from buildsys.errors import BuildError
 from buildsys.events import BuildPlanned
+from common.errors import BuildError
 
 Ended = Callable[..., tuple[int, str]]
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildsys.config.load import load_toml, parse_toml
 from buildsys.config.model import MixosToml, parse_size
 from buildsys.config.recipe import closure, load_recipes
-from buildsys.errors import ConfigError
 from buildsys.lock import load_lock
-from daemon.positions import Position, positions
+from common.errors import ConfigError
+from common.positions import Position, positions
+from common.tomlfile import load, parse
 
 GOOD = """\
 [image]
@@ -32,12 +32,12 @@ WHERE = Path("mixos.toml")
 
 def failing(text: str) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
-        parse_toml(text, WHERE, MixosToml)
+        parse(text, WHERE, MixosToml)
     return caught.value
 
 
 def test_a_good_file_is_read():
-    config = parse_toml(GOOD, WHERE, MixosToml)
+    config = parse(GOOD, WHERE, MixosToml)
     assert config.packages.install == ("busybox", "openssh")
     assert config.kernel.source == "auto"
 
@@ -80,7 +80,7 @@ def test_a_file_that_is_not_utf8(tmp_path: Path):
     path = tmp_path / "mixos.toml"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError) as caught:
-        load_toml(path, MixosToml)
+        load(path, MixosToml)
     assert caught.value.reason == "config-encoding"
 
 
@@ -118,7 +118,7 @@ def test_the_shipped_files_are_valid():
     root = Path(__file__).parents[2]
     lock = load_lock(root / "sources.lock")
     recipes = load_recipes(root / "packages" / "recipes")
-    config = load_toml(root / "mixos.toml", MixosToml)
+    config = load(root / "mixos.toml", MixosToml)
     assert all(source in lock.sources for _, recipe in recipes.values() for source in recipe.sources)
     assert set(config.packages.install) <= set(closure(recipes, config.packages.install, "test"))
 

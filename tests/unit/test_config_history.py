@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from daemon.api.method import Caller, Nothing, Role
-from daemon.config import history as history_module
-from daemon.config.history import MAX_FILE, History
-from daemon.config.part import BY_HAND, Config, Named, Page, Put, Target
-from daemon.errors import ConfigError, DeviceError, NotFoundError, RefusedError
-from daemon.part import Context
+from common.errors import ConfigError, MixosError, NotFoundError, RefusedError
+from daemon.core.method import Caller, Nothing, Role
+from daemon.core.part import Context
+from daemon.parts.config import history as history_module
+from daemon.parts.config.history import MAX_FILE, History
+from daemon.parts.config.part import BY_HAND, Config, Named, Page, Put, Target
 
 ADMIN = Caller(Role.ADMIN, 1000, 1000, 1, "admin", "local")
 
@@ -267,7 +267,7 @@ def test_an_undo_that_would_lose_something_is_refused(tmp_path: Path):
     config.record("admin", "one")
     (config.context.etc / "big").write_bytes(bytes(MAX_FILE + 1))
     write(config.history, "a.toml", "x = 2\n")
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         asyncio.run(config.undo(ADMIN, Target(revision=1)))
     assert caught.value.reason == "history-failed"
     assert (config.context.etc / "a.toml").read_text() == "x = 2\n"
@@ -291,7 +291,7 @@ def test_an_undo_that_fails_is_taken_back_and_not_tried_again(tmp_path: Path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(history_module, "write_atomically", full)
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             asyncio.run(config.undo(ADMIN, Target()))
     assert caught.value.reason == "history-failed"
     assert tree(config.context.etc) == before
@@ -335,7 +335,7 @@ def test_damaged_content_is_found_before_anything_changes(tmp_path: Path):
             write(config.history, name, name + text)
         config.record("admin", "set")
     (config.history.store / "objects" / config.history.get(1).files["b"][0]).unlink()
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         asyncio.run(config.undo(ADMIN, Target()))
     assert caught.value.reason == "history-damaged"
     assert (config.context.etc / "a").read_text() == "a2\n"

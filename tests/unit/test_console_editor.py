@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.console.editor import LONGEST, Editor
-from daemon.console.terminal import Terminal, width_of
+from daemon.client.console.editor import LONGEST, Editor
+from daemon.client.console.terminal import Terminal, width_of
 
 
 class Played(Terminal):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.console.history import LINES, MAX_BYTES, History
+from daemon.client.console.history import LINES, MAX_BYTES, History
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.console import login
-from daemon.console.accounts import ACCOUNTS, NAMES, of_uid
-from daemon.errors import RefusedError
+from common.accounts import ACCOUNTS, NAMES, of_uid
+from common.errors import RefusedError
+from daemon.client.console import login
 
 ROOT = Path(__file__).resolve().parents[2]
 ETC = ROOT / "rootfs/skeleton/etc"
@@ -208,7 +208,7 @@ def used(tree: ast.AST) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("folder", ["daemon/cli", "daemon/console"])
+@pytest.mark.parametrize("folder", ["daemon/client/cli", "daemon/client/console"])
 def test_no_command_opens_an_editor_a_pager_or_a_program(folder):
     files = sorted((ROOT / folder).glob("*.py"))
     assert files

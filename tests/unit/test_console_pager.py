@@ -7,7 +7,7 @@ import sys
 import click
 import pytest
 
-from daemon.console.pager import EnoughError, Paged, paged
+from daemon.client.console.pager import EnoughError, Paged, paged
 from tests.unit.test_console_editor import Played
 
 

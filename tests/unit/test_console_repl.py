@@ -11,14 +11,14 @@ from pathlib import Path
 import click
 import pytest
 
-from daemon.cli import cli
-from daemon.console import complete as completion
-from daemon.console import names, repl
-from daemon.console.accounts import ACCOUNTS
-from daemon.console.banner import describe
-from daemon.console.repl import Console
-from daemon.console.watch import parse
-from daemon.errors import UnreachableError
+from common.accounts import ACCOUNTS
+from common.errors import UnreachableError
+from daemon.client.cli import cli
+from daemon.client.console import complete as completion
+from daemon.client.console import names, repl
+from daemon.client.console.banner import describe
+from daemon.client.console.repl import Console
+from daemon.client.console.watch import parse
 from tests.unit.test_console_editor import Played
 
 BY_NAME = {account.name: account for account in ACCOUNTS}
@@ -45,8 +45,8 @@ class Recorder:
 
 @pytest.fixture
 def mixctl(monkeypatch, tmp_path):
-    monkeypatch.setattr("daemon.client.SOCKET", str(tmp_path / "none.sock"))
-    monkeypatch.setattr("daemon.console.banner.banner", lambda role: f"role {role}\n")
+    monkeypatch.setattr("daemon.client.connection.SOCKET", str(tmp_path / "none.sock"))
+    monkeypatch.setattr("daemon.client.console.banner.banner", lambda role: f"role {role}\n")
     return Recorder()
 
 
@@ -209,8 +209,10 @@ def verbs(monkeypatch):
     def stop(unit: str, signal: str) -> None: ...
 
     cli.command("status")(click.pass_context(lambda context: None))
-    monkeypatch.setattr("daemon.cli.cli", cli)
-    monkeypatch.setattr("daemon.client.call", lambda *_, **__: {"units": [{"name": "hello"}, {"name": "help-desk"}]})
+    monkeypatch.setattr("daemon.client.cli.cli", cli)
+    monkeypatch.setattr(
+        "daemon.client.connection.call", lambda *_, **__: {"units": [{"name": "hello"}, {"name": "help-desk"}]}
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_completion(verbs, before, words):
 
 
 def test_a_defect_in_completion_is_no_news(monkeypatch):
-    monkeypatch.setattr("daemon.cli.cli", None)
+    monkeypatch.setattr("daemon.client.cli.cli", None)
     assert completion.Completer(())("sta") == (3, [])
 
 
@@ -244,7 +246,7 @@ def test_names_of_a_daemon_that_does_not_answer(monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise UnreachableError("gone", reason="daemon-unreachable")
 
-    monkeypatch.setattr("daemon.client.call", refuse)
+    monkeypatch.setattr("daemon.client.connection.call", refuse)
     assert names.complete_names("unit") == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.console.safe import one_line, printable, printable_json
+from common.safe import one_line, printable, printable_json
 
 ANY = st.text(st.characters(codec=None), max_size=60)  # surrogates too
 

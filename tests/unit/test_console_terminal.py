@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.console.terminal import Terminal, width_of
+from daemon.client.console.terminal import Terminal, width_of
 
 
 def keys(data: bytes) -> list[str]:

@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 
+from common.errors import DiskError
 from daemon import firstboot
-from daemon.errors import DiskError
 from image import gpt
 
 MIB = 1 << 20

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from common.settings.model import Settings
+from common.settings.render import render
 from daemon import preseed
-from daemon.render import render
-from daemon.settings import Settings
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon import mixosd, power, rpc
-from daemon.client import call, stream
-from daemon.errors import ConfigError, NotFoundError, RpcError, UnreachableError
+from common.errors import ConfigError, NotFoundError, RpcError, UnreachableError
+from daemon import mixosd
+from daemon.client.connection import call, stream
+from daemon.core import rpc
+from daemon.linux import power
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from daemon.errors import SettingsError
-from daemon.render import render
-from daemon.settings import MAX_BYTES, Network, Settings, SshKey, from_mapping, parse
-from daemon.sshkey import expiry_problem, key_problem, option_problem, source_problem
-from daemon.sshkey import line as key_line
-from daemon.zones import tzif, zones
+from common.errors import SettingsError
+from common.settings.model import MAX_BYTES, Network, Settings, SshKey, from_mapping, parse
+from common.settings.render import render
+from common.settings.sshkey import expiry_problem, key_problem, option_problem, source_problem
+from common.settings.sshkey import line as key_line
+from common.settings.zones import tzif, zones
 
 
 def blob(*fields: bytes) -> str:

@@ -8,8 +8,11 @@ import sys
 import pytest
 
 from buildsys.run import run
-from daemon import client, dm, facts, mixctl, show
-from daemon.errors import UnreachableError
+from common.errors import UnreachableError
+from daemon.client import connection as client
+from daemon.client import mixctl
+from daemon.linux import dm
+from daemon.parts.system import facts, show
 from tests.hostpackages import ROOT
 
 SAMPLE = {
@@ -179,8 +182,8 @@ def test_ctrl_c_is_no_traceback(monkeypatch, plain):
 def test_a_reader_that_went_away_has_its_own_exit_code(plain):
     program = f"""
 import os, sys
-from daemon import client, mixctl
-client.call = lambda *given, **options: "x" * 200_000
+from daemon.client import connection, mixctl
+connection.call = lambda *given, **options: "x" * 200_000
 mixctl._PLAIN = {plain}
 read, write = os.pipe()
 os.close(read)

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from buildsys.errors import CheckError
+from common.errors import CheckError
 from packages.mix.elf import Target, Waiver, check_image
 
 LOADER = b"/lib/ld-musl-x86_64.so.1\0"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from buildsys.errors import FetchError
 from buildsys.events import Event, Fetched, Note
 from buildsys.fetch import Fetcher, pip_download
 from buildsys.lock import Source
+from common.errors import FetchError
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 SHA = hashlib.sha256(BODY).hexdigest()

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from daemon import rpc
-from daemon.api.method import Caller, Role
-from daemon.cli import firewall as cli
-from daemon.errors import ConfigError, DeviceError, NotFoundError, RefusedError
-from daemon.net.firewall import edits, forwarding, requests
-from daemon.net.firewall.decide import Packet
-from daemon.net.firewall.model import Config
-from daemon.net.firewall.operator import connection
-from daemon.net.firewall.policy import Policy, Source, default_text, resolve
-from daemon.net.firewall.store import Store, digest
-from daemon.part import Context
-from daemon.tomlfile import parse
+from common.errors import ConfigError, MixosError, NotFoundError, RefusedError
+from common.tomlfile import parse
+from daemon.core import rpc
+from daemon.core.method import Caller, Role
+from daemon.core.part import Context
+from daemon.parts.firewall import edits, forwarding, requests
+from daemon.parts.firewall import verbs as cli
+from daemon.parts.firewall.decide import Packet
+from daemon.parts.firewall.model import Config
+from daemon.parts.firewall.operator import connection
+from daemon.parts.firewall.policy import Policy, Source, default_text, resolve
+from daemon.parts.firewall.store import Store, digest
 
 PATH = Path("firewall.toml")
 
@@ -124,7 +124,7 @@ def test_blocking_writes_the_list_and_keeps_its_comments():
     source = edit(edits.block, source, requests.Block, addresses=["192.0.2.1", "192.0.2.9"], take=True)
     assert source.lists["blocked.txt"] == "# why\n2001:db8::/32\n192.0.2.7\n"
     for address, take, reason in (("x", False, "firewall-address"), ("192.0.2.1", True, "firewall-missing")):
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             edit(edits.block, source, requests.Block, addresses=[address], take=take)
         assert caught.value.reason == reason
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.errors import ConfigError
-from daemon.net.firewall import lists
-from daemon.net.firewall.decide import Packet, admits, decide, zone_of
-from daemon.net.firewall.policy import Policy, Source, default_text, read_source, resolve, shipped_services
-from daemon.net.firewall.values import Limit, Ports, parse_limit, parse_network, parse_ports
+from common.errors import ConfigError
+from daemon.parts.firewall import lists
+from daemon.parts.firewall.decide import Packet, admits, decide, zone_of
+from daemon.parts.firewall.policy import Policy, Source, default_text, read_source, resolve, shipped_services
+from daemon.parts.firewall.values import Limit, Ports, parse_limit, parse_network, parse_ports
 
 PATH = Path("firewall.toml")
 BASE = '[zones.lan]\nallow = ["ssh"]\n'

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from buildsys.errors import ConfigError, ImageError
 from buildsys.job import Job
+from common.errors import ConfigError, ImageError
 from image import assemble, deb, esp, gpt, layout, uki, verity
 from tests.unit.test_image_uki import RELEASE, STUB, kernel
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from buildsys.errors import ConfigError, ImageError
+from common.errors import ConfigError, ImageError
 from image import blockdev, esp, flash, gpt
 from image.blockdev import Places
 from tests.unit.test_image_assemble import ROOT, Bench

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from buildsys.errors import ImageError, UsageError
+from common.errors import ImageError, UsageError
 from image import accel, esp, gpt, machine, qemu, qmp
 from image.accel import Acceleration
 from image.machine import Machine

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import FormatError
 from image import pe, uki
-from image.errors import FormatError
 
 RELEASE = "6.6.8-mixos"
 

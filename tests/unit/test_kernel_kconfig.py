@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kernel
-from buildsys.errors import ConfigError
+from common.errors import ConfigError
 from kernel.kconfig import (
     Request,
     defined_symbols,

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kernel
-from buildsys.errors import CheckError, ConfigError
 from buildsys.job import Job
 from buildsys.lock import load_lock
 from buildsys.run import CommandError, run
+from common.errors import CheckError, ConfigError
 from kernel.config import MAKE_VARIABLES, configure
 from kernel.patches import read_series, stage
 from kernel.source import FALLBACKS, OLDEST, PINNED, Selection, parse_makefile, parse_selection, source_version

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import kernel
-from buildsys.errors import CheckError, ConfigError, MixosError
+from common.errors import CheckError, ConfigError, MixosError
 from kernel.cmdline import parse_cmdline, read_cmdline, values
 from kernel.config import read_data
 from kernel.hardening import Rule, external_score, judge, read_rules, require

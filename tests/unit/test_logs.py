@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.errors import NotFoundError
-from daemon.supervise import logs
-from daemon.supervise.logs import Present, Query, Reader, Record, lines, lines_backward
+from common.errors import NotFoundError
+from daemon.parts.service import logs
+from daemon.parts.service.logs import Present, Query, Reader, Record, lines, lines_backward
 
 BOOTS = ("aaaaaaaa", "bbbbbbbb")
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.cli.mdns import _found, _status
-from daemon.errors import ConfigError
-from daemon.net.mdns import MdnsFile, MdnsPart
-from daemon.net.mdns_main import read
-from daemon.part import Context
-from daemon.tomlfile import parse
+from common.errors import ConfigError
+from common.tomlfile import parse
+from daemon.core.part import Context
+from daemon.parts.mdns.part import MdnsFile, MdnsPart
+from daemon.parts.mdns.process import read
+from daemon.parts.mdns.verbs import _found, _status
 
 PATH = Path("mdns.toml")
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.metrics import http
-from daemon.metrics.exposition import text
-from daemon.metrics.http import Endpoint, judge
+from daemon.parts.metrics import http
+from daemon.parts.metrics.exposition import text
+from daemon.parts.metrics.http import Endpoint, judge
 from tests.unit.test_metrics_figures import SAMPLE, UNIT
 
 

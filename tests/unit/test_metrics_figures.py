@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.metrics import cgroups, processes, ring
-from daemon.metrics.figures import busiest, figures
-from daemon.metrics.health import health
-from daemon.metrics.processes import Process
-from daemon.metrics.sample import Sample, Space, Temperature, Traffic, take
+from daemon.parts.metrics import cgroups, processes, ring
+from daemon.parts.metrics.figures import busiest, figures
+from daemon.parts.metrics.health import health
+from daemon.parts.metrics.processes import Process
+from daemon.parts.metrics.sample import Sample, Space, Temperature, Traffic, take
 
 UNIT = cgroups.Unit(cpu=2.0, memory=1 << 20, swap=0, tasks=3, read=10, written=20, oom_kills=1)
 SAMPLE = Sample(

@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.api.method import ADMINS, Caller, Nothing, Role
-from daemon.cli import metrics as metrics_command
-from daemon.cli import top as top_command
-from daemon.errors import ConfigError
-from daemon.metrics import config, part, ring
-from daemon.metrics.part import Metrics, Period, Top, Window
-from daemon.part import Context
+from common.errors import ConfigError
+from daemon.core.method import ADMINS, Caller, Nothing, Role
+from daemon.core.part import Context
+from daemon.parts.metrics import config, part, ring
+from daemon.parts.metrics import top as top_command
+from daemon.parts.metrics import verbs as metrics_command
+from daemon.parts.metrics.part import Metrics, Period, Top, Window
 from tests.unit.test_console_editor import Played
 from tests.unit.test_metrics_endpoint import free_port
 

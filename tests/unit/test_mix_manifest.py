@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packages.mix.errors import ArtifactError
+from common.errors import ArtifactError
 from packages.mix.manifest import MAX_MANIFEST, Entry, Manifest, decode, open_artifact, path_problem, sort_key
 
 HASH = "0" * 64

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from buildsys.errors import CheckError
 from buildsys.job import Job
+from common.errors import CheckError
 from packages.mix.artifact import glob_pattern, open_artifact, pack
 
 META = {"name": "demo", "version": "1", "summary": "s", "license": "MIT", "homepage": ""}

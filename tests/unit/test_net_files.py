@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buildsys.run import run
-from daemon.errors import DeviceError
-from daemon.net import values
-from daemon.net.dns import Names
-from daemon.net.handover import EarlyBoot
-from daemon.net.netfile import NetworkFile
-from daemon.net.tomledit import remove_table, set_keys
-from daemon.net.trial import Journal
-from daemon.tomlfile import parse
+from common import netvalues as values
+from common.errors import MixosError
+from common.tomledit import remove_table, set_keys
+from common.tomlfile import parse
+from daemon.parts.net.dns import Names
+from daemon.parts.net.handover import EarlyBoot
+from daemon.parts.net.netfile import NetworkFile
+from daemon.parts.net.trial import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
 INIT = ROOT / "rootfs/skeleton/usr/lib/mixos/init"
@@ -134,7 +134,7 @@ def test_checks_of_values_only_raise_value_errors(text: str) -> None:
     ],
 )
 def test_mistakes_are_found(text: str, reason: str) -> None:
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         network(text)
     assert caught.value.reason == reason
     assert caught.value.exit_code == 3
@@ -143,7 +143,7 @@ def test_mistakes_are_found(text: str, reason: str) -> None:
 def test_two_default_routes_of_one_metric_are_a_mistake() -> None:
     one = '[interface.{0}]\nmode = "static"\naddresses = ["192.0.{1}.2/24"]\ngateways = ["192.0.{1}.1"]\nmetric = {2}\n'
     network(one.format("a", 2, 0) + one.format("b", 3, 10))
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         network(one.format("a", 2, 0) + one.format("b", 3, 0))
     assert caught.value.reason == "config-value"
 
@@ -195,7 +195,7 @@ def test_a_table_goes_with_those_below_it() -> None:
     "text", ["interface = { eth0 = { mtu = 1 } }\n", "interface.eth0.mtu = 1\n", "[interface]\neth0.mtu = 1\n"]
 )
 def test_what_cannot_be_edited_is_refused(text: str) -> None:
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         set_keys(text, ["interface", "eth0"], {"metric": 2})
     assert caught.value.reason == "config-edit"
 
@@ -213,7 +213,7 @@ def test_edits_mean_what_they_say(edits: list[tuple[list[str], dict[str, Any]]])
     for table, entries in edits:
         try:
             text = set_keys(text, table, entries)
-        except DeviceError as error:
+        except MixosError as error:
             assert error.reason == "config-edit"  # noqa: PT017  # either refused or exact
             continue
         inner: dict[str, Any] = meant

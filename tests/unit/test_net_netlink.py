@@ -16,12 +16,13 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from daemon.net import netlink, plan, rtnl
-from daemon.net.netfile import NetworkFile
-from daemon.net.netlink import Message, NetlinkError, Socket
-from daemon.net.plan import ALIAS, Seen
-from daemon.net.rtnl import Address, Link, Route, Rule
-from daemon.tomlfile import parse
+from common.tomlfile import parse
+from daemon.linux import netlink, rtnl
+from daemon.linux.netlink import Message, NetlinkError, Socket
+from daemon.linux.rtnl import Address, Link, Route, Rule
+from daemon.parts.net import plan
+from daemon.parts.net.netfile import NetworkFile
+from daemon.parts.net.plan import ALIAS, Seen
 
 
 def read(kind: Any, payload: bytes) -> Any:

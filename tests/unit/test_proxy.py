@@ -17,13 +17,22 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from buildsys.run import run
-from daemon.api.method import Caller, Role
-from daemon.cli import proxy as cli
-from daemon.errors import ConfigError, DeviceError
-from daemon.net.proxy import Credentials, Proxy, ProxyFile, Settings, parse_exception, parse_proxy, proxies_for, read
-from daemon.net.proxytest import fetch
-from daemon.part import Context
-from daemon.supervise.prepare import environment_file
+from common.errors import ConfigError, MixosError
+from daemon.core.method import Caller, Role
+from daemon.core.part import Context
+from daemon.parts.proxy import verbs as cli
+from daemon.parts.proxy.part import (
+    Credentials,
+    Proxy,
+    ProxyFile,
+    Settings,
+    parse_exception,
+    parse_proxy,
+    proxies_for,
+    read,
+)
+from daemon.parts.proxy.trial import fetch
+from daemon.parts.service.prepare import environment_file
 from tests.hostpackages import ROOT
 
 ME = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
@@ -198,7 +207,7 @@ def test_what_is_no_exception(text):
 
 def test_mistakes(context):
     part = Proxy(context)
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         call(part, "set", user="alone")
     assert caught.value.reason == "proxy-credentials"
     with pytest.raises(ValidationError):
@@ -288,7 +297,7 @@ def test_http_goes_by_absolute_uri_with_credentials():
 )
 def test_what_a_tunnel_may_meet(status, reason):
     seen: list[bytes] = []
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         through(answering(status, seen), "https://example.test/", "https")
     assert caught.value.reason == reason
     assert seen[0].startswith(b"CONNECT example.test:443 HTTP/1.1\r\n")
@@ -303,7 +312,7 @@ def test_nobody_listens():
         await server.wait_closed()
         await fetch("http://example.test/", Settings(ProxyFile.model_validate({"http": f"http://127.0.0.1:{port}"})))
 
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         asyncio.run(work())
     assert caught.value.reason == "proxy-unreachable"
 
@@ -344,7 +353,7 @@ def test_socks_resolves_at_the_proxy_and_logs_in():
 
 @pytest.mark.parametrize(("code", "login", "reason"), [(5, 0, "proxy-refused"), (0, 1, "proxy-denied")])
 def test_socks_refusals(code, login, reason):
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         through(socks([], code, login), "http://example.test/", "socks", Credentials(user="u", password="p"))
     assert caught.value.reason == reason
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from buildsys.errors import CheckError, ConfigError
 from buildsys.job import Job
 from buildsys.run import find_tool, run
+from common.errors import CheckError, ConfigError
 from packages.mix.artifact import open_artifact
 from rootfs.basefiles import SERVICES, build, render_templates
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from buildsys.errors import CheckError
 from buildsys.job import Job
+from common.errors import CheckError
 from packages.mix.artifact import Attribute, Metadata, write_artifact
 from rootfs.compose import compose, read_root
 from rootfs.pack import squash, write_tar

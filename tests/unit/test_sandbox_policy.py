@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from daemon.errors import RefusedError
-from daemon.sandbox.policy import LEVELS, NETWORKS, PROCS, Access, Overlay, Policy, is_below, tighten
+from common.errors import RefusedError
+from daemon.parts.sandbox.policy import LEVELS, NETWORKS, PROCS, Access, Overlay, Policy, is_below, tighten
 
 
 def policy(**changes: Any) -> Policy:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from daemon.errors import ConfigError, NotFoundError, RefusedError
-from daemon.part import Context
-from daemon.sandbox.compile import compile_policy
-from daemon.sandbox.policy import Access, Limits
-from daemon.sandbox.profile import SHIPPED, ProfileFile, load_profile, names, read_profile
+from common.errors import ConfigError, NotFoundError, RefusedError
+from daemon.core.part import Context
+from daemon.parts.sandbox.compile import compile_policy
+from daemon.parts.sandbox.policy import Access, Limits
+from daemon.parts.sandbox.profile import SHIPPED, ProfileFile, load_profile, names, read_profile
 
 SHIPPED_NAMES = ["build", "minimal", "network", "package-script", "service", "strict", "tool"]
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from daemon.api.events import Bus, Event
-from daemon.errors import ConfigError
-from daemon.sandbox.proxy import Limits, Proxy, serving
-from daemon.sandbox.proxy_reach import Upstream, _connect, direct
-from daemon.sandbox.proxy_rules import Address, Rules, parse_address
+from common.errors import ConfigError
+from daemon.core.events import Bus, Event
+from daemon.parts.sandbox.proxy import Limits, Proxy, serving
+from daemon.parts.sandbox.proxy_reach import Upstream, _connect, direct
+from daemon.parts.sandbox.proxy_rules import Address, Rules, parse_address
 from tests.unit.test_sandbox_proxy_parsers import extended, hello, named
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]

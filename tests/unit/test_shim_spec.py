@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.supervise import spec as module
-from daemon.supervise.shimstate import EVENTS, Extend, Phase, ShimError, Status, Watchdog, load_state, parse_state
-from daemon.supervise.spec import (
+from daemon.parts.service import spec as module
+from daemon.parts.service.shimstate import EVENTS, Extend, Phase, ShimError, Status, Watchdog, load_state, parse_state
+from daemon.parts.service.spec import (
     ANYBODY,
     CAPABILITIES,
     INFINITY,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.errors import DeviceError
-from daemon.storage import ata, health, nvme
-from daemon.storage.verdict import HealthError
+from common.errors import MixosError
+from daemon.parts.storage import ata, health, nvme
+from daemon.parts.storage.verdict import HealthError
 
 
 def page(critical: int = 0, used: int = 3, spare: int = 100) -> bytes:
@@ -162,5 +162,5 @@ def test_a_disk_that_is_not_there_or_refuses(tmp_path):
         ("ata", "smart-refused"),
     ]
     (tmp_path / "dev/sda").unlink()
-    with pytest.raises(DeviceError):
+    with pytest.raises(MixosError):
         ata.read(tmp_path / "dev/sda")

@@ -17,13 +17,14 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from daemon.api.method import ADMINS, OPERATORS, Caller, Nothing, Role
-from daemon.cli import storage as command
-from daemon.errors import DeviceError
-from daemon.part import Context
-from daemon.storage import disks, health, mounts, quota, quotactl, usage
-from daemon.storage.part import Limit, Storage
-from daemon.storage.trim import trim
+from common.errors import MixosError
+from daemon.core.method import ADMINS, OPERATORS, Caller, Nothing, Role
+from daemon.core.part import Context
+from daemon.linux import mounts, quotactl
+from daemon.parts.storage import disks, health, quota, usage
+from daemon.parts.storage import verbs as command
+from daemon.parts.storage.part import Limit, Storage
+from daemon.parts.storage.trim import trim
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 MOUNTINFO = """\
@@ -173,11 +174,11 @@ def place(tmp_path: Path) -> Context:
 def test_a_file_system_without_project_quotas_is_told(tmp_path):
     context = place(tmp_path)
     quotas = quota.Quotas(context)
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         quotas.set("web", 1 << 20)
     assert caught.value.reason == "quota-unsupported"
     assert quotas.read() == {}
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         quotas.set("wbe", 1 << 20)
     assert caught.value.reason == "quota-unit"
 
@@ -259,7 +260,7 @@ def test_a_limit_that_cannot_be_set_is_what_it_was(tmp_path, kernel, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(quotactl, "assign", fail)
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             quotas.set("web", 5 << 20)
     assert caught.value.reason == "quota-too-many"
     (row,) = quotas.rows()
@@ -296,7 +297,7 @@ def test_the_limit_of_a_unit_that_is_gone_can_be_taken_away(tmp_path, kernel):
     quotas = quota.Quotas(context)
     quotas.set("web", 1 << 20)
     (context.etc / "units/web.toml").unlink()
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         quotas.set("web", 2 << 20)
     assert caught.value.reason == "quota-unit"
     assert quotas.set("web", None)["limit"] is None
@@ -343,13 +344,13 @@ def stat_mode(path: Path) -> int:
 def test_a_damaged_file_of_limits(tmp_path, text):
     quotas = quota.Quotas(place(tmp_path))
     put(quotas.path, text)
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         quotas.read()
     assert caught.value.reason == "quota-file"
 
 
 def test_trim_where_there_is_none():
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         trim(Path("/proc"))
     assert caught.value.reason == "trim-unsupported"
 
@@ -450,7 +451,7 @@ def test_the_part_and_its_commands(tmp_path, root, monkeypatch):
         as_json = runner.invoke(command.storage, [*arguments, "--json"], standalone_mode=False)
         assert json.loads(as_json.output)
     result = runner.invoke(command.storage, ["quota", "set", "web", "1M"], standalone_mode=False)
-    assert isinstance(result.exception, DeviceError)
+    assert isinstance(result.exception, MixosError)
     assert result.exception.reason == "quota-unsupported"
     assert methods["storage.quota"].roles == ADMINS
     assert methods["storage.trim"].roles == OPERATORS

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from buildsys.cli.cache import kept_outputs
-from buildsys.errors import StoreError
 from buildsys.files import data_ranges, remove_tree
 from buildsys.store import Store
+from common.errors import StoreError
 
 STEPS = ("settled", "listed", "renamed", "recorded")
 EPOCH = 1703030400

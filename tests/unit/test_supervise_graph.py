@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.errors import DeviceError
-from daemon.supervise.graph import Graph
-from daemon.supervise.unit import Unit
+from common.errors import MixosError
+from daemon.parts.service.graph import Graph
+from daemon.parts.service.unit import Unit
 
 
 def graph(**units: Mapping[str, list[str]]) -> Graph:
@@ -41,21 +41,21 @@ def test_conflicts_hold_both_ways():
     one = graph(a={"conflicts": ["b"]}, b={}, c={"wants": ["a", "b"]})
     assert one.start(["a"]).stops == ("b",)
     assert one.start(["b"]).stops == ("a",)
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         one.start(["c"])
     assert caught.value.reason == "unit-conflict"
 
 
 def test_a_required_unit_that_is_broken_stops_the_plan_a_wanted_one_does_not():
     one = graph(a={"requires": ["gone"]}, b={"wants": ["gone"]})
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         one.start(["a"])
     assert caught.value.reason == "unit-dependency"
     assert one.start(["b"]).missing == ("gone",)
 
 
 def test_an_unknown_unit():
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         graph(network={}).start(["netwrok"])
     assert (caught.value.reason, "network" in str(caught.value.hint)) == ("unit-unknown", True)
 

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.errors import ConfigError
-from daemon.supervise import prepare
-from daemon.supervise.backoff import Attempts
-from daemon.supervise.judge import Outcome, Verdict, following, verdict
-from daemon.supervise.load import parse_unit
-from daemon.supervise.memory import KEPT, End, History, Memory
-from daemon.supervise.states import RESTING, TRANSITIONS, State
-from daemon.supervise.timer import Clock, Runs, remaining
-from daemon.supervise.timer import following as next_time
-from daemon.supervise.unit import Service, Timer, Unit
-from daemon.supervise.values import calendar
+from common.errors import ConfigError
+from common.values import calendar
+from daemon.parts.service import prepare
+from daemon.parts.service.backoff import Attempts
+from daemon.parts.service.judge import Outcome, Verdict, following, verdict
+from daemon.parts.service.load import parse_unit
+from daemon.parts.service.memory import KEPT, End, History, Memory
+from daemon.parts.service.states import RESTING, TRANSITIONS, State
+from daemon.parts.service.timer import Clock, Runs, remaining
+from daemon.parts.service.timer import following as next_time
+from daemon.parts.service.unit import Service, Timer, Unit
 
 
 def unit(more: str = "", rest: str = "") -> Unit:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.errors import DeviceError
-from daemon.supervise.sockets import open_socket, remove_files
-from daemon.supervise.unit import Socket
+from common.errors import MixosError
+from daemon.parts.service.sockets import open_socket, remove_files
+from daemon.parts.service.unit import Socket
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_unix_socket_has_its_mode_from_the_first_moment(path: Path):
 
 def test_a_dead_socket_is_replaced_a_live_one_and_anything_else_is_not(path: Path):
     first = open_socket(wanted(unix=str(path)))
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         open_socket(wanted(unix=str(path)))
     assert caught.value.reason == "socket-busy"
     first.close()
@@ -46,7 +46,7 @@ def test_a_dead_socket_is_replaced_a_live_one_and_anything_else_is_not(path: Pat
     remove_files([wanted(unix=str(path))])
     assert not path.exists()
     path.write_text("precious")
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         open_socket(wanted(unix=str(path)))
     assert caught.value.reason == "socket-refused"
     remove_files([wanted(unix=str(path))])
@@ -59,7 +59,7 @@ def test_tcp(monkeypatch: pytest.MonkeyPatch):
         port = probe.getsockname()[1]
     with open_socket(wanted(tcp=port)) as channel:
         assert channel.getsockname() == ("127.0.0.1", port)
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             open_socket(wanted(tcp=f"127.0.0.1:{port}"))
         assert caught.value.reason == "socket-busy"
     with open_socket(wanted(tcp=f"[::1]:{port}")) as channel:

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from daemon.errors import ConfigError
-from daemon.supervise import values
-from daemon.supervise.load import LastGood, Loaded, load, parse_unit
-from daemon.supervise.states import State
-from daemon.supervise.unit import Unit
+from common import values
+from common.errors import ConfigError
+from daemon.parts.service.load import LastGood, Loaded, load, parse_unit
+from daemon.parts.service.states import State
+from daemon.parts.service.unit import Unit
 
 ROOT = Path(__file__).resolve().parents[2]
 HELLO = "[unit]\ndescription = 'says hello'\n[service]\ncommand = ['/usr/bin/hello', '--forever']\nrestart = 'always'\n"

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.errors import DeviceError
-from daemon.net import clients, keys, tunnel, vpnfile, wgquick
-from daemon.net.rtnl import MAIN_TABLE, Route, Rule
-from daemon.net.vpnconfig import VpnConfig
-from daemon.net.vpnfile import Tunnel, VpnFile
-from daemon.net.wireguard import Device, Endpoint, Peer
-from daemon.tomlfile import parse
+from common.errors import MixosError
+from common.tomlfile import parse
+from daemon.linux.rtnl import MAIN_TABLE, Route, Rule
+from daemon.linux.wireguard import Device, Endpoint, Peer
+from daemon.parts.vpn import clients, keys, tunnel, wgquick
+from daemon.parts.vpn import model as vpnfile
+from daemon.parts.vpn.edits import VpnConfig
+from daemon.parts.vpn.model import Tunnel, VpnFile
 
 ONE, TWO = keys.encode(bytes([1]) * 32), keys.encode(bytes([2]) * 32)
 
@@ -43,7 +44,7 @@ def test_pairs_are_pairs() -> None:
         assert await keys.public_of(one.private) == one.public
         assert await keys.public_of(keys.clamp(one.private)) == one.public
         assert keys.encode(one.private) not in repr(one)
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             await keys.public_of(b"short")
         assert caught.value.reason == "vpn-keys"
 
@@ -55,7 +56,7 @@ def test_pairs_are_pairs() -> None:
     ["", "key", ONE[:-1], ONE + "=", ONE[:-2] + "F=", "A" * 43 + "=", "ä" * 44, ONE[:20] + " " + ONE[20:]],
 )
 def test_what_is_no_key(text: str) -> None:
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         keys.decode(text)
     assert (caught.value.reason, caught.value.exit_code) == ("vpn-key", 3)
     assert len(text) < 4 or text not in caught.value.message
@@ -66,7 +67,7 @@ def test_what_is_no_key(text: str) -> None:
 def test_a_text_is_a_key_or_refused(text: str) -> None:
     try:
         assert keys.encode(keys.decode(text)) == text.strip()
-    except DeviceError as error:
+    except MixosError as error:
         assert error.reason == "vpn-key"  # noqa: PT017  # either way is fine
 
 
@@ -77,7 +78,7 @@ def test_secrets_are_for_root_alone(tmp_path: Path) -> None:
     assert (tmp_path / "vpn/wg0.key").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "vpn").stat().st_mode & 0o777 == 0o700
     store.remove("wg0.key")
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         store.read("wg0.key")
     assert caught.value.reason == "vpn-secret-missing"
 
@@ -102,14 +103,14 @@ def test_secrets_are_for_root_alone(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_in_vpn_toml(text: str) -> None:
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         vpn(text)
     assert caught.value.exit_code == 3
 
 
 def test_no_more_networks_than_can_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vpnfile, "MAX_ALLOWED", 1)
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         server()
     assert caught.value.reason == "config-value"
 
@@ -119,7 +120,7 @@ def test_an_allowed_ip_belongs_to_one_peer() -> None:
         f'[interface.wg0.peer.{name}]\npublic-key = "{key}"\nallowed-ips = ["10.0.0.2/32"]\n'
         for name, key in (("a", ONE), ("b", TWO))
     )
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         vpn(peers)
     assert caught.value.reason == "config-value"
 
@@ -136,10 +137,10 @@ def test_changes_keep_comments_and_secrets_follow(tmp_path: Path) -> None:
     for secret in (5, 6, 7):
         assert keys.encode(bytes([secret]) * 32) not in text
     for reason, name, peer in (("vpn-exists", "wg0", "a"), ("vpn-interface", "wg9", "z")):
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             config.add_peer(name, peer, {"public-key": ONE}, None, None)
         assert caught.value.reason == reason
-    with pytest.raises(DeviceError):  # the same key under another name: nothing is written
+    with pytest.raises(MixosError):  # the same key under another name: nothing is written
         config.add_peer("wg0", "c", {"public-key": ONE}, bytes([8]) * 32, None)
     assert not (tmp_path / "vpn/wg0.c.psk").exists()
     assert config.file.read_text() == text
@@ -223,7 +224,7 @@ def test_what_is_written_is_read_back() -> None:
     ],
 )
 def test_what_is_refused_and_why(change: tuple[str, str], reason: str) -> None:
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         wgquick.parse(STOCK.replace(*change), "a.conf")
     assert caught.value.reason == reason
     assert "a.conf" in caught.value.message
@@ -233,7 +234,7 @@ def test_what_is_refused_and_why(change: tuple[str, str], reason: str) -> None:
 @given(st.text(alphabet=st.sampled_from("[]#=,:/ \nInterfacPivKyAdsMTU019x" + ONE[0]), max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_garbage_is_refused(text: str) -> None:
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         wgquick.parse(text)
     assert caught.value.reason in ("vpn-import", "vpn-import-unsupported", "vpn-key")
 
@@ -294,7 +295,7 @@ def test_addresses_are_given_in_order_and_run_out() -> None:
     assert clients.next_addresses(server('[interface.wg0]\naddresses = ["10.8.0.2/24"]')) == ("10.8.0.1/32",)
     assert clients.next_addresses(server('[interface.wg0]\naddresses = ["10.8.0.1/30"]')) == ("10.8.0.2/32",)
     for text, reason in (('addresses = ["10.8.0.1/32"]', "vpn-full"), ("", "vpn-address")):
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(MixosError) as caught:
             clients.next_addresses(server(f"[interface.wg0]\n{text}"))
         assert caught.value.reason == reason
 
@@ -305,7 +306,7 @@ def test_random_networks_avoid_what_is_there() -> None:
         four, six = clients.random_networks(taken)
         assert ipaddress.ip_address("10.128.0.0") < ipaddress.ip_interface(four).ip < ipaddress.ip_address("11.0.0.0")
         assert ipaddress.ip_interface(six).ip in ipaddress.ip_network("fd00::/8")
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         clients.random_networks(["10.0.0.1/8"])
     assert caught.value.reason == "vpn-address"
 
@@ -332,7 +333,7 @@ def test_routes_and_rules_of_a_tunnel_that_takes_everything() -> None:
 
 def test_a_device_needs_its_secrets(tmp_path: Path) -> None:
     store = keys.Store(tmp_path)
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(MixosError) as caught:
         tunnel.device("wg0", server(), store, {})
     assert caught.value.reason == "vpn-secret-missing"
     store.write("wg0.key", b"\xff" * 32)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroute2.netlink.generic.wireguard import wgmsg
 
-from daemon.net import netlink, wireguard
-from daemon.net.netlink import NetlinkError, attribute, nested, text, u8, u16
-from daemon.net.wireguard import Change, Device, Endpoint, Peer
+from daemon.linux import netlink, wireguard
+from daemon.linux.netlink import NetlinkError, attribute, nested, text, u8, u16
+from daemon.linux.wireguard import Change, Device, Endpoint, Peer
 
 ONE, TWO, SECRET = bytes([1]) * 32, bytes([2]) * 32, bytes([9]) * 32
 

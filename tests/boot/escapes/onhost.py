@@ -17,11 +17,11 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from daemon.api.events import Bus
-from daemon.sandbox.compile import compile_policy
-from daemon.sandbox.policy import Policy
-from daemon.sandbox.proxy import Proxy, serving
-from daemon.sandbox.proxy_rules import Address, Rules, parse_address
+from daemon.core.events import Bus
+from daemon.parts.sandbox.compile import compile_policy
+from daemon.parts.sandbox.policy import Policy
+from daemon.parts.sandbox.proxy import Proxy, serving
+from daemon.parts.sandbox.proxy_rules import Address, Rules, parse_address
 from tests.boot.escapes import suite
 
 ACCOUNT = 64001

@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# The proxy setting, for what people start in a login shell: root and the administrator may read it (daemon/net/proxy.py).
+# The proxy setting, for what people start in a login shell: root and the administrator may read it (daemon/parts/proxy).
 if [ -r /run/mixos/proxy.env ]; then
     while read -r setting; do
         # shellcheck disable=SC2163  # a line is NAME=value

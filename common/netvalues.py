@@ -1,0 +1,130 @@
+"""Values in network files, checked and written one way: names, addresses, networks, host names, endpoints."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from daemon.parts.vpn import keys
+
+# IFNAMSIZ is 16 with the final NUL. No blank, slash or shell character: names become files and words of scripts.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
+_RESERVED = frozenset({"lo", "all", "default"})  # the loopback; folders below /proc/sys/net/ipv4/conf
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_PEER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+
+
+def interface_name(text: str) -> str:
+    """A name that an interface can have and that is safe as a file's name. Raises ValueError."""
+    if not _NAME.fullmatch(text) or ".." in text or text in _RESERVED:
+        raise ValueError(f"{text!r} is not a name for an interface: at most 15 letters, digits and . _ -")
+    return text
+
+
+def peer_name(text: str) -> str:
+    """What a peer is called. Raises ValueError."""
+    if not _PEER.fullmatch(text):
+        raise ValueError(f"{text!r} is not a name for a peer: at most 32 letters, digits and _ -")
+    return text
+
+
+def host_address(text: str) -> str:
+    """The address of one host, without prefix or zone. Raises ValueError."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not an IP address") from error
+    if "%" in text or address.is_multicast or address.is_unspecified:
+        raise ValueError(f"{text!r} is not the address of a host")
+    return str(address)
+
+
+def interface_address(text: str) -> str:
+    """An address with its prefix length, as an interface has it. Raises ValueError."""
+    try:
+        address = ipaddress.ip_interface(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not an address with prefix length, such as 192.0.2.10/24") from error
+    if "/" not in text:
+        raise ValueError(f"{text!r} needs its prefix length, such as {text}/{24 if address.version == 4 else 64}")
+    if "%" in text or address.is_multicast or address.is_unspecified or address.is_loopback:
+        raise ValueError(f"{text!r} is not the address of a host")
+    return str(address)
+
+
+def network(text: str) -> str:
+    """A network ("default" and "default6" stand for everything). Raises ValueError when host bits are set."""
+    text = {"default": "0.0.0.0/0", "default6": "::/0"}.get(text, text)
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        try:
+            near = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a network, such as 192.0.2.0/24") from error
+        raise ValueError(f"{text!r} has host bits set; its network is {near}") from error
+
+
+def host_name(text: str) -> str:
+    """A DNS name. Raises ValueError."""
+    if len(text) > 253 or not _HOST.fullmatch(text):
+        raise ValueError(f"{text!r} is not a host name")
+    return text
+
+
+def endpoint(text: str) -> str:
+    """`host:port`, `address:port` or `[address]:port`. Raises ValueError."""
+    host, port = split_endpoint(text)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def with_port(text: str, port: int) -> str:
+    """An endpoint, from one or from a host alone, which gets `port`. Raises ValueError."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return endpoint(text if ":" in text else f"{text}:{port}")
+    return endpoint(f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}")
+
+
+def split_endpoint(text: str) -> tuple[str, int]:
+    """Host and port of an endpoint. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is not an endpoint, such as vpn.example.org:51820 or [2001:db8::1]:51820")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if ":" not in host:
+            raise ValueError(f"{text!r}: only an IPv6 address stands in brackets")
+        return host_address(host), int(port)
+    if ":" in host:
+        raise ValueError(f"{text!r}: an IPv6 address stands in brackets, such as [2001:db8::1]:51820")
+    if re.fullmatch(r"[0-9.]+", host):
+        return host_address(host), int(port)
+    return host_name(host), int(port)
+
+
+def is_address(host: str) -> bool:
+    """Whether an endpoint's host needs no name server."""
+    return ":" in host or bool(re.fullmatch(r"[0-9.]+", host))
+
+
+def _public_key(text: str) -> str:
+    try:
+        return keys.encode(keys.decode(text))
+    except keys.KeyProblem as error:
+        raise ValueError(error.message) from error
+
+
+InterfaceName = Annotated[str, AfterValidator(interface_name)]
+PeerName = Annotated[str, AfterValidator(peer_name)]
+HostAddress = Annotated[str, AfterValidator(host_address)]
+InterfaceAddress = Annotated[str, AfterValidator(interface_address)]
+NetworkText = Annotated[str, AfterValidator(network)]
+HostName = Annotated[str, AfterValidator(host_name)]
+EndpointText = Annotated[str, AfterValidator(endpoint)]
+PublicKey = Annotated[str, AfterValidator(_public_key)]

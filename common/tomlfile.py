@@ -1,0 +1,126 @@
+"""Read a TOML file into a strict pydantic model, and say exactly what is wrong with it when it does not fit.
+
+The same for what people write on the host (`mixos.toml`, recipes) and on the device (units, profiles, network).
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from common.errors import ConfigError
+from common.positions import Position, nearest, positions
+
+MAX_BYTES = 4 << 20  # no file that people write by hand is larger
+
+
+class Strict(BaseModel):
+    """Base of every model a user writes: frozen, no unknown keys, `like-this` in files is `like_this` in code."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=False,
+        defer_build=True,  # a daemon has hundreds of these, and in an ordinary life uses few: time and memory
+    )
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load(path: Path, model: type[Model]) -> Model:
+    """Read `path` as `model`. Raises ConfigError naming file:line:column, the value and what was expected."""
+    return parse(read_text(path), path, model)
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file. Raises ConfigError when it is missing, huge or not UTF-8."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file", reason="config-missing") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", reason="config-unreadable") from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes", reason="config-too-large")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 (byte {error.start})", reason="config-encoding") from error
+
+
+def parse(text: str, path: Path, model: type[Model]) -> Model:
+    """Like `load`, for text that was already read; `path` is only named in errors."""
+    data = decode(text, path)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        places = positions(text)
+        lines = [_explain(detail, places, path, model) for detail in error.errors()[:20]]
+        raise ConfigError("\n".join(lines), reason=_reason(error.errors())) from error
+
+
+def decode(text: str, path: Path) -> dict[str, Any]:
+    """The content of TOML text. Raises ConfigError `config-syntax` with line and column."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}", reason="config-syntax", hint="the file must be TOML 1.0") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply", reason="config-syntax") from error
+
+
+def _reason(details: list[ErrorDetails]) -> str:
+    """The reason of several mistakes: a misspelt key explains the one that is missing for it."""
+    kinds = {detail["type"] for detail in details}
+    if "extra_forbidden" in kinds:
+        return "config-unknown-key"
+    return "config-missing-key" if "missing" in kinds else "config-value"
+
+
+def _explain(
+    detail: ErrorDetails, places: dict[tuple[str | int, ...], Position], path: Path, model: type[BaseModel]
+) -> str:
+    location = detail["loc"]
+    place = nearest(places, location)
+    name = ".".join(str(part) for part in location)
+    where = f"{path}:{place.line}:{place.column}: "
+    if detail["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1]), _keys_at(model, location[:-1]), n=1)
+        return f"{where}unknown key '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
+    if detail["type"] == "missing":
+        return f"{where}key '{name}' is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    value = repr(detail["input"])
+    return f"{where}{name} = {value if len(value) < 120 else value[:117] + '...'}: {message[:1].lower()}{message[1:]}"
+
+
+def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+    """The keys that the model allows at a location, found by following the annotations down."""
+    current: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        fields = {field.alias or name: field for name, field in current.model_fields.items()}
+        if part not in fields:
+            return []
+        current = _model_in(fields[part].annotation)
+        if current is None:
+            return []
+    return [field.alias or name for name, field in current.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _model_in(inner)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,1 @@
+"""The daemon's clients: one connection, the command line, the console."""

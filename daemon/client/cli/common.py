@@ -1,0 +1,60 @@
+"""What every verb uses: the --json option, asking the daemon, printing an answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from common.safe import one_line
+from daemon.client.connection import PATIENCE, Feeder
+from daemon.client.console.terminal import width_of
+
+_LONGEST = 4096  # characters of a cell
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def json_option(function: Function) -> Function:
+    """Adds `--json`, given to the function as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def ask(method: str, params: Mapping[str, object] | None = None, *, seconds: float = 15.0) -> Any:
+    """The daemon's answer. Raises what `daemon.client.connection.call` raises; `mixctl` prints it."""
+    from daemon.client.connection import call
+
+    return call(method, params or {}, timeout=seconds, patience=PATIENCE)
+
+
+def follow(method: str, params: Mapping[str, object] | None = None, feeder: Feeder | None = None) -> Iterator[Any]:
+    """The items of a stream, until it ends or the person interrupts; `feeder` gives it something to read."""
+    from daemon.client.connection import stream
+
+    yield from stream(method, params or {}, patience=PATIENCE, feeder=feeder)
+
+
+def show(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
+    """Print a result: the object itself as JSON, or what `render` makes of it for people.
+
+    Either way nothing in it can steer the terminal: what comes from logs, units and the network is not trusted.
+    """
+    from common.safe import printable, printable_json
+
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    click.echo(printable_json(text) if as_json else printable(render(result)))
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table: upper-case head, columns as wide as their widest cell, nothing behind the last one.
+
+    A cell stays in its row, whatever is in it: a newline would let it write rows of its own.
+    """
+    lines = [[title.upper() for title in head], *[[one_line(cell, _LONGEST) for cell in row] for row in rows]]
+    widths = [max(width_of(line[index]) for line in lines) for index in range(len(head))]
+    return "\n".join(
+        "  ".join(cell + " " * (width - width_of(cell)) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,56 @@
+"""Parameters of a call → the method's model; and what is wrong with them, by field."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from common.errors import RpcError
+from common.tomlfile import Strict
+from daemon.core import rpc
+from daemon.core.method import Method
+
+USAGE = 2  # the exit code of a wrong command line: that is where wrong parameters come from
+
+
+def validate(method: Method, params: Mapping[str, Any]) -> Strict:
+    """The model. Raises RpcError `rpc-params`, one line per mistake, each naming the field."""
+    try:
+        return method.params.model_validate(dict(params))
+    except ValidationError as error:
+        lines = [_explain(detail, fields(method.params)) for detail in error.errors()[:20]]
+        raise wrong("\n".join(lines), f"{method.name} takes {_usage(method)}") from error
+    except RecursionError as error:
+        raise wrong("nested too deeply", None) from error
+
+
+def wrong(message: str, hint: str | None) -> RpcError:
+    """The error for parameters that do not fit."""
+    return rpc.failure(message, code=rpc.INVALID_PARAMS, reason="rpc-params", hint=hint, exit_code=USAGE)
+
+
+def fields(model: type[Strict]) -> dict[str, bool]:
+    """Name on the wire → whether it must be given."""
+    return {field.alias or name: field.is_required() for name, field in model.model_fields.items()}
+
+
+def _usage(method: Method) -> str:
+    names = [name if required else f"[{name}]" for name, required in fields(method.params).items()]
+    return ", ".join(names) or "no parameters"
+
+
+def _explain(detail: ErrorDetails, known: Mapping[str, bool]) -> str:
+    location = detail["loc"]
+    name = ".".join(str(part) for part in location)[:200]
+    if detail["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1])[:64], known, n=1) if len(location) == 1 else []
+        return f"unknown parameter '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
+    if detail["type"] == "missing":
+        return f"parameter '{name}' is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    # The value is not repeated: it may be a secret, and the caller knows it.
+    return f"{name or 'parameters'}: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,55 @@
+"""A part of the daemon (supervision, network, ...): started, asked, stopped the same way, whatever it does."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from daemon.core.events import Bus
+from daemon.core.method import Method
+
+
+def cgroups() -> Path:
+    """`mixos`, below where this host mounts cgroup v2 (proc_pid_mounts(5))."""
+    for line in Path("/proc/self/mounts").read_text("utf-8", "surrogateescape").splitlines():
+        words = line.split()
+        if words[2] == "cgroup2":
+            return Path(words[1]) / "mixos"
+    return Path("/sys/fs/cgroup/mixos")
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where things are, and what parts share. Tests give other folders."""
+
+    run: Path = Path("/run/mixos")  # gone after a reboot
+    state: Path = Path("/var/lib/mixos")  # kept, written by the daemon
+    etc: Path = Path("/etc/mixos")  # kept, written by people or for them
+    lib: Path = Path("/usr/lib/mixos")  # the image's, read-only
+    log: Path = Path("/var/log/mixos")
+    libexec: Path = Path("/usr/libexec/mixos")  # the image's: the programs in C
+    cgroups: Path = field(default_factory=cgroups)  # the control group of all units and sandboxes
+    shared: bool = True  # whether accounts of this system other than ours may use it, by their groups
+    events: Bus = field(default_factory=Bus)
+    # Awaited with a unit's name when its cgroup is there and before anything runs in it; an error stops the start.
+    gates: list[Callable[[str], Awaitable[None]]] = field(default_factory=list)
+
+
+class Part(Protocol):
+    """What `mixosd` needs from a part. A part that fails to start is reported and left out; the others go on."""
+
+    name: str
+
+    def methods(self) -> Sequence[Method]:
+        """What clients can call."""
+
+    async def start(self) -> None:
+        """Take up work: find again what an earlier daemon left running, then go on from there."""
+
+    async def stop(self) -> None:
+        """The daemon ends, the device does not: leave running what must run, keep what must be kept."""
+
+    def status(self) -> Mapping[str, Any]:
+        """A few facts for `mixctl status`, at once and without waiting for anything."""

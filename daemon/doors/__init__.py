@@ -1,0 +1,1 @@
+"""How calls come in: JSON-RPC on a Unix socket, D-Bus."""

@@ -1,0 +1,183 @@
+"""How methods look on D-Bus: object paths, interfaces, members and their signatures. Nothing here needs a bus.
+
+The part `service` is the object /org/mixos/service with the interface org.mixos.Service1; methods without a dot are on
+/org/mixos as org.mixos.Manager1. `service.start` is the member `Start`. Parameters that must be given are arguments, in
+the order of the model; the others, and the idempotency key of a changing method, go into a last argument `options`
+(a{sv}). The result's signature is that of the handler's return annotation. Streams are not on D-Bus; events are.
+"""
+
+from __future__ import annotations
+
+import enum
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from functools import cached_property
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+
+from daemon.core.method import Method
+
+BUS_NAME = "org.mixos"
+ROOT_PATH = "/org/mixos"
+OPTIONS = "a{sv}"
+EVENT = (("what", "s"), ("subject", "s"), ("at", "d"), ("data", "a{sv}"))  # the signal `Event` of every interface
+PROPERTIES = {"Version": "s", "Status": "a{sv}"}  # of Manager1
+_PLAIN = ((bool, "b"), (int, "x"), (float, "d"), (str, "s"), (SecretStr, "s"), (PurePath, "s"))
+
+
+class Argument(NamedTuple):
+    """The name on the wire, and the D-Bus signature."""
+
+    name: str
+    type: str
+
+
+class Member:
+    """A method as a member of its part's interface."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.name = camel(method.name.partition(".")[2] or method.name)
+
+    @cached_property
+    def arguments(self) -> tuple[Argument, ...]:
+        """What must be given."""
+        fields = self.method.params.model_fields.items()
+        return tuple(
+            Argument(one.alias or name, signature(one.annotation)) for name, one in fields if one.is_required()
+        )
+
+    @cached_property
+    def options(self) -> bool:
+        """Whether there is anything that may be given."""
+        return self.method.changes or len(self.arguments) < len(self.method.params.model_fields)
+
+    @cached_property
+    def signature(self) -> str:
+        """Of all arguments."""
+        return "".join(one.type for one in self.arguments) + (OPTIONS if self.options else "")
+
+    @cached_property
+    def result(self) -> str:
+        """Of the answer; empty for none."""
+        try:
+            annotation = typing.get_type_hints(self.method.handler).get("return", object)
+        except NameError:  # a name that only type checkers see
+            return "v"
+        return "" if annotation is type(None) else signature(annotation)
+
+
+def camel(name: str) -> str:
+    """`add-peer` → `AddPeer`, `rule.add` → `RuleAdd`."""
+    return "".join(word[:1].upper() + word[1:] for word in name.replace(".", "-").split("-"))
+
+
+def interface(part: str) -> str:
+    """The interface's name of a part."""
+    return f"{BUS_NAME}.{camel(part)}1"
+
+
+def path(part: str) -> str:
+    """The object's path of a part."""
+    return ROOT_PATH if part == "manager" else f"{ROOT_PATH}/{part.replace('-', '_')}"
+
+
+def by_part(methods: Iterable[Method]) -> dict[str, dict[str, Member]]:
+    """Part → member's name → member. The manager is always there."""
+    found: dict[str, dict[str, Member]] = {"manager": {}}
+    for method in sorted(methods, key=lambda one: one.name):
+        if not method.stream:
+            member = Member(method)
+            found.setdefault(method.part, {})[member.name] = member
+    return found
+
+
+def signature(annotation: Any) -> str:
+    """The D-Bus signature of a Python annotation; a variant for what has none."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return signature(inner[0])
+    if origin in (Union, types.UnionType):
+        return _same(signature(one) for one in inner if one is not type(None))
+    if origin is Literal:
+        return _same(signature(type(one)) for one in inner)
+    kind = origin or annotation
+    if not isinstance(kind, type):
+        return "v"
+    if issubclass(kind, Mapping | BaseModel):
+        return "a{sv}"
+    if issubclass(kind, Sequence | Set) and not issubclass(kind, str | bytes):
+        return "a" + _same(signature(one) for one in inner if one is not Ellipsis)
+    if issubclass(kind, enum.Enum):
+        return _same(signature(type(one.value)) for one in kind)
+    return next((code for known, code in _PLAIN if issubclass(kind, known)), "v")
+
+
+def _same(codes: Iterable[str]) -> str:
+    """The one signature that all of several types have."""
+    found = set(codes)
+    return found.pop() if len(found) == 1 else "v"
+
+
+def describe(parts: Mapping[str, Mapping[str, Member]], place: str) -> str | None:
+    """The introspection XML of the object at `place`, or None when there is none (D-Bus specification)."""
+    part = next((one for one in parts if path(one) == place), None)
+    prefix = place.rstrip("/") + "/"
+    children = sorted({path(one)[len(prefix) :].partition("/")[0] for one in parts if path(one).startswith(prefix)})
+    if part is None and not children:
+        return None
+    lines = ["<node>"]
+    if part is not None:
+        lines += _standard()
+        lines += _interface(part, parts[part])
+    lines += [f' <node name="{child}"/>' for child in children]
+    return "\n".join([*lines, "</node>"]) + "\n"
+
+
+def _interface(part: str, members: Mapping[str, Member]) -> Iterator[str]:
+    yield f' <interface name="{interface(part)}">'
+    for member in members.values():
+        yield f'  <method name="{member.name}">'
+        yield f'   <annotation name="org.gtk.GDBus.DocString" value="{_quoted(member.method.summary)}"/>'
+        for name, code in (*member.arguments, *((("options", OPTIONS),) if member.options else ())):
+            yield f'   <arg name="{name.replace("-", "_")}" type="{code}" direction="in"/>'
+        if member.result:
+            yield f'   <arg name="result" type="{member.result}" direction="out"/>'
+        yield "  </method>"
+    yield '  <signal name="Event">'
+    yield from (f'   <arg name="{name}" type="{code}"/>' for name, code in EVENT)
+    yield "  </signal>"
+    if part == "manager":
+        for name, code in PROPERTIES.items():
+            yield f'  <property name="{name}" type="{code}" access="read">'
+            yield '   <annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="false"/>'
+            yield "  </property>"
+    yield " </interface>"
+
+
+def _standard() -> Iterator[str]:
+    """The interfaces that every object has."""
+    members: dict[str, dict[str, str]] = {
+        "Introspectable": {"Introspect": ">s"},
+        "Peer": {"Ping": ">"},
+        "Properties": {"Get": "ss>v", "GetAll": "s>a{sv}"},
+    }
+    for name, methods in members.items():
+        yield f' <interface name="org.freedesktop.DBus.{name}">'
+        for method, codes in methods.items():
+            given, _, result = codes.partition(">")
+            yield f'  <method name="{method}">'
+            yield from (f'   <arg type="{code}" direction="in"/>' for code in given)
+            if result:
+                yield f'   <arg type="{result}" direction="out"/>'
+            yield "  </method>"
+        yield " </interface>"
+
+
+def _quoted(text: str) -> str:
+    for one, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+        text = text.replace(one, entity)
+    return text  # xml.sax.saxutils does this as well, and imports an HTTP client for it

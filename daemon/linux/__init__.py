@@ -1,0 +1,1 @@
+"""What the kernel offers, as the parts use it: netlink, cgroups, mounts, processes, device-mapper. Knows no part."""

@@ -1,0 +1,1 @@
+"""What the API offers about itself, and the audit log."""

@@ -1,0 +1,235 @@
+"""The part `backup`: the device's state into a stream, and back from an upload.
+
+The passphrase travels as a secret parameter through the socket, and is nowhere else. A restore that a power cut
+interrupted is finished, or taken back, when the part starts: it must start before the parts whose files it replaces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr
+
+from common.errors import RefusedError
+from common.tomlfile import Strict
+from daemon.core.method import ADMINS, Caller, Method
+from daemon.core.part import Context
+from daemon.linux.log import log
+from daemon.parts.backup import archive, contents, sealed
+from daemon.parts.backup.archive import Entry
+from daemon.parts.backup.contents import FORMAT, MANIFEST, SECTIONS, STATE, Manifest, Trees
+from daemon.parts.backup.restore import Plan, Restorer, running, services_to_restart
+from daemon.parts.backup.spool import Spool
+
+PIECE = 32 << 10  # bytes of a file in one call of backup.upload
+_SECONDS = 900.0
+
+Secret = Annotated[SecretStr, Field(max_length=1024)]
+
+
+class Create(Strict):
+    """passphrase: none makes a file that is not encrypted, allowed without secrets only. state: units whose state
+    directories are kept too."""
+
+    passphrase: Secret | None = None
+    secrets: bool = True
+    state: tuple[Annotated[str, Field(max_length=48)], ...] = Field(default=(), max_length=256)
+
+
+class Upload(Strict):
+    """A piece. id: none begins a new upload; data: base64 of at most 32 KiB."""
+
+    id: Annotated[str, Field(max_length=48)] | None = None
+    offset: int = Field(default=0, ge=0)
+    data: str = Field(max_length=PIECE // 3 * 4 + 4)
+
+
+class Restore(Strict):
+    """id: of the upload. only: sections; none means all that the backup has."""
+
+    id: str = Field(max_length=48)
+    passphrase: Secret | None = None
+    dry_run: bool = False
+    only: tuple[Annotated[str, Field(max_length=16)], ...] = Field(default=(), max_length=16)
+
+
+class Backup:
+    """See the module. alive: whether a unit runs."""
+
+    name = "backup"
+
+    def __init__(self, context: Context, alive: Callable[[str], bool] | None = None) -> None:
+        self.context = context
+        self.trees = Trees.of(context)
+        self.spool = Spool(context.state / "backup" / "spool")
+        self.restorer = Restorer(self.trees, context.state / "backup" / "journal.json")
+        self.recovered: Literal["finished", "undone"] | None = None
+        self._alive = alive or self._runs
+        self._work: asyncio.Future[Plan] | None = None
+
+    def methods(self) -> Sequence[Method]:
+        """What clients can call."""
+        return [
+            Method("backup.create", "Stream a backup.", self.create, ADMINS, Create, changes=True),
+            Method("backup.upload", "Send a piece of a backup.", self.upload, ADMINS, Upload),
+            Method(
+                "backup.restore",
+                "Restore what was sent.",
+                self.restore,
+                ADMINS,
+                Restore,
+                changes=True,
+                seconds=_SECONDS,
+            ),
+        ]
+
+    async def start(self) -> None:
+        """Finish, or take back, what was interrupted."""
+        self.spool.clear()
+        self.recovered = await asyncio.to_thread(self.restorer.recover)
+        if self.recovered is not None:
+            log("notice", f"backup: an interrupted restore was {self.recovered}")
+            self.context.events.publish("backup.recovered", self.recovered)
+
+    async def stop(self) -> None:
+        """A restore that is under way ends first: it is short by now, and the next start would finish it anyway."""
+        if self._work is not None:
+            await asyncio.wait([self._work], timeout=5)
+
+    def status(self) -> Mapping[str, Any]:
+        """Whether a restore is under way; what became of one that was interrupted."""
+        return {"busy": self._work is not None and not self._work.done(), "recovered": self.recovered}
+
+    # -- methods -----------------------------------------------------------------------------------------------------
+
+    async def create(self, _: Caller, params: Create) -> AsyncIterator[dict[str, Any]]:
+        """Items {"data": base64}, then one {"summary": …}."""
+        if params.passphrase is None and params.secrets:
+            raise RefusedError(
+                "a backup with secrets must be encrypted", reason="backup-plain", hint="leave the secrets out as well"
+            )
+        state = await asyncio.to_thread(contents.chosen, self.context, params.state)
+        made = _Made(self.trees, manifest_now(params.secrets, state))
+        passphrase = params.passphrase.get_secret_value() if params.passphrase else None
+        pieces = sealed.seal(archive.write(made.items()), passphrase)
+        size = 0
+        while piece := await asyncio.to_thread(next, pieces, b""):
+            size += len(piece)
+            yield {"data": base64.b64encode(piece).decode()}
+        yield {"summary": {**made.summary(), "bytes": size, "encrypted": passphrase is not None}}
+
+    async def upload(self, caller: Caller, params: Upload) -> dict[str, Any]:
+        """The id to go on with, and the size until now."""
+        try:
+            data = base64.b64decode(params.data, validate=True)
+        except binascii.Error as error:
+            raise RefusedError("the piece is not base64", reason="backup-upload-data") from error
+        if params.id is None and self.status()["busy"]:
+            raise RefusedError("a restore is under way", reason="backup-busy", retryable=True)
+        name = params.id or self.spool.begin(caller.uid)
+        return {"id": name, "size": self.spool.append(caller.uid, name, params.offset, data)}
+
+    async def restore(self, caller: Caller, params: Restore) -> dict[str, Any]:
+        """What changed, or would change; which units to restart; whether a reboot is needed."""
+        if self.status()["busy"]:
+            raise RefusedError("a restore is under way", reason="backup-busy", retryable=True)
+        path = self.spool.path(caller.uid, params.id)
+
+        def work() -> Plan:
+            with path.open("rb") as stream:
+                secret = params.passphrase.get_secret_value() if params.passphrase else None
+                plan = self.restorer.prepare(sealed.unseal(stream, secret), params.only)
+            try:
+                if params.dry_run:
+                    return plan
+                running(plan, self._alive)
+                self.restorer.apply(plan, caller.name)
+                return plan
+            finally:
+                if not self.restorer.journal.exists():
+                    self.restorer.discard()
+
+        # In a thread, to its end, whether or not somebody waits for it.
+        self._work = asyncio.ensure_future(asyncio.to_thread(work))
+        self._work.add_done_callback(partial(self._publish, params.dry_run, caller))
+        try:
+            plan = await asyncio.shield(self._work)
+        finally:
+            self.spool.clear()
+        return self._told(plan, params.dry_run)
+
+    def _publish(self, dry_run: bool, caller: Caller, work: asyncio.Future[Plan]) -> None:
+        if dry_run or work.cancelled() or work.exception() or not (plan := work.result()).changes:
+            return
+        names = sorted(one.name for one in plan.changes)
+        ours = [name.removeprefix("etc/mixos/") for name in names if name.startswith("etc/mixos/")]
+        if ours:
+            self.context.events.publish(
+                "config.restored", "restore of a backup", files=ours, who=caller.name, origin=caller.origin
+            )
+        units, _ = services_to_restart(plan)
+        self.context.events.publish("backup.restored", plan.manifest.hostname, units=units)
+
+    def _told(self, plan: Plan, dry_run: bool) -> dict[str, Any]:
+        names = sorted(one.name for one in plan.changes)
+        units, reboot = services_to_restart(plan)
+        return {
+            "dry-run": dry_run,
+            "backup": plan.manifest.model_dump(mode="json", by_alias=True),
+            "changed": [one.name for one in plan.changes if one.kind != "gone"],
+            "removed": [one.name for one in plan.changes if one.kind == "gone"],
+            "restart": units,
+            "reload": any(name.startswith("etc/mixos/units/") for name in names),
+            "reboot": reboot,
+        }
+
+    def _runs(self, unit: str) -> bool:
+        from daemon.parts.service.shim import load_state
+
+        state = load_state(self.context.run / "units" / unit)
+        return state is not None and (state.populated or state.main.alive())
+
+
+class _Made:
+    """The files of a new backup, counted as they go."""
+
+    def __init__(self, trees: Trees, manifest: Manifest) -> None:
+        self.trees = trees
+        self.manifest = manifest
+        self.files = 0
+        self.left_out: list[str] = []
+
+    def items(self) -> Iterator[contents.Item]:
+        data = self.manifest.model_dump_json(by_alias=True).encode()
+        yield Entry(MANIFEST, "file", 0o600, size=len(data), mtime=self.manifest.created), iter([data])
+        for section in self.manifest.sections:
+            for entry, content in contents.scan(self.trees, section) if section != STATE else ():
+                if self.manifest.secrets or not contents.is_secret(entry.path, entry.mode):
+                    self.files += 1
+                    yield entry, content
+        for folder in self.manifest.state.values():
+            for entry, content in contents.scan_state(self.trees, folder, self.left_out):
+                self.files += entry.kind == "file"
+                yield entry, content
+
+    def summary(self) -> dict[str, Any]:
+        """left-out: at most 100 names."""
+        manifest = self.manifest.model_dump(mode="json", by_alias=True)
+        return {"backup": manifest, "files": self.files, "left-out": self.left_out[:100]}
+
+
+def manifest_now(secrets: bool, state: dict[str, str]) -> Manifest:
+    """The manifest of a backup that is made now."""
+    from daemon.parts.system.facts import release
+
+    sections = (*SECTIONS, STATE) if state else tuple(SECTIONS)
+    version = release().get("MIXOS_VERSION", "unknown")
+    values = {"format": FORMAT, "mixos-version": version, "hostname": os.uname().nodename, "created": int(time.time())}
+    return Manifest.model_validate({**values, "secrets": secrets, "sections": sections, "state": state})

@@ -1,0 +1,156 @@
+"""`mixctl config`: history, diff and undo of what was configured on this device."""
+
+from __future__ import annotations
+
+import time
+from typing import IO, Any
+
+import click
+
+from daemon.client.cli.common import ask, columns, json_option, show
+from daemon.client.console.names import names as known
+from daemon.core.rpc import MAX_LINE
+
+
+@click.group()
+def config() -> None:
+    """Look at earlier configurations of this device and go back to one.
+
+    \b
+    Example:
+      mixctl config history
+      mixctl config undo
+    """
+
+
+@config.command()
+@click.option("-n", "count", type=click.IntRange(1, 500), default=20, show_default=True, help="How many to show.")
+@json_option
+def history(count: int, as_json: bool) -> None:
+    """List who changed what, newest first.
+
+    \b
+    Example:
+      mixctl config history -n 5
+    """
+    show(ask("config.history", {"count": count}), as_json, _table)
+
+
+@config.command()
+@click.argument("old", type=int, default=0, shell_complete=known("revision"))
+@click.argument("new", type=int, required=False, shell_complete=known("revision"))
+@json_option
+def diff(old: int, new: int | None, as_json: bool) -> None:
+    """Show what changed between revisions OLD and NEW (0 is the newest, -1 the one before it; NEW: the files now).
+
+    \b
+    Example:
+      mixctl config diff -- -1 0
+    """
+    params = {"old": old} if new is None else {"old": old, "new": new}
+    show(ask("config.diff", params), as_json, lambda answer: answer["diff"].rstrip("\n") or "no difference")
+
+
+@config.command("list")
+@json_option
+def files(as_json: bool) -> None:
+    """List the files below /etc/mixos that were written by people or for them.
+
+    \b
+    Example:
+      mixctl config list
+    """
+    show(
+        ask("config.list"), as_json, lambda rows: "\n".join(row["path"] for row in rows) or "all is as the image has it"
+    )
+
+
+@config.command()
+@click.argument("path", shell_complete=known("config"))
+@json_option
+def get(path: str, as_json: bool) -> None:
+    """Print the file PATH of /etc/mixos, such as units/hello.toml.
+
+    \b
+    Example:
+      mixctl config get firewall.toml
+    """
+    show(ask("config.get", {"path": path}), as_json, lambda answer: answer["text"].rstrip("\n"))
+
+
+@config.command()
+@click.argument("path", shell_complete=known("config"))
+@click.argument("file", type=click.File("rb"), default="-")
+@json_option
+def put(path: str, file: IO[bytes], as_json: bool) -> None:
+    """Write FILE (default: standard input) to PATH below /etc/mixos, and put it in force.
+
+    What is wrong with it is told, and what was in force stays so; `mixctl config undo` brings the older text back.
+
+    \b
+    Example:
+      ssh admin@device -- mixctl config put units/hello.toml < hello.toml
+    """
+    try:
+        text = file.read(MAX_LINE + 1).decode()
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"{file.name}: not UTF-8 (byte {error.start})") from error
+    if len(text) > MAX_LINE // 2:
+        raise click.ClickException(f"{file.name}: longer than {MAX_LINE // 2} characters")
+    _change(ask("config.put", {"path": path, "text": text}), as_json)
+
+
+@config.command()
+@click.argument("path", shell_complete=known("config"))
+@json_option
+def remove(path: str, as_json: bool) -> None:
+    """Remove the file PATH below /etc/mixos; what the image ships in its place counts again.
+
+    \b
+    Example:
+      mixctl config remove units/hello.toml
+    """
+    _change(ask("config.remove", {"path": path}), as_json)
+
+
+def _change(answer: dict[str, Any], as_json: bool) -> None:
+    """Call what puts a changed file in force. Raises what that raises; the file stays changed."""
+    for method in answer["apply"]:
+        ask(method, {}, seconds=120.0)
+    done = f"in force ({', '.join(answer['apply'])})" if answer["apply"] else "read at its next use"
+    show(answer, as_json, lambda _: f"{answer['path']}: {done}")
+
+
+@config.command()
+@click.argument("revision", type=int, default=-1, shell_complete=known("revision"))
+@json_option
+def undo(revision: int, as_json: bool) -> None:
+    """Go back to REVISION (default: the one before the newest). This makes a new revision: an undo can be undone.
+
+    Files come back and are read again; what may not be put in force (say, a firewall that would shut you out) is told
+    in the log and by the event config.refused.
+
+    \b
+    Example:
+      mixctl config undo
+    """
+    show(ask("config.undo", {"revision": revision}), as_json, _undone)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    cells = [
+        [
+            str(row["id"]),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at"])),
+            row["who"],
+            row["why"],
+            " ".join(row["files"]) or "-",
+        ]
+        for row in rows
+    ]
+    return columns(["id", "when", "who", "what", "files"], cells) if rows else "nothing was ever configured"
+
+
+def _undone(answer: dict[str, Any]) -> str:
+    changed = " ".join(answer["changed"]) or "nothing had to change"
+    return f"back to revision {answer['revision']}: {changed}"

@@ -1,0 +1,266 @@
+"""The firewall as a part of the daemon: its methods, and what it does at start.
+
+At start it takes up a change that still waits for confirmation, or puts the file into force; a broken file leaves the
+last good rules (`engine`). The rules themselves outlive the daemon: they are the kernel's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from common.errors import ConfigError, MixosError, RefusedError
+from common.tomlfile import parse
+from daemon.core.method import ADMINS, PEOPLE, Caller, Method, Nothing
+from daemon.core.part import Context
+from daemon.parts.firewall import edits, lists, requests, rules, units
+from daemon.parts.firewall.confine import Confiner
+from daemon.parts.firewall.decide import Packet, decide
+from daemon.parts.firewall.engine import Engine, difference
+from daemon.parts.firewall.kernel import NFT, Kernel
+from daemon.parts.firewall.model import Config
+from daemon.parts.firewall.policy import Source, default_text, list_files, read_source, resolve
+from daemon.parts.firewall.store import digest
+from daemon.parts.firewall.values import parse_ports
+
+SECONDS = 120.0  # for a change: a list of a hundred thousand addresses on a small board
+_COLLECT_SECONDS = 60.0  # after which a list that came in half is given up
+Wish = TypeVar("Wish", bound=requests.Change)
+
+
+class _Collected(NamedTuple):
+    """What came in so far of a long list. who: uid and pid of the client, and the list; at: monotonic seconds."""
+
+    who: tuple[int, int, str]
+    at: float
+    addresses: tuple[str, ...]
+
+
+def _nothing(_: str) -> None:
+    pass
+
+
+class Firewall:
+    """The part. nft: the program; place: where units' cgroups are; hook: called between the steps of a change."""
+
+    name = "firewall"
+
+    def __init__(
+        self,
+        context: Context,
+        nft: str = NFT,
+        place: units.Place = units.Place(),  # noqa: B008  # a NamedTuple: immutable
+        hook: Callable[[str], None] = _nothing,
+    ) -> None:
+        self.context = context
+        self.kernel = Kernel(nft)
+        self.engine = Engine(context, self.kernel, hook)
+        self.confiner = Confiner(context, self.kernel, place, lambda: self.engine.plan and self.engine.plan.policy)
+        self._follower: asyncio.Task[None] | None = None
+        self._collected: _Collected | None = None
+
+    async def start(self) -> None:
+        """Rules first; then those of the units that run already. Raises MixosError when no rules can be loaded."""
+        await self.engine.start()
+        self._follower = asyncio.create_task(self.confiner.follow(), name="firewall-units")
+        await self.confiner.refresh()
+        self.context.gates.append(self.confiner.attach)
+
+    async def stop(self) -> None:
+        """The kernel keeps the rules."""
+        await self.engine.stop()
+        if self._follower:
+            self._follower.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._follower
+
+    def status(self) -> Mapping[str, Any]:
+        """State as last known: "on", "unconfirmed" or "off"; problem: why the file is not in force."""
+        engine = self.engine
+        state = "off" if engine.plan is None else "unconfirmed" if engine.pending else "on"
+        return {"state": state, "problem": engine.problem}
+
+    def methods(self) -> Sequence[Method]:
+        """Asking is for all people, changing for admins: whoever opens ports can grant access."""
+
+        def ask(name: str, summary: str, handler: Any, params: type[Any] = Nothing) -> Method:
+            return Method(f"firewall.{name}", summary, handler, PEOPLE, params, seconds=SECONDS)
+
+        def change(name: str, summary: str, handler: Any, params: type[Any]) -> Method:
+            return Method(f"firewall.{name}", summary, handler, ADMINS, params, changes=True, seconds=SECONDS)
+
+        return (
+            ask("status", "Whether the kernel has the wanted rules, zones, what was denied, what waits.", self._status),
+            ask("list", "Every entry of the policy with its counters.", self._list),
+            ask("diff", "What `apply` would change in the kernel.", self._diff),
+            ask("test", "What the policy does with a packet.", self._test, requests.Probe),
+            change("allow", "Permit a service.", self._edit(edits.allow), requests.Allow),
+            change("deny", "Refuse a service.", self._edit(edits.deny), requests.Deny),
+            change("remove", "Remove an entry.", self._edit(edits.remove), requests.Remove),
+            change("forward", "Send a port on to another host.", self._edit(edits.forward), requests.ForwardPort),
+            change("nat", "Route from zone to zone.", self._edit(edits.nat), requests.Translate),
+            change("zone", "Make or change a zone.", self._edit(edits.zone), requests.EditZone),
+            change("block", "Block addresses, or stop blocking them.", self._block, requests.Block),
+            change("apply", "Put firewall.toml into force.", self._apply, requests.Change),
+            change("reset", "Go back to the default policy.", self._reset, requests.Change),
+            change("confirm", "Keep the change that waits.", self._confirm, Nothing),
+            change("revert", "Undo the change that waits.", self._revert, Nothing),
+        )
+
+    # -- changes -----------------------------------------------------------------------------------------------------
+
+    def _edit(self, how: Callable[[Source, Config, Wish], Source]) -> Callable[[Caller, Wish], Any]:
+        async def act(caller: Caller, wish: Wish) -> dict[str, Any]:
+            return await self._change(caller, wish, lambda source, config: how(source, config, wish))
+
+        return act
+
+    async def _change(
+        self, caller: Caller, wish: Wish, how: Callable[[Source, Config], Source], also: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        async with self.engine.lock:
+            answer = await self.engine.put(caller, wish, await self._edited(how, also))
+        await self.confiner.refresh()
+        return answer
+
+    async def _edited(self, how: Callable[[Source, Config], Source], also: Sequence[str] = ()) -> Source:
+        """What people wrote, edited. A broken file must be mended first, lest a command bury the mistake."""
+        path = self.engine.store.config
+        source = await asyncio.to_thread(read_source, path, also)
+        return how(source, parse(source.text, path, Config))
+
+    async def _block(self, caller: Caller, wish: requests.Block) -> dict[str, Any]:
+        """A long list comes in several calls of one client, and is a change only when the last of them is here."""
+        who, now = (caller.uid, caller.pid, wish.list), time.monotonic()
+        own = self._collected if self._collected and self._collected.who == who else None
+        addresses = (*(own.addresses if own else ()), *wish.addresses)
+        if len(addresses) > lists.MAX_ADDRESSES:
+            raise RefusedError(f"more than {lists.MAX_ADDRESSES} addresses", reason="firewall-too-many")
+        if wish.more:
+            if self._collected and not own and now - self._collected.at < _COLLECT_SECONDS:
+                raise RefusedError(
+                    "another client is sending a list", reason="firewall-busy", hint="try again", retryable=True
+                )
+            self._collected = _Collected(who, now, addresses)
+            return {"changed": False, "applied": False, "diff": "", "confirm": None}
+        if own:
+            self._collected = None
+
+        def how(source: Source, config: Config) -> Source:
+            return edits.block(source, config, wish, addresses)
+
+        return await self._change(caller, wish, how, [edits.list_file(wish.list)])
+
+    async def _apply(self, caller: Caller, wish: requests.Change) -> dict[str, Any]:
+        return await self._change(caller, wish, lambda source, config: source)
+
+    async def _reset(self, caller: Caller, wish: requests.Change) -> dict[str, Any]:
+        async with self.engine.lock:
+            answer = await self.engine.put(caller, wish, Source(default_text()))
+        await self.confiner.refresh()
+        return answer
+
+    async def _confirm(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+        return await self.engine.confirm()
+
+    async def _revert(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+        answer = await self.engine.revert(f"by {caller.name}")
+        await self.confiner.refresh()
+        return answer
+
+    # -- questions ---------------------------------------------------------------------------------------------------
+
+    async def _status(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+        engine = self.engine
+        plan = engine.plan
+        if plan is None:
+            raise RefusedError("the firewall is not running", reason="firewall-off", hint=engine.problem or "")
+        names = rules.list_sets(plan.policy)
+        now = await self.kernel.listing()
+        if now is not None:
+            # An element set that somebody deleted is missed by its name, not by an error.
+            there = [name for name in names if f"set {name} {{" in now.text]
+            now = await self.kernel.listing(there)
+        drift = difference(now, await self.kernel.wanted(plan.document, names))
+        waiting = engine.pending
+        config = plan.policy.config
+        return {
+            "state": "off" if now is None else "changed" if drift else "on",
+            "drift": drift,
+            "file": await asyncio.to_thread(self._file_state),
+            "problem": engine.problem,
+            "confirm": {"seconds": round(waiting.left), "by": waiting.who} if waiting else None,
+            "default-zone": config.default_zone,
+            "zones": [
+                {"name": name, **zone.model_dump(by_alias=True, mode="json")} for name, zone in config.zones.items()
+            ],
+            "denied": (await self._counters()).get("denied", {"packets": 0, "bytes": 0}),
+            "services": sorted(plan.policy.services),
+            "lists": {name: len(ranges.v4) + len(ranges.v6) for name, ranges in plan.policy.lists.items()},
+            "units": self.confiner.rows(),
+            "cgroup-match": await self.confiner.able(),
+        }
+
+    def _file_state(self) -> str:
+        """How the file stands to what is in force: same, different, undone, broken, missing (then the default is)."""
+        store, plan = self.engine.store, self.engine.plan
+        try:
+            source = read_source(store.config)
+            resolve(source, store.config)
+        except ConfigError:
+            return "broken"
+        if plan and digest(source) == digest(plan.source):
+            return "same" if store.config.exists() else "missing"
+        return "undone" if store.refused(source) else "different"
+
+    async def _counters(self) -> dict[str, dict[str, int]]:
+        """Packets and bytes by the comments of rules."""
+        data = await self.kernel.counters()
+        found: dict[str, dict[str, int]] = {}
+        for item in json.loads(data)["nftables"] if data else []:
+            rule = item.get("rule", {})
+            for expression in rule.get("expr", []):
+                if isinstance(expression.get("counter"), dict) and "comment" in rule:
+                    row = found.setdefault(rule["comment"], {"packets": 0, "bytes": 0})
+                    row["packets"] += expression["counter"]["packets"]
+                    row["bytes"] += expression["counter"]["bytes"]
+        return found
+
+    async def _list(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+        plan = self.engine.plan
+        if plan is None:
+            raise RefusedError("the firewall is not running", reason="firewall-off")
+        counters = await self._counters()
+        config = plan.policy.config.model_dump(by_alias=True, mode="json", exclude_none=True)
+        rows: list[dict[str, Any]] = []
+        for name, zone in config["zones"].items():
+            for service in zone["allow"]:
+                entry = {"name": f"zones.{name}", "service": service, "zone": name, "action": "allow"}
+                rows.append({**entry, **counters.get(f"zones.{name}: {service}", {})})
+        for kind in edits.KINDS:
+            for name, entry in config[kind].items():
+                rows.append({"name": f"{kind}.{name}", **entry, **counters.get(f"{kind}.{name}", {})})
+        return {"entries": rows, "default-zone": config["default-zone"], "counters": counters}
+
+    async def _diff(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+        plan = await self.engine.make(await self._edited(lambda source, config: source))
+        return {"diff": await self.engine.diff(plan), "files": sorted(list_files(plan.policy.config))}
+
+    async def _test(self, caller: Caller, probe: requests.Probe) -> dict[str, Any]:
+        plan = self.engine.plan
+        if plan is None:
+            raise RefusedError("the firewall is not running", reason="firewall-off")
+        try:
+            wanted = plan.policy.ports(probe.port)[0]
+        except KeyError as error:
+            raise MixosError(f"there is no service '{probe.port}'", reason="firewall-service") from error
+        if probe.source is None and probe.interface is None:
+            raise RefusedError("say where the packet comes from", reason="firewall-test", hint="--from or --interface")
+        # The dummy address of RFC 7600, which no packet comes from, stands for "some address".
+        source = probe.source or "192.0.0.8"
+        packet = Packet(source, wanted.protocol, wanted.first, probe.interface or "")
+        return {"packet": str(parse_ports(str(wanted))), **decide(plan.policy, packet)._asdict()}

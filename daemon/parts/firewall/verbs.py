@@ -1,0 +1,386 @@
+"""`mixctl firewall`: what this device accepts from the network, and what it passes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from common.errors import ConfigError
+from daemon.client.cli.common import Function, ask, columns, json_option, show
+from daemon.client.console.names import names as known
+
+_SECONDS = 130.0  # long lists take their time on small boards
+_AT_ONCE, _TEXT = 2000, 48 << 10  # addresses and their characters in one call: a call is a line of at most 64 KiB
+_FROM = click.option(
+    "--from", "source", multiple=True, metavar="NETWORK", help="Only from here; also @LIST. Repeatable."
+)
+_NAME = click.option("--name", help="How the entry is called; made up when left out.")
+
+
+def _change(function: Function) -> Function:
+    """The options of every command that changes something, and --json."""
+    for option in (
+        json_option,
+        click.option("--force", is_flag=True, help="Apply even if it shuts you out."),
+        click.option("--confirm", type=int, metavar="SECONDS", help="Undo it unless `firewall confirm` comes in time."),
+        click.option("--dry-run", is_flag=True, help="Only show what would change in the kernel's rules."),
+    ):
+        function = option(function)
+    return function
+
+
+def _send(method: str, as_json: bool, **values: object) -> None:
+    """Call a changing method and tell what came of it."""
+    params = {key.replace("_", "-"): value for key, value in values.items() if value is not None and value != ()}
+    connection = os.environ.get("SSH_CONNECTION")
+    if connection and len(connection) <= 200:
+        params["connection"] = connection
+    show(ask(f"firewall.{method}", params, seconds=_SECONDS), as_json, _changed)
+
+
+def _changed(result: Mapping[str, Any]) -> str:
+    if not result["applied"]:
+        warning = "\nthese rules would shut you out" if result.get("cuts-off") else ""
+        return (result["diff"] or "nothing would change in the kernel") + warning
+    if result["confirm"]:
+        return f"in force for {result['confirm']} s; keep it with: mixctl firewall confirm"
+    return "in force" if result["changed"] else "in force (nothing changed)"
+
+
+@click.group()
+def firewall() -> None:
+    """What the device accepts: everything is denied but what is allowed here.
+
+    \b
+    Example:
+      mixctl firewall allow https --zone wan
+      mixctl firewall deny ssh --zone wan --confirm 60
+      mixctl firewall status
+    """
+
+
+@firewall.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show whether the kernel has the wanted rules, the zones, and what was denied.
+
+    \b
+    Example:
+      mixctl firewall status
+    """
+    show(ask("firewall.status", seconds=_SECONDS), as_json, _status)
+
+
+_STATES = {
+    "on": "on",
+    "off": "OFF: the kernel has no rules; `mixctl firewall apply` loads them",
+    "changed": "CHANGED: the kernel's rules are not the wanted ones; `mixctl firewall apply` restores them",
+}
+_FILES = {
+    "same": "in force",
+    "missing": "not there; the default is in force",
+    "different": "changed; put it into force: mixctl firewall apply",
+    "undone": "not in force: it was undone because nobody confirmed it",
+    "broken": "BROKEN; the last good rules are in force",
+}
+
+
+def _status(result: Mapping[str, Any]) -> str:
+    lines = [f"state         {_STATES[result['state']]}", f"file          {_FILES[result['file']]}"]
+    if result["problem"]:
+        lines.append(f"problem       {result['problem']}")
+    if waiting := result["confirm"]:
+        lines.append(f"waiting       for confirmation, {waiting['seconds']} s left, by {waiting['by']}")
+    lines.append(f"default zone  {result['default-zone']}")
+    lines.append(f"denied        {result['denied']['packets']} packets")
+    lines += [f"list {name:8} {count} ranges" for name, count in result["lists"].items()]
+    lines += [f"unit {row['unit']:8} {row['state']}" for row in result["units"]]
+    if result["drift"]:
+        lines += ["", result["drift"]]
+    head = ("zone", "interfaces", "sources", "allows")
+    rows = [
+        (row["name"], *(" ".join(row[key]) or "-" for key in ("interfaces", "sources")), _allows(row))
+        for row in result["zones"]
+    ]
+    return "\n".join([*lines, "", columns(head, rows)])
+
+
+def _allows(zone: Mapping[str, Any]) -> str:
+    return "everything" if zone["policy"] == "allow" else " ".join(zone["allow"]) or "nothing"
+
+
+@firewall.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List every entry with what it has let through or denied.
+
+    \b
+    Example:
+      mixctl firewall list
+    """
+    show(ask("firewall.list", seconds=_SECONDS), as_json, _list)
+
+
+def _list(result: Mapping[str, Any]) -> str:
+    rows = [(row["name"], _what(row), str(row.get("packets", "-"))) for row in result["entries"]]
+    return columns(("name", "what", "packets"), rows)
+
+
+def _what(row: Mapping[str, Any]) -> str:
+    """An entry in words."""
+    kind = row["name"].partition(".")[0]
+    origin = f" from {' '.join(row['from'])}" if isinstance(row.get("from"), list) and row["from"] else ""
+    if kind == "forwards":
+        return f"{row['zone']} {row['port']} goes on to {row['to']} {row.get('to-port', '')}".rstrip() + origin
+    if kind == "nat":
+        return f"{row['from']} to {row['to']}" + ("" if row["masquerade"] else ", without masquerade")
+    if kind == "lists":
+        where = row.get("file") or " ".join(row["addresses"][:4])
+        return ("blocks " if row["block"] else "names ") + where
+    limit = f", each source {row['limit']}" if row.get("limit") else ""
+    return f"{row['action']} {row['service']} in {row.get('zone', 'every zone')}{origin}{limit}"
+
+
+@firewall.command()
+@click.argument("service", shell_complete=known("firewall-service"))
+@click.option("--zone", shell_complete=known("zone"), help="Only in this zone; default: in every zone.")
+@click.option("--limit", metavar="RATE", help='New connections of one source, such as "10/minute".')
+@_FROM
+@_NAME
+@_change
+def allow(source: tuple[str, ...], as_json: bool, **values: object) -> None:
+    """Allow a service (ssh, https, ...) or port (tcp/8080).
+
+    \b
+    Example:
+      mixctl firewall allow tcp/8080 --zone lan --from 192.0.2.0/24
+    """
+    _send("allow", as_json, **{"from": source}, **values)
+
+
+@firewall.command()
+@click.argument("service", shell_complete=known("firewall-service"))
+@click.option("--zone", shell_complete=known("zone"), help="Only in this zone; default: in every zone.")
+@click.option("--reject", is_flag=True, help="Say so to the sender instead of staying silent.")
+@_FROM
+@_NAME
+@_change
+def deny(source: tuple[str, ...], as_json: bool, **values: object) -> None:
+    """Deny a service or port that something else allows.
+
+    \b
+    Example:
+      mixctl firewall deny ssh --zone wan --confirm 60
+    """
+    _send("deny", as_json, **{"from": source}, **values)
+
+
+@firewall.command()
+@click.argument("name", shell_complete=known("firewall-entry"))
+@_change
+def remove(as_json: bool, **values: object) -> None:
+    """Remove a rule, forward, nat entry or list by its name in `firewall list`.
+
+    \b
+    Example:
+      mixctl firewall remove allow-https-wan
+    """
+    _send("remove", as_json, **values)
+
+
+@firewall.command()
+@click.argument("port")
+@click.argument("to")
+@click.argument("to_port", type=int, required=False)
+@click.option("--zone", required=True, shell_complete=known("zone"), help="Where it comes from.")
+@_FROM
+@_NAME
+@_change
+def forward(source: tuple[str, ...], as_json: bool, **values: object) -> None:
+    """Pass a port of this device on to another host (IPv4 or IPv6).
+
+    \b
+    Example:
+      mixctl firewall forward tcp/8080 192.0.2.10 80 --zone wan
+    """
+    _send("forward", as_json, **{"from": source}, **values)
+
+
+@firewall.command()
+@click.argument("source", shell_complete=known("zone"))
+@click.argument("to", shell_complete=known("zone"))
+@click.option("--no-masquerade", is_flag=True, help="Route only: senders keep their addresses.")
+@_NAME
+@_change
+def nat(source: str, no_masquerade: bool, as_json: bool, **values: object) -> None:
+    """Let one zone reach another through this device, with its address.
+
+    \b
+    Example:
+      mixctl firewall nat lan wan
+    """
+    _send("nat", as_json, **{"from": source}, masquerade=not no_masquerade, **values)
+
+
+@firewall.command()
+@click.argument("name", shell_complete=known("zone"))
+@click.option(
+    "--interface",
+    "interfaces",
+    multiple=True,
+    shell_complete=known("interface"),
+    help="Repeatable; wg* stands for all that begin so.",
+)
+@click.option("--source", "sources", multiple=True, metavar="NETWORK", help="Repeatable.")
+@click.option("--allow", multiple=True, metavar="SERVICE", shell_complete=known("firewall-service"), help="Repeatable.")
+@click.option("--policy", type=click.Choice(["deny", "allow"]), help="For what is not allowed by name.")
+@click.option("--take", is_flag=True, help="Take interfaces, sources and services away instead of adding them.")
+@click.option("--default", is_flag=True, help="Make it the zone of whatever no zone names.")
+@_change
+def zone(as_json: bool, **values: object) -> None:
+    """Make a zone, or change what is in it and what it may.
+
+    \b
+    Example:
+      mixctl firewall zone guests --interface eth2 --allow dns
+    """
+    _send("zone", as_json, **values)
+
+
+@firewall.command()
+@click.argument("addresses", nargs=-1)
+@click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="One per line, # comments.")
+@click.option(
+    "--list",
+    "name",
+    default="blocked",
+    show_default=True,
+    shell_complete=known("firewall-list"),
+    help="The list they go to.",
+)
+@click.option("--take", is_flag=True, help="Take them off the list.")
+@_change
+def block(addresses: tuple[str, ...], file: Path | None, name: str, as_json: bool, **values: object) -> None:
+    """Block addresses, networks or ranges everywhere, at once and for good.
+
+    \b
+    Example:
+      mixctl firewall block 203.0.113.7 198.51.100.0/24
+    """
+    wanted = [*addresses, *(_entries(file) if file else ())]
+    if not wanted:
+        raise click.UsageError("say what to block, or give a --file")
+    parts = list(_parts(wanted))
+    for part in parts[:-1]:
+        ask("firewall.block", {"addresses": part, "list": name, "more": True}, seconds=_SECONDS)
+    _send("block", as_json, addresses=parts[-1], list=name, **values)
+
+
+def _entries(file: Path) -> Iterator[str]:
+    """What a file lists, comments left out; checked here, since a line of it tells more than the daemon can."""
+    from daemon.parts.firewall.lists import MAX_BYTES, lines, problems
+
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        text = data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{file}: {problem}", reason="config-unreadable") from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{file}: larger than {MAX_BYTES} bytes", reason="config-too-large")
+    if wrong := [f"{file}:{line}:1: {message}" for line, message in problems(text)]:
+        raise ConfigError("\n".join(wrong), reason="firewall-list")
+    yield from (entry for _, entry in lines(text))
+
+
+def _parts(wanted: list[str]) -> Iterator[list[str]]:
+    """`wanted` in order, in parts that fit into calls."""
+    part: list[str] = []
+    size = 0
+    for entry in wanted:
+        if part and (len(part) == _AT_ONCE or size + len(entry) + 4 > _TEXT):
+            yield part
+            part, size = [], 0
+        part.append(entry)
+        size += len(entry) + 4  # quotes, comma, blank
+    yield part
+
+
+@firewall.command()
+@_change
+def apply(as_json: bool, **values: object) -> None:
+    """Put /etc/mixos/firewall.toml into force, or restore its rules in the kernel.
+
+    \b
+    Example:
+      mixctl firewall apply --confirm 60
+    """
+    _send("apply", as_json, **values)
+
+
+@firewall.command()
+@_change
+def reset(as_json: bool, **values: object) -> None:
+    """Go back to the policy that the device was shipped with.
+
+    \b
+    Example:
+      mixctl firewall reset --dry-run
+    """
+    _send("reset", as_json, **values)
+
+
+def _plain(name: str, answer: str, text: str) -> Callable[..., None]:
+    """A command without options of its own."""
+
+    @firewall.command(name, help=f"{text}\n\n\b\nExample:\n  mixctl firewall {name}")
+    @json_option
+    def command(as_json: bool) -> None:
+        show(ask(f"firewall.{name}", seconds=_SECONDS), as_json, lambda _: answer)
+
+    return command
+
+
+confirm = _plain("confirm", "kept", "Keep the change that waits for confirmation.")
+revert = _plain("revert", "undone", "Undo the change that waits for confirmation.")
+
+
+@firewall.command()
+@json_option
+def diff(as_json: bool) -> None:
+    """Show what `firewall apply` would change in the kernel's rules.
+
+    \b
+    Example:
+      mixctl firewall diff
+    """
+    result = ask("firewall.diff", seconds=_SECONDS)
+    show(result, as_json, lambda found: found["diff"] or "the kernel has these rules")
+
+
+@firewall.command()
+@click.argument("port", shell_complete=known("firewall-service"))
+@click.option("--from", "source", metavar="ADDRESS", help="The sender.")
+@click.option("--interface", shell_complete=known("interface"), help="Where it comes in.")
+@json_option
+def test(port: str, source: str | None, interface: str | None, as_json: bool) -> None:
+    """Say what the policy in force does with a packet, and which entry decides.
+
+    \b
+    Example:
+      mixctl firewall test tcp/22 --from 203.0.113.9 --interface eth0
+    """
+    params = {key: value for key, value in (("port", port), ("from", source), ("interface", interface)) if value}
+    show(ask("firewall.test", params), as_json, _decision)
+
+
+def _decision(result: Mapping[str, Any]) -> str:
+    zone = f" (zone {result['zone']})" if result["zone"] else ""
+    limit = f", each source {result['limit']}" if result["limit"] else ""
+    to = f" to {result['to']}" if result["to"] else ""
+    return f"{result['packet']}: {result['action']}{to} by {result['by']}{zone}{limit}"

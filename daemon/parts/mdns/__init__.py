@@ -1,0 +1,1 @@
+"""The device's name on the local network."""

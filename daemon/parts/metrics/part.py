@@ -1,0 +1,212 @@
+"""The part `metrics` of the daemon: methods, the hour's record, the Prometheus endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from common.errors import ConfigError, MixosError
+from common.tomlfile import Strict
+from daemon.core.method import ADMINS, Caller, Method, Nothing
+from daemon.core.part import Context
+from daemon.linux.log import log
+from daemon.parts.metrics import cgroups, config, ring
+from daemon.parts.metrics.figures import busiest, figures
+from daemon.parts.metrics.health import health
+from daemon.parts.metrics.processes import processes, unit_of
+from daemon.parts.metrics.sample import Sample, take
+
+if TYPE_CHECKING:
+    from daemon.parts.metrics.http import Endpoint  # imported when it is on
+
+_LEASE = 3600.0  # seconds for which the hour goes on being recorded after somebody asked
+_FRESH = 1.0  # seconds for which a sample serves several questions
+
+
+class Window(Strict):
+    """Over how many seconds rates are measured; the answer takes as long."""
+
+    seconds: float = Field(0.5, ge=0.1, le=10.0)
+
+
+class Top(Window):
+    """Which processes, and how many."""
+
+    sort: Literal["cpu", "memory", "pid", "name"] = "cpu"
+    count: int = Field(20, ge=0, le=500)
+
+
+class Period(Strict):
+    """How much of the record."""
+
+    minutes: float = Field(60.0, gt=0, le=60.0)
+
+
+class Metrics:
+    """See the package. groups: the cgroup above those of the units."""
+
+    name = "metrics"
+
+    def __init__(self, context: Context, groups: Path = cgroups.ROOT) -> None:
+        self.context = context
+        self.groups = groups
+        self.config = config.Config()
+        self.problem: str | None = None  # what is wrong with the configuration, for status
+        self._ring = ring.Ring()
+        self._wanted_until = 0.0  # monotonic
+        self._recorder: asyncio.Task[None] | None = None
+        self._endpoint: Endpoint | None = None
+        self._last: Sample | None = None
+
+    def methods(self) -> Sequence[Method]:
+        """What clients can call."""
+        return [
+            Method("metrics.now", "Figures of the machine and its units, now.", self._now, params=Window, seconds=15.0),
+            Method("metrics.top", "The same with the busiest processes.", self._top, params=Top, seconds=15.0),
+            Method("metrics.history", "The last hour in steps of ten seconds.", self._history, params=Period),
+            Method("metrics.health", "Whether the machine is well, and what is not.", self._health),
+            Method("metrics.prometheus", "The figures as Prometheus text.", self._prometheus),
+            Method("metrics.reload", "Read metrics.toml again.", self._reload, ADMINS, changes=True),
+        ]
+
+    async def start(self) -> None:
+        """Read the configuration; a wrong one leaves the endpoint off and is told in the status."""
+        try:
+            await self._apply(config.read(self.context.etc))
+        except MixosError as error:
+            self.problem = error.message
+            log("err", f"metrics: {error.message}")
+
+    async def stop(self) -> None:
+        """End the endpoint and the record."""
+        if self._endpoint is not None:
+            await self._endpoint.stop()
+            self._endpoint = None
+        if self._recorder is not None:
+            self._recorder.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._recorder
+            self._recorder = None
+
+    def status(self) -> Mapping[str, Any]:
+        """Health with its findings, where the endpoint listens, whether the hour is being recorded."""
+        return {
+            "health": health(self._sample()),
+            "endpoint": self.config.prometheus.listen if self._endpoint is not None else None,
+            "recording": self._recorder is not None,
+            "problem": self.problem,
+        }
+
+    # -- methods -----------------------------------------------------------------------------------------------------
+
+    async def _now(self, _: Caller, params: Window) -> object:
+        self._record()
+        before = take(self.groups)
+        await asyncio.sleep(params.seconds)
+        return figures(before, take(self.groups))
+
+    async def _top(self, _: Caller, params: Top) -> object:
+        before, then = take(self.groups), await processes()
+        await asyncio.sleep(params.seconds)
+        after, now = take(self.groups), await processes()
+        rows = busiest(then, now, after.at - before.at, params.sort, params.count)
+        return {
+            **figures(before, after),
+            "processes": [{**row, "unit": unit_of(row["pid"])} for row in rows],
+            "process-count": len(now),
+        }
+
+    async def _history(self, _: Caller, params: Period) -> object:
+        self._record()
+        return {"step": ring.STEP, "columns": ring.COLUMNS, "rows": self._ring.since(time.time() - 60 * params.minutes)}
+
+    async def _health(self, _: Caller, __: Nothing) -> object:
+        return health(self._sample())
+
+    async def _prometheus(self, _: Caller, __: Nothing) -> object:
+        return self._document()
+
+    async def _reload(self, _: Caller, __: Nothing) -> object:
+        try:
+            await self._apply(config.read(self.context.etc))
+        except MixosError as error:
+            self.problem = error.message
+            raise
+        return {"endpoint": self.config.prometheus.listen if self._endpoint is not None else None}
+
+    # -- work --------------------------------------------------------------------------------------------------------
+
+    async def _apply(self, wanted: config.Config) -> None:
+        """Make `wanted` true. Raises ConfigError `metrics-listen`, everything then being as it was."""
+        listens = self._endpoint is not None
+        if wanted.prometheus.enable != listens or wanted.prometheus.listen != self.config.prometheus.listen:
+            await self._move(wanted.prometheus.listen if wanted.prometheus.enable else None)
+        self.config, self.problem = wanted, None
+        if wanted.history == "always":
+            self._record()
+
+    async def _move(self, address: str | None) -> None:
+        """Listen there, and not where it was. Raises ConfigError `metrics-listen`, everything then being as it was."""
+        before = self.config.prometheus.listen if self._endpoint is not None else None
+        if self._endpoint is not None:  # first: both may have the same port
+            await self._endpoint.stop()
+            self._endpoint = None
+        try:
+            self._endpoint = await self._listen(address) if address else None
+        except ConfigError:
+            if before:
+                with contextlib.suppress(ConfigError):
+                    self._endpoint = await self._listen(before)
+            raise
+
+    async def _listen(self, address: str) -> Endpoint:
+        from daemon.parts.metrics.exposition import CONTENT_TYPE
+        from daemon.parts.metrics.http import Endpoint
+
+        endpoint = Endpoint(self._document, CONTENT_TYPE)
+        try:
+            await endpoint.start(*config.split(address))
+        except OSError as error:
+            raise ConfigError(
+                f"{self.context.etc}/metrics.toml: cannot listen on {address}: {error.strerror}",
+                reason="metrics-listen",
+                hint="is the port taken?",
+            ) from error
+        return endpoint
+
+    def _document(self) -> str:
+        from daemon.parts.metrics.exposition import text
+        from daemon.parts.system.facts import release
+
+        return text(self._sample(), release(), self.config.prometheus.units)
+
+    def _sample(self) -> Sample:
+        """A sample that is at most a second old: however often it is asked for, the machine is not read more often."""
+        if self._last is None or time.monotonic() - self._last.at > _FRESH:
+            self._last = take(self.groups)
+        return self._last
+
+    def _record(self) -> None:
+        """Record from now on, for an hour more."""
+        self._wanted_until = time.monotonic() + _LEASE
+        if self._recorder is None:
+            self._recorder = asyncio.get_running_loop().create_task(self._keep_recording())
+
+    async def _keep_recording(self) -> None:
+        before: Sample | None = None
+        while self.config.history == "always" or time.monotonic() < self._wanted_until:
+            try:
+                after = take(self.groups)
+                if before is not None:
+                    self._ring.add(ring.row_of(figures(before, after)))
+                before = after
+            except Exception as error:  # noqa: BLE001  # a row is missing then; the next one may be had
+                log("warning", f"metrics: {type(error).__name__}: {error}")
+            await asyncio.sleep(ring.STEP)
+        self._recorder = None

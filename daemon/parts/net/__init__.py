@@ -1,0 +1,1 @@
+"""The device's network: interfaces, names, time."""

@@ -1,0 +1,1 @@
+"""The proxy setting of the whole device."""

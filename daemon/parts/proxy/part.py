@@ -1,0 +1,300 @@
+"""The proxy setting: one file that feeds the environment of services and the daemon's own fetchers.
+
+    # /etc/mixos/proxy.toml
+    http = "http://proxy.example.org:3128"
+    https = "http://proxy.example.org:3128"
+    socks = "socks5h://proxy.example.org:1080"
+    no-proxy = ["192.0.2.0/24", ".example.org"]
+
+User and password stand in proxy.secret.toml beside it, mode 0600, and leave it only for the environment of services and
+of the administrator's login shells (/run/mixos/proxy.env, 0640) and the requests themselves: no answer, event or log
+carries them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import ipaddress
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, StringConstraints
+
+from common.errors import ConfigError, RefusedError
+from common.files import write_atomically
+from common.netvalues import network
+from common.tomledit import set_keys
+from common.tomlfile import Strict, load, parse, read_text
+from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing
+from daemon.core.part import Context
+
+ALWAYS = ("localhost", "127.0.0.0/8", "::1")  # never through a proxy
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
+_SUFFIX = re.compile(r"\.?[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9])?(?::[0-9]{1,5})?")
+
+
+def parse_proxy(text: str, schemes: Sequence[str]) -> str:
+    """A proxy's URL, normalised. Raises ValueError; credentials have no place in it."""
+    if len(text) > 300 or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("a proxy is a URL such as http://proxy.example.org:3128")
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        raise ValueError("the port or address of the proxy is wrong") from None
+    if "@" in url.netloc:
+        # The value is not repeated: it holds a password.
+        raise ValueError("user and password go to `mixctl proxy set --user NAME`, never into the URL")
+    if url.scheme not in schemes:
+        raise ValueError(f"{text!r} must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+    host = url.netloc.rpartition(":")[0] if port is not None else url.netloc.removesuffix(":")
+    if not _HOST.fullmatch(host) or url.path not in ("", "/") or url.query or url.fragment:
+        raise ValueError(f"{text!r} is not scheme://host:port")
+    return f"{url.scheme}://{host.lower()}" + (f":{port}" if port is not None else "")
+
+
+def parse_exception(text: str) -> str:
+    """An entry of no-proxy: address, network, host, `.suffix` (each also with `:port`), or `*` for everything."""
+    text = text.strip().lower()
+    if text == "*":
+        return text
+    if "/" in text:
+        return network(text)
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        if not _SUFFIX.fullmatch(text):
+            raise ValueError(f"{text[:80]!r} is not an address, network, host or .suffix") from None
+        return text
+
+
+WebProxy = Annotated[str, AfterValidator(lambda text: parse_proxy(text, ("http", "https")))]
+SocksProxy = Annotated[str, AfterValidator(lambda text: parse_proxy(text, ("socks5", "socks5h")))]
+Exceptions = Annotated[tuple[Annotated[str, AfterValidator(parse_exception)], ...], Field(max_length=200)]
+
+
+def _word(text: str) -> str:
+    if not 0 < len(text.encode()) <= 255:  # as long as RFC 1929 can say
+        raise ValueError("1 to 255 bytes are expected")
+    return text
+
+
+Word = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00-\x1f\x7f]*$"), AfterValidator(_word)]
+
+
+def _user(text: str) -> str:
+    if ":" in text:
+        raise ValueError("the name of a user has no colon (RFC 7617)")
+    return text
+
+
+User = Annotated[Word, AfterValidator(_user)]
+
+
+class ProxyFile(Strict):
+    """proxy.toml."""
+
+    http: WebProxy | None = None
+    https: WebProxy | None = None
+    socks: SocksProxy | None = None
+    no_proxy: Exceptions = ()
+
+
+class Credentials(Strict):
+    """proxy.secret.toml."""
+
+    user: User
+    password: Word
+
+
+class Set(Strict):
+    """What to change; what is left out stays, an empty text removes a proxy. password only together with user."""
+
+    http: WebProxy | Annotated[str, StringConstraints(max_length=0)] | None = None
+    https: WebProxy | Annotated[str, StringConstraints(max_length=0)] | None = None
+    socks: SocksProxy | Annotated[str, StringConstraints(max_length=0)] | None = None
+    no_proxy: Exceptions | None = None
+    user: User | None = None
+    password: SecretStr | None = None
+
+
+class Try(Strict):
+    """What to fetch."""
+
+    url: Annotated[str, StringConstraints(max_length=2000, pattern=r"^https?://[\x21-\x7e]+$")]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The setting as it is now."""
+
+    file: ProxyFile = field(default_factory=ProxyFile)
+    credentials: Credentials | None = None
+
+    def url(self, kind: str, *, masked: bool = False) -> str | None:
+        """The proxy for `http`, `https` or `socks`, with its credentials or with stars in their place."""
+        plain: str | None = getattr(self.file, kind)
+        if plain is None or self.credentials is None:
+            return plain
+        scheme, _, rest = plain.partition("://")
+        if masked:
+            return f"{scheme}://***@{rest}"
+        # RFC 3986 section 3.2.1: everything reserved is percent-encoded
+        user, password = (quote(word, safe="") for word in (self.credentials.user, self.credentials.password))
+        return f"{scheme}://{user}:{password}@{rest}"
+
+    def environment(self) -> dict[str, str]:
+        """The variables that programs look at; both spellings, since none is read by all. Empty without a proxy."""
+        names = {"http": "HTTP_PROXY", "https": "HTTPS_PROXY", "socks": "ALL_PROXY"}
+        found = {name: url for kind, name in names.items() if (url := self.url(kind))}
+        if not found:
+            return {}
+        found["NO_PROXY"] = ",".join(dict.fromkeys([*ALWAYS, *self.file.no_proxy]))
+        return found | {name.lower(): value for name, value in found.items()}
+
+    def direct(self, host: str, port: int) -> bool:
+        """Whether a host is reached without a proxy. Names are not looked up: networks match literal addresses only."""
+        host = host.strip("[]").rstrip(".").lower()
+        return any(_excepts(entry, host, port) for entry in (*ALWAYS, *self.file.no_proxy))
+
+    def for_url(self, url: str) -> str | None:
+        """The proxy that `url` is fetched through, credentials included; None: none. Raises ValueError: not a URL."""
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+        if not parts.hostname or self.direct(parts.hostname, port):
+            return None
+        return (self.url(parts.scheme) if parts.scheme in ("http", "https") else None) or self.url("socks")
+
+
+def _excepts(entry: str, host: str, port: int) -> bool:
+    if entry == "*":
+        return True
+    try:
+        network = ipaddress.ip_network(entry)
+    except ValueError:
+        name, _, wanted = entry.partition(":")
+        bare = name.lstrip(".")
+        return (host == bare or host.endswith(f".{bare}")) and wanted in ("", str(port))
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]) in network
+    except ValueError:
+        return False
+
+
+def read(etc: Path) -> Settings:
+    """The setting in a folder; none where there are no files. Raises ConfigError."""
+    path, secret = etc / "proxy.toml", etc / "proxy.secret.toml"
+    file = load(path, ProxyFile) if path.exists() else ProxyFile()
+    if not secret.exists():
+        return Settings(file)
+    if secret.stat().st_mode & 0o077:
+        raise ConfigError(f"{secret}: others can read it", reason="proxy-secret-open", hint=f"chmod 600 {secret}")
+    try:
+        return Settings(file, load(secret, Credentials))
+    except ConfigError as error:  # its messages repeat values
+        raise ConfigError(f"{secret}: not user and password in TOML", reason=error.reason) from None
+
+
+def proxies_for(url: str, etc: Path = Path("/etc/mixos")) -> dict[str, str]:
+    """For the daemon's fetchers: scheme → proxy as `requests` takes it (with `trust_env` off); empty: go directly."""
+    proxy = read(etc).for_url(url)
+    return {urlsplit(url).scheme: proxy} if proxy else {}
+
+
+class Proxy:
+    """The part: shows, sets, tests, and keeps the environment of services up to date."""
+
+    name = "proxy"
+
+    def __init__(self, context: Context, group: str = "admin") -> None:
+        self.context = context
+        self.group = group  # may read the environment; whoever is in it may choose the proxy, which sees the password
+        self.path = context.etc / "proxy.toml"
+        self.secret = context.etc / "proxy.secret.toml"
+        self.settings = Settings()
+
+    def methods(self) -> Sequence[Method]:
+        """Everybody may see which proxy there is; only admins choose it, since it sees what passes."""
+        return (
+            Method("proxy.show", "The proxy setting; passwords are stars.", self._show),
+            Method("proxy.set", "Change the proxy setting.", self._set, ADMINS, Set, changes=True),
+            Method("proxy.clear", "Use no proxy.", self._clear, ADMINS, changes=True),
+            Method("proxy.apply", "Put proxy.toml in force as it is now.", self._apply, ADMINS, changes=True),
+            Method("proxy.test", "Fetch a URL as services would.", self._test, OPERATORS, Try, seconds=30.0),
+        )
+
+    async def start(self) -> None:
+        """Write the environment. A broken file raises ConfigError and leaves the environment of an earlier start."""
+        self.settings = read(self.context.etc)
+        self._write_environment()
+
+    async def stop(self) -> None:
+        """Nothing runs."""
+
+    def status(self) -> Mapping[str, Any]:
+        """Whether a proxy is set."""
+        return {"set": bool(self.settings.environment())}
+
+    async def _show(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+        return self._shown()
+
+    def _shown(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            **{kind: settings.url(kind, masked=True) for kind in ("http", "https", "socks")},
+            "no-proxy": list(dict.fromkeys([*ALWAYS, *settings.file.no_proxy])),
+            "user": settings.credentials.user if settings.credentials else None,
+        }
+
+    async def _set(self, caller: Caller, wish: Set) -> dict[str, Any]:
+        if (wish.password is None) != (wish.user is None):
+            raise RefusedError("user and password go together", reason="proxy-credentials")
+        given = wish.model_dump(by_alias=True, exclude_none=True, exclude={"user", "password"}, mode="json")
+        text = read_text(self.path) if self.path.exists() else ""
+        parse(text, self.path, ProxyFile)  # a broken file is mended by hand first
+        text = set_keys(text, (), {key: value if value != "" else None for key, value in given.items()})
+        parse(text, self.path, ProxyFile)
+        if wish.user is not None and wish.password is not None:
+            keys = {"user": wish.user, "password": wish.password.get_secret_value()}
+            try:
+                Credentials.model_validate(keys)
+            except ValueError:
+                raise RefusedError("this password cannot be used", reason="proxy-credentials") from None
+            write_atomically(self.secret, set_keys("", (), keys).encode(), 0o600)
+        write_atomically(self.path, text.encode())
+        return await self._changed(caller)
+
+    async def _clear(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+        self.path.unlink(missing_ok=True)
+        self.secret.unlink(missing_ok=True)
+        return await self._changed(caller)
+
+    async def _apply(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+        return await self._changed(caller)
+
+    async def _changed(self, caller: Caller) -> dict[str, Any]:
+        self.settings = read(self.context.etc)
+        self._write_environment()
+        shown = self._shown()
+        self.context.events.publish("proxy.changed", "proxy", **shown)
+        return shown
+
+    async def _test(self, caller: Caller, wish: Try) -> dict[str, Any]:
+        from daemon.parts.proxy.trial import fetch
+
+        return await fetch(wish.url, read(self.context.etc))
+
+    def _write_environment(self) -> None:
+        lines = [f"{name}={value}\n" for name, value in self.settings.environment().items()]
+        path = self.context.run / "proxy.env"
+        write_atomically(path, "".join(lines).encode(), 0o600)
+        if self.context.shared:
+            with contextlib.suppress(KeyError):  # a system without that group
+                os.chown(path, -1, grp.getgrnam(self.group).gr_gid)
+                path.chmod(0o640)

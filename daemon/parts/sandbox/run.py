@@ -1,0 +1,376 @@
+"""Run a command in a sandbox: a cgroup for it, its compiled policy, the launcher, and what it says as a stream.
+
+The daemon never runs the command itself, and the launcher never runs it as root. When whoever reads the stream goes
+away, the sandbox ends: its keeper is killed, and with it every process inside (daemon/native/sandbox.c). It ends as
+well when the daemon does, however that happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from common.errors import MixosError, RefusedError
+from common.files import write_atomically
+from daemon.core.part import Context
+from daemon.linux.cgroup import Leaf, Limits, Tree
+from daemon.parts.sandbox.compile import compile_policy
+from daemon.parts.sandbox.policy import Policy
+
+REFUSED = 125  # exit code of the launcher: nothing was run
+MAX_RUNNING = 16
+MAX_WORDS, MAX_BYTES = 1000, 128 << 10
+CHUNK = 16 << 10
+GRACE = 5.0  # seconds that everything inside has after the command's end, or after a kill
+SETUP = 30.0  # seconds that a sandbox may take to be set up for `facts`; most of all on an emulated machine
+PUT = 5.0  # seconds that a piece of input waits for the command to read
+MAX_REPORT = 64 << 10
+
+
+class SandboxError(MixosError):
+    """The sandbox could not be set up, so nothing ran; the message is the launcher's own line."""
+
+    exit_code = 13
+
+
+class Output(NamedTuple):
+    """Something that the command wrote: to 1 (standard output) or 2 (error output)."""
+
+    stream: Literal[1, 2]
+    data: bytes
+
+
+class Ended(NamedTuple):
+    """The end. code: exit code, 128+n for signal n, 124 for the wall clock. facts: what the launcher found enforced."""
+
+    code: int
+    timeout: bool
+    facts: dict[str, Any]
+
+
+class Input:
+    """What the command shall read: `given`, and with `more` whatever is put in until its end."""
+
+    def __init__(self, given: bytes = b"", *, more: bool = False) -> None:
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(1)
+        self._given = given
+        self._more = more
+
+    async def put(self, data: bytes) -> bool:
+        """The next piece, b"" for the end; False when the command did not take the last one for `PUT` seconds."""
+        try:
+            await asyncio.wait_for(self._queue.put(data), PUT)
+        except TimeoutError:
+            return False
+        return True
+
+    async def feed(self, stream: asyncio.StreamWriter) -> None:
+        """Write all of it, and close."""
+        with contextlib.suppress(ConnectionError):
+            stream.write(self._given)
+            await stream.drain()
+            while self._more and (data := await self._queue.get()):
+                stream.write(data)
+                await stream.drain()
+        stream.close()
+
+
+class Place(NamedTuple):
+    """Where one sandbox lives outside: compiled policy, cgroup if there is one, cgroup limits that are not enforced."""
+
+    policy: Path
+    leaf: Leaf | None
+    missing: tuple[str, ...]
+
+
+class Runner:
+    """Starts sandboxes of this daemon and knows those that run."""
+
+    def __init__(self, context: Context, tree: Tree | None, *, launcher: Path | None = None) -> None:
+        """tree: the cgroups' parent; None: no cgroups are made, limits are those of each process."""
+        self.context = context
+        self.launcher = launcher or context.libexec / "sandbox"
+        self.tree = tree
+        self.folder = context.run / "sandbox"
+        self.running: dict[int, int] = {}  # number → process id of the keeper, 0 until there is one
+        self._numbers = itertools.count(1)
+
+    def clear(self) -> None:
+        """Remove what an earlier daemon's sandboxes left: they ended with it."""
+        for group in self.tree.root.glob("sandbox-*") if self.tree is not None else ():
+            self._remove(Leaf(group))
+        for path in (*self.folder.glob("*.policy"), *self.folder.glob("proxies/*.sock")):
+            path.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Kill all that run."""
+        for pid in filter(None, self.running.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGABRT)  # for a keeper: kill everything inside, then tidy up
+
+    @contextlib.asynccontextmanager
+    async def place(self, policy: Policy) -> AsyncIterator[Place]:
+        """A place for one sandbox, removed afterwards with whatever is left in it. Raises MixosError."""
+        name = f"{os.getpid()}-{next(self._numbers)}"
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        async with self._way_out(name, policy) as whole:
+            with self._prepared(name, whole) as place:
+                yield place
+
+    @contextlib.asynccontextmanager
+    async def _way_out(self, name: str, policy: Policy) -> AsyncIterator[Policy]:
+        """The policy with a filtering proxy of its own, when it wants one."""
+        if policy.network != "proxy" or policy.proxy_socket is not None:
+            yield policy
+            return
+        from daemon.parts.proxy.part import proxies_for
+        from daemon.parts.sandbox.proxy import Proxy, serving
+        from daemon.parts.sandbox.proxy_rules import Rules
+
+        upstream = partial(proxies_for, etc=self.context.etc)
+        proxy = Proxy(name, Rules(policy.allow), self.context.events, upstream=upstream)
+        async with serving(self.folder / "proxies", proxy) as path:
+            yield policy.model_copy(update={"proxy_socket": str(path)})
+
+    @contextlib.contextmanager
+    def _prepared(self, name: str, policy: Policy) -> Iterator[Place]:
+        path = self.folder / f"{name}.policy"
+        locks = self.context.run / "uids"
+        write_atomically(path, compile_policy(policy, uid_locks=locks), 0o644)  # it holds no secret
+        leaf, missing = self._leaf(f"sandbox-{name}", policy)
+        try:
+            yield Place(path, leaf, missing)
+        finally:
+            path.unlink(missing_ok=True)
+            if leaf is not None:
+                self._remove(leaf)
+
+    def _remove(self, leaf: Leaf) -> None:
+        with contextlib.suppress(MixosError):
+            leaf.kill()
+            leaf.remove()
+
+    def _leaf(self, name: str, policy: Policy) -> tuple[Leaf | None, tuple[str, ...]]:
+        """The cgroup, and which of the policy's limits are not enforced by it."""
+        wanted = policy.limits
+        leaf = None
+        if self.tree is not None:
+            with contextlib.suppress(MixosError):
+                self.tree.prepare()
+                leaf = self.tree.leaf(name)
+        if leaf is None:
+            named = {"memory.max": wanted.memory, "pids.max": wanted.pids, "cpu.max": wanted.cpu}
+            return None, tuple(key for key, value in named.items() if value is not None)
+        cpu = None if wanted.cpu is None else wanted.cpu / 100
+        swap = None if wanted.memory is None else 0
+        high = None if wanted.memory is None else wanted.memory - wanted.memory // 16
+        limits = Limits(memory_max=wanted.memory, memory_high=high, swap_max=swap, pids_max=wanted.pids, cpu=cpu)
+        return leaf, leaf.limit(limits)
+
+    async def run(
+        self,
+        policy: Policy,
+        argv: Sequence[str],
+        given: Input | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[Output | Ended, None]:
+        """Run `argv` (looked up in the sandbox's PATH) with `given` as its input: output as it comes, then `Ended`.
+
+        environment: variables of the caller; those pass that the policy names. Raises SandboxError `sandbox-refused`
+        when it cannot be set up, RefusedError `sandbox-busy` or `sandbox-command`. Closing the iterator ends the
+        sandbox.
+        """
+        _check(argv)
+        if len(self.running) >= MAX_RUNNING:
+            raise RefusedError(
+                f"{MAX_RUNNING} sandboxes are running, which is the most", reason="sandbox-busy", retryable=True
+            )
+        number = next(self._numbers)
+        self.running[number] = 0
+        try:
+            async with self.place(policy) as place:
+                passed = {key: text for key, text in (environment or {}).items() if key in policy.pass_environment}
+                child, report = await self.start(place, ("--", *argv), passed)
+                self.running[number] = child.pid
+                async with contextlib.aclosing(_run(child, report, given or Input())) as items:
+                    async for item in items:
+                        yield item
+                ready = report.steps()["ready"]
+                end = report.steps().get("end", {})
+                code = await child.wait()
+                code = code if code >= 0 else 128 - code  # the keeper itself was killed
+                yield Ended(code, bool(end.get("timeout")), ready | {"missing": list(place.missing)})
+        finally:
+            del self.running[number]
+
+    async def start(
+        self, place: Place, arguments: Sequence[str], environment: Mapping[str, str]
+    ) -> tuple[asyncio.subprocess.Process, Report]:
+        """The launcher in a place, its streams as pipes. No arguments: a dry run.
+
+        Raises MixosError `program-missing`.
+        """
+        report = Report()
+        cgroup = ("--cgroup", str(place.leaf.path)) if place.leaf is not None else ()
+        options = ["--dry"] if not arguments else []
+        try:
+            child = await asyncio.create_subprocess_exec(
+                self.launcher,
+                "--attached",
+                "--report",
+                str(report.writer),
+                *cgroup,
+                *options,
+                place.policy,
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=dict(environment),
+                pass_fds=(report.writer,),
+                start_new_session=True,
+            )
+        except OSError as error:
+            report.close()
+            raise MixosError(
+                f"{self.launcher} cannot be started: {error.strerror}", reason="program-missing"
+            ) from error
+        except BaseException:
+            report.close()
+            raise
+        os.close(report.writer)
+        report.writer = -1
+        return child, report
+
+    async def facts(self, policy: Policy) -> dict[str, Any]:
+        """Set a sandbox up, run nothing, and say what the launcher found enforced. Raises like `run`."""
+        async with self.place(policy) as place:
+            child, report = await self.start(place, (), {})
+            try:
+                _, said = await asyncio.wait_for(child.communicate(), SETUP)
+            except TimeoutError as error:
+                raise SandboxError(f"it was not set up within {SETUP:g} s", reason="sandbox-refused") from error
+            finally:
+                await _end(child, report)
+            if "ready" not in report.steps():
+                raise SandboxError(_line(said), reason="sandbox-refused")
+            return dict(report.steps()["ready"]) | {"missing": list(place.missing)}
+
+
+def _check(argv: Sequence[str]) -> None:
+    """Whether a kernel would take it as a command."""
+    try:
+        size = sum(len(os.fsencode(word)) for word in argv)
+    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can say
+        raise RefusedError("a word of the command is no text", reason="sandbox-command") from error
+    if not argv or len(argv) > MAX_WORDS or size > MAX_BYTES or any("\0" in word for word in argv):
+        raise RefusedError("the command is empty or too long", reason="sandbox-command")
+
+
+class Report:
+    """What the launcher says about itself: a pipe with one JSON object a line."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.reader, False)
+        self._data = b""
+
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """Its whole lines so far, by their step."""
+        with contextlib.suppress(BlockingIOError):
+            while self.reader >= 0 and len(self._data) < MAX_REPORT and (chunk := os.read(self.reader, CHUNK)):
+                self._data += chunk
+        whole = self._data[: self._data.rfind(b"\n") + 1]
+        return {str(item.pop("step")): item for item in map(json.loads, whole.splitlines())}
+
+    def close(self) -> None:
+        """No more of it, but what was read stays."""
+        for descriptor in (self.reader, self.writer):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.reader = self.writer = -1
+
+
+async def _run(child: asyncio.subprocess.Process, report: Report, given: Input) -> AsyncGenerator[Output, None]:
+    """What the command writes, until everything has ended. Raises SandboxError when there never was a command: then all
+    that was said is the launcher's reason."""
+    said: list[Output] = []
+    ready = False
+    try:
+        async with contextlib.aclosing(_stream(child, given)) as items:
+            async for item in items:
+                ready = ready or "ready" in report.steps()  # before the command's first word
+                if ready:
+                    yield item
+                else:
+                    said.append(item)
+        await child.wait()
+    finally:
+        await _end(child, report)
+    if "ready" not in report.steps():
+        text = b"".join(item.data for item in said if item.stream == 2)
+        raise SandboxError(_line(text), reason="sandbox-refused", hint="mixctl sandbox explain says more")
+    for item in said:
+        yield item
+
+
+def _line(said: bytes) -> str:
+    """The launcher's reason: its last line."""
+    lines = said.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1].removeprefix("sandbox: ")[:1000] if lines else "the sandbox ended before it began"
+
+
+async def _stream(child: asyncio.subprocess.Process, given: Input) -> AsyncGenerator[Output, None]:
+    """Both outputs as they come. Nothing is read ahead of who takes the items, so a slow reader slows the command."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stderr is not None
+    feeding = asyncio.create_task(given.feed(child.stdin))
+    streams: dict[asyncio.Task[bytes], tuple[Literal[1, 2], asyncio.StreamReader]] = {
+        asyncio.create_task(child.stdout.read(CHUNK)): (1, child.stdout),
+        asyncio.create_task(child.stderr.read(CHUNK)): (2, child.stderr),
+    }
+    try:
+        while streams:
+            done, _ = await asyncio.wait(streams, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                kind, stream = streams.pop(task)
+                if data := task.result():
+                    yield Output(kind, data)
+                    streams[asyncio.create_task(stream.read(CHUNK))] = (kind, stream)
+    finally:
+        for left in (feeding, *streams):
+            left.cancel()
+        await asyncio.gather(feeding, *streams, return_exceptions=True)
+
+
+async def _end(child: asyncio.subprocess.Process, report: Report) -> None:
+    """Make sure that it is over, and that the report is read."""
+    try:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(signal.SIGABRT)  # kill everything inside, then tidy up
+        try:
+            await asyncio.wait_for(_drain(child), GRACE)
+        except TimeoutError:
+            child.kill()
+            await _drain(child)
+        report.steps()
+    finally:
+        report.close()
+
+
+async def _drain(child: asyncio.subprocess.Process) -> None:
+    """Read what nobody wants any more, up to the end: the process counts as ended when its pipes are closed."""
+    for stream in (child.stdout, child.stderr):
+        while stream is not None and await stream.read(CHUNK):
+            continue
+    await child.wait()

@@ -1,0 +1,215 @@
+"""`mixctl sandbox`: run a command confined, and say what that means here."""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from common.errors import RpcError
+from daemon.client.cli.common import ask, columns, follow, json_option, show
+from daemon.client.console.names import names as known
+
+ENVIRONMENT = ("TERM", "COLORTERM", "COLUMNS", "LINES", "LANG", "TZ")  # offered; the profile decides
+PIECE = 32 << 10  # bytes of input: what fits into one request
+
+
+@click.group()
+def sandbox() -> None:
+    """Run commands confined, and see what confines them.
+
+    \b
+    Example:
+      mixctl sandbox run -- id
+      mixctl sandbox explain --profile strict
+    """
+
+
+@sandbox.command("run")
+@click.option("--profile", "-p", default="tool", shell_complete=known("profile"), help="The profile (default: tool).")
+@click.option("--ro", "read_only", multiple=True, metavar="PATH", help="Show this path, read-only (repeat).")
+@click.option("--rw", "read_write", multiple=True, metavar="PATH", help="Show this path, writable (repeat).")
+@click.option("--net", "network", type=click.Choice(("none", "proxy", "host")), help="Less network than it has.")
+@click.option("--directory", "-C", metavar="PATH", help="Working folder inside (default: the first --rw path, or /)")
+@json_option
+@click.argument("command", nargs=-1, required=True)
+def run(
+    profile: str,
+    read_only: Sequence[str],
+    read_write: Sequence[str],
+    network: str | None,
+    directory: str | None,
+    as_json: bool,
+    command: Sequence[str],
+) -> None:
+    """Run COMMAND in a sandbox; its output and exit code become ours.
+
+    Standard input is passed on when it is a file or pipe. The paths must be ones that your account can reach. Exit code
+    124: its time was over. On a terminal, characters that would steer it are shown as escapes.
+
+    \b
+    Example:
+      mixctl sandbox run --rw ~/project -- make test
+      mixctl sandbox run --profile strict -- sh -c 'echo $((6 * 7))'
+    """
+    writable = [os.path.realpath(path) for path in read_write]
+    params: dict[str, Any] = {
+        "command": list(command),
+        "profile": profile,
+        "read-only": [os.path.realpath(path) for path in read_only],
+        "read-write": writable,
+        "directory": directory or (writable[0] if writable else None),
+        "network": network,
+        "environment": {
+            name: os.environ[name] for name in ENVIRONMENT if len(os.environ.get(name, "x" * 2000)) <= 1024
+        },
+        "input-follows": _has_input(),
+    }
+    code = 1
+    write = {1: _writer(1), 2: _writer(2)}
+    given = _Input()
+    for item in follow("sandbox.run", params, given):
+        if "code" in item:
+            code = int(item["code"])
+        if "token" in item:
+            given.token = item["token"]
+        elif as_json:
+            click.echo(json.dumps(item))
+        elif "data" in item:
+            write[item["stream"]](base64.b64decode(item["data"]))
+    click.get_current_context().exit(code)
+
+
+def _writer(number: int) -> Callable[[bytes], None]:
+    """Writes output as it is; to a terminal so that it cannot steer it: what runs in a sandbox is not trusted."""
+    stream = sys.stdout if number == 1 else sys.stderr
+    if not stream.isatty():
+        return lambda data: (stream.buffer.write(data), stream.buffer.flush())[1]
+    from common.safe import printable
+
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in two pieces
+
+    def write(data: bytes) -> None:
+        stream.write(printable(decoder.decode(data).replace("\r\n", "\n").replace("\r", "\n")))
+        stream.flush()
+
+    return write
+
+
+def _has_input() -> bool:
+    """Whether standard input is to be passed on: not a terminal, where it may be meant for the shell."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+class _Input:
+    """Our standard input, for the sandbox: piece by piece, each when the one before was taken. A pipe may never end,
+    such as that of `ssh HOST -- mixctl …`."""
+
+    def __init__(self) -> None:
+        self.token: str | None = None
+        self._piece: dict[str, object] = {}
+        self._open = True
+
+    def descriptor(self) -> int | None:
+        """Standard input, as long as it is wanted."""
+        return 0 if self.token is not None and self._open else None
+
+    def request(self, answer: object) -> tuple[str, Mapping[str, object]] | None:
+        """Read on; a piece that was not taken in time (False) is offered again."""
+        if isinstance(answer, RpcError):
+            self._open = False
+            if answer.reason != "sandbox-gone":  # it has ended without reading everything
+                raise answer
+        elif answer is None:
+            data = os.read(0, PIECE)
+            self._piece = {"token": self.token, "data": base64.b64encode(data).decode(), "end": not data}
+            return "sandbox.input", self._piece
+        elif not answer:
+            return "sandbox.input", self._piece
+        elif self._piece["end"]:
+            self._open = False
+        return None
+
+
+@sandbox.command()
+@click.option("--profile", "-p", default="tool", shell_complete=known("profile"), help="The profile (default: tool).")
+@json_option
+def explain(profile: str, as_json: bool) -> None:
+    """Say what a profile enforces on this device, and what it does not. Measured, by setting a sandbox up.
+
+    \b
+    Example:
+      mixctl sandbox explain --profile service
+    """
+    show(ask("sandbox.explain", {"profile": profile}), as_json, _explained)
+
+
+@sandbox.command()
+@json_option
+def profiles(as_json: bool) -> None:
+    """List the profiles.
+
+    \b
+    Example:
+      mixctl sandbox profiles
+    """
+    head = ("name", "network", "user", "filter", "description")
+    show(
+        ask("sandbox.profiles"),
+        as_json,
+        lambda found: columns(
+            head, [[*(str(one[key]) for key in ("name", "network", "user", "seccomp")), _text(one)] for one in found]
+        ),
+    )
+
+
+@sandbox.command("show")
+@click.argument("profile", shell_complete=known("profile"))
+@json_option
+def show_profile(profile: str, as_json: bool) -> None:
+    """Show what a profile allows: every key, those with their default too.
+
+    \b
+    Example:
+      mixctl sandbox show tool
+    """
+    show(ask("sandbox.show", {"profile": profile}), as_json, _policy)
+
+
+def _text(profile: Mapping[str, Any]) -> str:
+    return (
+        f"{profile['description']} (BROKEN FILE, last good policy in force)"
+        if profile["broken"]
+        else profile["description"]
+    )
+
+
+def _explained(found: Mapping[str, Any]) -> str:
+    kernel = found["kernel"]
+    head = f"profile {found['name']} on Linux {kernel['release']}, Landlock ABI {kernel['landlock']}"
+    rows = [(row["enforced"], row["what"], row["how"]) for row in found["rows"]]
+    warning = f"\n\nbroken: {found['broken']}\n  the last good policy is in force" if found["broken"] else ""
+    return f"{head}\n\n{columns(('enforced', 'what', 'how'), rows)}{warning}"
+
+
+def _policy(found: Mapping[str, Any]) -> str:
+    lines = [f"# {' < '.join(found['origin'])}"]
+    for key, value in found["policy"].items():
+        if isinstance(value, dict):
+            lines += [f"{key}.{name} = {one}" for name, one in value.items() if one is not None]
+        elif isinstance(value, list):
+            lines += [f"{key} = {' '.join(map(str, value)) or '-'}"]
+        elif value is not None:
+            lines += [f"{key} = {str(value).lower() if isinstance(value, bool) else value}"]
+    return "\n".join(lines)

@@ -1,0 +1,193 @@
+"""Reading unit files: which are in force, which are broken and why.
+
+A file of the local folder replaces the shipped one of the same name. A mistake never takes a working unit away: the
+last good text of each local unit is kept, and a file that cannot be read, contradicts itself, names unknown units or
+closes a cycle leaves that one in force and is reported with file, line and column.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.errors import ConfigError
+from common.files import write_atomically
+from common.positions import Position, nearest, positions
+from common.tomlfile import parse, read_text
+from common.values import NAME
+from daemon.linux.log import log
+from daemon.parts.service.graph import DEPENDENCIES, Graph
+from daemon.parts.service.unit import Unit, contradictions
+
+MAX_UNITS = 2000
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A unit in force: the file that it came from, the text it was made of."""
+
+    name: str
+    path: Path
+    text: str
+    unit: Unit
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """units: what is in force. broken: unit name → message, one line per mistake; it may be in `units` too, with an
+    older text."""
+
+    units: Mapping[str, Definition] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
+
+
+def load(folders: Sequence[Path], previous: Mapping[str, Definition]) -> Loaded:
+    """Read all units of `folders`, a later folder replacing earlier ones; `previous` is what holds if a file is broken.
+
+    Nothing is raised: what is wrong is in the result.
+    """
+    units: dict[str, Definition] = {}
+    broken: dict[str, str] = {}
+    files = {path.stem: path for folder in folders for path in unit_files(folder)}
+    for name, path in sorted(files.items()):
+        try:
+            if len(units) >= MAX_UNITS:
+                raise ConfigError(f"{path}: more than {MAX_UNITS} units", reason="unit-too-many")
+            units[name] = read(path)
+        except ConfigError as error:
+            broken[name] = error.message
+            if name in previous:
+                units[name] = previous[name]
+    _settle(units, broken, previous, files)
+    return Loaded(units, broken)
+
+
+def unit_files(folder: Path) -> Iterator[Path]:
+    """The files of a folder that are meant as units."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        yield from sorted(path for path in folder.iterdir() if path.suffix == ".toml" and path.name[0] != ".")
+
+
+def read(path: Path) -> Definition:
+    """One unit file. Raises ConfigError; `unit-name`, `unit-unsafe` beside those of `tomlfile.load`."""
+    if not re.fullmatch(NAME, path.stem):
+        raise ConfigError(
+            f"{path}: a unit is named with up to 48 of a-z, 0-9, - and _, a letter or digit first", reason="unit-name"
+        )
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", reason="config-unreadable") from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise ConfigError(f"{path}: not a file", reason="config-unreadable")
+    if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022:
+        raise ConfigError(f"{path}: others than root may write it, and units run as root", reason="unit-unsafe")
+    text = read_text(path)
+    return Definition(path.stem, path, text, parse_unit(text, path))
+
+
+def parse_unit(text: str, path: Path) -> Unit:
+    """A unit from its text. Raises ConfigError like `tomlfile.parse`; sections that contradict each other too."""
+    unit = parse(text, path, Unit)
+    lines = []
+    for section, problem in contradictions(unit):
+        place = nearest(positions(text), (section,))
+        lines.append(f"{path}:{place.line}:{place.column}: {problem}")
+    if lines:
+        raise ConfigError("\n".join(lines), reason="unit-contradiction")
+    return unit
+
+
+def _settle(
+    units: dict[str, Definition],
+    broken: dict[str, str],
+    previous: Mapping[str, Definition],
+    files: Mapping[str, Path],
+) -> None:
+    """Take out what names unknown units or closes a cycle, until the rest is sound: first to its older text, if any."""
+
+    def reject(name: str, message: str) -> None:
+        broken.setdefault(name, message)
+        old = previous.get(name)
+        if old is not None and units[name] is not old:
+            units[name] = old
+        else:
+            del units[name]
+
+    while True:
+        wrong = {name: text for name, text in _unknown(units, files) if text}
+        for name, message in wrong.items():
+            reject(name, message)
+        if wrong:
+            continue
+        cycle = Graph({name: one.unit for name, one in units.items()}).cycle()
+        if not cycle:
+            return
+        members = cycle[:-1]
+        changed = [name for name in members if previous.get(name) not in (None, units[name])] or [
+            name for name in members if name not in previous
+        ]
+        for name in changed or members:
+            place = _place(units[name], ("unit",))
+            reject(name, f"{units[name].path}:{place.line}:{place.column}: dependency cycle {' → '.join(cycle)}")
+
+
+def _unknown(units: Mapping[str, Definition], files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    """(unit, message) for each unit that names one that is not there, or itself."""
+    for name, one in units.items():
+        lines = []
+        for key in DEPENDENCIES:
+            for other in getattr(one.unit.unit, key):
+                word = key.replace("_", "-")
+                place = _place(one, ("unit", word))
+                where = f"{one.path}:{place.line}:{place.column}: unit.{word}: "
+                if other == name:
+                    lines.append(f"{where}a unit cannot depend on itself")
+                elif other not in files and other not in units:
+                    near = difflib.get_close_matches(other, [*files], n=1)
+                    hint = f"; did you mean '{near[0]}'?" if near else ""
+                    lines.append(f"{where}there is no unit '{other}'{hint}")
+        yield name, "\n".join(lines)
+
+
+def _place(one: Definition, key: tuple[str, ...]) -> Position:
+    return nearest(positions(one.text), key)
+
+
+class LastGood:
+    """The texts that were accepted last, kept so that a file broken since then has something to fall back to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, local: Path) -> dict[str, Definition]:
+        """The kept units, as if they were in the folder `local`. One that no longer fits the model is left out."""
+        found = {}
+        for path in unit_files(self.folder):
+            with contextlib.suppress(ConfigError):
+                found[path.stem] = _renamed(read(path), local / path.name)
+        return found
+
+    def write(self, units: Mapping[str, Definition]) -> None:
+        """Keep exactly the texts of `units`; only what differs is written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for path in unit_files(self.folder):
+                if path.stem not in units:
+                    path.unlink()
+            for name, one in units.items():
+                path = self.folder / f"{name}.toml"
+                if not path.exists() or path.read_bytes() != one.text.encode():
+                    write_atomically(path, one.text.encode(), 0o600)
+        except OSError as error:  # a full disk must not keep units from starting
+            log("err", f"{self.folder}: the accepted unit files are not kept: {error.strerror}")
+
+
+def _renamed(one: Definition, path: Path) -> Definition:
+    return Definition(one.name, path, one.text, one.unit)

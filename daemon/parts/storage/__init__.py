@@ -1,0 +1,1 @@
+"""Storage: disks, what fills them, quotas, their health."""

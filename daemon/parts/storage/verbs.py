@@ -1,0 +1,168 @@
+"""`mixctl storage`: disks, space, quotas, health."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from daemon.client.cli.common import ask, columns, json_option, show
+from daemon.client.console.names import names as known
+from daemon.parts.metrics.verbs import size
+
+
+@click.group()
+def storage() -> None:
+    """Look at disks and at what fills them; limit what units keep.
+
+    \b
+    Example:
+      mixctl storage usage
+      mixctl storage quota set web 200M
+    """
+
+
+@storage.command()
+@json_option
+def disks(as_json: bool) -> None:
+    """List disks and their partitions.
+
+    \b
+    Example:
+      mixctl storage disks
+    """
+    show(ask("storage.disks"), as_json, _disks)
+
+
+@storage.command()
+@click.option("--fresh", is_flag=True, help="Count again, even if it was done within the last minute.")
+@json_option
+def usage(fresh: bool, as_json: bool) -> None:
+    """Show file systems, and what takes the space of the data partition.
+
+    \b
+    Example:
+      mixctl storage usage --json
+    """
+    show(ask("storage.usage", {"fresh": fresh}, seconds=30.0), as_json, _usage)
+
+
+@storage.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def quota(context: click.Context, as_json: bool) -> None:
+    """Show or set how much units may keep below /var/lib.
+
+    \b
+    Example:
+      mixctl storage quota
+      mixctl storage quota set web 200M
+      mixctl storage quota clear web
+    """
+    if context.invoked_subcommand is None:
+        show(ask("storage.quotas"), as_json, _quotas)
+
+
+@quota.command(name="set")
+@click.argument("unit", shell_complete=known("unit"))
+@click.argument("limit", metavar="SIZE")
+@json_option
+def set_(unit: str, limit: str, as_json: bool) -> None:
+    """Limit what UNIT keeps to SIZE: bytes, or with K, M, G, T.
+
+    \b
+    Example:
+      mixctl storage quota set web 200M
+    """
+    show(ask("storage.quota", {"unit": unit, "size": limit}, seconds=65.0), as_json, lambda row: _quotas([row]))
+
+
+@quota.command()
+@click.argument("unit", shell_complete=known("unit"))
+@json_option
+def clear(unit: str, as_json: bool) -> None:
+    """Take the limit of UNIT away.
+
+    \b
+    Example:
+      mixctl storage quota clear web
+    """
+    show(ask("storage.quota", {"unit": unit}, seconds=65.0), as_json, lambda row: _quotas([row]))
+
+
+@storage.command()
+@json_option
+def health(as_json: bool) -> int:
+    """Ask the disks how they are; exit code 1 when one of them is not well.
+
+    \b
+    Example:
+      mixctl storage health
+    """
+    rows = ask("storage.health", seconds=35.0)
+    show(rows, as_json, _health)
+    return int(any(row["state"] in ("warning", "failing") for row in rows))
+
+
+@storage.command()
+@json_option
+def trim(as_json: bool) -> None:
+    """Tell the data disk which blocks are free. A timer does it every week.
+
+    \b
+    Example:
+      mixctl storage trim
+    """
+    show(ask("storage.trim", seconds=605.0), as_json, lambda row: f"{row['path']}: {size(row['bytes'])} given back")
+
+
+def _disks(rows: list[dict[str, Any]]) -> str:
+    cells = []
+    for row in rows:
+        marks = [mark for mark in ("removable", "read-only", "rotational") if row[mark]]
+        marks += [f"boot disk, slot {row['slot'] or '?'}"] if row["boot"] else []
+        what = " ".join(word for word in (row["kind"], row["model"]) if word)
+        cells.append([row["name"], size(row["size"]), what, ", ".join(marks), " ".join(row["mounted"])])
+        cells += [
+            [f"  {part['name']}", size(part["size"]), part["gpt-name"] or "-", "", " ".join(part["mounted"])]
+            for part in row["partitions"]
+        ]
+    return columns(["name", "size", "what", "", "mounted"], cells) if cells else "no disks"
+
+
+def _usage(found: dict[str, Any]) -> str:
+    cells = [
+        [row["path"], row["type"], size(row["size"]), size(row["free"]), f"{row['percent']:.0f} %"]
+        for row in found["filesystems"]
+        if row["type"] not in ("squashfs", "overlay")  # always full; and the same as /data
+    ]
+    text = columns(["path", "type", "size", "free", "used"], cells)
+    data = found["data"]
+    if data is None:
+        return f"{text}\n\nthere is no data partition"
+    rows = [[f"unit {row['name']}", size(row["bytes"])] for row in data["units"]]
+    rest = data["units-total"] - sum(row["bytes"] for row in data["units"])
+    rows += [["other units", size(rest)]] if rest else []
+    rows += [[name, size(data[name])] for name in ("daemon", "logs", "packages", "other")]
+    note = "" if data["complete"] else "\nthere are too many files: not all were counted, the rest is in 'other'"
+    return f"{text}\n\n{columns(['on the data partition', 'takes'], rows)}{note}"
+
+
+def _quotas(rows: list[dict[str, Any]]) -> str:
+    cells = [
+        [row["unit"], size(row["limit"]), size(row["used"]), row["problem"] or ("yes" if row["enforced"] else "-")]
+        for row in rows
+    ]
+    return columns(["unit", "limit", "used", "enforced"], cells) if cells else "no unit keeps state"
+
+
+def _health(rows: list[dict[str, Any]]) -> str:
+    cells = []
+    for row in rows:
+        celsius = row.get("temperature")
+        words = [one["text"] for one in row["findings"]]
+        words += [f"{row['used-percent']} % worn"] if row.get("used-percent") is not None else []
+        words += [f"{celsius} degrees Celsius"] if celsius is not None else []
+        words += [f"{row['power-on-hours']} hours on"] if row.get("power-on-hours") is not None else []
+        cells.append([row["name"], row["kind"], row["state"], ", ".join(words)])
+    return columns(["disk", "kind", "state", "facts"], cells) if cells else "no disks"

@@ -1,0 +1,81 @@
+"""The system as a whole: is the daemon there, what state is the device in, restart, switch off."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing
+from daemon.core.part import Context
+from daemon.linux import power
+from daemon.linux.log import log
+
+
+class SystemPart:
+    """The methods without a dot in their name. `parts` gives the state of all parts."""
+
+    name = "system"
+
+    def __init__(
+        self,
+        context: Context,
+        parts: Callable[[], Mapping[str, Any]],
+        ask: Callable[[signal.Signals], None] | None = None,
+    ) -> None:
+        self._context = context
+        self._parts = parts
+        self._ask = ask or (lambda number: os.kill(1, number))
+        self._buttons = 0
+
+    def methods(self) -> Sequence[Method]:
+        """What clients can call."""
+        return (
+            Method("ping", "Check that the daemon answers.", self._ping, EVERYONE),
+            Method("version", "The version of this system.", self._version, EVERYONE),
+            Method("status", "Version, slot, health, network, hardening, and the daemon's parts.", self._status),
+            Method("reboot", "Stop everything in order and start again.", self._reboot, OPERATORS, changes=True),
+            Method("poweroff", "Stop everything in order and switch off.", self._poweroff, OPERATORS, changes=True),
+        )
+
+    async def start(self) -> None:
+        """Watch the power button."""
+        self._buttons = power.watch(lambda: self._ask_init(signal.SIGUSR2, "power-off by button"))
+
+    async def stop(self) -> None:
+        """Nothing to keep."""
+
+    def status(self) -> Mapping[str, Any]:
+        """The number of power buttons."""
+        return {"power-buttons": self._buttons}
+
+    async def _ping(self, caller: Caller, params: Nothing) -> str:
+        return "pong"
+
+    async def _version(self, caller: Caller, params: Nothing) -> dict[str, Any]:
+        from daemon.parts.system.facts import release
+
+        return {"version": release().get("MIXOS_VERSION", "unknown")}
+
+    async def _status(self, caller: Caller, params: Nothing) -> dict[str, Any]:
+        from daemon.parts.system.facts import status  # loaded with the first question, not at boot
+
+        return {**status(), "parts": self._parts()}
+
+    async def _reboot(self, caller: Caller, params: Nothing) -> str:
+        return self._soon(signal.SIGTERM, "reboot")
+
+    async def _poweroff(self, caller: Caller, params: Nothing) -> str:
+        return self._soon(signal.SIGUSR2, "poweroff")
+
+    def _soon(self, number: signal.Signals, word: str) -> str:
+        asyncio.get_running_loop().call_later(0.2, self._ask_init, number, word)  # the answer goes first
+        return word
+
+    def _ask_init(self, number: signal.Signals, word: str) -> None:
+        """BusyBox init: SIGTERM reboots, SIGUSR2 powers off, both after the shutdown actions of inittab."""
+        log("notice", f"asking init for {word}")
+        self._context.events.publish("system.stopping", word)
+        self._ask(number)

@@ -1,0 +1,131 @@
+"""Keys of WireGuard: Curve25519 key pairs and preshared keys, 32 bytes, written as 44 characters of base64.
+
+The library that computes them costs 7 MiB and is needed a few times in a device's life, so the daemon never imports it:
+it runs `x25519` in a process of its own. Secrets pass through pipes only. They are kept in files of their own, 0600 in
+a folder 0700.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from common.errors import MixosError, NotFoundError
+from common.files import sync_folder, write_atomically
+from daemon.linux.process import capture
+
+SIZE = 32
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from daemon.parts.vpn.x25519 import main; main()"
+_LIBRARY = Path(__file__).resolve().parents[3]
+
+
+class KeyProblem(MixosError):
+    """What was given is not a key."""
+
+    exit_code = 3
+
+
+class Pair(NamedTuple):
+    """A private key and its public key, raw bytes. Never print one: `repr` hides the secret."""
+
+    private: bytes
+    public: bytes
+
+    def __repr__(self) -> str:
+        return f"Pair(public={encode(self.public)})"
+
+
+def decode(text: str, what: str = "the key") -> bytes:
+    """The 32 bytes of a key in base64. Raises KeyProblem `vpn-key`; its message does not repeat the text."""
+    words = text.strip()
+    try:
+        data = base64.b64decode(words, validate=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    # One spelling only: the two spare bits of the last character are zero.
+    if len(data) != SIZE or encode(data) != words:
+        raise KeyProblem(
+            f"{what} is not a WireGuard key ({len(words)} characters)",
+            reason="vpn-key",
+            hint="a key is 32 bytes in base64: 44 characters, the last one '='; `wg pubkey` prints one",
+        )
+    if not any(data):
+        raise KeyProblem(f"{what} is all zeros", reason="vpn-key", hint="make one with `wg genkey`")
+    return data
+
+
+def encode(key: bytes) -> str:
+    """Base64."""
+    return base64.b64encode(key).decode("ascii")
+
+
+def preshared() -> bytes:
+    """A new preshared key."""
+    return secrets.token_bytes(SIZE)
+
+
+async def make_pair() -> Pair:
+    """A new key pair. Raises MixosError `vpn-keys` when it cannot be computed."""
+    return await _compute(b"")
+
+
+async def public_of(private: bytes) -> bytes:
+    """The public key that belongs to a private one. Raises MixosError `vpn-keys`."""
+    return (await _compute(private)).public
+
+
+async def _compute(given: bytes) -> Pair:
+    path = [os.fspath(_LIBRARY), *(entry for entry in sys.path if entry)]
+    done = await capture(
+        [sys.executable, "-IS", "-c", _PROGRAM.format(path=path)], given=given, seconds=60, limit=1 << 16
+    )
+    if done.status != 0 or len(done.out) != 2 * SIZE:
+        last = done.err.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise MixosError(f"the key cannot be computed: {last or f'status {done.status}'}", reason="vpn-keys")
+    return Pair(done.out[:SIZE], done.out[SIZE:])
+
+
+class Store:
+    """Secrets of the VPN in a folder: `wg0.key` (own), `wg0.NAME.psk`, `wg0.NAME.key` (a client's, kept by choice)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, name: str) -> bytes:
+        """A secret. Raises NotFoundError `vpn-secret-missing`, KeyProblem `vpn-key`."""
+        path = self.folder / name
+        try:
+            text = path.read_text("ascii")
+        except (FileNotFoundError, UnicodeDecodeError) as error:
+            raise NotFoundError(
+                f"{path} is missing",
+                reason="vpn-secret-missing",
+                hint="restore it from a backup, or make a new one: mixctl vpn rotate",
+            ) from error
+        return decode(text, str(path))
+
+    def write(self, name: str, key: bytes) -> None:
+        """Keep a secret, durably."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        write_atomically(self.folder / name, f"{encode(key)}\n".encode(), 0o600)
+
+    def has(self, name: str) -> bool:
+        """Whether a secret is there."""
+        return (self.folder / name).is_file()
+
+    def remove(self, name: str) -> None:
+        """Forget a secret; the file system may keep its blocks."""
+        if self.has(name):
+            (self.folder / name).unlink()
+            sync_folder(self.folder)
+
+
+def clamp(private: bytes) -> bytes:
+    """A private key as the kernel keeps it (RFC 7748, 5): setting one that differs would end every session."""
+    return bytes([private[0] & 248]) + private[1:31] + bytes([private[31] & 127 | 64])

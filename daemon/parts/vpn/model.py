@@ -1,0 +1,110 @@
+"""`/etc/mixos/vpn.toml`: WireGuard interfaces and their peers. Secrets are not in it but in `keys.Store`.
+
+[interface.wg0]
+addresses = ["10.8.0.1/24"]
+port = 51820
+endpoint = "vpn.example.org:51820"       # how clients reach this device
+[interface.wg0.peer.laptop]
+public-key = "4qh4UzGyx8HwTw3bTY6hDAYxhIMHTX4Ogz9rV2R5Aic="
+allowed-ips = ["10.8.0.2/32"]
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from common.netvalues import (
+    EndpointText,
+    HostAddress,
+    HostName,
+    InterfaceAddress,
+    NetworkText,
+    PublicKey,
+    interface_name,
+    peer_name,
+)
+from common.tomlfile import Strict
+from daemon.linux.wireguard import MAX_ALLOWED
+
+Port = Annotated[int, Field(ge=0, le=65535, strict=True)]
+Seconds = Annotated[int, Field(ge=0, le=65535, strict=True)]
+
+
+class PeerEntry(Strict):
+    """A peer. psk: a preshared key is kept for it; kept-key: its private key is kept here, by choice."""
+
+    public_key: PublicKey
+    allowed_ips: Annotated[tuple[NetworkText, ...], Field(max_length=4096)] = ()
+    endpoint: EndpointText | None = None
+    keepalive: Seconds = 0
+    psk: bool = False
+    kept_key: bool = False
+
+
+class Tunnel(Strict):
+    """A WireGuard interface. up: whether it is brought up at start; routes: whether allowed IPs become routes.
+
+    dns, search: used while it is up. client-dns, client-routes: what the configurations of clients say.
+    """
+
+    addresses: Annotated[tuple[InterfaceAddress, ...], Field(max_length=16)] = ()
+    port: Port = 0
+    endpoint: EndpointText | None = None
+    dns: Annotated[tuple[HostAddress, ...], Field(max_length=8)] = ()
+    search: Annotated[tuple[HostName, ...], Field(max_length=8)] = ()
+    mtu: Annotated[int, Field(ge=576, le=65535, strict=True)] = 1420
+    mark: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
+    up: bool = True
+    routes: bool = True
+    client_dns: Annotated[tuple[HostAddress, ...], Field(max_length=8)] = ()
+    client_routes: tuple[NetworkText, ...] = ()
+    peer: dict[str, PeerEntry] = Field(default_factory=dict, max_length=10_000)
+
+    @field_validator("peer")
+    @classmethod
+    def _names(cls, value: dict[str, PeerEntry]) -> dict[str, PeerEntry]:
+        for name in value:
+            peer_name(name)
+        return value
+
+    @model_validator(mode="after")
+    def _is_unambiguous(self) -> Tunnel:
+        keys = Counter(peer.public_key for peer in self.peer.values())
+        for name, peer in self.peer.items():
+            if keys[peer.public_key] > 1:
+                raise ValueError(f"the public key of peer {name} is there twice")
+        allowed = Counter(network for peer in self.peer.values() for network in peer.allowed_ips)
+        if allowed.total() > MAX_ALLOWED:
+            raise ValueError(f"the peers are allowed more than {MAX_ALLOWED} networks")
+        for network, count in allowed.items():
+            if count > 1:
+                raise ValueError(f"{network} is allowed for two peers; WireGuard sends a packet to one")
+        return self
+
+    @property
+    def takes_everything(self) -> bool:
+        """Whether a peer gets all traffic, so that the tunnel's own packets need a way around it."""
+        return self.routes and any(
+            network.endswith("/0") for peer in self.peer.values() for network in peer.allowed_ips
+        )
+
+
+class VpnFile(Strict):
+    """The whole file."""
+
+    interface: dict[str, Tunnel] = Field(default_factory=dict, max_length=64)
+
+    @field_validator("interface")
+    @classmethod
+    def _names(cls, value: dict[str, Tunnel]) -> dict[str, Tunnel]:
+        for name in value:
+            interface_name(name)
+        ports = Counter(tunnel.port for tunnel in value.values() if tunnel.port)
+        if twice := [port for port, count in ports.items() if count > 1]:
+            raise ValueError(f"two interfaces listen on port {twice[0]}")
+        if sum(tunnel.up and tunnel.takes_everything for tunnel in value.values()) > 1:
+            raise ValueError("two interfaces that are up take all traffic; one of them needs up = false")
+        return value

@@ -1,0 +1,212 @@
+"""WireGuard interfaces of vpn.toml and the kernel: what one shall be, bringing it up, taking it down.
+
+A tunnel is a link, a WireGuard device with peers, addresses, and routes for what its peers are allowed to send. When a
+peer is allowed everything, the tunnel's own packets must not go into the tunnel: they carry a mark, all others look
+into a table of their own first, except for routes that are more special than the default (as wg-quick(8) does it).
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.errors import RefusedError
+from daemon.linux import wireguard
+from daemon.linux.netlink import NetlinkError
+from daemon.linux.rtnl import IPV6_METRIC, MAIN_TABLE, PROTOCOL, Address, Link, Route, Rtnl, Rule
+from daemon.linux.wireguard import Device, Endpoint, Network, Peer, WireGuard
+from daemon.parts.net.plan import PROC
+from daemon.parts.vpn import keys
+from daemon.parts.vpn.keys import Store
+from daemon.parts.vpn.model import Tunnel
+
+ALIAS = "mixos:vpn.toml"
+MARK = 51820  # of the packets of a tunnel that takes everything and names no mark itself
+TABLE = 51820  # the routing table of the tunnel that takes everything; at most one does
+_PRIORITY = 32764  # in front of the rule for the main table, 32766
+_SRC_VALID_MARK = "ipv4/conf/all/src_valid_mark"
+
+
+def own_key(name: str) -> str:
+    """The store's name of a tunnel's private key."""
+    return f"{name}.key"
+
+
+def peer_psk(name: str, peer: str) -> str:
+    """The store's name of a preshared key."""
+    return f"{name}.{peer}.psk"
+
+
+def peer_key(name: str, peer: str) -> str:
+    """The store's name of a private key that is kept for a peer."""
+    return f"{name}.{peer}.key"
+
+
+def mark_of(tunnel: Tunnel) -> int:
+    """The mark of the tunnel's own packets; 0 for none."""
+    return tunnel.mark or (MARK if tunnel.takes_everything else 0)
+
+
+def device(name: str, tunnel: Tunnel, store: Store, endpoints: Mapping[str, Endpoint | None]) -> Device:
+    """The WireGuard device that the kernel shall have. endpoints: peer → its address, as far as it is known.
+
+    Raises NotFoundError `vpn-secret-missing`, KeyProblem.
+    """
+    peers = [
+        Peer(
+            public=keys.decode(entry.public_key),
+            allowed=frozenset(ipaddress.ip_network(network) for network in entry.allowed_ips),
+            endpoint=endpoints.get(title),
+            keepalive=entry.keepalive,
+            preshared=store.read(peer_psk(name, title)) if entry.psk else bytes(32),
+        )
+        for title, entry in tunnel.peer.items()
+    ]
+    private = keys.clamp(store.read(own_key(name)))
+    return Device(name, private, port=tunnel.port, mark=mark_of(tunnel), peers=tuple(peers))
+
+
+def routes(name: str, tunnel: Tunnel) -> set[Route]:
+    """The routes into the tunnel: allowed networks, but for those that an address of the interface already leads to."""
+    if not tunnel.routes:
+        return set()
+    own = [ipaddress.ip_interface(address).network for address in tunnel.addresses]
+    found = set()
+    for network in _allowed(tunnel):
+        if any(network.version == other.version and network.subnet_of(other) for other in own):  # type: ignore[arg-type]
+            continue
+        table = TABLE if network.prefixlen == 0 else MAIN_TABLE
+        found.add(Route(str(network), "", name, IPV6_METRIC if network.version == 6 else 0, table))
+    return found
+
+
+def rules(tunnels: Iterable[Tunnel]) -> set[Rule]:
+    """The rules that all tunnels together need."""
+    found = set()
+    for tunnel in tunnels:
+        for network in _allowed(tunnel) if tunnel.routes else ():
+            if network.prefixlen == 0:
+                family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
+                found.add(Rule(family, _PRIORITY, MAIN_TABLE, suppress=0))
+                found.add(Rule(family, _PRIORITY + 1, TABLE, mark=mark_of(tunnel), inverted=True))
+    return found
+
+
+def _allowed(tunnel: Tunnel) -> Iterator[Network]:
+    return (ipaddress.ip_network(network) for peer in tunnel.peer.values() for network in peer.allowed_ips)
+
+
+@dataclass
+class Kernel:
+    """The sockets to the kernel."""
+
+    rtnl: Rtnl
+    wireguard: WireGuard
+
+    def bring_up(self, tunnel: Tunnel, wanted: Device) -> None:
+        """Make the interface what it shall be; what is so already is not touched.
+
+        Raises NetlinkError, RefusedError `vpn-name` (an interface of another kind), and what `set_up` raises.
+        """
+        name = wanted.name
+        link = self.rtnl.links().get(name)
+        if link is not None and link.kind != "wireguard":
+            raise RefusedError(
+                f"{name} is there already and is not a WireGuard interface", reason="vpn-name", hint="rename the tunnel"
+            )
+        if link is None:
+            self.rtnl.create("wireguard", name)
+        if link is None or link.alias != ALIAS:
+            self.rtnl.change(name, alias=ALIAS)
+        self.wireguard.apply(wanted)
+        set_up(self.rtnl, name, tunnel)
+
+
+def set_rules(rtnl: Rtnl, tunnels: Iterable[Tunnel], proc: Path = PROC) -> None:
+    """Have exactly the rules that `tunnels` need; rules of others are not touched. Raises NetlinkError, OSError."""
+    wanted = rules(tunnels)
+    here = {rule for rule in rtnl.rules() if rule.protocol == PROTOCOL}
+    if wanted and (proc / _SRC_VALID_MARK).exists():
+        # Replies carry no mark when the reverse path is checked (ip-sysctl, rp_filter).
+        (proc / _SRC_VALID_MARK).write_text("1", encoding="ascii")
+    for rule in sorted(wanted - here):
+        rtnl.add_rule(rule)
+    for rule in here - wanted:
+        rtnl.remove_rule(rule)
+
+
+def set_up(rtnl: Rtnl, name: str, tunnel: Tunnel) -> None:
+    """MTU, addresses, link state and routes of a tunnel's interface; differences only.
+
+    Raises NetlinkError, and RefusedError `vpn-route` rather than take over the route of another interface: it may be
+    the network that somebody is logged in from.
+    """
+    link = rtnl.links()[name]
+    if link.mtu != tunnel.mtu:
+        rtnl.change(name, mtu=tunnel.mtu)
+    here = {address.address for address in rtnl.addresses() if _fixed(address, link)}
+    for address in tunnel.addresses:
+        if address not in here:
+            rtnl.add_address(name, address)
+    for address in here - set(tunnel.addresses):
+        rtnl.remove_address(name, address)
+    if not link.up:
+        rtnl.change(name, up=True)
+    _set_routes(rtnl, name, routes(name, tunnel))
+
+
+def _set_routes(rtnl: Rtnl, name: str, wanted: set[Route]) -> None:
+    routes = rtnl.routes()
+    there = {route for route in routes if route.interface == name}
+    for route in there - wanted:
+        if route.protocol == PROTOCOL:
+            rtnl.remove_route(route)
+    for route in sorted(wanted - {replace(route, protocol=PROTOCOL) for route in there}):
+        try:
+            rtnl.add_route(route, replace=False)
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            same = (route.to, route.metric, route.table)
+            others = [each.interface for each in routes if (each.to, each.metric, each.table) == same]
+            raise RefusedError(
+                f"{route.to} is reached through {others[0] if others else 'another interface'} already",
+                reason="vpn-route",
+                hint="take it out of the peer's allowed-ips, or say routes = false and add a route of your own",
+            ) from error
+
+
+def _fixed(address: Address, link: Link) -> bool:
+    return address.index == link.index and address.permanent and address.scope != 253
+
+
+def choose(answers: Sequence[Endpoint], told: Endpoint | None, peer: Peer | None, failing: bool) -> Endpoint | None:
+    """Which of the addresses behind a name a peer gets: the one it was `told`, or has, while the name leads there.
+
+    failing: we send and nothing answers; then the next one has its turn. None: the name leads nowhere now.
+    """
+    at = peer.endpoint if peer else None
+    current = next((one for one in (told, at) if one in answers), None)
+    if current is None:
+        return answers[0] if answers else None
+    return answers[(answers.index(current) + 1) % len(answers)] if failing and at == current else current
+
+
+def to_move(actual: Device, wanted: Device, told: Mapping[bytes, Endpoint], now: float) -> list[wireguard.Change]:
+    """Peers whose endpoint must be set: the file says another one than they were `told`, or they do not answer there.
+
+    A peer that shook hands lately is left where it is, since it may have roamed.
+    """
+    here = {peer.public: peer for peer in actual.peers}
+    changes = []
+    for peer in wanted.peers:
+        old = here.get(peer.public)
+        if peer.endpoint is None or old is None or old.endpoint == peer.endpoint:
+            continue
+        if wireguard.stale(old.handshake, now) or told.get(peer.public, peer.endpoint) != peer.endpoint:
+            changes.append(wireguard.move(peer.public, peer.endpoint))
+    return changes

@@ -1,0 +1,339 @@
+"""`mixctl vpn`: WireGuard tunnels, their peers, and configurations for the other side."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from common.errors import MixosError
+from daemon.client.cli.common import Function, ask, columns, json_option, show
+from daemon.client.console.names import names as known
+
+_SECONDS = 100.0  # looking up names of endpoints takes as long as the name servers need to give up
+
+
+def _interface_option(function: Function) -> Function:
+    text = "Which VPN interface, when there are several."
+    return click.option("--interface", shell_complete=known("tunnel"), help=text)(function)
+
+
+def _params(**values: object) -> dict[str, object]:
+    """Parameters of a call, without what was not given."""
+    return {key.replace("_", "-"): value for key, value in values.items() if value not in (None, (), False)}
+
+
+@click.group()
+def vpn() -> None:
+    """Set up WireGuard.
+
+    \b
+    Example:
+      mixctl vpn init --endpoint vpn.example.org
+      mixctl vpn add-peer phone --qr
+      mixctl vpn status
+    """
+
+
+@vpn.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show tunnels and peers: last handshake, traffic, endpoint.
+
+    \b
+    Example:
+      mixctl vpn status
+    """
+    show(ask("vpn.status"), as_json, _status)
+
+
+def _status(result: dict[str, Any]) -> str:
+    if not result["interfaces"]:
+        return "there is no VPN; make one: mixctl vpn init"
+    return "\n\n".join(_tunnel(row) for row in result["interfaces"])
+
+
+def _tunnel(row: Mapping[str, Any]) -> str:
+    lines = [f"{row['name']}  {row['state']}  port {row['port']}  {' '.join(row['addresses'])}"]
+    lines += [f"public key  {row['public-key']}"] if row["public-key"] else []
+    lines += [f"problem: {row['problem']}"] if row["problem"] else []
+    if row["peers"]:
+        head = ("peer", "state", "handshake", "received", "sent", "endpoint", "allowed ips")
+        lines.append(columns(head, [_peer(peer) for peer in row["peers"]]))
+    return "\n".join(lines)
+
+
+def _peer(peer: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        peer["name"],
+        peer["state"],
+        _age(peer["handshake-age"]),
+        _size(peer["received"]),
+        _size(peer["sent"]),
+        peer["endpoint"] or "-",
+        ", ".join(peer["allowed-ips"]) or "-",
+    )
+
+
+def _age(seconds: int | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+@vpn.command()
+@click.option("--name", default="wg0", show_default=True, help="The interface's name.")
+@click.option("--address", "addresses", multiple=True, help="Address with prefix length; default: random private ones.")
+@click.option("--port", type=click.IntRange(1, 65535), default=51820, show_default=True, help="UDP port.")
+@click.option("--endpoint", help="How clients reach this device: a name or address, port optional.")
+@click.option("--client-dns", multiple=True, help="Name server that clients' configurations name.")
+@click.option("--client-routes", multiple=True, help="What clients send into the tunnel; default: its own networks.")
+@json_option
+def init(as_json: bool, **values: Any) -> None:
+    """Make a WireGuard interface with a new key and bring it up.
+
+    \b
+    Example:
+      mixctl vpn init --endpoint vpn.example.org
+      mixctl vpn init --name wg1 --address 10.9.0.1/24 --port 51821 --client-routes 0.0.0.0/0 --client-routes ::/0
+    """
+    result = ask("vpn.init", _params(**values), seconds=_SECONDS)
+    show(result, as_json, lambda row: f"{_state(row)}\naddresses   {' '.join(row['addresses'])}")
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    lines = [f"{row['interface']} is {row['state']}"]
+    lines += [f"problem: {row['problem']}"] if row["problem"] else []
+    lines += [f"public key  {row['public-key']}"] if row.get("public-key") else []
+    return "\n".join(lines)
+
+
+def _print_config(text: str, qr: bool) -> None:
+    """A configuration, as text for a file or as a code for a phone's camera, on standard output."""
+    if not qr:
+        click.echo(text, nl=False)
+        return
+    import io
+
+    import segno
+
+    try:
+        code = segno.make_qr(text, error="l")
+    except segno.DataOverflowError as error:
+        raise MixosError(
+            f"{len(text)} characters are too many for a QR code", reason="vpn-qr-size", hint="leave out --qr"
+        ) from error
+    picture = io.StringIO()
+    code.terminal(out=picture, compact=True)
+    click.echo(picture.getvalue(), nl=False)
+
+
+def _remark(row: Mapping[str, Any]) -> None:
+    """What is not part of a configuration goes to standard error: `> phone.conf` gives a clean file."""
+    if row.get("problem"):
+        click.echo(f"mixctl: {row['interface']} is down: {row['problem']}", err=True)
+
+
+@vpn.command("add-peer")
+@click.argument("name")
+@_interface_option
+@click.option("--allowed-ips", multiple=True, help="Networks behind the peer; default: the next free address.")
+@click.option("--public-key", help="The peer's own public key; default: make a key pair for it.")
+@click.option("--psk", is_flag=True, help="Add a preshared key.")
+@click.option("--keepalive", type=click.IntRange(0, 65535), default=0, help="Seconds between packets when idle.")
+@click.option("--endpoint", help="Where the peer is reached, host:port, if it has a fixed place.")
+@click.option("--keep-key", is_flag=True, help="Keep the peer's private key here, so that `qr` can show it again.")
+@click.option("--qr", is_flag=True, help="Print the configuration as a QR code.")
+@json_option
+def add_peer(name: str, qr: bool, as_json: bool, **values: Any) -> None:
+    """Add a peer and print its configuration: once, since its private key is not kept.
+
+    \b
+    Example:
+      mixctl vpn add-peer laptop --psk > laptop.conf
+      mixctl vpn add-peer phone --keepalive 25 --qr
+      mixctl vpn add-peer office --public-key 4qh4UzGyx8HwTw3bTY6hDAYxhIMHTX4Ogz9rV2R5Aic= --allowed-ips 10.8.0.9/32
+    """
+    result = ask("vpn.add-peer", _params(peer=name, **values), seconds=_SECONDS)
+    if as_json:
+        return show(result, True, str)
+    _print_config(result["config"], qr)
+    _remark(result)
+    if "PrivateKey = " in result["config"] and not values["keep_key"]:
+        click.echo("mixctl: this is shown once; the private key in it is not kept on this device", err=True)
+    return None
+
+
+@vpn.command()
+@click.argument("name", shell_complete=known("peer"))
+@_interface_option
+def qr(name: str, interface: str | None) -> None:
+    """Show a peer's configuration again as a QR code, if it was added with --keep-key.
+
+    A private key that this device keeps can be read by whoever has root here; one that it does not keep is safe, and
+    can only be replaced (`rotate NAME --key`).
+
+    \b
+    Example:
+      mixctl vpn qr phone
+    """
+    _print_config(ask("vpn.config", _params(peer=name, interface=interface))["config"], True)
+
+
+@vpn.command()
+@click.argument("name", shell_complete=known("peer"))
+@_interface_option
+@json_option
+def remove(name: str, interface: str | None, as_json: bool) -> None:
+    """Remove a peer and its secrets; its session ends at once.
+
+    \b
+    Example:
+      mixctl vpn remove laptop
+    """
+    result = ask("vpn.remove", _params(peer=name, interface=interface), seconds=_SECONDS)
+    show(result, as_json, lambda row: f"{row['peer']} removed from {row['interface']}")
+
+
+@vpn.command()
+@click.argument("interface", shell_complete=known("tunnel"))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def delete(interface: str, yes: bool, as_json: bool) -> None:
+    """Remove a whole interface with its peers and keys.
+
+    \b
+    Example:
+      mixctl vpn delete wg1 --yes
+    """
+    if not yes:
+        click.confirm(f"Remove {interface} with all its peers and keys?", abort=True, err=True)
+    show(ask("vpn.delete", {"interface": interface}, seconds=_SECONDS), as_json, lambda row: f"{interface} removed")
+
+
+@vpn.command()
+@click.argument("name", required=False, shell_complete=known("peer"))
+@_interface_option
+@click.option("--key", is_flag=True, help="Make a new key pair for the peer, instead of a new preshared key.")
+@click.option("--qr", is_flag=True, help="Print the peer's configuration as a QR code.")
+@json_option
+def rotate(name: str | None, interface: str | None, key: bool, qr: bool, as_json: bool) -> None:
+    """Make new keys: this device's own, or with NAME a peer's preshared key. Prints what the other side must change.
+
+    \b
+    Example:
+      mixctl vpn rotate
+      mixctl vpn rotate laptop
+      mixctl vpn rotate phone --key --qr
+    """
+    result = ask("vpn.rotate", _params(peer=name, interface=interface, key=key), seconds=_SECONDS)
+    if as_json:
+        return show(result, True, str)
+    for peer, text in result["configs"].items():
+        if len(result["configs"]) > 1:
+            click.echo(f"# --- {peer}")
+        _print_config(text, qr)
+    _remark(result)
+    return None
+
+
+def _switch(verb: str, interface: str | None, as_json: bool, render: Callable[[Any], str] = _state) -> None:
+    show(ask(f"vpn.{verb}", _params(interface=interface), seconds=_SECONDS), as_json, render)
+
+
+@vpn.command()
+@click.argument("interface", required=False, shell_complete=known("tunnel"))
+@json_option
+def up(interface: str | None, as_json: bool) -> None:
+    """Bring an interface up, now and at every start.
+
+    \b
+    Example:
+      mixctl vpn up
+    """
+    _switch("up", interface, as_json)
+
+
+@vpn.command()
+@click.argument("interface", required=False, shell_complete=known("tunnel"))
+@json_option
+def down(interface: str | None, as_json: bool) -> None:
+    """Take an interface down until `up`.
+
+    \b
+    Example:
+      mixctl vpn down wg0
+    """
+    _switch("down", interface, as_json)
+
+
+@vpn.command()
+@json_option
+def apply(as_json: bool) -> None:
+    """Put an edited vpn.toml in force. Peers that did not change keep their sessions.
+
+    \b
+    Example:
+      mixctl vpn apply
+    """
+    result = ask("vpn.apply", seconds=_SECONDS)
+    show(result, as_json, _applied)
+
+
+def _applied(result: Mapping[str, Any]) -> str:
+    lines = [f"{name} is up" for name in result["up"]]
+    lines += [f"{name or 'vpn.toml'}: {text}" for name, text in result["problems"].items()]
+    return "\n".join(lines) or "nothing is up"
+
+
+@vpn.command("import")
+@click.argument("file", type=click.File("r", encoding="utf-8"))
+@click.option("--name", help="The interface's name; default: the file's, without .conf.")
+@json_option
+def import_(file: Any, name: str | None, as_json: bool) -> None:
+    """Make an interface from a configuration file of wg-quick, and bring it up. "-" reads standard input.
+
+    \b
+    Example:
+      mixctl vpn import provider.conf --name wg1
+    """
+    from pathlib import PurePath
+
+    from daemon.parts.vpn.wgquick import MAX_BYTES
+
+    label = "standard input" if file is sys.stdin else file.name
+    name = name or PurePath(label).name.removesuffix(".conf")
+    try:
+        text = file.read(MAX_BYTES + 1)
+    except UnicodeDecodeError as error:
+        raise MixosError(f"{label} is not text", reason="vpn-import") from error
+    if len(text) > MAX_BYTES:
+        raise MixosError(f"{label} has more than {MAX_BYTES} bytes", reason="vpn-import")
+    result = ask("vpn.import", {"name": name, "text": text, "file": label[-200:]}, seconds=_SECONDS)
+    show(result, as_json, lambda row: f"{_state(row)}\npeers       {', '.join(row['peers']) or 'none'}")
+
+
+@vpn.command()
+@click.argument("interface", required=False, shell_complete=known("tunnel"))
+@json_option
+def export(interface: str | None, as_json: bool) -> None:
+    """Print an interface as wg-quick writes it, without its secrets.
+
+    \b
+    Example:
+      mixctl vpn export wg0
+    """
+    _switch("export", interface, as_json, lambda row: str(row["config"]).rstrip("\n"))
