@@ -2,22 +2,26 @@
 
 The host's own package lists can be months old or missing, and only root may refresh them. So they are not relied on:
 the mirrors are read from the configuration, and what they offer is asked of lists of our own (Dir::State::Lists,
-apt.conf(5)), which need no root and change nothing on the host. apt verifies them as it does the host's.
+apt.conf(5)), which need no root and change nothing on the host. Ours begin as a copy of the host's: then apt refuses an
+older index as it would for the host, and an archive that does not answer leaves what the host knows of it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
+import email.utils
+import glob
+import hashlib
+import json
 import re
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildsys.digest import file_sha256
 from buildsys.events import Note, Sink
+from buildsys.files import atomic_write, exclusive, remove_tree
 from buildsys.lock import Source
 from buildsys.run import CommandError, Completed, run
 from common.errors import FetchError, HostError
@@ -25,11 +29,12 @@ from common.errors import FetchError, HostError
 MAX_AGE = 24 * 3600  # seconds after which lists are refreshed
 RETRY_AFTER = 600  # seconds until a refresh that failed is tried again
 _UPDATE_SECONDS = 180
-_DOWNLOAD_SECONDS = 3600
+_HELPER = "/usr/lib/apt/apt-helper"
 # How a person points apt at a configuration or a proxy; everything else of the environment stays out.
-_INHERIT = ("APT_CONFIG", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
-# Read after the host's configuration (apt-get(8), --config-file). Its hooks act on the host; of the indexes only those
-# of packages are read here.
+INHERIT = ("APT_CONFIG", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+# Read after the host's configuration (apt-get(8), --config-file). Its hooks act on the host; what is installed there is
+# of no interest; of the indexes only those of packages are read. A hash is all that is taken from an index, so it must
+# be signed, and its archive may call itself something new.
 _CONFIG = b"""\
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
@@ -43,19 +48,25 @@ Acquire::IndexTargets::deb::Packages {
   flatDescription "$(RELEASE) Packages";
   Optional "no";
 };
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
+Acquire::AllowReleaseInfoChange "true";
 Acquire::Languages "none";
 Acquire::Retries "0";
 Acquire::http::Timeout "20";
 Acquire::https::Timeout "20";
+APT::Get::AllowUnauthenticated "false";
 APT::Sandbox::User "root";
 APT::Update::Error-Mode "any";
 Dir::Cache::pkgcache "";
 Dir::Cache::srcpkgcache "";
+Dir::State::status "/dev/null";
 """
 
 
-def _apt(argv: Sequence[str | Path], timeout: float, cwd: Path | None = None) -> Completed:
-    return run(argv, timeout=timeout, cwd=cwd, split=True, inherit=_INHERIT)
+def _apt(argv: Sequence[str | Path], timeout: float, pass_fds: Sequence[int] = ()) -> Completed:
+    return run(argv, timeout=timeout, split=True, inherit=INHERIT, pass_fds=pass_fds)
 
 
 def configured() -> str:
@@ -68,9 +79,14 @@ def configured() -> str:
 
 
 def sites() -> list[str]:
-    """The package mirrors that this host's apt is configured for: what pool/… is below, without a closing slash."""
-    found = re.findall(r"^'(https?://[^' ]+?)/+dists/", configured(), re.MULTILINE)
-    return list(dict.fromkeys(found))
+    """The mirrors that apt is configured for, in any form that it knows (apt-transport-*(1)): what pool/… is below."""
+    found = re.findall(r"^'([a-z][a-z0-9+]*:[^']+?)/+dists/", configured(), re.MULTILINE)
+    return [site for site in dict.fromkeys(found) if not site.startswith("cdrom:")]
+
+
+def download_command(uri: str, sha256: str, target: Path) -> list[str]:
+    """The command with which apt fetches one file: it knows the proxies and credentials of its configuration."""
+    return [_HELPER, "-o", "APT::Sandbox::User=root", "download-file", uri, str(target), f"SHA256:{sha256}"]
 
 
 @dataclass(frozen=True)
@@ -81,90 +97,135 @@ class Index:
     sink: Sink
     offline: bool = False
 
-    @property
-    def _stamp(self) -> Path:
-        """Holds what the lists were last refreshed from; its time is that of the refresh."""
-        return self.folder / "refreshed"
+    def newest(self, package: str) -> Source | None:
+        """The version that apt would take, or None; from lists that are refreshed first when they are old.
+
+        Raises FetchError: apt-unknown when an answer is not understood, apt-lists when the lists cannot be read.
+        """
+        with self._locked() as lock:
+            self._bring_up_to_date(lock)
+            try:
+                return self.known(package)
+            except FetchError as error:
+                if error.reason != "apt-lists" or self.offline:
+                    raise
+                self.forget()
+                self._bring_up_to_date(lock)
+            return self.known(package)
+
+    def known(self, package: str) -> Source | None:
+        """The same from the lists as they are; asks nobody and writes nothing. Raises FetchError as `newest` does."""
+        if not self._config.is_file():
+            return None
+        try:
+            answer = _apt(["apt-cache", *self._options, "show", "--no-all-versions", package], 60).text
+        except CommandError:
+            self._check()
+            return None  # its status for a package that it does not know
+        # The name is a pattern to apt-cache when there is no package of that name.
+        records = [
+            record for record in answer.split("\n\n") if re.search(f"^Package: {re.escape(package)}$", record, re.M)
+        ]
+        return parse_offer(records[0]) if records else None
 
     def forget(self) -> None:
-        """Refresh at the next question, however young the lists are."""
+        """Begin again at the next question: with the host's lists, refreshed."""
+        remove_tree(self._lists)
         self._stamp.unlink(missing_ok=True)
 
-    def newest(self, package: str) -> Source | None:
-        """The newest version on offer, or None. Raises FetchError (apt-unknown) when apt's answer is not understood."""
-        with self._lists() as options:
-            try:
-                answer = _apt(["apt-cache", *options, "show", package], 60).text
-            except CommandError:
-                return None  # its status for a package that it does not know
-            # Versions come in apt's order, the newest first (pkgCache::VersionList).
-            return next((parse_offer(record) for record in answer.split("\n\n") if record.strip()), None)
+    @property
+    def _lists(self) -> Path:
+        return self.folder / "lists"
 
-    def download(self, source: Source, distfiles: Path) -> None:
-        """Let apt fetch and verify what `newest` found, check the hash again, and put it among the distfiles.
+    @property
+    def _config(self) -> Path:
+        return self.folder / "apt.conf"
 
-        Raises FetchError (fetch-hash) when something else came, CommandError when apt failed.
-        """
-        work = distfiles / f"{source.sha256}.apt"
-        work.mkdir(parents=True, exist_ok=True)
-        with self._lists() as options:
-            _apt(["apt-get", *options, "download", f"{source.name}={source.version}"], _DOWNLOAD_SECONDS, work)
-        files = list(work.glob("*.deb"))
-        right = [file for file in files if file_sha256(file) == source.sha256]
-        if right:
-            right[0].replace(distfiles / source.sha256)
-        for file in work.iterdir():
-            file.unlink()
-        work.rmdir()
-        if not right:
-            raise FetchError(f"apt did not deliver {source.file} as its index describes it", reason="fetch-hash")
+    @property
+    def _stamp(self) -> Path:
+        """Of what the lists are (a digest: URIs may hold passwords), and when they are to be refreshed."""
+        return self.folder / "refreshed.json"
+
+    @property
+    def _options(self) -> list[str]:
+        return [f"--config-file={self._config}", "-o", f"Dir::State::Lists={self._lists}"]
 
     @contextmanager
-    def _lists(self) -> Iterator[list[str]]:
-        """The options with which apt reads the best lists there are; held against other builds' refreshes."""
-        ours = self.folder / "lists"
-        (ours / "partial").mkdir(parents=True, exist_ok=True)
-        config = self.folder / "apt.conf"
-        with (self.folder / "lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            config.write_bytes(_CONFIG)
-            options = [f"--config-file={config}", "-o", f"Dir::State::Lists={ours}"]
-            if not self.offline and self._due():
-                self._refresh(options)
-            host = _host_lists()
-            yield options if published(ours) >= published(host) else ["-o", f"Dir::State::Lists={host}"]
+    def _locked(self) -> Iterator[int]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        told: list[bool] = []
 
-    def _due(self) -> bool:
+        def blocked() -> None:
+            if not told:
+                self.sink(Note("info", "waiting for another build that asks the distribution's mirrors"))
+            told.append(True)
+
+        with exclusive(self.folder / "lock", blocked) as lock:
+            atomic_write(self._config, _CONFIG)
+            yield lock
+
+    def _check(self) -> None:
+        """Raise FetchError (apt-lists) when apt cannot read our lists."""
         try:
-            age = time.time() - self._stamp.stat().st_mtime
-            return not 0 <= age < MAX_AGE or self._stamp.read_text() != configured()
-        except OSError:
-            return True
+            _apt(["apt-cache", *self._options, "pkgnames", "-"], 60)
+        except CommandError as error:
+            last = error.message.splitlines()[-1]
+            raise FetchError(f"package lists cannot be read: {last}", reason="apt-lists") from error
 
-    def _refresh(self, options: Sequence[str]) -> None:
-        """Refresh our lists; where that fails what is known stays, is said to be old, and it is tried again later."""
+    def _bring_up_to_date(self, lock: int) -> None:
+        """Take over newer lists of the host's, and ask the mirrors when that is due.
+
+        lock: held until apt has ended, also when this process is killed before.
+        """
+        (self._lists / "partial").mkdir(parents=True, exist_ok=True)
+        take_newer(_host_lists(), self._lists)
+        sources = hashlib.sha256(configured().encode()).hexdigest()
+        if self.offline or not self._due(sources):
+            return
         self.sink(Note("info", "asking the distribution's mirrors what they offer"))
-        problem = None
+        problem, wait = None, MAX_AGE
         try:
-            _apt(["apt-get", *options, "update"], _UPDATE_SECONDS)
+            _apt(["apt-get", *self._options, "update"], _UPDATE_SECONDS, (lock,))
         except (CommandError, HostError) as error:
-            lines = [line for line in error.message.splitlines() if line.startswith(("E: ", "W: "))]
-            problem = (lines or error.message.splitlines())[0]
-        self._stamp.write_text(configured())
+            lines = [line for line in error.message.splitlines() if line.startswith("E: ")]
+            problem, wait = (lines or error.message.splitlines())[0], RETRY_AFTER
+        atomic_write(self._stamp, json.dumps({"sources": sources, "due": time.time() + wait}).encode())
         if problem is not None:
-            then = time.time() - MAX_AGE + RETRY_AFTER
-            os.utime(self._stamp, (then, then))
-            newest = max(published(self.folder / "lists"), published(_host_lists()))
-            known = f"known is what was offered on {time.strftime('%Y-%m-%d', time.gmtime(newest))}"
-            known = known if newest else "nothing is known"
+            newest = max((dated(file) for file in self._lists.glob("*Release")), default=0.0)
+            day = time.strftime("%Y-%m-%d", time.gmtime(newest))
+            known = f"known is what was offered on {day}" if newest else "nothing is known"
             self.sink(Note("warning", f"package lists could not be refreshed ({problem}); {known}"))
 
+    def _due(self, sources: str) -> bool:
+        try:
+            stamp = json.loads(self._stamp.read_bytes())
+            return stamp["sources"] != sources or not 0 < stamp["due"] - time.time() <= MAX_AGE
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
 
-def published(lists: Path) -> float:
-    """When the newest of these lists was made by its archive, seconds since 1970; 0.0 where there is none."""
+
+def take_newer(theirs: Path, ours: Path) -> None:
+    """Copy the lists of every archive of which `theirs` are newer by the archive's own date, or which `ours` lack."""
+    for release in theirs.glob("*Release"):
+        archive = release.name.removesuffix("InRelease").removesuffix("Release")
+        mine = list(ours.glob(f"{glob.escape(archive)}*"))
+        if dated(release) <= max((dated(file) for file in mine if file.name.endswith("Release")), default=-1.0):
+            continue
+        for file in mine:
+            remove_tree(file)
+        for file in theirs.glob(f"{glob.escape(archive)}*"):
+            if file.is_file() and file != release:
+                shutil.copy2(file, ours)
+        shutil.copy2(release, ours)  # last: without it the others count for nothing
+
+
+def dated(release: Path) -> float:
+    """When an archive made this Release file (its field Date), seconds since 1970; 0.0 if it does not say."""
     try:
-        return max((file.stat().st_mtime for file in lists.glob("*Release")), default=0.0)
-    except OSError:
+        with release.open("rb") as file:
+            found = re.search(rb"^Date: *([ -~]+)$", file.read(1 << 16), re.MULTILINE)
+        return email.utils.parsedate_to_datetime(found[1].decode()).timestamp() if found else 0.0
+    except (OSError, ValueError, OverflowError):
         return 0.0
 
 
@@ -181,17 +242,21 @@ def parse_offer(record: str) -> Source:
     """A record of `apt-cache show` (deb-control(5)) as a source. Raises FetchError (apt-unknown)."""
     fields = dict(line.split(": ", 1) for line in record.splitlines() if ": " in line and not line.startswith(" "))
     try:
-        path = fields["Filename"]
         return Source.model_validate(
             {
                 "name": fields["Package"],
                 "version": fields["Version"],
                 "sha256": fields["SHA256"],
-                "file": Path(path).name,
+                "file": Path(fields["Filename"]).name,
                 "size": int(fields["Size"]),
-                "pool": path if path.startswith("pool/") else None,
+                "pool": fields["Filename"],
             }
         )
     except (KeyError, ValueError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise FetchError(f"apt describes it in a way that is not understood: {what}", reason="apt-unknown") from error
+
+
+def newer(version: str, than: str) -> bool:
+    """Whether a package version is newer, as dpkg orders them (deb-version(7))."""
+    return run(["dpkg", "--compare-versions", version, "gt", than], allow=(0, 1), split=True).status == 0

@@ -54,21 +54,23 @@ class Entry:
         return [self.path, self.kind, self.mode, self.size, self.data]
 
 
-def scan_tree(root: Path, only: Sequence[str] = ()) -> list[Entry]:
+def scan_tree(root: Path, only: Sequence[str] = (), hide: Sequence[str] = ()) -> list[Entry]:
     """Every path below `root` (or `root` itself when it is a file), sorted; special files raise ValueError.
 
     Owners and times are not part of a tree: they travel in manifests. `only` keeps the paths that match one of the glob
-    patterns; byte-code caches never count.
+    patterns, `hide` leaves out names at the top; byte-code caches never count.
     """
     if not root.is_dir():
         return [_entry(root, "")]
-    return sorted(_walk(root, "", only), key=lambda entry: entry.path)
+    return sorted(_walk(root, "", only, hide), key=lambda entry: entry.path)
 
 
-def _walk(root: Path, prefix: str, only: Sequence[str]) -> Iterator[Entry]:
+def _walk(root: Path, prefix: str, only: Sequence[str], hide: Sequence[str] = ()) -> Iterator[Entry]:
     with os.scandir(root / prefix) as listing:
         for item in listing:
             path = f"{prefix}/{item.name}" if prefix else item.name
+            if item.name in hide:
+                continue
             if item.is_dir(follow_symlinks=False):
                 if item.name == "__pycache__" and only:
                     continue

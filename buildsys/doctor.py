@@ -146,6 +146,8 @@ def _read(path: Path) -> str | None:
 def _disk(cache: Path) -> Finding:
     place = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(place).free
+    if not os.access(place, os.W_OK | os.X_OK):
+        return Finding("disk", False, f"{place} cannot be written", "set MIXOS_CACHE to a folder of yours")
     text = f"{free >> 30} GiB free for {cache}"
     return Finding(
         "disk", free >= NEEDED_BYTES, text, "a first build needs 12 GiB: free some, or set MIXOS_CACHE", needed=False
@@ -172,4 +174,6 @@ def _machines() -> Iterator[Finding]:
 
         chosen = accel.choose("auto")
         remedy = "machines are emulated, ten times slower; on your own host, enable virtualisation in its firmware"
+        if Path("/dev/kvm").exists() and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            remedy = "machines are emulated, ten times slower: join the group of /dev/kvm (often: sudo adduser YOU kvm)"
         yield Finding("virtualisation", chosen.name == "kvm", f"{chosen.name}: {chosen.reason}", remedy, needed=False)

@@ -303,7 +303,7 @@ class Stopped(Exception):
 def path_digest(source: FromPath) -> str:
     """The content digest of a file or folder of this machine. Raises BuildError when it is not there."""
     try:
-        return tree_digest(scan_tree(source.path, source.only))
+        return tree_digest(scan_tree(source.path, source.only, source.hide))
     except (OSError, ValueError) as error:
         raise BuildError(f"cannot read {source.path}: {error}", reason="input-unreadable") from error
 
@@ -323,6 +323,21 @@ def _copy_selected(source: FromPath, target: Path) -> None:
         shutil.copy2(source.path / entry.path, copy, follow_symlinks=False)
 
 
+def _hidden(action: Action, staged: Path) -> Iterator[Mount]:
+    """Something empty over what an input hides."""
+    folder, file = staged / "empty", staged / "empty-file"
+    for name, source in action.inputs.items():
+        if not isinstance(source, FromPath):
+            continue
+        for hidden in source.hide:
+            if (source.path / hidden).is_dir():
+                folder.mkdir(exist_ok=True)
+                yield Mount(str(folder), f"/in/{name}/{hidden}")
+            elif (source.path / hidden).exists():
+                file.touch()
+                yield Mount(str(file), f"/in/{name}/{hidden}")
+
+
 def sandbox_spec(
     action: Action, staged: Path, hosts: Mapping[str, Path], env: Mapping[str, str], jobserver: Jobserver
 ) -> SandboxSpec:
@@ -330,6 +345,7 @@ def sandbox_spec(
     mounts = [*host_mounts(staged)]
     mounts += [Mount(str(staged / "build"), "/build", True), Mount(str(staged / "out"), "/out", True)]
     mounts += [Mount(str(path), f"/in/{name}") for name, path in sorted(hosts.items())]
+    mounts += _hidden(action, staged)
     environment = {**env, "JOBS": str(jobserver.tokens), "MAKEFLAGS": jobserver.makeflags}
     if isinstance(action.run, Call):
         mounts += python_mounts(action.run.function.partition(":")[0], staged)

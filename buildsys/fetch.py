@@ -1,35 +1,34 @@
 """Get pinned files. The hash decides, so any place is as good as another; only verified files get their final name.
 
-Order: distfiles folder (files named by their SHA-256) → configured mirrors → upstream → the distribution mirror that
-this host's apt is configured for → for wheels, the index that pip is configured for. Partial downloads resume (RFC 9110
-§14.2).
+Order: distfiles folder (files named by their SHA-256) → configured mirrors → upstream → the distribution mirrors that
+this host's apt is configured for, by ourselves and then by apt → for wheels, the index that pip is configured for.
+Partial downloads resume (RFC 9110 §14.2).
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
+import re
 import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from buildsys import apt
 from buildsys.digest import file_sha256
 from buildsys.events import Fetched, FetchProgress, Note, Sink
-from buildsys.files import remove_tree, sync_folder
+from buildsys.files import exclusive, remove_tree, sync_folder
 from buildsys.lock import Source
 from buildsys.oserrors import host_error
 from buildsys.run import inherited, kill_group, spawn
 from common.errors import FetchError
 
 ATTEMPTS = 3
-PIP_SECONDS = 900
+OTHERS_SECONDS = 1800  # that pip or apt may take for one file
 
 
 @dataclass
@@ -66,7 +65,7 @@ class Fetcher:
     def _get(self, source: Source) -> Path:
         self.distfiles.mkdir(parents=True, exist_ok=True)
         final = self.distfiles / source.sha256
-        with self._one_at_a_time(source):
+        with exclusive(self.distfiles / f".{source.sha256}.lock", self._check):
             if self._present(source, final):
                 return final
             if self.offline:
@@ -79,9 +78,9 @@ class Fetcher:
             for place in self._places(source):
                 problem = self._try(source, place, final)
                 if problem is None:
-                    self.sink(Fetched(source.name, place))
+                    self.sink(Fetched(source.name, without_password(place)))
                     return final
-                tried.append(f"  {place}: {problem}")
+                tried.append(without_password(f"  {place}: {problem}"))
         raise FetchError(
             f"source '{source.name}' ({source.file}) could not be had; tried:\n"
             + "\n".join(tried or ["  no place is known"]),
@@ -100,23 +99,13 @@ class Fetcher:
         self.sink(Note("warning", f"{final} was damaged (its sha256 is {found}): deleted, fetching it again"))
         return False
 
-    @contextmanager
-    def _one_at_a_time(self, source: Source) -> Iterator[None]:
-        with (self.distfiles / f".{source.sha256}.lock").open("wb") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    self._check()
-                    time.sleep(0.2)
-            yield
-
     def _places(self, source: Source) -> Iterator[str]:
         yield from (f"{mirror.rstrip('/')}/{source.sha256}" for mirror in self.mirrors)
         yield from source.urls
         if source.pool is not None:
-            yield from (f"{base}/{source.pool}" for base in apt.sites())
+            sites = apt.sites()
+            yield from (f"{site}/{source.pool}" for site in sites if site.startswith(("http://", "https://")))
+            yield from (f"apt:{site}/{source.pool}" for site in sites)  # with apt's own proxies and mirror lists
         if source.pip is not None:
             yield f"pip:{source.pip}"
 
@@ -124,6 +113,8 @@ class Fetcher:
         """Get and verify one file from one place; None when it is there, else what went wrong."""
         if place.startswith("pip:"):
             return self._from_pip(source, final)
+        if place.startswith("apt:"):
+            return self._from_apt(source, place.removeprefix("apt:"), final)
         from buildsys import download  # the HTTP library is slow to import, and most builds fetch nothing
 
         host = urllib.parse.urlsplit(place).netloc
@@ -173,6 +164,20 @@ class Fetcher:
         sync_folder(self.distfiles)
         return None
 
+    def _from_apt(self, source: Source, uri: str, final: Path) -> str | None:
+        """Let apt fetch a file, hash-checked by apt and again by us."""
+        folder = self.distfiles / f"{source.sha256}.apt"
+        remove_tree(folder)
+        folder.mkdir()
+        try:
+            argv = apt.download_command(uri, source.sha256, folder / "file")
+            problem = self._run(argv, apt.INHERIT, folder / "log")
+            return self._accept(source, folder / "file", final) if problem is None else problem
+        except FileNotFoundError:
+            return "this machine has no apt"
+        finally:
+            remove_tree(folder)
+
     def _from_pip(self, source: Source, final: Path) -> str | None:
         """Ask pip's configured index for a wheel, hash-checked by pip and again by us."""
         folder = self.distfiles / f"{source.sha256}.pip"
@@ -182,7 +187,7 @@ class Fetcher:
             requirement = folder / "requirement.txt"
             requirement.write_text(f"{source.pip} --hash=sha256:{source.sha256}\n")
             argv = [*pip_download(source.file), "--dest", str(folder), "--requirement", str(requirement)]
-            problem = self._run_pip(argv, folder / "log")
+            problem = self._run(argv, PIP_ENV, folder / "log")
             if problem is not None:
                 return problem
             wheels = list(folder.glob("*.whl"))
@@ -190,27 +195,32 @@ class Fetcher:
         finally:
             remove_tree(folder)
 
-    def _run_pip(self, argv: list[str], log_path: Path) -> str | None:
-        """Run pip until it ends, or we are stopped; the last line it wrote if it failed."""
+    def _run(self, argv: list[str], inherit: Sequence[str], log_path: Path) -> str | None:
+        """Run another downloader until it ends, or we are stopped; the last line it wrote if it failed."""
         with log_path.open("wb") as log:
-            process = spawn(argv, env=inherited(PIP_ENV), log=log)
-        end = time.monotonic() + PIP_SECONDS
+            process = spawn(argv, env=inherited(inherit), log=log)
+        end = time.monotonic() + OTHERS_SECONDS
         try:
             while process.poll() is None:
                 self._check()
                 if time.monotonic() > end:
-                    return f"pip did not end in {PIP_SECONDS} seconds"
+                    return f"it did not end in {OTHERS_SECONDS} seconds"
                 self._stopped.wait(0.2)
         finally:
             kill_group(process, 0)
         if process.returncode == 0:
             return None
         lines = log_path.read_bytes().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else f"pip ended with status {process.returncode}"
+        return lines[-1] if lines else f"it ended with status {process.returncode}"
 
 
 # How a person points pip at an index or a proxy; everything else of the environment stays out.
 PIP_ENV = ("PIP_*", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE")
+
+
+def without_password(text: str) -> str:
+    """The text with the password of every URL in it masked (RFC 3986, section 3.2.1)."""
+    return re.sub(r"(\w://[^\s/:@]*:)[^\s/@]+@", r"\1***@", text)
 
 
 def pip_download(wheel: str) -> list[str]:

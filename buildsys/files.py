@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from common.errors import HostError
 
 _CHUNK = 8 << 20
+
+
+def cache_root() -> Path:
+    """MIXOS_CACHE, or mixos/ below the user's cache folder (XDG base directory specification).
+
+    Raises HostError (folder-unknown) when neither is known.
+    """
+    named = named_folder("MIXOS_CACHE")
+    if named is not None:
+        return named
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "mixos"
+    except RuntimeError as error:
+        hint = "set MIXOS_CACHE or HOME"
+        raise HostError("this user has no home folder for a cache", reason="folder-unknown", hint=hint) from error
+
+
+def named_folder(variable: str) -> Path | None:
+    """The folder that an environment variable names, if it is set. Raises HostError (folder-unknown)."""
+    named = os.environ.get(variable)
+    try:
+        return Path(named).expanduser().absolute() if named else None
+    except RuntimeError as error:
+        raise HostError(f"{variable}={named}: {error}", reason="folder-unknown") from error
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -34,6 +61,26 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def exclusive(path: Path, blocked: Callable[[], None]) -> Iterator[int]:
+    """Hold the lock file `path`, whose descriptor is given; `blocked` is called, also to raise, while another has it.
+
+    Others than the owner and the group cannot take it. A process that inherits the descriptor keeps it locked.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660)
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                blocked()
+                time.sleep(0.2)
+        yield lock
+    finally:
+        os.close(lock)
 
 
 def sync_folder(path: Path) -> None:

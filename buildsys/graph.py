@@ -45,11 +45,13 @@ class FromSource:
 class FromPath:
     """A file or folder on this machine, by content: part of the repository, or a tree the user named.
 
-    only: glob patterns relative to the folder; empty means everything except caches.
+    only: glob patterns relative to the folder; empty means everything except caches. hide: names at the top of a folder
+    that are not part of the input and that the action does not see.
     """
 
     path: Path
     only: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
 
 
 Input = FromAction | FromSource | FromPath

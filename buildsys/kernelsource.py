@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from buildsys.apt import Index
+from buildsys.apt import Index, newer
 from buildsys.events import Note
 from buildsys.fetch import Fetcher
 from buildsys.files import atomic_write
@@ -21,11 +21,12 @@ from buildsys.graph import FromPath, FromSource, Input
 from buildsys.lock import Lock, Source
 from buildsys.project import Project
 from buildsys.run import CommandError
-from common.errors import FetchError, HostError
+from common.errors import FetchError, HostError, MixosError
 from kernel.source import FALLBACKS, parse_selection, source_version
 
 PIN = "linux"  # names in sources.lock
 FALLBACK = "linux-fallback"
+MEMORY_BYTES = 64 << 10  # more than a record of a decision has
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Chooser:
         if selection.path is not None:
             version = source_version(selection.path)
             choice = KernelChoice("path", f"{selection.path.name} (Linux {version})")
-            return choice, FromPath(selection.path), self.lock
+            return choice, FromPath(selection.path, hide=(".git",)), self.lock
         pin = self.lock[PIN]
         source = self._source(pin) if selection.may_fall_back and not self.fetcher.have(pin) else pin
         if source == pin:
@@ -80,7 +81,7 @@ class Chooser:
         # The same words however the source was found: they become part of the image.
         note = f"Linux {pin.version} could not be had; the distribution's {source.file} is used"
         self.fetcher.sink(Note("warning", f"{note}. 'kernel.source = \"pinned\"' forbids this"))
-        if source != self.lock.sources.get(FALLBACK):
+        if self._locked is None or source.sha256 != self._locked.sha256:
             self.fetcher.sink(Note("warning", f"{source.file} is not the fallback that this version was tested with"))
         merged = replace(self.lock, sources={**self.lock.sources, source.name: source})
         return KernelChoice(pin.version, source.file, True, note), FromSource(source.name), merged
@@ -97,73 +98,84 @@ class Chooser:
         if known is None:
             return f"not chosen yet: Linux {pin.version} if it can be had, else a source of the distribution's"
         text = f"{known.file}, because Linux {pin.version} could not be had"
-        newest = self._offered() if self.index.folder.is_dir() else None
-        if newest is not None and newest.sha256 != known.sha256:
-            text += f"; the distribution offers {newest.file}"
-        return text
+        try:
+            offered = next((found for line in FALLBACKS if (found := self.index.known(line)) is not None), None)
+        except (MixosError, OSError):  # lists that cannot be read say nothing
+            offered = None
+        return text + (f"; the distribution offers {offered.file}" if offered and _is_newer(offered, known) else "")
 
     def _source(self, pin: Source) -> Source:
         """The source that 'auto' leads to when the pin is not here; it is there when this returns."""
         known = self._recall(pin)
-        if known is not None and self._still_right(known):
+        if known is not None and self.fetcher.have(known) and (self.fetcher.offline or not self._superseded(known)):
             return known
         try:
             self.fetcher.get(pin)
-        except FetchError as error:
-            found = self._fallback(error)
-        else:
             return pin
-        locked = self.lock.sources.get(FALLBACK)
-        data = {"pin": pin.sha256, "locked": locked and locked.sha256, "chosen": found.model_dump(by_alias=True)}
-        atomic_write(self.memory, json.dumps(data).encode())
+        except FetchError as error:
+            reason = error
+            self.fetcher.sink(Note("info", error.message))
+        try:
+            found = self._fallback(reason)
+        except FetchError as error:
+            if known is None or not self.fetcher.have(known):
+                raise
+            self.fetcher.sink(Note("warning", f"{known.file} is used again: {error.message.splitlines()[-1].strip()}"))
+            return known
+        if not self.fetcher.offline:  # what was not asked for may well be had
+            locked = self._locked
+            data = {"pin": pin.sha256, "locked": locked and locked.sha256, "chosen": found.model_dump(by_alias=True)}
+            atomic_write(self.memory, json.dumps(data).encode())
         return found
+
+    @property
+    def _locked(self) -> Source | None:
+        return self.lock.sources.get(FALLBACK)
 
     def _recall(self, pin: Source) -> Source | None:
         """What was recorded under the same lock, if anything."""
-        locked = self.lock.sources.get(FALLBACK)
         try:
-            data = json.loads(self.memory.read_bytes())
-            same = data["pin"] == pin.sha256 and data["locked"] == (locked and locked.sha256)
-            return Source.model_validate(data["chosen"]) if same else None
-        except (OSError, ValueError, KeyError, TypeError):
+            with self.memory.open("rb") as file:
+                data = json.loads(file.read(MEMORY_BYTES))
+            same = data["pin"] == pin.sha256 and data["locked"] == (self._locked and self._locked.sha256)
+            found = Source.model_validate(data["chosen"]) if same else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        # It must not stand in for any other source of the lock.
+        return found if found is not None and (found == self._locked or found.name in FALLBACKS) else None
 
-    def _still_right(self, known: Source) -> bool:
-        """Whether it is here, and is the one that the lock names or the newest that is offered."""
-        if not self.fetcher.have(known):
+    def _superseded(self, known: Source) -> bool:
+        """Whether it came from the index, and that offers a newer one by now."""
+        if self._locked is not None and known.sha256 == self._locked.sha256:
             return False
-        locked = self.lock.sources.get(FALLBACK)
-        newest = None if locked is not None and known.sha256 == locked.sha256 else self._offered()
-        return newest is None or newest.sha256 == known.sha256
-
-    def _offered(self) -> Source | None:
-        """The newest version of the first line that the distribution offers, as far as apt can tell."""
         try:
-            return next((found for line in FALLBACKS if (found := self.index.newest(line)) is not None), None)
+            offered = next((found for line in FALLBACKS if (found := self.index.newest(line)) is not None), None)
         except (FetchError, HostError, CommandError):
-            return None
+            return False
+        return offered is not None and _is_newer(offered, known)
 
     def _fallback(self, pin_error: FetchError) -> Source:
         """Get the locked fallback, else the newest on offer. Raises FetchError that tells of all that was tried."""
         problems = [pin_error.message]
-        locked = self.lock.sources.get(FALLBACK)
-        if locked is not None:
+        if self._locked is not None:
             try:
-                self.fetcher.get(locked)
-                return locked
+                self.fetcher.get(self._locked)
+                return self._locked
             except FetchError as error:
                 problems.append(error.message)
         for package in FALLBACKS:
-            try:
-                found = self.index.newest(package)
-                if found is None:
-                    problems.append(f"no mirror that apt is configured for offers {package}")
-                    continue
-                if not self.fetcher.have(found):
-                    self._download(found)
-                return found
-            except (CommandError, HostError, FetchError) as error:
-                problems.append(f"{package}: {error.message.splitlines()[-1]}")
+            for again in (False, True):
+                try:
+                    found = self._offer(package)
+                    self.fetcher.get(found)
+                    return found
+                except (CommandError, HostError, FetchError) as error:
+                    problems.append(f"{package}: {error.message}")
+                    if isinstance(error, FetchError) and error.reason in ("disk-full", "fetch-write", "fetch-stopped"):
+                        raise
+                    if again or self.fetcher.offline or error.reason != "fetch-failed":
+                        break
+                    self.index.forget()  # the mirrors may have moved on since they were asked
         if self.fetcher.offline:
             raise pin_error
         raise FetchError(
@@ -173,11 +185,19 @@ class Chooser:
             retryable=True,
         ) from pin_error
 
-    def _download(self, source: Source) -> None:
-        if self.fetcher.offline:
-            raise FetchError("--offline forbids the network", reason="fetch-offline")
-        self.fetcher.sink(Note("info", f"downloading {source.file} with apt ({(source.size or 0) >> 20} MiB)"))
-        self.index.download(source, self.fetcher.distfiles)
+    def _offer(self, package: str) -> Source:
+        """The version on offer. Raises FetchError also for one that is older than the locked fallback."""
+        found = self.index.newest(package)
+        if found is None:
+            raise FetchError("no mirror that apt is configured for offers it", reason="apt-unknown")
+        if self._locked is not None and newer(self._locked.version, found.version):
+            text = f"only {found.version} is offered, which is older than {self._locked.version}"
+            raise FetchError(text, reason="apt-too-old")
+        return found
+
+
+def _is_newer(offered: Source, known: Source) -> bool:
+    return offered.sha256 != known.sha256 and newer(offered.version, known.version)
 
 
 def describe(choice: KernelChoice) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,17 +9,10 @@ from pathlib import Path
 from buildsys.arch import Arch, arch
 from buildsys.config.model import MixosToml
 from buildsys.config.recipe import Recipes, load_recipes
+from buildsys.files import cache_root, named_folder
 from buildsys.lock import Lock, load_lock
 from common.errors import ConfigError
 from common.tomlfile import load
-
-
-def cache_root() -> Path:
-    """MIXOS_CACHE, or mixos/ below the user's cache folder (XDG base directory specification)."""
-    named = os.environ.get("MIXOS_CACHE")
-    if named:
-        return Path(named).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "mixos"
 
 
 @dataclass(frozen=True)
@@ -71,8 +63,7 @@ class Project:
     @property
     def distfiles(self) -> Path:
         """Where source files are kept, named by their hash."""
-        named = os.environ.get("MIXOS_DISTFILES")
-        return Path(named).expanduser().absolute() if named else self.cache / "distfiles"
+        return named_folder("MIXOS_DISTFILES") or self.cache / "distfiles"
 
     @property
     def image_file(self) -> Path:

@@ -95,6 +95,8 @@ def run(
             terminal=terminal,
         )
     except FileNotFoundError as error:
+        if cwd is not None and not cwd.is_dir():
+            raise HostError(f"{cwd}: this folder is gone", reason="folder-gone") from error
         raise missing_tool(words[0]) from error
     try:
         data = stdin if isinstance(stdin, bytes) else None

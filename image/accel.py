@@ -2,21 +2,26 @@
 
 /dev/kvm existing proves nothing: on nested paravirtual hosts a guest hangs in its first instructions, or QEMU aborts
 because a register cannot be set. So a guest of one boot sector is run that goes to long mode with paging, asks CPUID
-and ends QEMU through the isa-debug-exit device. The answer is kept until the host reboots or its CPU or QEMU changes.
+and ends QEMU through the isa-debug-exit device. The answer is kept until the host reboots or its CPU or QEMU changes;
+"no" is kept for an hour, since a busy host is slow, too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from buildsys.files import cache_root
 from buildsys.run import ANY_STATUS, CommandError, find_tool, run
 
 QEMU = "qemu-system-x86_64"
 PROBE_SECONDS = 10.0
+_NO_HOLDS = 3600.0  # seconds
 _EXIT_VALUE = 0x10
 _EXIT_STATUS = _EXIT_VALUE << 1 | 1  # what isa-debug-exit makes of it
 
@@ -62,15 +67,14 @@ def choose(wanted: str = "auto", cache: Path | None = None) -> Acceleration:
         return Acceleration(wanted, "asked for")
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Acceleration("tcg", "/dev/kvm is missing or not accessible")
-    path = cache or default_cache()
+    path = cache or cache_root() / "accel.json"
     key = _host_key()
     known = _remembered(path, key)
     if known is None:
-        works = probe("kvm")
-        known = (
-            Acceleration("kvm", "probed") if works else Acceleration("tcg", "KVM is there but its guests do not run")
-        )
-        _remember(path, key, known)
+        failed = Acceleration("tcg", "KVM is there but its guests do not run")
+        known = Acceleration("kvm", "probed") if probe("kvm") else failed
+        with contextlib.suppress(OSError):  # then it is probed again the next time
+            _remember(path, key, known)
     return known
 
 
@@ -84,7 +88,7 @@ def probe(name: str, seconds: float = PROBE_SECONDS) -> bool:
         sector.write_bytes(_PROBE_CODE.ljust(510, b"\0") + b"\x55\xaa")
         try:
             done = run(
-                [*argv, "-drive", f"file={sector},format=raw,if=floppy,readonly=on"],
+                [*argv, "-drive", f"file={value(sector)},format=raw,if=floppy,readonly=on"],
                 allow=ANY_STATUS,
                 timeout=seconds,
             )
@@ -95,10 +99,9 @@ def probe(name: str, seconds: float = PROBE_SECONDS) -> bool:
     return done.status == _EXIT_STATUS
 
 
-def default_cache() -> Path:
-    """Where the answer is kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "mixos", "accel.json")
+def value(path: Path) -> str:
+    """A path inside a QEMU option list, where a comma is written twice."""
+    return str(path.absolute()).replace(",", ",,")
 
 
 def _host_key() -> str:
@@ -117,11 +120,13 @@ def _remembered(path: Path, key: str) -> Acceleration | None:
         return None
     if not isinstance(record, dict) or record.get("key") != key or record.get("name") not in ("kvm", "tcg"):
         return None
+    if record["name"] != "kvm" and not 0 <= time.time() - float(record.get("time", 0)) < _NO_HOLDS:
+        return None
     return Acceleration(str(record["name"]), str(record.get("reason", "")))
 
 
 def _remember(path: Path, key: str, answer: Acceleration) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps({"key": key, **asdict(answer)}) + "\n")
+    fresh.write_text(json.dumps({"key": key, "time": time.time(), **asdict(answer)}) + "\n")
     fresh.replace(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from buildsys.run import find_tool
 from common.errors import HostError, UsageError
-from image.accel import QEMU, Acceleration
+from image.accel import QEMU, Acceleration, value
 
 # Code and variable store of the firmware, by distribution; the first pair that exists is used.
 FIRMWARE = (
@@ -74,8 +74,8 @@ def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list
     code, _ = machine.firmware or firmware()
     argv = [str(find_tool(QEMU)), "-name", "mixos", "-machine", "q35,smm=off,vmport=off", *acceleration.arguments()]
     argv += ["-m", str(machine.memory), "-smp", str(cpus), "-nodefaults", "-no-user-config", "-rtc", "base=utc"]
-    argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={_value(code)}"]
-    argv += ["-drive", f"if=pflash,format=raw,unit=1,file={_value(state / VARIABLES)}"]
+    argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={value(code)}"]
+    argv += ["-drive", f"if=pflash,format=raw,unit=1,file={value(state / VARIABLES)}"]
     argv += ["-device", "virtio-rng-pci", "-qmp", f"unix:{MONITOR},server=on,wait=off"]
     argv += _disk(machine.disk, "disk0", machine.disk_bus, first=True)
     for number, disk in enumerate(machine.extra_disks, 1):
@@ -91,14 +91,9 @@ def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list
     return [*argv, *machine.extra]
 
 
-def _value(path: Path) -> str:
-    """A path inside a QEMU option list, where a comma is written twice."""
-    return str(path.absolute()).replace(",", ",,")
-
-
 def _disk(path: Path, name: str, bus: str, *, first: bool) -> list[str]:
     # Host page cache with the guest's flushes honoured; unmap keeps the copy sparse.
-    drive = f"if=none,id={name},format=raw,cache=writeback,discard=unmap,file={_value(path)}"
+    drive = f"if=none,id={name},format=raw,cache=writeback,discard=unmap,file={value(path)}"
     index = ",bootindex=1" if first else ""
     devices: dict[str, Sequence[str]] = {
         "virtio": ["-device", f"virtio-blk-pci,drive={name}{index}"],

@@ -9,13 +9,11 @@
 from __future__ import annotations
 
 import re
-import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
+from buildsys.run import CommandError, run
 from common.errors import ConfigError
 from kernel.version import Version
 
@@ -23,11 +21,8 @@ PINNED = Version(6, 6, 8)  # linux-6.6.8.tar.xz of sources.lock
 OLDEST = Version(6, 1, 0)  # Landlock ABI, dm-init with PARTUUID, and the oldest line the distribution still maintains
 
 _FIELD = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL)[ \t]*=[ \t]*([0-9]+)[ \t]*$", re.MULTILINE)
-_MAKEFILE = re.compile(r"(?:\./)?[^/]+/Makefile")
-_TARBALL = re.compile(r"(?:\./)?usr/src/linux-source-[0-9.]+\.tar\.xz")
-_MAKEFILE_LIMIT = 1 << 20  # bytes; that of 6.12 has 70 KiB
-_AR_MAGIC = b"!<arch>\n"
-_AR_HEADER = 60  # bytes of a member header, ar(5)
+UNPACK = Path(__file__).with_name("unpack.sh")  # reads every form that a source comes in
+_READ_SECONDS = 300  # an archive whose Makefile is its last file is read whole
 
 
 # The distribution's source packages that may stand in for the pin, by preference. A line belongs here when every boot
@@ -54,13 +49,14 @@ def parse_selection(value: str, base: Path) -> Selection:
         return Selection("auto")
     if value == "pinned":
         return Selection("pinned")
-    path = (base / Path(value).expanduser()).resolve()
-    if not value or not path.exists():
-        raise ConfigError(
-            f"kernel source '{value}': {path} does not exist",
-            reason="kernel-source",
-            hint="expected auto, pinned, or the path of a tarball, a linux-source .deb or a source tree",
-        )
+    hint = "expected auto, pinned, or the path of a tarball, a linux-source .deb or a source tree"
+    try:
+        path = (base / Path(value).expanduser()).resolve()
+        there = bool(value) and path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, an unknown ~user, a zero byte
+        raise ConfigError(f"kernel source '{value}': {error}", reason="kernel-source", hint=hint) from error
+    if not there:
+        raise ConfigError(f"kernel source '{value}': {path} does not exist", reason="kernel-source", hint=hint)
     return Selection("path", path)
 
 
@@ -98,46 +94,11 @@ def source_version(source: Path) -> Version:
             raise ConfigError(f"{source}: not a kernel source tree (no Makefile or Kconfig)", reason="kernel-source")
         return require_supported(parse_makefile(makefile.read_text(encoding="utf-8", errors="replace"), where), where)
     try:
-        with source.open("rb") as file:
-            if file.read(len(_AR_MAGIC)) == _AR_MAGIC:
-                with _inner_tarball(file, where) as stream:
-                    text = _find_makefile(stream, where)
-            else:
-                file.seek(0)
-                text = _find_makefile(file, where)
-    except (tarfile.TarError, EOFError, OSError) as error:
+        found = run(["sh", UNPACK, source, "-", "makefile"], split=True, timeout=_READ_SECONDS)
+        return require_supported(parse_makefile(found.text, where), where)
+    except CommandError as error:
         raise ConfigError(
-            f"{source}: cannot be read as a kernel source ({error})",
+            f"{source}: cannot be read as a kernel source ({error.message.splitlines()[-1]})",
             reason="kernel-source",
             hint="expected a tarball, a linux-source .deb or a source tree",
         ) from error
-    return require_supported(parse_makefile(text, where), where)
-
-
-def _find_makefile(stream: IO[bytes], where: str) -> str:
-    """The text of TOP/Makefile in a tarball that is read from front to end."""
-    with tarfile.open(fileobj=stream, mode="r|*") as archive:
-        for member in archive:
-            if member.isfile() and _MAKEFILE.fullmatch(member.name):
-                inner = archive.extractfile(member)
-                if inner is not None and member.size <= _MAKEFILE_LIMIT:
-                    return inner.read(_MAKEFILE_LIMIT).decode("utf-8", "replace")
-    raise ConfigError(f"{where}: no Makefile is at the top of this tarball", reason="kernel-source")
-
-
-@contextmanager
-def _inner_tarball(file: IO[bytes], where: str) -> Iterator[IO[bytes]]:
-    """The kernel tarball inside a .deb, as a stream. `file` stands behind the magic of the ar archive (deb(5))."""
-    while header := file.read(_AR_HEADER):
-        name, size = header[:16].rstrip(b" /"), header[48:58].strip()
-        if len(header) != _AR_HEADER or not size.isdigit():
-            break
-        if name.startswith(b"data.tar"):
-            with tarfile.open(fileobj=file, mode="r|*") as archive:
-                for member in archive:
-                    inner = archive.extractfile(member) if member.isfile() else None
-                    if inner is not None and _TARBALL.fullmatch(member.name):
-                        yield inner
-                        return
-        file.seek(int(size) + int(size) % 2, 1)
-    raise ConfigError(f"{where}: this package holds no kernel source under usr/src", reason="kernel-source")

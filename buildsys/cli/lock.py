@@ -8,7 +8,7 @@ import click
 
 from buildsys import apt, download
 from buildsys.cli.context import Context, emit, json_option, pass_context
-from buildsys.fetch import Fetcher
+from buildsys.fetch import Fetcher, without_password
 from common.errors import FetchError
 
 
@@ -23,10 +23,14 @@ def lock(context: Context, check: bool, as_json: bool) -> None:
     """
     project = context.project
     fetcher = Fetcher(project.distfiles, lambda event: None)
-    mirrors = apt.sites() if check else []
+    sites = [site for site in apt.sites() if site.startswith(("http://", "https://"))] if check else []
     rows: list[dict[str, Any]] = []
     for source in project.lock.sources.values():
-        places = [*source.urls, *(f"{base}/{source.pool}" for base in mirrors if source.pool)]
+        places = [
+            *(f"{mirror.rstrip('/')}/{source.sha256}" for mirror in project.config.fetch.mirrors),
+            *source.urls,
+            *(f"{site}/{source.pool}" for site in sites if source.pool),
+        ]
         row: dict[str, Any] = {
             "name": source.name,
             "version": source.version,
@@ -34,13 +38,22 @@ def lock(context: Context, check: bool, as_json: bool) -> None:
             "pip": source.pip,
         }
         row["local"] = fetcher.have(source)
-        row["places"] = {place: download.head(place) for place in places} if check else {}
+        row["places"] = {without_password(place): download.head(place) for place in places} if check else {}
         rows.append(row)
     lines = []
     for row in rows:
         lines.append(f"{row['name']:<22} {row['version']:<14} {'local' if row['local'] else 'not here'}")
         lines += [f"    {status:<20} {place}" for place, status in row["places"].items()]
     emit({"sources": rows}, as_json, "\n".join(lines))
-    gone = [row["name"] for row in rows if not row["local"] and not row["pip"] and "yes" not in row["places"].values()]
-    if check and gone:
+    if not check:
+        return
+    missing = [row for row in rows if not row["local"] and not row["pip"] and "yes" not in row["places"].values()]
+    gone = [row["name"] for row in missing if all(status.startswith("HTTP 4") for status in row["places"].values())]
+    if gone:
         raise FetchError(f"no place has: {', '.join(gone)}", reason="pin-gone", hint="move the pins in sources.lock")
+    if missing:
+        names = ", ".join(row["name"] for row in missing)
+        hint = "some places did not answer: check the network, then try again"
+        raise FetchError(
+            f"not found, and not known to be gone: {names}", reason="pin-unknown", hint=hint, retryable=True
+        )

@@ -96,6 +96,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line; the only place that exits."""
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _terminate)
     wants_json = "--json" in sys.argv[: sys.argv.index("--") if "--" in sys.argv else None]
     try:
         cli.main(standalone_mode=False)

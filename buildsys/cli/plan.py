@@ -11,6 +11,7 @@ from buildsys.cli.context import Context, build_options, emit, options, pass_con
 from buildsys.graph import Action, Call, FromAction, FromPath, FromSource
 from buildsys.plan import IMAGE_TARGET
 from buildsys.session import open_session
+from common.errors import UsageError
 
 
 @click.command()
@@ -31,6 +32,8 @@ def plan(
 
     Example: mixos plan · mixos plan kernel --json · mixos plan --dot | dot -Tsvg > plan.svg
     """
+    if dot and as_json:
+        raise UsageError("--dot and --json are two forms of output", reason="usage", hint="choose one")
     with (
         progress(as_json=False) as sink,
         open_session(context.project, options(kernel_source, offline, jobs), sink) as session,

@@ -71,7 +71,7 @@ def show(root: str, entry: "dict[str, object]") -> None:
     host, target = str(entry["host"]), root + str(entry["inside"])
     if os.path.isdir(host):
         os.makedirs(target, exist_ok=True)
-    else:
+    elif not os.path.exists(target):  # over a file of a mount that is read-only nothing is made
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
     mount(host, target, None, MS_BIND | MS_REC)

@@ -344,3 +344,26 @@ def test_two_builds_in_one_store_do_the_work_once(tmp_path: Path):
     outputs = [process.communicate(timeout=60)[0] for process in (one, two)]
     assert outputs[0] == outputs[1] != b""
     assert len(list((tmp_path / "store" / "actions").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize("worktree", [False, True])
+def test_what_an_input_hides_neither_counts_nor_shows(build: Builder, tmp_path: Path, worktree: bool):
+    """A kernel tree under git: looking at its status changes .git, not the kernel."""
+    tree = tmp_path / "tree"
+    (tree / "sub/.git").mkdir(parents=True)
+    (tree / "file").write_text("x")
+    (tree / "sub/.git/kept").touch()
+    index = tree / ".git" if worktree else tree / ".git/index"
+    index.parent.mkdir(exist_ok=True)
+    index.write_text("1")
+    text = (
+        "cat /in/tree/.git 2>/dev/null >/out/seen || ls -A /in/tree/.git >/out/seen; ls /in/tree/sub/.git >>/out/seen"
+    )
+    action = script("look", text, tree=FromPath(tree, hide=(".git",)))
+    assert build.read(build(action)["look"], "seen") == "kept\n"
+    index.write_text("2")
+    build(action)
+    assert build.how() == {"look": "cached"}
+    (tree / "file").write_text("y")
+    build(action)
+    assert build.how() == {"look": "built"} or build.how() == {"look": "same"}

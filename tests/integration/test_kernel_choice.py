@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import email.utils
 import hashlib
+import json
 import os
 import threading
 import time
@@ -19,6 +21,7 @@ from buildsys import apt
 from buildsys.apt import MAX_AGE, RETRY_AFTER, Index
 from buildsys.events import Event, Note
 from buildsys.fetch import Fetcher
+from buildsys.files import exclusive
 from buildsys.graph import FromSource
 from buildsys.kernelsource import Chooser, KernelChoice
 from buildsys.lock import Lock, Source
@@ -75,8 +78,9 @@ class Archive:
     def body(self, package: str, version: str) -> bytes:
         return f"{package} {version}\n".encode() * 1000
 
-    def offer(self, *packages: tuple[str, str]) -> None:
-        """Publish an index of exactly these, in this order, and their files."""
+    def offer(self, *packages: tuple[str, str], made: float | None = None) -> None:
+        """Publish an index of exactly these, in this order, and their files. made: what it says it was made at."""
+        self.publications += 1  # each one a second after the other, for If-Modified-Since
         records = []
         for package, version in packages:
             path, body = self.pool(package, version), self.body(package, version)
@@ -94,16 +98,19 @@ class Archive:
         (suite / "main/binary-amd64/Packages").write_bytes(index)
         entry = f" {hashlib.sha256(index).hexdigest()} {len(index)} main/binary-amd64/Packages\n"
         head = "Suite: stable\nCodename: stable\nComponents: main\nArchitectures: amd64\n"
-        date = "Date: Mon, 30 Nov 2026 00:00:00 UTC\n"
+        moment = NOW + self.publications if made is None else made
+        date = f"Date: {email.utils.formatdate(moment, usegmt=True).replace('GMT', 'UTC')}\n"
         (suite / "Release").write_text(f"{head}{date}SHA256:\n{entry}")
-        self.publications += 1  # each one a second after the other, for If-Modified-Since
         os.utime(suite / "Release", (NOW + self.publications,) * 2)
 
-    def host_refreshes(self, when: float = OLD) -> None:
-        """What `apt-get update` by the host's owner did at that time."""
+    def host_refreshes(self) -> None:
+        """What `apt-get update` by the host's owner does."""
         run(["apt-get", "update"], inherit=("APT_CONFIG",), timeout=60)
-        for file in (self.folder / "host-lists").glob("*Release"):
-            os.utime(file, (when, when))
+
+    def configure(self, more: str) -> None:
+        """Add lines to the host's configuration of apt."""
+        with (self.folder / "apt.conf").open("a") as file:
+            file.write(more)
 
 
 @pytest.fixture
@@ -162,9 +169,9 @@ class Machine:
 
     def age(self, seconds: float) -> None:
         """Let that much time pass since the lists were refreshed."""
-        stamp = self.cache / "apt/refreshed"
-        then = stamp.stat().st_mtime - seconds
-        os.utime(stamp, (then, then))
+        stamp = self.cache / "apt/refreshed.json"
+        content = json.loads(stamp.read_bytes())
+        stamp.write_text(json.dumps(content | {"due": content["due"] - seconds}))
 
 
 @pytest.fixture
@@ -179,7 +186,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
 
 
 def test_old_lists_of_the_host_do_not_decide(archive: Archive, machine: Machine) -> None:
-    archive.offer(("linux-source-6.1", "6.1.176-1"))
+    archive.offer(("linux-source-6.1", "6.1.176-1"), made=OLD)
     archive.host_refreshes()
     (archive.folder / "hook").unlink()
     before = snapshot(archive.folder / "host-lists")
@@ -231,7 +238,7 @@ def test_another_source_of_apt_is_asked_at_once(archive: Archive, machine: Machi
 
 
 def test_without_network_the_best_that_is_known_is_used_and_said(archive: Archive, machine: Machine) -> None:
-    archive.offer((LINE, "6.12.1-1"))
+    archive.offer((LINE, "6.12.1-1"), made=OLD)
     archive.host_refreshes()
     archive.offer((LINE, "6.12.2-1"), (LINE, "6.12.1-1"))
     archive.server.down.append("/debian/dists/")
@@ -243,12 +250,13 @@ def test_without_network_the_best_that_is_known_is_used_and_said(archive: Archiv
     assert machine.choose() == "6.12.2-1"
 
 
-def test_the_hosts_lists_are_used_when_they_are_newer(archive: Archive, machine: Machine) -> None:
+def test_the_hosts_lists_are_taken_over_when_they_are_newer(archive: Archive, machine: Machine) -> None:
     archive.offer((LINE, "6.12.1-1"))
     assert machine.choose() == "6.12.1-1"
     archive.offer((LINE, "6.12.2-1"))
-    archive.host_refreshes(when=4_000_000_000)
-    assert machine.chooser(offline=True).outlook("auto").endswith("6.12.2-1_all.deb")
+    archive.host_refreshes()
+    archive.server.down.append("/debian/dists/")
+    assert machine.choose() == "6.12.2-1"
 
 
 def test_nothing_known_and_no_network(archive: Archive, machine: Machine) -> None:
@@ -325,3 +333,189 @@ def test_a_record_that_is_damaged_is_made_anew(archive: Archive, machine: Machin
     archive.offer((LINE, "6.12.1-1"))
     (machine.cache / "choice.json").write_bytes(content)
     assert machine.choose() == "6.12.1-1"
+
+
+# -- what an archive, a mirror or a neighbour may do ------------------------------------------------------------------
+
+
+def test_an_older_index_that_looks_new_is_not_believed(archive: Archive, machine: Machine) -> None:
+    archive.offer((LINE, "6.12.2-1"))
+    archive.host_refreshes()
+    archive.offer((LINE, "6.12.1-1"), made=OLD)
+    assert machine.choose() == "6.12.2-1"
+
+
+def test_what_is_older_does_not_replace_what_was_chosen(archive: Archive, machine: Machine) -> None:
+    archive.offer((LINE, "6.12.2-1"))
+    assert machine.choose() == "6.12.2-1"
+    archive.offer((LINE, "6.12.1-1"))
+    machine.age(MAX_AGE)
+    assert machine.choose() == "6.12.2-1"
+
+
+def locked(version: str, pool: str = "pool/gone.deb", sha: str = "1" * 64) -> Source:
+    file = f"linux-source-6.12_{version}_all.deb"
+    return Source.model_validate(
+        {"name": "linux-fallback", "version": version, "sha256": sha, "file": file, "pool": pool}
+    )
+
+
+def test_nothing_older_than_the_locked_fallback_is_taken(archive: Archive, machine: Machine) -> None:
+    archive.offer((LINE, "6.12.1-1"))
+    machine.locked = locked("6.12.2-1")
+    with pytest.raises(FetchError) as caught:
+        machine.choose()
+    assert "older than 6.12.2-1" in caught.value.message
+
+
+def test_a_package_whose_name_only_looks_like_it_is_not_taken(archive: Archive, machine: Machine) -> None:
+    archive.offer(("linux-source-6.12-evil", "6.12.9-1"), ("linux-source-6x12", "6.12.9-1"))
+    with pytest.raises(FetchError) as caught:
+        machine.choose()
+    assert caught.value.reason == "kernel-source-unavailable"
+    archive.offer(("linux-source-6.12-evil", "6.12.9-1"), (LINE, "6.12.1-1"))
+    machine.age(MAX_AGE)
+    assert machine.choose() == "6.12.1-1"
+
+
+def test_what_the_host_pins_away_or_has_installed(archive: Archive, machine: Machine) -> None:
+    archive.offer((LINE, "6.12.2-1"), (LINE, "6.12.1-1"))
+    (archive.folder / "preferences").write_text(f"Package: {LINE}\nPin: version 6.12.2-1\nPin-Priority: -1\n")
+    (archive.folder / "status").write_text(
+        f"Package: {LINE}\nStatus: install ok installed\nVersion: 6.12.9-1\nArchitecture: all\nMaintainer: x\n"
+        "Description: x\n\n"
+    )
+    archive.configure(
+        f'Dir::Etc::preferences "{archive.folder}/preferences";\nDir::State::status "{archive.folder}/status";\n'
+    )
+    assert machine.choose() == "6.12.1-1"
+
+
+@pytest.mark.parametrize("name", ["busybox", "linux", "linux-fallback"])
+def test_a_record_stands_for_no_other_source(archive: Archive, machine: Machine, name: str) -> None:
+    archive.offer((LINE, "6.12.1-1"))
+    assert machine.choose() == "6.12.1-1"
+    record = machine.cache / "choice.json"
+    content = json.loads(record.read_bytes())
+    content["chosen"]["name"] = name
+    record.write_text(json.dumps(content))
+    assert machine.choose() == "6.12.1-1"
+    assert json.loads(record.read_bytes())["chosen"]["name"] == LINE
+    record.write_text("[" * 20_000)
+    assert machine.choose() == "6.12.1-1"
+
+
+@pytest.mark.parametrize("more", ["Acquire::AllowInsecureRepositories", "APT::Get::AllowUnauthenticated"])
+def test_a_host_that_allows_unsigned_archives_does_not_for_us(archive: Archive, machine: Machine, more: str) -> None:
+    archive.offer((LINE, "6.12.1-1"))
+    sources = archive.folder / "sources.list"
+    sources.write_text(sources.read_text().replace("[trusted=yes] ", ""))
+    archive.configure(f'{more} "true";\n')
+    with pytest.raises(FetchError):
+        machine.choose()
+
+
+def test_mirrors_that_moved_on_are_asked_again_at_once(archive: Archive, machine: Machine) -> None:
+    archive.offer((LINE, "6.12.1-1"))
+    machine.chooser().index.newest(LINE)
+    (archive.folder / "debian" / archive.pool(LINE, "6.12.1-1")).unlink()
+    archive.offer((LINE, "6.12.2-1"))
+    assert machine.choose() == "6.12.2-1"
+
+
+def test_a_newer_version_that_cannot_be_had_leaves_the_older_one(archive: Archive, machine: Machine) -> None:
+    archive.offer((LINE, "6.12.1-1"))
+    assert machine.choose() == "6.12.1-1"
+    archive.offer((LINE, "6.12.2-1"))
+    (archive.folder / "debian" / archive.pool(LINE, "6.12.2-1")).unlink()
+    machine.age(MAX_AGE)
+    assert machine.choose() == "6.12.1-1"
+    assert any("is used again" in note for note in machine.notes)
+
+
+def test_an_archive_that_does_not_answer_leaves_what_the_host_knows_of_it(archive: Archive, machine: Machine) -> None:
+    archive.offer((LINE, "6.12.1-1"), made=OLD)
+    archive.host_refreshes()
+    other = Archive(archive.folder / "other", archive.server)
+    other.folder.mkdir()
+    other.offer(("unrelated", "1"))
+    sources = archive.folder / "sources.list"
+    sources.write_text(
+        sources.read_text() + f"deb [trusted=yes] {archive.site.replace('debian', 'other/debian')} stable main\n"
+    )
+    archive.server.down.append("/debian/dists/")
+    assert machine.choose() == "6.12.1-1"
+    assert any("could not be refreshed" in note for note in machine.notes)
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 4096, b"Package: x\nVersion"])
+def test_lists_that_are_damaged_are_made_anew(archive: Archive, machine: Machine, damage: bytes) -> None:
+    archive.offer((LINE, "6.12.1-1"))
+    machine.chooser().index.newest(LINE)
+    for path in (machine.cache / "apt/lists").glob("*Packages*"):
+        path.write_bytes(damage)
+    assert machine.choose() == "6.12.1-1"
+
+
+def test_what_could_not_be_had_offline_is_tried_with_network(archive: Archive, machine: Machine) -> None:
+    body = archive.body(LINE, "6.12.1-1")
+    archive.offer((LINE, "6.12.1-1"))
+    machine.locked = locked("6.12.1-1", archive.pool(LINE, "6.12.1-1"), hashlib.sha256(body).hexdigest())
+    machine.chooser().fetcher.get(machine.locked)
+    assert machine.choose(offline=True) == "6.12.1-1"
+    assert not (machine.cache / "choice.json").exists()
+
+
+def test_a_mirror_that_only_apt_reaches(archive: Archive, machine: Machine) -> None:
+    archive.offer((LINE, "6.12.1-1"))
+    sources = archive.folder / "sources.list"
+    escaped = str(archive.folder).replace(" ", "%20")
+    sources.write_text(f"deb [trusted=yes] file:{escaped}/debian stable main\n")
+    archive.server.down.append("/")
+    assert machine.choose() == "6.12.1-1"
+    body = archive.body(LINE, "6.12.1-1")
+    fresh = Machine(
+        machine.cache / "fresh", locked("6.12.1-1", archive.pool(LINE, "6.12.1-1"), hashlib.sha256(body).hexdigest())
+    )
+    fresh.cache.mkdir()
+    assert fresh.choose() == "6.12.1-1"
+
+
+def test_several_builds_at_once(archive: Archive, tmp_path: Path) -> None:
+    archive.offer((LINE, "6.12.1-1"))
+    shared = tmp_path / "shared"
+    machines = [Machine(tmp_path / name) for name in ("one", "one", "two", "three")]
+    found: list[str] = []
+    for one in machines:
+        one.cache.mkdir(exist_ok=True)
+        if not (one.cache / "distfiles").exists():
+            shared.mkdir(exist_ok=True)
+            (one.cache / "distfiles").symlink_to(shared)
+    threads = [threading.Thread(target=lambda one=one: found.append(one.choose())) for one in machines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert found == ["6.12.1-1"] * 4
+    assert [path.suffix for path in shared.iterdir() if not path.name.startswith(".")] == [""]
+
+
+def test_secrets_of_apts_configuration_stay_there(archive: Archive, machine: Machine) -> None:
+    archive.offer((LINE, "6.12.1-1"))
+    sources = archive.folder / "sources.list"
+    sources.write_text(sources.read_text().replace("://", "://me:s3cret@"))
+    assert machine.choose() == "6.12.1-1"
+    assert "s3cret" not in repr(machine.notes)
+    kept = b"".join(path.read_bytes() for path in machine.cache.rglob("*") if path.is_file())
+    assert b"s3cret" not in kept
+
+
+def test_the_outlook_asks_and_waits_for_nobody(archive: Archive, machine: Machine) -> None:
+    archive.offer((LINE, "6.12.1-1"))
+    assert machine.choose() == "6.12.1-1"
+    machine.age(MAX_AGE)
+    archive.server.down.append("/")
+    with exclusive(machine.cache / "apt/lock", lambda: pytest.fail("somebody has it")):
+        assert machine.chooser(offline=True).outlook("auto").startswith("linux-source-6.12_6.12.1-1_all.deb, because")
+    (machine.cache / "apt/apt.conf").write_text("{")
+    assert machine.chooser(offline=True).outlook("auto").startswith("linux-source-6.12_6.12.1-1_all.deb, because")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from buildsys.events import Event, Fetched, Note
-from buildsys.fetch import Fetcher, pip_download
+from buildsys.fetch import Fetcher, pip_download, without_password
+from buildsys.files import exclusive
 from buildsys.lock import Source
 from common.errors import FetchError
 
@@ -151,7 +152,7 @@ def test_stopping_ends_a_download_and_the_wait_for_another_one(server: Server, f
         with pytest.raises(FetchError):
             fetcher.get(wanted)
 
-    with fetcher._one_at_a_time(wanted):
+    with exclusive(fetcher.distfiles / f".{SHA}.lock", lambda: None):
         thread = threading.Thread(target=get)
         thread.start()
         fetcher.stop()
@@ -221,3 +222,28 @@ def test_wheel_tags_become_pip_options():
     assert argv[argv.index("--platform") + 1] == "musllinux_1_2_x86_64"
     assert argv[argv.index("--python-version") + 1] == "3.13"
     assert "--platform" not in pip_download("click-8.1.8-py3-none-any.whl")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://a.example/x", "http://a.example/x"),
+        ("apt:http://me:s3cret@a.example:80/pool/x: HTTP 404", "apt:http://me:***@a.example:80/pool/x: HTTP 404"),
+        ("no place\n  https://:token@h/ and mail to me@h", "no place\n  https://:***@h/ and mail to me@h"),
+        ("http://host:80/a@b", "http://host:80/a@b"),
+    ],
+)
+def test_passwords_in_places_are_not_shown(text: str, shown: str):
+    assert without_password(text) == shown
+
+
+def test_the_password_of_a_mirror_is_not_told(server: Server, tmp_path: Path):
+    seen: list[Event] = []
+    base = server.url("").replace("://", "://me:s3cret@")
+    fetcher = Fetcher(tmp_path, seen.append, mirrors=(f"{base}missing/..", base), backoff=0.0)
+    with pytest.raises(FetchError) as caught:
+        fetcher.get(source(f"{base}missing", sha="f" * 64))
+    assert "s3cret" not in caught.value.message
+    fetcher.get(source(f"{base}good"))
+    assert any(isinstance(event, Fetched) for event in seen)
+    assert "s3cret" not in repr(seen)

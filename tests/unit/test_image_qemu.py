@@ -208,11 +208,19 @@ def test_probe_is_remembered_until_the_host_changes(tmp_path: Path, monkeypatch:
     cache = tmp_path / "deep" / "accel.json"
     assert [accel.choose("auto", cache).name for _ in range(3)] == ["tcg"] * 3
     assert asked == ["kvm"]
+    record = json.loads(cache.read_text())
+    cache.write_text(json.dumps(record | {"time": record["time"] - 4000}))  # a "no" does not hold for ever
+    accel.choose("auto", cache)
+    asked.pop()
     monkeypatch.setattr(accel, "_host_key", lambda: "host 2")
     accel.choose("auto", cache)
     cache.write_text("torn")
     accel.choose("auto", cache)
     assert asked == ["kvm"] * 3
+    assert accel.choose("auto", cache.parent / "file.json" / "in a file").name == "tcg"
+    (cache.parent / "file").touch()
+    assert accel.choose("auto", cache.parent / "file" / "accel.json").name == "tcg"
+    del asked[3:]
     assert accel.choose("kvm", cache).name == "kvm"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert accel.choose("auto", cache).name == "tcg"

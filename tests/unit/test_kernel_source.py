@@ -93,7 +93,8 @@ def test_selections(tmp_path: Path):
     assert not parse_selection("pinned", tmp_path).may_fall_back
     (tmp_path / "linux").mkdir()
     assert parse_selection("linux", tmp_path) == Selection("path", tmp_path / "linux")
-    for wrong in ("", "pined", "missing.tar.xz"):
+    (tmp_path / "loop").symlink_to("loop")
+    for wrong in ("", "pined", "missing.tar.xz", "~nobody-of-that-name/linux", "loop", "a\0b"):
         with pytest.raises(ConfigError) as caught:
             parse_selection(wrong, tmp_path)
         assert caught.value.reason == "kernel-source"
@@ -116,6 +117,40 @@ def test_the_version_of_every_form_of_source(tmp_path: Path):
     archive = tarball(source, tmp_path / "linux.tar.xz")
     for form in (source, archive, deb(archive, tmp_path / "linux-source.deb")):
         assert source_version(form) == Version(6, 7, 1)
+
+
+def test_forms_that_other_distributions_and_people_give_it(tmp_path: Path):
+    source = tree(tmp_path / "t", (6, 8, 12))
+    (source / "z").mkdir()  # behind the Makefile, and with one of its own
+    (source / "z/Makefile").write_text("VERSION = 1\n")
+    plain = tmp_path / "linux.tar"
+    run(["tar", "--create", f"--file={plain}", "./t"], cwd=tmp_path)
+    for program, end in (("gzip", "gz"), ("bzip2", "bz2"), ("zstd", "zst"), ("xz", "xz")):
+        packed = tmp_path / f"linux.tar.{end}"
+        packed.write_bytes(run([program, "--stdout", plain], split=True).stdout)
+        nameless = tmp_path / f"0123{end}"  # as the distfiles have it
+        nameless.write_bytes(packed.read_bytes())
+        for form in (packed, nameless):
+            assert source_version(form) == Version(6, 8, 12), form
+            assert run(["sh", UNPACK, form, tmp_path / f"out-{form.name}"]).text == str(tmp_path / f"out-{form.name}")
+        for kind in ("xz", "zstd", "gzip"):
+            root = tmp_path / f"deb-{end}-{kind}"
+            (root / "DEBIAN").mkdir(parents=True)
+            (root / "DEBIAN/control").write_text(
+                "Package: linux-source\nVersion: 1\nArchitecture: all\nMaintainer: x\nDescription: x\n"
+            )
+            inner = root / f"usr/src/linux-source-6.8.0/linux-source-6.8.0.tar.{end}"
+            inner.parent.mkdir(parents=True)
+            inner.write_bytes(packed.read_bytes())
+            (root / f"usr/src/linux-source-6.8.0.tar.{end}").symlink_to(
+                f"linux-source-6.8.0/linux-source-6.8.0.tar.{end}"
+            )
+            package = tmp_path / f"linux-{end}-{kind}.deb"
+            run(["dpkg-deb", f"-Z{kind}", "-z1", "--root-owner-group", "--build", root, package])
+            assert source_version(package) == Version(6, 8, 12), package
+            target = tmp_path / f"out-{package.name}"
+            assert run(["sh", UNPACK, package, target]).text == str(target)
+            assert (target / "drivers/net/tiny.c").is_file()
 
 
 def test_sources_that_are_refused(tmp_path: Path):
