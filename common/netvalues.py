@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from daemon.parts.vpn import keys
+from common import wireguard
 
 # IFNAMSIZ is 16 with the final NUL. No blank, slash or shell character: names become files and words of scripts.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
@@ -115,8 +115,8 @@ def is_address(host: str) -> bool:
 
 def _public_key(text: str) -> str:
     try:
-        return keys.encode(keys.decode(text))
-    except keys.KeyProblem as error:
+        return wireguard.encode(wireguard.decode(text))
+    except wireguard.KeyProblem as error:
         raise ValueError(error.message) from error
 
 

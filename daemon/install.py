@@ -33,7 +33,7 @@ PROGRAMS = {
 # Folder of data below daemon/ → where the device has it. Other *.toml lie beside the modules that read them.
 DATA = {
     "units": "usr/lib/mixos/units",
-    "parts/sandbox/profiles": "usr/lib/mixos/profiles",
+    "linux/sandbox/profiles": "usr/lib/mixos/profiles",
     "dbus": "usr/share/dbus-1",
 }
 

@@ -15,7 +15,6 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from common.errors import MixosError
 from daemon.core.audit import Audit, AuditError
@@ -23,37 +22,18 @@ from daemon.core.dispatch import Dispatcher
 from daemon.core.follow import follow
 from daemon.core.keys import Keys
 from daemon.core.limits import Limits
+from daemon.core.manifest import manifests
 from daemon.core.method import Role
 from daemon.core.part import Context, Part, cgroups
 from daemon.core.parts import Parts, Source, source
 from daemon.core.peer import ACCOUNTS
 from daemon.doors.server import Server
+from daemon.linux.facts import ROOT, text
 from daemon.linux.log import log
 from daemon.parts.api.part import ApiPart
-from daemon.parts.system.facts import ROOT, text
 from daemon.parts.system.part import SystemPart
 
 GROUP = "mixos"
-# Name of the part → where its class is, in the order of their start. The name is what its methods begin with.
-PARTS: Mapping[str, str] = MappingProxyType(
-    {
-        "backup": "daemon.parts.backup.part:Backup",  # first: it finishes a restore that was cut off
-        "config": "daemon.parts.config.part:Config",
-        "firewall": "daemon.parts.firewall.part:Firewall",
-        "proxy": "daemon.parts.proxy.part:Proxy",
-        "storage": "daemon.parts.storage.part:Storage",  # before the services: their quotas hold from their start
-        "service": "daemon.parts.service.part:Manager",
-        "net": "daemon.parts.net.part:Interfaces",
-        "vpn": "daemon.parts.vpn.part:Vpn",
-        "mdns": "daemon.parts.mdns.part:MdnsPart",
-        "sandbox": "daemon.parts.sandbox.part:Sandbox",
-        "metrics": "daemon.parts.metrics.part:Metrics",
-    }
-)
-
-
-# What an ordinary host gives us without being taken over: not its network, nor its disks.
-HOST_PARTS = ("config", "proxy", "service", "sandbox", "metrics")
 
 
 class BusyError(MixosError):
@@ -90,7 +70,7 @@ class Daemon:
         self.audit = Audit(context.log / "audit")
         self.dispatcher = Dispatcher(self.audit, Keys(context.state / "idempotency"), context.events)
         self.server = Server(self.dispatcher, accounts, limits)
-        given = [source(name, place, context) for name, place in PARTS.items()] if parts is None else parts
+        given = [source(one, context) for one in manifests() if one.part] if parts is None else parts
 
         def dbus() -> Part:
             from daemon.doors.dbus import DbusPart  # dbus-next: last, in its thread, and not needed to answer
@@ -99,7 +79,7 @@ class Daemon:
 
         system = Source("system", lambda: SystemPart(context, lambda: self.parts.status()))
         api = Source("api", lambda: ApiPart(context, self.dispatcher, self.audit))
-        self.parts = Parts([system, api, *given, Source("dbus", dbus)], self.dispatcher)
+        self.parts = Parts([system, api, *given, Source("dbus", dbus)], self.dispatcher, context.gates.close)
 
     async def run(self, stop: asyncio.Event, group: str = GROUP) -> None:
         """Serve until `stop` is set, the members of `group` as well where others may come."""
@@ -147,15 +127,17 @@ def on_host(arguments: Sequence[str]) -> Daemon:
 
     parser = argparse.ArgumentParser(prog="mixosd", description="Without options: the daemon of a device.")
     parser.add_argument("--folder", type=Path, required=True, help="run, state, etc, lib, libexec and log are below it")
-    parser.add_argument("--part", choices=tuple(PARTS), action="append", help=f"default: {', '.join(HOST_PARTS)}")
+    parts = {one.name: one for one in manifests() if one.part}
+    usual = [name for name, one in parts.items() if one.on_host]
+    parser.add_argument("--part", choices=tuple(parts), action="append", help=f"default: {', '.join(usual)}")
     options = parser.parse_args(arguments)
     places = {name: options.folder.absolute() / name for name in ("run", "state", "etc", "lib", "log", "libexec")}
     root = cgroups()
     name = f"{root.name}-{hashlib.sha256(os.fsencode(options.folder.absolute())).hexdigest()[:8]}"
     context = Context(**places, cgroups=root.with_name(name), shared=False)
-    parts = [source(name, PARTS[name], context) for name in PARTS if name in (options.part or HOST_PARTS)]
+    chosen = [source(one, context) for name, one in parts.items() if name in (options.part or usual)]
     return Daemon(
-        context, parts, {os.geteuid(): Role.ADMIN}, bus=str(context.run / "bus")
+        context, chosen, {os.geteuid(): Role.ADMIN}, bus=str(context.run / "bus")
     )  # the host's own bus is not ours to be on
 
 

@@ -43,7 +43,7 @@ def daemon(
     ):
         built = session.build(["native"])["native"]
         helpers = session.executor.store.tree(built.output) / HELPERS
-        prepare(home, helpers, project.root / "daemon/parts/sandbox/profiles")
+        prepare(home, helpers, project.root / "daemon/linux/sandbox/profiles")
     socket = home / "run/mixosd.sock"
     if len(os.fsencode(socket)) > 107:
         raise HostError(

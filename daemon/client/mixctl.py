@@ -32,7 +32,7 @@ def answer(method: str, as_json: bool) -> str:
         document = result if isinstance(result, dict) else {method: result}
         return printable_json(json.dumps(document, indent=1, ensure_ascii=False))
     if method == "status":
-        from daemon.parts.system.show import table
+        from daemon.client.show import table
 
         return printable(table(result))
     return _WORDS.get(method, printable(str(result)))

@@ -13,10 +13,10 @@ import time
 from common.errors import MixosError
 from daemon.core.dispatch import Dispatcher
 from daemon.core.events import Bus
+from daemon.core.manifest import methods_for
 from daemon.core.method import Caller, Role
 from daemon.core.parts import START_SECONDS
 from daemon.linux.log import log
-from daemon.parts.config.apply import methods_for
 
 
 async def follow(dispatcher: Dispatcher, events: Bus) -> None:

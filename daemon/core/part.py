@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from daemon.core.events import Bus
+from daemon.core.gates import Gates
 from daemon.core.method import Method
 
 
@@ -33,8 +34,7 @@ class Context:
     cgroups: Path = field(default_factory=cgroups)  # the control group of all units and sandboxes
     shared: bool = True  # whether accounts of this system other than ours may use it, by their groups
     events: Bus = field(default_factory=Bus)
-    # Awaited with a unit's name when its cgroup is there and before anything runs in it; an error stops the start.
-    gates: list[Callable[[str], Awaitable[None]]] = field(default_factory=list)
+    gates: Gates = field(default_factory=Gates)
 
 
 class Part(Protocol):

@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 from common.errors import MixosError, RefusedError
 from daemon.core.dispatch import Dispatcher
+from daemon.core.manifest import Manifest
 from daemon.core.method import Method
 from daemon.core.part import Context, Part
 from daemon.linux.log import log
@@ -27,15 +27,14 @@ class Source:
     make: Callable[[], Part]
 
 
-def source(name: str, place: str, context: Context) -> Source:
-    """The part that `module:Class` makes of the context alone."""
+def source(manifest: Manifest, context: Context) -> Source:
+    """The part that a manifest names, made of the context alone."""
 
     def make() -> Part:
-        module, _, attribute = place.partition(":")
-        part: Part = getattr(import_module(module), attribute)(context)
+        part: Part = manifest.find(manifest.part)(context)
         return part
 
-    return Source(name, make)
+    return Source(manifest.name, make)
 
 
 @dataclass
@@ -51,8 +50,12 @@ class _State:
 class Parts:
     """Starts, stops and reports parts, and hands their methods to the dispatcher."""
 
-    def __init__(self, sources: Sequence[Source], dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, sources: Sequence[Source], dispatcher: Dispatcher, ended: Callable[[str], None] = lambda name: None
+    ) -> None:
+        """ended: told the name of each part that has stopped or failed."""
         self.sources = sources
+        self._ended = ended
         self._dispatcher = dispatcher
         self._states = {one.name: _State() for one in sources}
         dispatcher.absent = self.absent
@@ -69,7 +72,7 @@ class Parts:
             except Exception as error:  # noqa: BLE001  # whatever is wrong with one part, the others go on
                 state.state, state.error = "failed", _reason(error)
                 log("err", f"part {one.name} failed: {type(error).__name__}: {error}")
-                await self._stop(state)
+                await self._stop(one.name, state)
             state.seconds = round(time.monotonic() - began, 3)
             state.up_at = round(time.clock_gettime(time.CLOCK_BOOTTIME), 2)
 
@@ -86,9 +89,10 @@ class Parts:
             state = self._states[one.name]
             if state.state in ("running", "starting"):
                 state.state = "stopped"
-                await self._stop(state)
+                await self._stop(one.name, state)
 
-    async def _stop(self, state: _State) -> None:
+    async def _stop(self, name: str, state: _State) -> None:
+        self._ended(name)
         self._dispatcher.remove(state.methods)
         if state.part is None:
             return

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.parts.system.facts import ROOT, text
+from daemon.linux.facts import ROOT, text
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _PSEUDO = {"proc", "sysfs", "cgroup", "cgroup2", "devpts", "devtmpfs", "mqueue", "debugfs", "tracefs", "securityfs"}

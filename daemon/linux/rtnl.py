@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +21,7 @@ from daemon.linux.netlink import NetlinkError, attribute, attributes, nested, nu
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+PROC = Path("/proc/sys/net")
 PROTOCOL = 77  # rtm_protocol and FRA_PROTOCOL of what the daemon adds: its own are told from everybody else's by it
 BOOT = 3  # RTPROT_BOOT: what `ip route add` says, so also the scripts of early boot
 MAIN_TABLE = 254

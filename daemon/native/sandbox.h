@@ -1,4 +1,4 @@
-/* The compiled policy's format (its writer is daemon/parts/sandbox/compile.py), and kernel interfaces that the C libraries'
+/* The compiled policy's format (its writer is daemon/linux/sandbox/compile.py), and kernel interfaces that the C libraries'
  * headers lack or disagree about: declared here from the kernel's uapi headers, so that glibc and musl of any age do.
  *
  * A policy is a header (magic, version, size of the whole), then records, each a multiple of 8 bytes, little endian:

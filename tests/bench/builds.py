@@ -19,7 +19,7 @@ from tests.bench.figures import Figure
 MIB = 1 << 20
 REPEATS = 3
 LEFT_OUT = (".git", ".venv", "out", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis")
-CHANGED_FILE = Path("daemon/parts/system/facts.py")
+CHANGED_FILE = Path("daemon/linux/facts.py")
 _KEPT = ("MIXOS_*", "XDG_CACHE_HOME", "*_proxy", "PIP_*")
 
 

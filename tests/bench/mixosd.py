@@ -22,6 +22,7 @@ from buildsys.store import Store
 from common.errors import HostError
 from daemon.client.connection import call
 from daemon.core.limits import Limits
+from daemon.core.manifest import Manifest
 from daemon.core.part import Context
 from daemon.core.parts import source
 from daemon.mixosd import Daemon
@@ -127,7 +128,8 @@ def states(place: Context) -> dict[str, dict[str, Any]]:
 def serve(memory: Path, disk: Path, parts: list[str]) -> None:
     """The daemon's process, until it is killed."""
     place = context(memory, disk)
-    sources = [source(name, where, place) for name, _, where in (part.partition("=") for part in parts)]
+    manifests = [Manifest(name, where) for name, _, where in (part.partition("=") for part in parts)]
+    sources = [source(manifest, place) for manifest in manifests]
     daemon = Daemon(place, sources, limits=Limits(rate=1e9, burst=1e9), bus=str(memory / "bus"))
     asyncio.run(daemon.run(asyncio.Event()))
 

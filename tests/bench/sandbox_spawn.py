@@ -23,10 +23,10 @@ from typing import Any
 from buildsys.run import CLEAN_ENV, find_tool, run
 from common.errors import HostError
 from daemon.core.part import Context
-from daemon.parts.sandbox import seccomp
-from daemon.parts.sandbox.compile import compile_policy
-from daemon.parts.sandbox.policy import Policy
-from daemon.parts.sandbox.profile import load_profile
+from daemon.core.profiles import load_profile
+from daemon.linux.sandbox import seccomp
+from daemon.linux.sandbox.compile import compile_policy
+from daemon.linux.sandbox.policy import Policy
 from tests.bench import mixosd
 from tests.bench.figures import Figure, table
 from tests.hostpackages import ROOT

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from daemon.client import cli as verbs
 from daemon.client import connection as client
 from daemon.client import mixctl
 from daemon.core.method import Caller, Role
@@ -53,7 +52,6 @@ def place(base: Path) -> Context:
 
 @pytest.fixture
 def mixos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Context, Running]]:
-    monkeypatch.setitem(verbs.VERBS, "backup", ("parts.backup.verbs", "x"))
     context = place(tmp_path / "device")
     (tmp_path / "d").mkdir()
     with running(tmp_path / "d", more=[Source("backup", lambda: Backup(context))]) as found:

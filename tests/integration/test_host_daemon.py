@@ -33,8 +33,8 @@ def home(tmp_path: Path) -> Iterator[Path]:
     for name in ("shim", "sandbox"):
         shutil.copy2(native(name), helpers / name)
     home = tmp_path / "d"
-    prepare(home, helpers, ROOT / "daemon/parts/sandbox/profiles")
-    prepare(home, helpers, ROOT / "daemon/parts/sandbox/profiles")  # a second time is no mistake
+    prepare(home, helpers, ROOT / "daemon/linux/sandbox/profiles")
+    prepare(home, helpers, ROOT / "daemon/linux/sandbox/profiles")  # a second time is no mistake
     yield home
     sweep(Context(**{name: home / name for name in ("run", "state", "etc", "lib", "log", "libexec")}))
 

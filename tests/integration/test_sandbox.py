@@ -33,14 +33,14 @@ from common.errors import NotFoundError, RefusedError
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.linux.cgroup import Tree
+from daemon.linux.sandbox.compile import compile_policy
+from daemon.linux.sandbox.policy import Policy
+from daemon.linux.sandbox.seccomp import ABSENT, FORBIDDEN, KILLED, STRICT
+from daemon.linux.sandbox.syscalls import numbers
 from daemon.parts.sandbox import verbs as cli
-from daemon.parts.sandbox.compile import compile_policy
 from daemon.parts.sandbox.explain import explain
 from daemon.parts.sandbox.part import Command, More, Named, Sandbox
-from daemon.parts.sandbox.policy import Policy
 from daemon.parts.sandbox.run import MAX_RUNNING, Ended, Output, Runner, SandboxError
-from daemon.parts.sandbox.seccomp import ABSENT, FORBIDDEN, KILLED, STRICT
-from daemon.parts.sandbox.syscalls import numbers
 
 pytestmark = pytest.mark.integration
 NATIVE = Path(daemon.__file__).parent / "native"
@@ -1100,7 +1100,7 @@ def test_every_shipped_profile_runs_here(part: Sandbox) -> None:
     """Those that demand a cgroup say so."""
 
     async def facts(name: str) -> str:
-        from daemon.parts.sandbox.profile import load_profile
+        from daemon.core.profiles import load_profile
 
         try:
             await explain(part.runner, load_profile(part.context, name).for_account(NOBODY, NOBODY))

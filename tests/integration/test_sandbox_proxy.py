@@ -20,10 +20,10 @@ import pytest
 
 from buildsys.run import run
 from daemon.core.events import Bus
-from daemon.parts.sandbox.compile import compile_policy
-from daemon.parts.sandbox.policy import Policy
+from daemon.linux.sandbox.compile import compile_policy
+from daemon.linux.sandbox.policy import Policy
+from daemon.linux.sandbox.proxy_rules import Address, Rules, parse_address
 from daemon.parts.sandbox.proxy import Proxy, serving
-from daemon.parts.sandbox.proxy_rules import Address, Rules, parse_address
 from tests.native import native
 
 pytestmark = pytest.mark.integration

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from daemon.client import cli as verbs
 from daemon.client import connection as client
 from daemon.client import mixctl
 from daemon.client.cli.common import columns
@@ -19,8 +18,6 @@ from tests.unit.test_api_server import Running, running
 
 @pytest.fixture
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    monkeypatch.setitem(verbs.VERBS, "audit", ("parts.api.audit", "x"))
-    monkeypatch.setitem(verbs.VERBS, "events", ("parts.api.events", "x"))
     with running(tmp_path) as found:
         for name in ("call", "stream"):
             real = getattr(client, name)

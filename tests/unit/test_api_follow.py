@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from common.errors import RefusedError
+from daemon import reference
+from daemon.core import manifest
 from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing, Role
 from daemon.core.part import Context
 from daemon.core.parts import Source, source
-from daemon.doors import reference
-from daemon.mixosd import PARTS, Daemon
-from daemon.parts.config import apply
+from daemon.mixosd import Daemon
 from tests.unit.test_api_server import running
 
 
@@ -74,25 +74,25 @@ def test_files_that_were_put_back_are_put_in_force(tmp_path: Path):
     assert [(event["topic"], event["subject"]) for event in found] == [
         ("config.restored", "undo"),
         ("config.refused", "firewall.apply"),  # there is no such part
-        ("config.refused", "vpn.apply"),
         ("config.applied", "service.reload"),
+        ("config.refused", "vpn.apply"),
         ("config.applied", "metrics.reload"),
     ]
-    assert found[2]["data"]["reason"] == "sample-refused"
+    assert found[3]["data"]["reason"] == "sample-refused"
     (caller,) = parts[1].callers
     assert (caller.name, caller.origin) == ("me, undo", "here")
     audit = [json.loads(line) for path in (tmp_path / "log/audit").iterdir() for line in path.read_text().splitlines()]
     assert [entry["method"] for entry in audit if entry["kind"] == "intent"] == [
         "config.undo",
-        "vpn.apply",
         "service.reload",
+        "vpn.apply",
         "metrics.reload",
     ]
 
 
 def test_every_method_is_there_and_takes_no_parameters():
     known = {method.name: method for method in reference.methods()}
-    for name in apply.METHODS.values():
+    for name in {file.apply for file in manifest.known_files() if file.apply}:
         assert known[name].changes
         assert not [field for field in known[name].params.model_fields.values() if field.is_required()]
 
@@ -102,13 +102,13 @@ def test_every_method_is_there_and_takes_no_parameters():
     [
         ([], []),
         (["profiles/x.toml", "network.conf"], []),
-        (["units/a.toml", "units/b.toml", "network.toml"], ["net.apply", "service.reload"]),
+        (["units/a.toml", "units/b.toml", "network.toml"], ["service.reload", "net.apply"]),
         (["proxy.secret.toml"], ["proxy.apply"]),
         (["firewall.toml", "lists/blocked"], ["firewall.apply"]),
     ],
 )
 def test_methods_of_files(files: list[str], methods: list[str]):
-    assert apply.methods_for(files) == methods
+    assert manifest.methods_for(files) == methods
 
 
 def test_an_undone_setting_is_in_force_again(tmp_path: Path):
@@ -117,7 +117,9 @@ def test_an_undone_setting_is_in_force_again(tmp_path: Path):
     for folder in (context.run, context.etc):
         folder.mkdir()
     names = ("config", "proxy")
-    daemon = Daemon(context, [source(name, PARTS[name], context) for name in names], {}, bus="/nonexistent/bus")
+    daemon = Daemon(
+        context, [source(one, context) for one in manifest.manifests() if one.name in names], {}, bus="/nonexistent/bus"
+    )
     me = Caller(Role.ADMIN, 0, 0, 1, "me", "ssh 192.0.2.7 (claimed)")
 
     async def call(name: str, **params: object) -> Any:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pydantic import Field, SecretStr
 
 from common.tomlfile import Strict
+from daemon import reference
 from daemon.core.method import Caller, Method, Nothing
-from daemon.doors import interface, reference
+from daemon.doors import interface
 from daemon.doors.values import pack
 from tests.hostpackages import ROOT
 
@@ -159,7 +160,7 @@ def test_every_value_of_json_can_be_sent(value: Any):
 
 def test_the_reference_is_that_of_the_code():
     found = reference.methods()
-    hint = "run: python -m daemon.doors.reference"
+    hint = "run: python -m daemon.reference"
     assert (ROOT / reference.PAGE).read_text(encoding="utf-8") == reference.page(found), hint
     assert (ROOT / reference.XML).read_text(encoding="utf-8") == reference.xml(found), hint
 

@@ -27,6 +27,7 @@ from pydantic import Field, SecretStr
 from buildsys.run import run
 from common.errors import NotFoundError, RefusedError, RpcError, UnreachableError
 from common.tomlfile import Strict
+from daemon import reference
 from daemon.client.connection import call, stream
 from daemon.core import rpc
 from daemon.core.limits import Bucket, Limits
@@ -34,7 +35,7 @@ from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing, Rol
 from daemon.core.part import Context
 from daemon.core.parts import Source
 from daemon.core.peer import Credentials
-from daemon.doors import reference, server
+from daemon.doors import server
 from daemon.mixosd import Daemon
 from tests.hostpackages import ROOT
 

@@ -407,9 +407,60 @@ def test_what_is_no_toml_is_not_written(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "path",
-    ["", "../x.toml", "/etc/x.toml", "units/../x.toml", "units/a/b.toml", "proxy.secret.toml", "vpn/wg0.key", ".x.toml",
-     "network.conf", "units/x.toml\n", "lists/a/b", "lists/../x", "units/X.toml", "a" * 80 + ".toml"],
+    ["", "../x.toml", "/etc/x.toml", "units/../x.toml", "units/a/b.toml", ".x.toml", "units/x.toml\n", "lists/a/b",
+     "lists/../x", "units/X.toml", "a" * 80 + ".toml"],
 )  # fmt: skip
-def test_other_paths_are_nobodys_to_write(path: str):
+def test_what_is_no_path_of_the_configuration(path: str):
     with pytest.raises(ValidationError):
         Put.model_validate({"path": path, "text": ""})
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("fierwall.toml", "did you mean firewall.toml?"),
+        ("proxy.secret.toml", "did you mean proxy.toml?"),
+        ("network.conf", "did you mean network.toml?"),
+        ("vpn/wg0.key", None),
+        ("units/hello.tml", "did you mean units/*.toml?"),
+        ("anything.toml", None),
+    ],
+)
+def test_a_file_that_no_part_knows_is_refused(tmp_path: Path, path: str, hint: str | None):
+    config = part(tmp_path)
+    (config.context.etc / path).parent.mkdir(parents=True, exist_ok=True)
+    (config.context.etc / path).touch()
+    me = Caller(Role.ADMIN, 0, 0, 1, "me", "")
+    put = Put.model_validate({"path": path, "text": "x = 1"})
+    for call in (config.put(me, put), config.get(me, Named(path=path)), config.remove(me, Named(path=path))):
+        with pytest.raises(NotFoundError) as caught:
+            asyncio.run(call)
+        assert caught.value.reason == "config-unknown-file"
+        if hint is not None:
+            assert caught.value.hint == hint
+    assert (config.context.etc / path).read_text() == ""
+    assert path not in [row["path"] for row in asyncio.run(config.files(me, Nothing()))]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "reason"),
+    [
+        ("firewall.toml", "[rulse.a]\n", "config-unknown-key"),
+        ("network.toml", "nonsense = 1\n", "config-unknown-key"),
+        ("vpn.toml", "[interface.wg0]\nport = 'x'\n", "config-value"),
+        ("mdns.toml", "enabled = 3\n", "config-value"),
+        ("metrics.toml", "x = 1\n", "config-unknown-key"),
+        ("proxy.toml", "htpp = ''\n", "config-unknown-key"),
+        ("profiles/mine.toml", "netwrok = 'none'\n", "config-unknown-key"),
+        ("units/hello.toml", "[service]\n", "config-missing-key"),
+        ("enabled.toml", "enable = 'x'\n", "config-value"),
+    ],
+)
+def test_content_is_checked_by_its_part_before_it_is_written(tmp_path: Path, path: str, text: str, reason: str):
+    config = part(tmp_path)
+    me = Caller(Role.ADMIN, 0, 0, 1, "me", "")
+    with pytest.raises(ConfigError) as caught:
+        asyncio.run(config.put(me, Put.model_validate({"path": path, "text": text})))
+    assert caught.value.reason == reason
+    assert caught.value.message.startswith(f"{path}:")
+    assert not (config.context.etc / path).exists()

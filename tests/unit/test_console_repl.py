@@ -19,6 +19,7 @@ from daemon.client.console import names, repl
 from daemon.client.console.banner import describe
 from daemon.client.console.repl import Console
 from daemon.client.console.watch import parse
+from daemon.core import manifest
 from tests.unit.test_console_editor import Played
 
 BY_NAME = {account.name: account for account in ACCOUNTS}
@@ -269,7 +270,7 @@ def test_names_in_answers(answer, path, expected):
 def test_names_come_from_methods_that_there_are():
     root = Path(__file__).resolve().parents[2] / "daemon"
     code = "".join(path.read_text() for path in root.rglob("*.py") if path.parent.name != "console")
-    assert [source.method for source in names.KINDS.values() if f'"{source.method}"' not in code] == []
+    assert [source.method for source in manifest.names().values() if f'"{source.method}"' not in code] == []
 
 
 # Parameters that take a name which only the daemon knows; what makes a new thing, or names none, is not among them.

@@ -10,9 +10,8 @@ import pytest
 from buildsys.run import run
 from common.errors import UnreachableError
 from daemon.client import connection as client
-from daemon.client import mixctl
-from daemon.linux import dm
-from daemon.parts.system import facts, show
+from daemon.client import mixctl, show
+from daemon.linux import dm, facts
 from tests.hostpackages import ROOT
 
 SAMPLE = {

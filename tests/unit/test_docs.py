@@ -25,14 +25,14 @@ from common.errors import MixosError
 from common.settings.model import Network, Settings, SshKey, from_mapping
 from common.settings.model import parse as parse_settings
 from common.tomlfile import Strict, parse
-from daemon.client.cli import VERBS as MIXCTL_VERBS
+from daemon.client.cli import verbs as mixctl_verbs
+from daemon.core.profiles import ProfileFile
+from daemon.linux.sandbox.policy import Overlay
 from daemon.parts.firewall.model import Config as FirewallConfig
 from daemon.parts.mdns.part import MdnsFile
 from daemon.parts.metrics.config import Config as MetricsConfig
 from daemon.parts.net.netfile import NetworkFile
 from daemon.parts.proxy.part import ProxyFile
-from daemon.parts.sandbox.policy import Overlay
-from daemon.parts.sandbox.profile import ProfileFile
 from daemon.parts.service.load import parse_unit
 from daemon.parts.vpn.model import VpnFile
 from kernel.waivers import read_waivers
@@ -344,7 +344,7 @@ def test_every_verb_and_option_of_mixos_is_described(verb: str):
 
 def test_every_command_of_mixctl_is_described():
     table = section("docs/commands.md", "mixctl")
-    for name in MIXCTL_VERBS:
+    for name in mixctl_verbs():
         assert f"`mixctl {name}`" in table
 
 

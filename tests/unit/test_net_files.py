@@ -19,7 +19,7 @@ from common import netvalues as values
 from common.errors import MixosError
 from common.tomledit import remove_table, set_keys
 from common.tomlfile import parse
-from daemon.parts.net.dns import Names
+from daemon.linux.nameservers import Names
 from daemon.parts.net.handover import EarlyBoot
 from daemon.parts.net.netfile import NetworkFile
 from daemon.parts.net.trial import Journal

@@ -13,10 +13,10 @@ import pytest
 import daemon
 from common.errors import RefusedError
 from daemon.core.method import Caller, Role
-from daemon.parts.sandbox.compile import DEVICES, MAX_BYTES, REQUIREMENTS, Tag, compile_policy
+from daemon.linux.sandbox.compile import DEVICES, MAX_BYTES, REQUIREMENTS, Tag, compile_policy
+from daemon.linux.sandbox.policy import Overlay, Policy
 from daemon.parts.sandbox.explain import rows
 from daemon.parts.sandbox.part import Command, command_policy
-from daemon.parts.sandbox.policy import Overlay, Policy
 
 HEADER = Path(daemon.__file__).parent / "native" / "sandbox.h"
 CALLER = Caller(Role.OPERATOR, 1001, 1001, 1, "operator", "local")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from common.errors import RefusedError
-from daemon.parts.sandbox.policy import LEVELS, NETWORKS, PROCS, Access, Overlay, Policy, is_below, tighten
+from daemon.linux.sandbox.policy import LEVELS, NETWORKS, PROCS, Access, Overlay, Policy, is_below, tighten
 
 
 def policy(**changes: Any) -> Policy:

@@ -10,9 +10,9 @@ import pytest
 
 from common.errors import ConfigError, NotFoundError, RefusedError
 from daemon.core.part import Context
-from daemon.parts.sandbox.compile import compile_policy
-from daemon.parts.sandbox.policy import Access, Limits
-from daemon.parts.sandbox.profile import SHIPPED, ProfileFile, load_profile, names, read_profile
+from daemon.core.profiles import SHIPPED, ProfileFile, load_profile, names, read_profile
+from daemon.linux.sandbox.compile import compile_policy
+from daemon.linux.sandbox.policy import Access, Limits
 
 SHIPPED_NAMES = ["build", "minimal", "network", "package-script", "service", "strict", "tool"]
 

@@ -18,9 +18,9 @@ import pytest
 
 from common.errors import ConfigError
 from daemon.core.events import Bus, Event
+from daemon.linux.sandbox.proxy_rules import Address, Rules, parse_address
 from daemon.parts.sandbox.proxy import Limits, Proxy, serving
 from daemon.parts.sandbox.proxy_reach import Upstream, _connect, direct
-from daemon.parts.sandbox.proxy_rules import Address, Rules, parse_address
 from tests.unit.test_sandbox_proxy_parsers import extended, hello, named
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]

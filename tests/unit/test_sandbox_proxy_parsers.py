@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from daemon.linux.sandbox.proxy_rules import DeniedError
 from daemon.parts.sandbox import proxy_http as http
-from daemon.parts.sandbox.proxy_rules import DeniedError
 from daemon.parts.sandbox.proxy_tls import MAX_HELLO, Hello, client_hello
 
 REASONS = {"malformed", "framing", "host-mismatch", "name-invalid", "command", "not-tls"}

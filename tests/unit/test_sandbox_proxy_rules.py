@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.parts.sandbox.proxy_rules import (
+from daemon.linux.sandbox.proxy_rules import (
     Address,
     DeniedError,
     Rules,

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildsys.run import run
-from daemon.parts.sandbox import seccomp
-from daemon.parts.sandbox.seccomp import ALLOW, EAFNOSUPPORT, ENOSYS, EPERM, KILL, Case, Rule
-from daemon.parts.sandbox.syscalls import ARCHITECTURES, REVIEWED, numbers
+from daemon.linux.sandbox import seccomp
+from daemon.linux.sandbox.seccomp import ALLOW, EAFNOSUPPORT, ENOSYS, EPERM, KILL, Case, Rule
+from daemon.linux.sandbox.syscalls import ARCHITECTURES, REVIEWED, numbers
 
 LEVELS: tuple[seccomp.Level, ...] = ("standard", "strict")
 SOCKETS = (frozenset[str](), frozenset({"unix"}), frozenset({"unix", "inet", "inet6", "netlink-route"}))

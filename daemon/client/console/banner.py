@@ -41,7 +41,7 @@ def describe(facts: Mapping[str, Any], role: str) -> str:
 
 def _parts(parts: Any) -> Iterator[str]:
     """Health, parts of the daemon that are not up, what somebody waits for."""
-    from daemon.parts.system.show import health, not_running, waiting
+    from daemon.client.show import health, not_running, waiting
 
     rows = {name: part for name, part in parts.items() if isinstance(part, Mapping)} if isinstance(parts, dict) else {}
     if (state := health(rows)) != "-":

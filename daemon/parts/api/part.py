@@ -89,7 +89,7 @@ class ApiPart:
         return {"version": VERSION, "methods": len(self._dispatcher.methods), "audit": self._audit.head.seq}
 
     async def _version(self, caller: Caller, params: Version) -> dict[str, Any]:
-        from daemon.parts.system.facts import release
+        from daemon.linux.facts import release
 
         if not OLDEST <= params.client <= VERSION:
             message = f"versions {OLDEST} to {VERSION} are spoken here, not {params.client}"

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from common.errors import NotFoundError
 from common.tomlfile import Strict
+from daemon.core.manifest import function, manifests
 from daemon.core.part import Context
 from daemon.parts.backup.archive import Entry, leads_out
 from daemon.parts.backup.sealed import BackupError
@@ -29,35 +30,29 @@ MAX_MANIFEST = 64 << 10  # bytes
 STATE = "state"  # the section of units' state directories
 
 _HOST_KEY = tuple(f"etc/ssh/ssh_host_ed25519_key{end}" for end in ("", ".pub", ".fingerprint"))
-# section → paths, in the backup's names
-SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "settings": (
-        *(f"etc/{name}" for name in ("hostname", "hosts", "timezone", "localtime", "ntp.conf", "sysctl.d", "mixos")),
-    ),
-    "units": ("etc/mixos/units", "etc/mixos/profiles", "etc/mixos/enabled.toml", "var/lib/mixos/units"),
-    "ssh": (
-        "etc/ssh/authorized_keys",
-        "etc/ssh/sshd_config.d",
-        *_HOST_KEY,
-    ),
-    "vpn": ("etc/mixos/vpn.toml", "var/lib/mixos/vpn"),
-    "history": ("var/lib/mixos/config",),
-    "daemon": ("var/lib/mixos",),
-}
+
+
+def _sections() -> dict[str, tuple[str, ...]]:
+    """Section → paths, in the backup's names: what is the system's, and what the parts say is theirs."""
+    names = ("hostname", "hosts", "timezone", "localtime", "ntp.conf", "sysctl.d", "mixos")
+    found: dict[str, tuple[str, ...]] = {
+        "settings": tuple(f"etc/{name}" for name in names),
+        "units": (),
+        "ssh": ("etc/ssh/authorized_keys", "etc/ssh/sshd_config.d", *_HOST_KEY),
+        "vpn": (),
+        "history": (),
+    }
+    for one in manifests():
+        for section, paths in one.backup.items():
+            found[section] = (*found.get(section, ()), *paths)
+    return {**found, "daemon": ("var/lib/mixos",)}
+
+
+SECTIONS: Mapping[str, tuple[str, ...]] = _sections()
 # Never kept, never put back.
-_EXCLUDED = tuple(
-    f"var/lib/mixos/{name}"
-    for name in (
-        "backup",
-        "idempotency",
-        "config/undo.json",
-        "firewall/pending.json",
-        "firewall/committed.json",
-        "net/trial.json",
-    )
-)
-# The history has every earlier content, so whatever was ever a secret. The public half of a key goes with the key.
-_SECRET = (*_HOST_KEY, "var/lib/mixos/vpn", "var/lib/mixos/config")
+_EXCLUDED = tuple(path for one in manifests() for path in one.passing)
+# The public half of a key goes with the key.
+_SECRET = (*_HOST_KEY, *(path for one in manifests() for path in one.secret))
 _UNIT = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
 _PIECE = 128 << 10
 _NOT_STATE = ("mixos",)
@@ -145,11 +140,8 @@ def is_secret(name: str, mode: int) -> bool:
 
 def unit_folders(context: Context) -> dict[str, str]:
     """Unit → its folder below /var/lib, for the units that have one."""
-    from daemon.parts.service.load import load
-
-    loaded = load([context.lib / "units", context.etc / "units"], {})
-    found = {name: one.unit.service.state_directory for name, one in loaded.units.items() if one.unit.service}
-    return {name: str(folder) for name, folder in found.items() if folder}
+    found: dict[str, str] = function("state-folders")(context)
+    return found
 
 
 def chosen(context: Context, units: Sequence[str]) -> dict[str, str]:

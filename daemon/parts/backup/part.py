@@ -19,6 +19,7 @@ from pydantic import Field, SecretStr
 
 from common.errors import RefusedError
 from common.tomlfile import Strict
+from daemon.core.manifest import function
 from daemon.core.method import ADMINS, Caller, Method
 from daemon.core.part import Context
 from daemon.linux.log import log
@@ -191,9 +192,7 @@ class Backup:
         }
 
     def _runs(self, unit: str) -> bool:
-        from daemon.parts.service.shim import load_state
-
-        state = load_state(self.context.run / "units" / unit)
+        state = function("unit-state")(self.context.run / "units" / unit)
         return state is not None and (state.populated or state.main.alive())
 
 
@@ -227,7 +226,7 @@ class _Made:
 
 def manifest_now(secrets: bool, state: dict[str, str]) -> Manifest:
     """The manifest of a backup that is made now."""
-    from daemon.parts.system.facts import release
+    from daemon.linux.facts import release
 
     sections = (*SECTIONS, STATE) if state else tuple(SECTIONS)
     version = release().get("MIXOS_VERSION", "unknown")

@@ -25,6 +25,7 @@ from typing import Literal
 from common.errors import NotFoundError, RefusedError
 from common.files import sync_folder, write_atomically
 from common.tomlfile import Strict
+from daemon.core.manifest import file_for
 from daemon.parts.backup import archive, contents
 from daemon.parts.backup.archive import Entry
 from daemon.parts.backup.contents import MANIFEST, MAX_MANIFEST, STATE, Manifest, Trees
@@ -344,13 +345,15 @@ def services_to_restart(plan: Plan) -> tuple[list[str], bool]:
 
     Not for what `daemon.core.follow` has read again, profiles, and who may log in: that is read when it is needed.
     """
-    from daemon.parts.config.apply import METHODS
-
     units = {folder: unit for unit, folder in plan.manifest.state.items()}
     restart = sorted(units[one.name.removeprefix("var/lib/")] for one in plan.changes if one.kind == "tree")
-    followed = (f"etc/mixos/{start}" for start in (*METHODS, "mdns.toml", "profiles/"))
-    at_once = ("etc/ssh/authorized_keys/", *followed)
-    return restart, any(one.kind != "tree" and not one.name.startswith(at_once) for one in plan.changes)
+    return restart, any(one.kind != "tree" and not _at_once(one.name) for one in plan.changes)
+
+
+def _at_once(name: str) -> bool:
+    return name.startswith("etc/ssh/authorized_keys/") or (
+        name.startswith("etc/mixos/") and file_for(name.removeprefix("etc/mixos/")) is not None
+    )
 
 
 def running(plan: Plan, alive: Callable[[str], bool]) -> None:

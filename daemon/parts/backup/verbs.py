@@ -19,9 +19,8 @@ from typing import Any, BinaryIO, TypeVar
 import click
 
 from common.errors import MixosError
-from daemon.client.cli.common import ask, follow, json_option, show
+from daemon.client.cli.common import ask, follow, json_option, show, size
 from daemon.client.console.names import names as known
-from daemon.parts.metrics.verbs import size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _PIECE = 32 << 10  # daemon.parts.backup.part.PIECE, not imported: it brings half the daemon

@@ -9,26 +9,27 @@ back. It is about files; `daemon.core.follow` has the parts read them again.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from common.errors import MixosError, NotFoundError
 from common.files import sync_folder, write_atomically
-from common.tomlfile import Strict, decode, read_text
+from common.tomlfile import Strict, parse, read_text
+from daemon.core.manifest import file_for, known_files, methods_for
 from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.linux.log import log
-from daemon.parts.config.apply import methods_for
 from daemon.parts.config.history import Files, History, Revision
 
 BY_HAND = "by hand"
-_WRITABLE = r"(((units|profiles)/)?[a-z0-9][a-z0-9_-]{0,63}\.toml|lists/[a-z0-9_-]{1,64})"
+_PATH = r"([a-z0-9][a-z0-9_-]{0,31}/)?[a-z0-9_-]{1,64}(\.[a-z0-9_-]{1,16}){0,3}"
 
 
 class HistoryError(MixosError):
@@ -67,13 +68,31 @@ class Page(Strict):
 class Named(Strict):
     """A file that people write, below /etc/mixos; secrets and what the daemon writes for itself are not among them."""
 
-    path: Annotated[str, Field(pattern=rf"^{_WRITABLE}$")]
+    path: Annotated[str, Field(pattern=rf"^{_PATH}$")]
 
 
 class Put(Named):
     """Its new content. The history keeps it, the audit does not."""
 
     text: SecretStr
+
+
+def _entry(path: str) -> Callable[[str, Path], object] | None:
+    """How the content of a file is checked, if it is. Raises NotFoundError for one that no part knows as people's."""
+    found = file_for(path)
+    if found is None or not found[1].writable:
+        known = [file.path for file in known_files() if file.writable]
+        near = difflib.get_close_matches(path, known, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}"
+        raise NotFoundError(f"no part has a file {path} for people to write", reason="config-unknown-file", hint=hint)
+    manifest, file = found
+    if not file.check:
+        return None
+    check = manifest.find(file.check)
+    if isinstance(check, type) and issubclass(check, BaseModel):
+        return lambda text, place: parse(text, place, check)
+    function: Callable[[str, Path], object] = check
+    return function
 
 
 class Config:
@@ -152,23 +171,26 @@ class Config:
 
     async def files(self, _: Caller, __: Nothing) -> list[dict[str, Any]]:
         """path and size in bytes of each file that `put` may write."""
-        found = (path for place in ("", "units", "profiles", "lists") for path in (self.context.etc / place).glob("*"))
+        found = {path for file in known_files() if file.writable for path in self.context.etc.glob(file.path)}
         names = {path.relative_to(self.context.etc).as_posix(): path for path in found if path.is_file()}
         return [
             {"path": name, "size": path.stat().st_size}
             for name, path in sorted(names.items())
-            if re.fullmatch(_WRITABLE, name)
+            if re.fullmatch(_PATH, name)
         ]
 
     async def get(self, _: Caller, params: Named) -> dict[str, Any]:
-        """`text` of the file. Raises ConfigError `config-missing` and so on."""
+        """`text` of the file. Raises NotFoundError `config-unknown-file`, ConfigError `config-missing` and so on."""
+        _entry(params.path)
         return {"path": params.path, "text": read_text(self.context.etc / params.path)}
 
     async def put(self, _: Caller, params: Put) -> dict[str, Any]:
-        """`apply`: the methods that put it in force. Raises ConfigError `config-syntax`; HistoryError."""
+        """`apply`: the methods that put it in force. Raises NotFoundError `config-unknown-file`, ConfigError for what
+        its part would not take, HistoryError."""
         path, text = self.context.etc / params.path, params.text.get_secret_value()
-        if path.suffix == ".toml":
-            decode(text, Path(params.path))
+        check = _entry(params.path)
+        if check is not None:
+            await asyncio.to_thread(check, text, Path(params.path))
         self._record(BY_HAND, f"before a change of {params.path}")
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
         path.parent.mkdir(mode=0o755, exist_ok=True)
@@ -177,7 +199,8 @@ class Config:
         return {"path": params.path, "apply": methods_for([params.path])}
 
     async def remove(self, _: Caller, params: Named) -> dict[str, Any]:
-        """Like `put`. Raises NotFoundError `config-missing`."""
+        """Like `put`. Raises NotFoundError `config-missing`, `config-unknown-file`."""
+        _entry(params.path)
         path = self.context.etc / params.path
         if not path.is_file():
             raise NotFoundError(f"there is no {path}", reason="config-missing")

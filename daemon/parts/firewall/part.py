@@ -68,7 +68,7 @@ class Firewall:
         await self.engine.start()
         self._follower = asyncio.create_task(self.confiner.follow(), name="firewall-units")
         await self.confiner.refresh()
-        self.context.gates.append(self.confiner.attach)
+        self.context.gates.open(self.name, self.confiner.attach)
 
     async def stop(self) -> None:
         """The kernel keeps the rules."""

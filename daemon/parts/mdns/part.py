@@ -88,6 +88,7 @@ class MdnsPart:
         return (
             Method("mdns.status", "Whether it runs, under which name, and what is announced.", self._status),
             Method("mdns.browse", "What others announce.", self._browse, PEOPLE, Browse, seconds=40.0),
+            Method("mdns.apply", "Announce what mdns.toml says now.", self._apply, ADMINS, changes=True),
             Method("mdns.on", "Announce again; the unit `mdns` must run.", self._on, ADMINS, changes=True),
             Method("mdns.off", "Say goodbye and stay silent; the unit `mdns` ends.", self._off, ADMINS, changes=True),
         )
@@ -147,6 +148,10 @@ class MdnsPart:
 
     async def _browse(self, caller: Caller, wish: Browse) -> dict[str, Any]:
         return await self._ask({"do": "browse", **wish.model_dump(mode="json")}, wish.seconds + 15)
+
+    async def _apply(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+        await self.refresh()
+        return {"enabled": self.enabled}
 
     async def _on(self, caller: Caller, _: Nothing) -> dict[str, Any]:
         return await self._switch(True)

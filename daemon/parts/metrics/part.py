@@ -181,8 +181,8 @@ class Metrics:
         return endpoint
 
     def _document(self) -> str:
+        from daemon.linux.facts import release
         from daemon.parts.metrics.exposition import text
-        from daemon.parts.system.facts import release
 
         return text(self._sample(), release(), self.config.prometheus.units)
 

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from common.safe import one_line, printable, printable_json
-from daemon.client.cli.common import ask, columns
+from daemon.client.cli.common import ask, columns, share, size
 from daemon.client.console.terminal import CLEAR, Terminal
-from daemon.parts.metrics.verbs import share, size, units
+from daemon.parts.metrics.verbs import units
 
 SORTS = ("cpu", "memory", "pid", "name")
 _KEYS = {"c": "cpu", "m": "memory", "p": "pid", "n": "name"}

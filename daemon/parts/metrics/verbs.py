@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from daemon.client.cli.common import ask, columns, json_option, show
+from daemon.client.cli.common import ask, columns, json_option, share, show, size
 
 _BLOCKS = " .:-=+*#%@"  # from nothing to all; plain ASCII, for serial lines
 
@@ -98,23 +98,6 @@ def record(found: Any) -> str:
             ]
         )
     return columns(["time", "cpu %", "load", "memory", "in", "out", "read", "written"], cells)
-
-
-def size(count: float | None) -> str:
-    """Bytes for people."""
-    if count is None:
-        return "-"
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value /= 1024 if unit != "TiB" else 1
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-
-
-def share(percent: float | None) -> str:
-    """A share, or "-" when it is not known."""
-    return "-" if percent is None else f"{percent:.1f}"
 
 
 def number(count: int | None) -> str:

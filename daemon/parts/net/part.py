@@ -23,12 +23,12 @@ from common.tomlfile import Strict, parse
 from daemon.core.method import ADMINS, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.linux.log import log
-from daemon.linux.rtnl import Rtnl, Watch
+from daemon.linux.nameservers import Names
+from daemon.linux.rtnl import PROC, Rtnl, Watch
 from daemon.parts.net import timesync
-from daemon.parts.net.dns import Names
 from daemon.parts.net.handover import EarlyBoot
 from daemon.parts.net.netfile import NetworkFile
-from daemon.parts.net.plan import PROC, Seen, Step, execute, look, managed, missing, plan, sentence
+from daemon.parts.net.plan import Seen, Step, execute, look, managed, missing, plan, sentence
 from daemon.parts.net.report import rows, show
 from daemon.parts.net.trial import Journal
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import RefusedError
-from daemon.linux.rtnl import BOOT, IPV6_METRIC, MAIN_TABLE, PROTOCOL, Address, Link, Route, Rtnl
+from daemon.linux.rtnl import BOOT, IPV6_METRIC, MAIN_TABLE, PROC, PROTOCOL, Address, Link, Route, Rtnl
 from daemon.parts.net.netfile import Interface, NetworkFile
 
 ALIAS = "mixos:network.toml"
-PROC = Path("/proc/sys/net")
 Step = tuple[str, ...]
 
 # ipv6 → keys below /proc/sys/net/ipv6/conf/NAME (ip-sysctl): accept_ra 2 also listens while packets are forwarded

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from daemon.linux.process import capture
-from daemon.parts.sandbox.policy import Policy
+from daemon.linux.sandbox.policy import Policy
 from daemon.parts.sandbox.run import Runner
 
 Verdict = Literal["yes", "partly", "no"]

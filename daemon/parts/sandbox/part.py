@@ -16,9 +16,9 @@ from common.tomlfile import Strict
 from common.values import Name
 from daemon.core.method import EVERYONE, OPERATORS, Caller, Method
 from daemon.core.part import Context
+from daemon.core.profiles import Profile, names, read_profile
 from daemon.linux.cgroup import Tree
-from daemon.parts.sandbox.policy import Changed, Network, Overlay, Policy, Shown, Word, tighten
-from daemon.parts.sandbox.profile import Profile, names, read_profile
+from daemon.linux.sandbox.policy import Changed, Network, Overlay, Policy, Shown, Word, tighten
 from daemon.parts.sandbox.run import Ended, Input, Runner
 
 Value = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00]*$")]

@@ -25,10 +25,10 @@ from typing import Any
 from common.errors import UnreachableError
 from daemon.core.events import Bus
 from daemon.core.limits import Bucket
+from daemon.linux.sandbox.proxy_rules import DeniedError, Rules, Target, name
 from daemon.parts.sandbox import proxy_http as http
 from daemon.parts.sandbox.proxy_link import CHUNK, Link
 from daemon.parts.sandbox.proxy_reach import Lookup, Reach, Resolver, Upstream, direct
-from daemon.parts.sandbox.proxy_rules import DeniedError, Rules, Target, name
 from daemon.parts.sandbox.proxy_tls import HANDSHAKE, client_hello
 
 # What a client did wrong, rather than where it wanted to go.

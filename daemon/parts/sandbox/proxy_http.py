@@ -11,7 +11,7 @@ import re
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from daemon.parts.sandbox.proxy_rules import DeniedError, Target, target
+from daemon.linux.sandbox.proxy_rules import DeniedError, Target, target
 
 MAX_HEAD = 16 << 10  # bytes of a request line and its fields
 MAX_FIELDS = 100

@@ -19,12 +19,12 @@ from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from common.errors import MixosError, UnreachableError
+from daemon.linux.sandbox.proxy_rules import Address, DeniedError, Rules, Target, parse_address
 from daemon.parts.sandbox.proxy_http import END, MAX_HEAD
 from daemon.parts.sandbox.proxy_link import Link
-from daemon.parts.sandbox.proxy_rules import Address, DeniedError, Rules, Target, parse_address
 
 Lookup = Callable[[str], Awaitable[Sequence[Address]]]
-Upstream = Callable[[str], Mapping[str, str]]  # daemon.parts.proxy.part.proxies_for
+Upstream = Callable[[str], Mapping[str, str]]  # what the part `proxy` offers as proxies-for
 
 MAX_ANSWERS = 8
 ATTEMPT = 5.0  # seconds for one address of several

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from daemon.parts.sandbox.proxy_rules import DeniedError
+from daemon.linux.sandbox.proxy_rules import DeniedError
 
 MAX_HELLO = 16 << 10  # bytes of all records of the message
 HANDSHAKE = 22  # content type of a record

@@ -20,10 +20,11 @@ from typing import Any, Literal, NamedTuple
 
 from common.errors import MixosError, RefusedError
 from common.files import write_atomically
+from daemon.core.manifest import function
 from daemon.core.part import Context
 from daemon.linux.cgroup import Leaf, Limits, Tree
-from daemon.parts.sandbox.compile import compile_policy
-from daemon.parts.sandbox.policy import Policy
+from daemon.linux.sandbox.compile import compile_policy
+from daemon.linux.sandbox.policy import Policy
 
 REFUSED = 125  # exit code of the launcher: nothing was run
 MAX_RUNNING = 16
@@ -131,11 +132,10 @@ class Runner:
         if policy.network != "proxy" or policy.proxy_socket is not None:
             yield policy
             return
-        from daemon.parts.proxy.part import proxies_for
+        from daemon.linux.sandbox.proxy_rules import Rules
         from daemon.parts.sandbox.proxy import Proxy, serving
-        from daemon.parts.sandbox.proxy_rules import Rules
 
-        upstream = partial(proxies_for, etc=self.context.etc)
+        upstream = partial(function("proxies-for"), etc=self.context.etc)
         proxy = Proxy(name, Rules(policy.allow), self.context.events, upstream=upstream)
         async with serving(self.folder / "proxies", proxy) as path:
             yield policy.model_copy(update={"proxy_socket": str(path)})

@@ -18,7 +18,7 @@ from daemon.parts.service.spec import ANYBODY, Spec
 from daemon.parts.service.unit import Service
 
 if TYPE_CHECKING:
-    from daemon.parts.sandbox.policy import Policy
+    from daemon.linux.sandbox.policy import Policy
 
 POLICY = "sandbox.policy"
 _MINE = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")  # the shim's, to be passed on
@@ -26,7 +26,7 @@ _MINE = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")  # the s
 
 def profile(name: str, context: Context) -> Policy:
     """The sandbox profile of that name, for a service. Raises NotFoundError, ConfigError, RefusedError."""
-    from daemon.parts.sandbox.profile import load_profile
+    from daemon.core.profiles import load_profile
 
     found = load_profile(context, name)
     if found.network == "proxy":
@@ -43,7 +43,7 @@ def sandboxed(spec: Spec, service: Service, who: Account, context: Context, laun
 
     sockets: how many descriptors from 3 on the service inherits. Raises like `profile`.
     """
-    from daemon.parts.sandbox.compile import compile_policy
+    from daemon.linux.sandbox.compile import compile_policy
 
     assert service.sandbox is not None
     folder = context.run / "units" / spec.unit

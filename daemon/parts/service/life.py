@@ -240,8 +240,7 @@ async def _launch(service: Service) -> None:
         await service.until(lambda: service.gone or not service.populated, ending.KILL_PATIENCE)
     group, shims, service.unenforced = service.house.confine(service)
     house = service.house
-    for gate in house.context.gates:
-        await gate(service.name)
+    await house.context.gates.pass_through(house.context, service.name)
     spec = prepare.specification(
         service.name, service.unit, house.context, house.places, step=service.memory.step, group=group, shims=shims
     )

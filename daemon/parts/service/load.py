@@ -21,6 +21,7 @@ from common.files import write_atomically
 from common.positions import Position, nearest, positions
 from common.tomlfile import parse, read_text
 from common.values import NAME
+from daemon.core.part import Context
 from daemon.linux.log import log
 from daemon.parts.service.graph import DEPENDENCIES, Graph
 from daemon.parts.service.unit import Unit, contradictions
@@ -102,6 +103,18 @@ def parse_unit(text: str, path: Path) -> Unit:
     if lines:
         raise ConfigError("\n".join(lines), reason="unit-contradiction")
     return unit
+
+
+def check(text: str, path: Path) -> None:
+    """Raise ConfigError for a unit that would not be taken, as far as it can be told from its text alone."""
+    parse_unit(text, path)
+
+
+def state_folders(context: Context) -> dict[str, str]:
+    """Unit → its folder below /var/lib, for the units that have one; from the files as they are."""
+    loaded = load([context.lib / "units", context.etc / "units"], {})
+    found = {name: one.unit.service.state_directory for name, one in loaded.units.items() if one.unit.service}
+    return {name: str(folder) for name, folder in found.items() if folder}
 
 
 def _settle(

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from daemon.linux.facts import ROOT, slot, text
 from daemon.linux.mounts import Mount, holding, mounts
-from daemon.parts.system.facts import ROOT, slot, text
 
 SECTOR = 512  # bytes: sizes in /sys are in these, whatever the disk's own are
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import MixosError
+from daemon.linux.facts import ROOT, text
 from daemon.parts.storage import disks
 from daemon.parts.storage.verdict import Finding, unknown, verdict
-from daemon.parts.system.facts import ROOT, text
 
 _WITHOUT = {
     "virtio": "a virtual disk has no SMART: ask the machine that it belongs to",

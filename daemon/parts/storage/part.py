@@ -16,17 +16,18 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from common.errors import MixosError
+from common.errors import MixosError, RefusedError
 from common.tomlfile import Strict
 from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.linux import mounts
+from daemon.linux.facts import ROOT
 from daemon.linux.log import log
 from daemon.parts.storage import disks, health, usage
+from daemon.parts.storage.claims import unit as claimed
 from daemon.parts.storage.quota import MAX_LIMIT, Quotas
 from daemon.parts.storage.trim import trim
 from daemon.parts.storage.verdict import STATES
-from daemon.parts.system.facts import ROOT
 
 FULL, ROOM = 90.0, 85.0  # percent: the event, and the end of it
 _MINUTE, _HOUR = 60.0, 3600.0
@@ -76,6 +77,7 @@ class Storage:
         self.problems: Mapping[str, str] = {}  # unit → why its limit is not in force
         self._states: dict[str, str] = {}  # disk → health
         self._full = False
+        self._enforcing: asyncio.Task[None] | None = None
         self._usage: tuple[float, dict[str, Any]] | None = None
         self._counting = asyncio.Lock()
         self._asking: asyncio.Future[list[dict[str, Any]]] | None = None
@@ -94,9 +96,26 @@ class Storage:
 
     async def start(self) -> None:
         """Put the quotas in force, begin to watch."""
-        enforcing = asyncio.create_task(self._enforce())
+        enforcing = self._enforcing = asyncio.create_task(self._enforce())
         self._tasks = [enforcing, asyncio.create_task(self._follow_restores()), asyncio.create_task(self._watch())]
         await asyncio.wait([enforcing], timeout=_PATIENCE)  # many files may be left to give their project
+        self.context.gates.open(self.name, self.gate)
+
+    async def gate(self, unit: str) -> None:
+        """Before a unit runs its limit is in force. Raises RefusedError `quota-not-in-force`."""
+        if (
+            self._enforcing is not None
+            and not self._enforcing.done()
+            and await asyncio.to_thread(claimed, self.context, unit)
+        ):
+            await asyncio.wait([self._enforcing])
+        reason = self.problems.get(unit) or self.problems.get("*")
+        if reason is not None:
+            raise RefusedError(
+                f"{unit}: the limit of what it keeps is not in force ({reason})",
+                reason="quota-not-in-force",
+                hint="mixctl storage quota shows limits, sets and takes them away",
+            )
 
     async def stop(self) -> None:
         """Stop watching; quotas stay in force."""

@@ -18,11 +18,11 @@ from pydantic import Field, ValidationError
 from common.errors import MixosError, NotFoundError
 from common.files import write_atomically
 from common.tomlfile import Strict
+from daemon.core.manifest import function
 from daemon.core.part import Context
 from daemon.linux import quotactl
 from daemon.linux.mounts import Mount, backing, mounts
 from daemon.linux.quotactl import QuotaError
-from daemon.parts.backup.contents import unit_folders
 from daemon.parts.storage.verdict import HealthError
 
 MAX_LIMIT = 1 << 60  # bytes
@@ -59,7 +59,7 @@ class Quotas:
         """Every unit that keeps state: its folder, limit, and what it uses; `enforced` says whether the file system
         takes part, `problem` why not."""
         kept, table = self.read(), mounts()
-        found = unit_folders(self.context)
+        found = function("state-folders")(self.context)
         limited = {unit for unit, one in kept.items() if one.limit is not None}
         return [self._row(unit, found.get(unit), kept.get(unit), table) for unit in sorted({*found, *limited})]
 
@@ -77,7 +77,7 @@ class Quotas:
     def set(self, unit: str, limit: int | None) -> dict[str, Any]:
         """Limit a unit (None: no longer), at once. Raises NotFoundError `quota-unit`, RefusedError
         `quota-unsupported`, QuotaError `quota-failed`, `quota-too-many`; then the limit is what it was."""
-        folder = unit_folders(self.context).get(unit)
+        folder = function("state-folders")(self.context).get(unit)
         with self._lock:
             kept, table = self.read(), mounts()
             if folder is None and limit is None and unit in kept:  # the unit is gone; its number stays its own
@@ -104,7 +104,7 @@ class Quotas:
         """Put what is kept in force; unit → reason, for those that could not."""
         with self._lock:
             kept, table, failed = self.read(), mounts(), {}
-            found = unit_folders(self.context) if kept else {}
+            found = function("state-folders")(self.context) if kept else {}
             for unit, one in kept.items():
                 folder = found.get(unit)
                 if folder is not None and one.limit is not None:

@@ -55,12 +55,12 @@ class SystemPart:
         return "pong"
 
     async def _version(self, caller: Caller, params: Nothing) -> dict[str, Any]:
-        from daemon.parts.system.facts import release
+        from daemon.linux.facts import release
 
         return {"version": release().get("MIXOS_VERSION", "unknown")}
 
     async def _status(self, caller: Caller, params: Nothing) -> dict[str, Any]:
-        from daemon.parts.system.facts import status  # loaded with the first question, not at boot
+        from daemon.linux.facts import status  # loaded with the first question, not at boot
 
         return {**status(), "parts": self._parts()}
 

@@ -7,8 +7,6 @@ a folder 0700.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import secrets
 import sys
@@ -17,17 +15,12 @@ from typing import NamedTuple
 
 from common.errors import MixosError, NotFoundError
 from common.files import sync_folder, write_atomically
+from common.wireguard import SIZE, KeyProblem, decode, encode
 from daemon.linux.process import capture
 
-SIZE = 32
+__all__ = ["SIZE", "KeyProblem", "Pair", "Store", "decode", "encode", "make_pair", "preshared", "public_of"]
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from daemon.parts.vpn.x25519 import main; main()"
 _LIBRARY = Path(__file__).resolve().parents[3]
-
-
-class KeyProblem(MixosError):
-    """What was given is not a key."""
-
-    exit_code = 3
 
 
 class Pair(NamedTuple):
@@ -38,30 +31,6 @@ class Pair(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Pair(public={encode(self.public)})"
-
-
-def decode(text: str, what: str = "the key") -> bytes:
-    """The 32 bytes of a key in base64. Raises KeyProblem `vpn-key`; its message does not repeat the text."""
-    words = text.strip()
-    try:
-        data = base64.b64decode(words, validate=True)
-    except (binascii.Error, ValueError):
-        data = b""
-    # One spelling only: the two spare bits of the last character are zero.
-    if len(data) != SIZE or encode(data) != words:
-        raise KeyProblem(
-            f"{what} is not a WireGuard key ({len(words)} characters)",
-            reason="vpn-key",
-            hint="a key is 32 bytes in base64: 44 characters, the last one '='; `wg pubkey` prints one",
-        )
-    if not any(data):
-        raise KeyProblem(f"{what} is all zeros", reason="vpn-key", hint="make one with `wg genkey`")
-    return data
-
-
-def encode(key: bytes) -> str:
-    """Base64."""
-    return base64.b64encode(key).decode("ascii")
 
 
 def preshared() -> bytes:

@@ -20,10 +20,9 @@ from common.tomlfile import Strict
 from daemon.core.method import ADMINS, Caller, Handler, Method, Nothing
 from daemon.core.part import Context
 from daemon.linux.log import log
-from daemon.linux.rtnl import Rtnl
+from daemon.linux.nameservers import Names
+from daemon.linux.rtnl import PROC, Rtnl
 from daemon.linux.wireguard import Device, Endpoint, WireGuard, stale
-from daemon.parts.net.dns import Names
-from daemon.parts.net.plan import PROC
 from daemon.parts.vpn import clients, keys, resolve, tunnel, wgquick
 from daemon.parts.vpn.edits import VpnConfig
 from daemon.parts.vpn.model import PeerEntry, Tunnel, VpnFile

@@ -17,9 +17,8 @@ from pathlib import Path
 from common.errors import RefusedError
 from daemon.linux import wireguard
 from daemon.linux.netlink import NetlinkError
-from daemon.linux.rtnl import IPV6_METRIC, MAIN_TABLE, PROTOCOL, Address, Link, Route, Rtnl, Rule
+from daemon.linux.rtnl import IPV6_METRIC, MAIN_TABLE, PROC, PROTOCOL, Address, Link, Route, Rtnl, Rule
 from daemon.linux.wireguard import Device, Endpoint, Network, Peer, WireGuard
-from daemon.parts.net.plan import PROC
 from daemon.parts.vpn import keys
 from daemon.parts.vpn.keys import Store
 from daemon.parts.vpn.model import Tunnel

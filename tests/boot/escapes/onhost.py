@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from daemon.core.events import Bus
-from daemon.parts.sandbox.compile import compile_policy
-from daemon.parts.sandbox.policy import Policy
+from daemon.linux.sandbox.compile import compile_policy
+from daemon.linux.sandbox.policy import Policy
+from daemon.linux.sandbox.proxy_rules import Address, Rules, parse_address
 from daemon.parts.sandbox.proxy import Proxy, serving
-from daemon.parts.sandbox.proxy_rules import Address, Rules, parse_address
 from tests.boot.escapes import suite
 
 ACCOUNT = 64001

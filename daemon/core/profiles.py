@@ -24,9 +24,11 @@ from common.errors import ConfigError, MixosError, NotFoundError
 from common.files import write_atomically
 from common.values import NAME, Name
 from daemon.core.part import Context
-from daemon.parts.sandbox.policy import Overlay, Policy, tighten
+from daemon.linux.sandbox.policy import Overlay, Policy, tighten
 
-SHIPPED = Path(__file__).with_name("profiles")  # where a checkout has them; a device has them below Context.lib
+SHIPPED = (
+    Path(__file__).resolve().parents[1] / "linux/sandbox/profiles"
+)  # of a checkout; a device has them below Context.lib
 MAX_DEPTH = 8
 
 

@@ -16,8 +16,8 @@ from pydantic import AfterValidator, Field, PlainSerializer, StringConstraints, 
 from common.errors import RefusedError
 from common.tomlfile import Strict
 from common.values import Duration, Mode, Size
-from daemon.parts.sandbox.proxy_rules import Allowed
-from daemon.parts.sandbox.seccomp import Family, Level
+from daemon.linux.sandbox.proxy_rules import Allowed
+from daemon.linux.sandbox.seccomp import Family, Level
 
 Capability = Annotated[str, StringConstraints(pattern=r"^CAP_[A-Z_]+$")]
 Requirement = Literal["landlock", "memory", "pids", "account"]

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Literal, NamedTuple
 
-from daemon.parts.sandbox.syscalls import REVIEWED, numbers
+from daemon.linux.sandbox.syscalls import REVIEWED, numbers
 
 Level = Literal["standard", "strict"]
 Family = Literal["unix", "inet", "inet6", "netlink-route"]

@@ -12,8 +12,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from common.errors import RefusedError
-from daemon.parts.sandbox import seccomp
-from daemon.parts.sandbox.policy import DYNAMIC, PROCS, Access, Policy
+from daemon.linux.sandbox import seccomp
+from daemon.linux.sandbox.policy import DYNAMIC, PROCS, Access, Policy
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,1 @@
+"""Policies of sandboxes as data, and as the bytes that the launcher in C enforces."""

@@ -1,0 +1,14 @@
+"""The part `sandbox`."""
+
+from daemon.core.manifest import File, Manifest, Names, Verb
+
+MANIFEST = Manifest(
+    name="sandbox",
+    part="part:Sandbox",
+    after=("mdns", "service"),
+    on_host=True,
+    files=(File("profiles/*.toml", check="daemon.core.profiles:ProfileFile"),),
+    verbs={"sandbox": Verb("verbs", "Run a command confined; say what is enforced.")},
+    names={"profile": Names("sandbox.profiles")},
+    backup={"units": ("etc/mixos/profiles",)},
+)
