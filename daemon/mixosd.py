@@ -73,7 +73,7 @@ class Daemon:
         given = [source(one, context) for one in manifests() if one.part] if parts is None else parts
 
         def dbus() -> Part:
-            from daemon.doors.dbus import DbusPart  # dbus-next: last, in its thread, and not needed to answer
+            from daemon.doors.dbus import DbusPart  # its library: last, in its thread, and not needed to answer
 
             return DbusPart(context, self.dispatcher, accounts, bus, limits)
 

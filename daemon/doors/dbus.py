@@ -1,8 +1,8 @@
 """D-Bus: the same methods, roles and audit as on the socket, under the name org.mixos. Only this module and `buslink`
-know dbus-next.
+know dbus-fast, the maintained fork of dbus-next.
 
 mixosd never waits for a bus. A task connects when there is one, again after it went away, and serves calls as they
-come. What dbus-next would do itself (objects, properties, introspection) is done here, because every call needs its
+come. What the library would do itself (objects, properties, introspection) is done here, because every call needs its
 caller: the account that the bus vouches for.
 """
 
@@ -13,10 +13,9 @@ import pwd
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dbus_next.constants import MessageFlag, MessageType
-from dbus_next.errors import AuthError, DBusError
-from dbus_next.message import Message
-from dbus_next.signature import Variant
+from dbus_fast.constants import MessageFlag, MessageType
+from dbus_fast.message import Message
+from dbus_fast.signature import Variant
 
 from common.errors import MixosError, RefusedError
 from daemon.core import rpc
@@ -26,7 +25,7 @@ from daemon.core.method import Caller, Method, Role
 from daemon.core.part import Context
 from daemon.core.peer import ACCOUNTS, Credentials, identify
 from daemon.doors import interface as names
-from daemon.doors.buslink import Bus, connect
+from daemon.doors.buslink import PROBLEMS, Bus, connect
 from daemon.doors.values import pack
 from daemon.linux.log import log
 
@@ -45,6 +44,9 @@ _PER_SENDER = 8  # calls at once
 _ALL_SENDERS = 64
 _SENDERS = 256  # that are remembered
 _UNSENT = 2000  # messages that the bus may leave unread
+# The bus ends a connection that sends more than its max_message_size (daemon/dbus/system.conf).
+MAX_ANSWER = 400 << 10  # bytes, as `fits` counts them
+_SOCKET_HINT = "mixctl asks over the socket, which has no such limit"
 
 
 class DbusPart:
@@ -93,7 +95,7 @@ class DbusPart:
             try:
                 async with asyncio.timeout(_CONNECT_SECONDS):
                     bus = await connect(self._path)
-            except (OSError, AuthError, DBusError, EOFError) as error:
+            except PROBLEMS as error:
                 if pause == _LONGEST_PAUSE / 2:  # once, not while the bus may just be starting
                     log("info", f"no bus at {self._path}: {error}")
             else:
@@ -136,7 +138,7 @@ class Session:
         self._tasks: set[asyncio.Task[None]] = set()
         self._revision = -1
         self._parts: dict[str, dict[str, names.Member]] = {}
-        bus.add_message_handler(self._on_message)
+        bus.connection.add_message_handler(self._on_message)
 
     def close(self) -> None:
         """End the calls in progress."""
@@ -167,7 +169,7 @@ class Session:
             self._bus.leave()
             return
         try:
-            self._bus.send(message).add_done_callback(lambda sent: sent.exception())
+            self._bus.send(message)
         except Exception as error:  # noqa: BLE001  # what cannot be said on D-Bus is a defect, not the end
             log("err", f"{message.path} {message.member}: {error}")
             if message.message_type is MessageType.METHOD_RETURN:
@@ -183,10 +185,10 @@ class Session:
                 )
 
     def _on_message(self, message: Message) -> bool:
-        """Take every call; leave replies and signals to dbus-next."""
+        """Take every call; leave replies and signals to the library."""
         if message.message_type is not MessageType.METHOD_CALL:
             return False
-        if message.signature and not message.body:  # see Reader
+        if not fits(message.body, rpc.MAX_LINE):
             self._send(_failure(message, f"{_BUS}.Error.LimitsExceeded", f"more than {rpc.MAX_LINE} bytes"))
             return True
         sender = self._senders.setdefault(message.sender, Sender(self._limits))
@@ -204,6 +206,8 @@ class Session:
             if delay := sender.bucket.delay():
                 await asyncio.sleep(delay)
             code, value = await self._answer(message, sender)
+            if not fits(value, MAX_ANSWER):
+                raise MixosError("the answer is too large for D-Bus", reason="dbus-too-large", hint=_SOCKET_HINT)
             reply = Message.new_method_return(message, code, [_pack(code, value)] if code else [])
         except UnknownError as error:
             reply = _failure(message, f"{_BUS}.Error.{error.name}", str(error))
@@ -225,7 +229,7 @@ class Session:
         if message.interface == f"{_BUS}.Peer" and message.member == "Ping":
             return "", None
         if message.interface == f"{_BUS}.Introspectable" and message.member == "Introspect":
-            text = names.describe(self.parts(), message.path)
+            text = names.describe(self.parts(), message.path or "")
             if text is None:
                 raise UnknownError("UnknownObject", f"there is no object {message.path}")
             return "s", text
@@ -235,7 +239,7 @@ class Session:
         part = next((one for one in self.parts() if names.path(one) == message.path), None)
         if part is None:
             raise UnknownError("UnknownObject", f"there is no object {message.path}")
-        member = self.parts()[part].get(message.member)
+        member = self.parts()[part].get(message.member or "")
         if member is None or message.interface not in (None, "", names.interface(part)):
             raise UnknownError("UnknownMethod", f"there is no {message.interface}.{message.member} at {message.path}")
         call = self._dispatcher.prepare(caller, member.method.name, arguments(member, message))
@@ -246,7 +250,7 @@ class Session:
 
         GetAll, which programs call unasked, leaves out what the caller may not have.
         """
-        codes = {"Get": "ss", "GetAll": "s", "Set": "ssv"}.get(message.member)
+        codes = {"Get": "ss", "GetAll": "s", "Set": "ssv"}.get(message.member or "")
         if codes is None or message.signature != codes:
             raise UnknownError("InvalidArgs", "Get takes ss, GetAll takes s")
         here = message.path == names.ROOT_PATH and message.body[0] in ("", names.interface("manager"))
@@ -280,6 +284,21 @@ class Session:
         if sender.caller is None:
             raise RefusedError("this account has no role here", reason="role-none")
         return sender.caller
+
+
+def fits(value: object, limit: int) -> bool:
+    """Whether a value is not larger than so many bytes in a message, about: texts as they are, 8 for all else."""
+    waiting, size = [value], 0
+    while waiting and size <= limit:
+        one = waiting.pop()
+        size += 8 + (len(one) if isinstance(one, str | bytes) else 0)
+        if isinstance(one, Variant):
+            waiting.append(one.value)
+        elif isinstance(one, Mapping):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            waiting += one
+    return size <= limit
 
 
 class UnknownError(Exception):
@@ -332,7 +351,7 @@ def _pack(code: str, value: Any) -> Any:
 
 
 def unpack(value: Any) -> Any:
-    """What dbus-next gives → what JSON would have given."""
+    """What the library gives → what JSON would have given."""
     if isinstance(value, Variant):
         return unpack(value.value)
     if isinstance(value, dict):

@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from dbus_next.aio.message_bus import MessageBus
-from dbus_next.message import Message
+from dbus_fast.aio.message_bus import MessageBus
+from dbus_fast.message import Message
 
 from buildsys.run import find_tool, spawn
 from daemon.client.connection import call, stream

@@ -10,8 +10,8 @@ rm -f ./*.dist-info/RECORD ./*.dist-info/INSTALLER ./*.dist-info/REQUESTED
 find . -depth -type d -name tests -exec rm -r {} +
 rm -r ./*.data ifaddr/test_ifaddr.py
 find . \( -name '*.pyi' -o -name '*.pxd' \) -exec rm {} +
-# Compiled copies of zeroconf's Python modules: a megabyte more to parse a neighbour's packets in C than in Python.
-find zeroconf -name '*.so' -exec rm {} +
+# Compiled copies of Python modules: three megabytes more to parse a neighbour's packets or a caller's message in C.
+find zeroconf dbus_fast -name '*.so' -exec rm {} +
 # cryptography uses cffi's compiled half only; the other one makes bindings, for which it would need a parser of C.
 rm -r cffi
 find . -type d -exec chmod 755 {} +
