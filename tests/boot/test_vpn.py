@@ -24,7 +24,7 @@ SECONDS = 120.0
 TOOL = """
 import os, signal, struct, sys
 sys.path.insert(0, "/usr/lib/mixos/python")
-from daemon.parts.net import netlink
+from daemon.linux import netlink
 from daemon.linux.netlink import nested, text, u32
 from daemon.linux.rtnl import Rtnl
 
