@@ -173,6 +173,36 @@ def test_what_cannot_start_fails_at_once_and_check_says_so(place: Context, text:
     asyncio.run(main())
 
 
+def test_a_unit_does_not_run_without_what_confines_it(place: Context):
+    """Neither the firewall nor storage is there, and their files have something to enforce for two of these units."""
+    mark = place.log / "ran"
+    for name in ("ruled", "limited", "free"):
+        unit(place, name, shell(f"echo {name} >>{mark}; {SLEEP}"))
+    (place.etc / "firewall.toml").write_text('[units.ruled]\noutgoing = ["https"]\n')
+    (place.state / "storage").mkdir()
+    (place.state / "storage/quotas.json").write_text('{"limited": {"project": 1000, "limit": 4096}}')
+    passed: list[str] = []
+
+    async def gate(name: str) -> None:
+        passed.append(name)
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["ruled", "limited", "free"])
+            await reach(manager.services["free"], S.RUNNING)
+            for name, part in (("ruled", "firewall"), ("limited", "storage")):
+                service = await reach(manager.services[name], S.FAILED)
+                assert service.memory.reason.startswith(f"{name} must not run without {part}")
+                assert service.memory.slug == "gate-missing"
+            place.gates.open("firewall", gate)
+            manager.begin(["ruled"])
+            await reach(manager.services["ruled"], S.RUNNING)
+            await eventually(lambda: mark.read_text().split() == ["free", "ruled"])
+        assert passed == ["ruled"]
+
+    asyncio.run(main())
+
+
 def test_one_that_ignores_sigterm_and_one_that_floods_its_log_still_stop(place: Context):
     unit(place, "deaf", shell("trap '' TERM; echo >&3; while :; do sleep 1; done", more="stop-timeout = '200ms'",
                               rest="[ready]\nhow = 'fd:3'"))  # fmt: skip
