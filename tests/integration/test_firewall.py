@@ -32,6 +32,7 @@ from daemon.linux import process
 from daemon.parts.firewall import verbs as cli
 from daemon.parts.firewall.decide import Packet, decide
 from daemon.parts.firewall.engine import Plan
+from daemon.parts.firewall.kernel import NFT
 from daemon.parts.firewall.part import Firewall
 from daemon.parts.firewall.policy import Source, resolve
 from daemon.parts.firewall.units import Place
@@ -407,7 +408,8 @@ def test_every_policy_that_is_accepted_is_one_that_nft_accepts(bench):
                 text += f"[nat.n{index}]\nfrom = '{chance.choice('abc')}'\nto = '{chance.choice('abc')}'\n"
             text = "".join(f"{key} = {chance.choice(['true', 'false'])}\n" for key in ("ping", "log", "reject")) + text
             plan = await daemon.part.engine.make(Source(text))
-            await daemon.part.kernel.check(plan.document)
+            answer = await process.capture([NFT, "-j", "-c", "-f", "-"], given=plan.document, seconds=60)
+            assert answer.status == 0, answer.err
         return 40
 
     assert bench.run(check_all) == 40
@@ -671,6 +673,76 @@ def test_a_file_that_was_undone_is_not_taken_up_at_the_next_start(bench):
         bench.call("apply")  # said twice is meant
         assert not bench.out.connects(DEVICE4, 22)
         assert bench.call("status")["file"] == "same"
+
+
+# -- how often nft runs ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(bench: Bench, tmp_path: Path) -> Callable[[Callable[[Daemon], Awaitable[Any]]], list[str]]:
+    """Starts the part, does some work, and says which nft it started: the first words of each."""
+    log, tool = tmp_path / "runs", tmp_path / "nft"
+    tool.write_text(f'#!/bin/sh\necho "$*" >>{log}\nexec {NFT} "$@"\n')
+    tool.chmod(0o755)
+
+    def go(work: Callable[[Daemon], Awaitable[Any]]) -> list[str]:
+        log.unlink(missing_ok=True)
+
+        async def whole() -> None:
+            daemon = Daemon(Firewall(bench.context, nft=str(tool)), LOCAL)
+            await daemon.part.start()
+            try:
+                await work(daemon)
+            finally:
+                await daemon.part.stop()
+
+        bench.device.go(whole)
+        return log.read_text().splitlines() if log.exists() else []
+
+    return go
+
+
+def test_rules_that_early_boot_has_loaded_are_taken_over_unasked(bench: Bench, counted: Any) -> None:
+    compiled = bench.context.state / "firewall.json"
+    bench.apply(ZONES)
+    loaded = bench.context.run / "firewall.loaded"
+    bench.nft("flush", "ruleset")
+    bench.nft("-j", "-f", str(compiled))
+    loaded.write_bytes(compiled.read_bytes())
+    before = bench.nft("list", "ruleset")
+
+    async def state(daemon: Daemon) -> None:
+        assert daemon.part.status() == {"state": "on", "problem": None}
+
+    assert counted(state) == []
+    assert bench.nft("list", "ruleset") == before
+    assert not loaded.exists()  # it counts once: a daemon that is started again asks the kernel
+    bench.nft("flush", "ruleset")
+    assert counted(state) != []
+    assert bench.nft("list", "ruleset") == before
+    loaded.write_bytes(compiled.read_bytes() + b" ")  # something else
+    bench.nft("flush", "ruleset")
+    assert counted(state) != []
+    assert bench.nft("list", "ruleset") == before
+    assert not loaded.exists()
+
+
+def test_a_change_starts_nft_twice(bench: Bench, counted: Any) -> None:
+    """Once to load, once to read back; the first one after a start also looks at what there was."""
+    bench.apply(ZONES)
+
+    async def change(daemon: Daemon) -> None:
+        first = await daemon.call("allow", service="http")
+        assert "tcp dport 80" in first["diff"]
+        second = await daemon.call("allow", service="https")
+        assert "tcp dport 443" in second["diff"]
+        assert "80" not in [line for line in second["diff"].splitlines() if line.startswith("+")]
+
+    runs = counted(change)
+    start = counted(nothing)
+    assert len(runs) - len(start) == 5
+    assert runs[-2].startswith("-j -f -")
+    assert "list table" in runs[-1]
 
 
 # -- kill -9 at every step -------------------------------------------------------------------------------------------

@@ -203,6 +203,33 @@ def test_a_unit_does_not_run_without_what_confines_it(place: Context):
     asyncio.run(main())
 
 
+def test_each_step_is_prepared_once(place: Context, monkeypatch: pytest.MonkeyPatch):
+    made: list[tuple[str, int]] = []
+    real = Service.specify
+
+    def counting(self: Service) -> object:
+        made.append((self.name, self.memory.step))
+        return real(self)
+
+    monkeypatch.setattr(Service, "specify", counting)
+    before = "pre-start = [['/bin/true'], ['/bin/true']]\n"
+    unit(place, "plain", shell(SLEEP))
+    unit(place, "steps", shell(SLEEP, more=before))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["plain", "steps"])
+            for name in ("plain", "steps"):
+                await reach(manager.services[name], S.RUNNING)
+            assert sorted(made) == [("plain", 0), ("steps", 0), ("steps", 1), ("steps", 2)]
+            made.clear()
+            await manager.restart(["plain"])
+            await reach(manager.services["plain"], S.RUNNING)
+            assert made == [("plain", 0)]
+
+    asyncio.run(main())
+
+
 def test_one_that_ignores_sigterm_and_one_that_floods_its_log_still_stop(place: Context):
     unit(place, "deaf", shell("trap '' TERM; echo >&3; while :; do sleep 1; done", more="stop-timeout = '200ms'",
                               rest="[ready]\nhow = 'fd:3'"))  # fmt: skip

@@ -1,8 +1,8 @@
 """Putting a policy into force, safely: checked first, guarded, confirmed or undone, and found again after a crash.
 
-Every change goes the same way: resolve the source, let `nft -c` judge the rules, ask whether the operator could still
-log in, record the change if it waits for confirmation, load the rules (atomic in the kernel), write the files. `hook`
-is called between the steps, where tests stop the world.
+Every change goes the same way: resolve the source, ask whether the operator could still log in, record the change if it
+waits for confirmation, load the rules (all of them or, when nft or the kernel refuse one, none), write the files, read
+back what the kernel has now. `hook` is called between the steps, where tests stop the world.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Engine:
         self.plan: Plan | None = None  # what is in force
         self.pending: Pending | None = None
         self.problem: str | None = None  # why the file is not in force
+        self._seen: Listing | None = None  # what the kernel had when last asked; nobody here changed it since
         self._timer: asyncio.Task[None] | None = None
 
     # -- start and stop ----------------------------------------------------------------------------------------------
@@ -90,7 +91,9 @@ class Engine:
         """
         try:
             plan = await self.make(source)
-            if await self.diff(plan):
+            if self._loaded_by_init(plan):
+                self._took(plan)
+            elif await self.diff(plan):
                 await self._load(plan)
             else:
                 self._took(plan)
@@ -99,6 +102,16 @@ class Engine:
                 self.problem = error.message
             return False
         return True
+
+    def _loaded_by_init(self, plan: Plan) -> bool:
+        """Whether early boot has just loaded exactly this: it leaves a copy, which counts once."""
+        copy = self.context.run / "firewall.loaded"
+        try:
+            return copy.read_bytes() == plan.document
+        except OSError:
+            return False
+        finally:
+            copy.unlink(missing_ok=True)
 
     async def stop(self) -> None:
         """Rules stay; a waiting change stays recorded."""
@@ -133,10 +146,10 @@ class Engine:
                 hint="mixctl firewall confirm, or mixctl firewall revert",
             )
         plan = await self.make(source)
-        await self.kernel.check(plan.document)
-        diff = await self.diff(plan)
-        answer = {"changed": bool(diff) or self._differs(plan), "applied": False, "diff": diff, "confirm": None}
+        differs = self._differs(plan)
         if wish.dry_run:
+            diff = await self.diff(plan)
+            answer = {"changed": bool(diff) or differs, "applied": False, "diff": diff, "confirm": None}
             return {**answer, "cuts-off": not self._admitted(plan.policy, caller, wish)}
         if wish.confirm is None and not wish.force and not self._admitted(plan.policy, caller, wish):
             raise RefusedError(
@@ -144,6 +157,7 @@ class Engine:
                 reason="firewall-cuts-you-off",
                 hint="--confirm 60 undoes the change unless you confirm it; --force applies it",
             )
+        before = self._seen or await self.kernel.listing(rules.list_sets(self.plan.policy) if self.plan else ())
         if wish.confirm is None:
             await self._load(plan)
             self.hook("loaded")
@@ -151,7 +165,9 @@ class Engine:
         else:
             await self._load_for_now(plan, wish.confirm, caller.name)
         self._tell("firewall.changed", caller.name)
-        return {**answer, "applied": True, "confirm": wish.confirm}
+        self._seen = await self.kernel.listing(rules.list_sets(plan.policy))
+        diff = difference(before, self._seen or Listing(""))
+        return {"changed": bool(diff) or differs, "applied": True, "diff": diff, "confirm": wish.confirm}
 
     async def _load_for_now(self, plan: Plan, seconds: int, who: str) -> None:
         """The clock runs before the rules are there: however the loading ends, what it may have done is undone."""
@@ -214,6 +230,7 @@ class Engine:
         self.problem = None
 
     async def _load(self, plan: Plan) -> None:
+        self._seen = None
         await self.kernel.load(plan.document)
         self._took(plan)
 

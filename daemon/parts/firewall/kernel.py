@@ -41,10 +41,6 @@ class Kernel:
     def __init__(self, tool: str = NFT) -> None:
         self.tool = tool
 
-    async def check(self, document: bytes) -> None:
-        """Let `nft` and the kernel judge a document without applying it. Raises ConfigError `firewall-invalid`."""
-        await self._give(["-j", "-c", "-f", "-"], document)
-
     async def load(self, document: bytes) -> None:
         """Apply a document, all of it or, when this raises ConfigError `firewall-invalid`, nothing."""
         await self._give(["-j", "-f", "-"], document)

@@ -230,6 +230,7 @@ async def _launch(service: Service) -> None:
     """Begin the present step, unless that was done already."""
     if service.memory.launch and (service.shim is None or service.gone):
         return  # begun, and its shim is gone
+    service.prepared = None
     shim = await service.held()
     if service.memory.launch and shim.state.starts >= service.memory.launch:
         return
@@ -238,12 +239,11 @@ async def _launch(service: Service) -> None:
     if shim.state.populated:  # what an earlier step or start has left behind
         await service.chore(shim.stop(0))
         await service.until(lambda: service.gone or not service.populated, ending.KILL_PATIENCE)
-    group, shims, service.unenforced = service.house.confine(service)
-    house = service.house
-    await house.context.gates.pass_through(house.context, service.name)
-    spec = prepare.specification(
-        service.name, service.unit, house.context, house.places, step=service.memory.step, group=group, shims=shims
-    )
+    # A shim that was started a moment ago has what it needs; one that waited, or ran another step, gets it anew.
+    made = service.prepared
+    fresh = made is not None and made[0] is service.unit and made[1] == service.memory.step
+    spec = None if fresh else service.specify()
+    await service.house.context.gates.pass_through(service.house.context, service.name)
     if service.unit.service is not None and service.unit.service.pid_file is not None:
         with contextlib.suppress(OSError):  # many programs do not start where there is one
             Path(service.unit.service.pid_file).unlink()

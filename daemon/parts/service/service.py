@@ -25,6 +25,7 @@ from daemon.parts.service.memory import History, Memory, guess
 from daemon.parts.service.prepare import Places
 from daemon.parts.service.shim import Extend, Gone, Shim, ShimError, Watchdog, load_state
 from daemon.parts.service.shim import State as ShimState
+from daemon.parts.service.spec import Spec
 from daemon.parts.service.states import RESTING, TRANSITIONS, UP, State, Then
 from daemon.parts.service.timer import Clock
 from daemon.parts.service.unit import Service as Policy
@@ -84,6 +85,8 @@ class Service:
         self._task: asyncio.Task[None] | None = None
         self._pump: asyncio.Task[None] | None = None
         self.chores = asyncio.Lock()
+        # The unit and step that the shim was made ready for when it was started; for whoever starts them right away.
+        self.prepared: tuple[Unit, int] | None = None
 
     # -- facts -------------------------------------------------------------------------------------------------------
 
@@ -220,13 +223,12 @@ class Service:
         if self.shim is not None and not self.gone:
             return self.shim
         self._forget()
-        group, shims, self.unenforced = self.house.confine(self)
-        spec = prepare.specification(
-            self.name, self.unit, self.house.context, self.house.places, step=self.memory.step, group=group, shims=shims
-        )
+        unit, step = self.unit, self.memory.step
+        spec = self.specify()
         async with self.house.crowd:
             try:
                 shim = await Shim.spawn(self.house.places.shim, self.folder, spec)
+                self.prepared = unit, step
             except ShimError as error:
                 if error.reason != "shim-running":
                     raise
@@ -234,6 +236,17 @@ class Service:
         self.remember(launch=0, recorded=shim.state.starts)
         self._take(shim)
         return shim
+
+    def specify(self) -> Spec:
+        """What the shim needs for the present step; the cgroup is made, and limits are put in force.
+
+        Raises CgroupError and what `prepare.specification` raises.
+        """
+        group, shims, self.unenforced = self.house.confine(self)
+        house = self.house
+        return prepare.specification(
+            self.name, self.unit, house.context, house.places, step=self.memory.step, group=group, shims=shims
+        )
 
     async def release(self) -> None:
         """Nothing runs any more: end the shim, remove the cgroup."""

@@ -5,4 +5,9 @@ loaded=
 for rules in /var/lib/mixos/firewall.json /usr/lib/mixos/firewall.json; do
     [ -z "$loaded" ] && [ -s "$rules" ] && nft -j -f "$rules" && loaded=$rules
 done
-[ -n "$loaded" ] || say "NO FIREWALL: no rules could be loaded"
+if [ -n "$loaded" ]; then
+    # What is in force, for the daemon's first start: it need not ask the kernel.
+    (umask 077 && cp "$loaded" /run/mixos/firewall.loaded)
+else
+    say "NO FIREWALL: no rules could be loaded"
+fi
