@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from common.errors import MixosError
@@ -27,6 +28,7 @@ from daemon.core.method import Role
 from daemon.core.part import Context, Part, cgroups
 from daemon.core.parts import Parts, Source, source
 from daemon.core.peer import ACCOUNTS
+from daemon.core.tasks import background
 from daemon.doors.server import Server
 from daemon.linux.facts import ROOT, text
 from daemon.linux.log import log
@@ -92,8 +94,8 @@ class Daemon:
             self.server.serve(self.context.run / "mixosd.sock", group if self.context.shared else None, stop)
         )
         starting = asyncio.create_task(self.parts.start())
-        watching = asyncio.create_task(self._record_denials())
-        following = asyncio.create_task(follow(self.dispatcher, self.context.events))
+        watching = background("denials", self._record_denials)
+        following = background("follow", partial(follow, self.dispatcher, self.context.events))
         try:
             await serving
         finally:

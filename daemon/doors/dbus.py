@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import pwd
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dbus_fast.constants import MessageFlag, MessageType
@@ -24,6 +25,7 @@ from daemon.core.limits import Bucket, Limits
 from daemon.core.method import Caller, Method, Role
 from daemon.core.part import Context
 from daemon.core.peer import ACCOUNTS, Credentials, identify
+from daemon.core.tasks import background
 from daemon.doors import interface as names
 from daemon.doors.buslink import PROBLEMS, Bus, connect
 from daemon.doors.values import pack
@@ -76,7 +78,7 @@ class DbusPart:
 
     async def start(self) -> None:
         """Begin to look for a bus."""
-        self._keeper = asyncio.create_task(self._keep())
+        self._keeper = background("dbus", self._keep)
 
     async def stop(self) -> None:
         """Leave the bus."""
@@ -107,7 +109,7 @@ class DbusPart:
     async def _attend(self, bus: Bus) -> None:
         self._session = Session(bus, self._dispatcher, self._accounts, self._limits)
         log("info", "on the bus")
-        telling = asyncio.create_task(self._tell(self._session))
+        telling = background("dbus-events", partial(self._tell, self._session))
         try:
             await bus.gone()
             log("warning", "the bus is gone")

@@ -25,6 +25,7 @@ from common.tomlfile import Strict, parse, read_text
 from daemon.core.manifest import file_for, known_files, methods_for
 from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
+from daemon.core.tasks import background
 from daemon.linux.log import log
 from daemon.parts.config.history import Files, History, Revision
 
@@ -132,7 +133,7 @@ class Config:
                 log("err", f"config: an undo that was cut off cannot be finished: {error}")
                 self._take_back(self.history.last())
         self.record(BY_HAND, "found at start")
-        self._listener = asyncio.create_task(self._listen())
+        self._listener = background("config", self._listen)
 
     async def stop(self) -> None:
         """Stop listening."""

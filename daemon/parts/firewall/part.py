@@ -17,6 +17,7 @@ from common.errors import ConfigError, MixosError, RefusedError
 from common.tomlfile import parse
 from daemon.core.method import ADMINS, PEOPLE, Caller, Method, Nothing
 from daemon.core.part import Context
+from daemon.core.tasks import background
 from daemon.parts.firewall import edits, lists, requests, rules, units
 from daemon.parts.firewall.confine import Confiner
 from daemon.parts.firewall.decide import Packet, decide
@@ -66,7 +67,7 @@ class Firewall:
     async def start(self) -> None:
         """Rules first; then those of the units that run already. Raises MixosError when no rules can be loaded."""
         await self.engine.start()
-        self._follower = asyncio.create_task(self.confiner.follow(), name="firewall-units")
+        self._follower = background("firewall-units", self.confiner.follow)
         await self.confiner.refresh()
         self.context.gates.open(self.name, self.confiner.attach)
 

@@ -30,6 +30,7 @@ from common.tomledit import set_keys
 from common.tomlfile import Strict, load, parse, read_text
 from daemon.core.method import ADMINS, PEOPLE, Caller, Method, Nothing
 from daemon.core.part import Context
+from daemon.core.tasks import background
 from daemon.linux.log import log
 
 CONTROL = Path("/run/mixos-mdns/control")  # made by the process in its runtime directory
@@ -96,7 +97,7 @@ class MdnsPart:
     async def start(self) -> None:
         """Write what is to be announced, and keep it so. A broken file raises ConfigError; what was announced stays."""
         await self.refresh()
-        self._follower = asyncio.create_task(self._follow(), name="mdns-units")
+        self._follower = background("mdns-units", self._follow)
 
     async def stop(self) -> None:
         """The process goes on."""

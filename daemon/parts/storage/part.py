@@ -20,6 +20,7 @@ from common.errors import MixosError, RefusedError
 from common.tomlfile import Strict
 from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
+from daemon.core.tasks import background
 from daemon.linux import mounts
 from daemon.linux.facts import ROOT
 from daemon.linux.log import log
@@ -97,7 +98,11 @@ class Storage:
     async def start(self) -> None:
         """Put the quotas in force, begin to watch."""
         enforcing = self._enforcing = asyncio.create_task(self._enforce())
-        self._tasks = [enforcing, asyncio.create_task(self._follow_restores()), asyncio.create_task(self._watch())]
+        self._tasks = [
+            enforcing,
+            background("storage-restores", self._follow_restores),
+            background("storage", self._watch),
+        ]
         await asyncio.wait([enforcing], timeout=_PATIENCE)  # many files may be left to give their project
         self.context.gates.open(self.name, self.gate)
 

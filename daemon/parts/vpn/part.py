@@ -19,6 +19,7 @@ from common.errors import MixosError, RefusedError
 from common.tomlfile import Strict
 from daemon.core.method import ADMINS, Caller, Handler, Method, Nothing
 from daemon.core.part import Context
+from daemon.core.tasks import background
 from daemon.linux.log import log
 from daemon.linux.nameservers import Names
 from daemon.linux.rtnl import PROC, Rtnl
@@ -72,7 +73,7 @@ class Vpn:
     async def start(self) -> None:
         """Bring up what the file says. Names of endpoints are looked up afterwards: there may be no network yet."""
         await self._settle(names=False)
-        self._ticking = asyncio.create_task(self._tick())
+        self._ticking = background("vpn", self._tick)
 
     async def stop(self) -> None:
         """Tunnels stay up."""
