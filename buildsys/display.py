@@ -18,17 +18,9 @@ from buildsys.events import (
     FetchProgress,
     Note,
 )
+from common.units import size
 
 REFRESH_SECONDS = 0.25
-
-
-def human_bytes(size: float) -> str:
-    """1536 → '1.5 KiB'."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def human_seconds(seconds: float) -> str:
@@ -109,7 +101,7 @@ class Display:
         if quarter == self._shown_fetch.get(event.source, 0):
             return None
         self._shown_fetch[event.source] = quarter
-        return f"{self._count()} fetching {event.source}: {quarter * 25} % of {human_bytes(event.total)}"
+        return f"{self._count()} fetching {event.source}: {quarter * 25} % of {size(event.total)}"
 
     def _count(self) -> str:
         return f"[{self._done}/{self._total}]" if self._total else "[-]"
@@ -128,7 +120,7 @@ class Display:
             left = f", {human_seconds(max(0.0, estimate - (now - begin)))} left" if estimate else ""
             parts.append(f"{name} {human_seconds(now - begin)}{left}")
         for name, (received, total) in self._fetches.items():
-            parts.append(f"↓{name} {100 * received // total} %" if total else f"↓{name} {human_bytes(received)}")
+            parts.append(f"↓{name} {100 * received // total} %" if total else f"↓{name} {size(received)}")
         return f"{self._count()} {human_seconds(now - self._begin)} · " + " · ".join(parts)
 
     def _clear(self) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from buildsys.display import human_bytes
 from buildsys.files import atomic_write, copy_sparse
 from buildsys.kernelsource import describe
 from buildsys.session import Session
 from buildsys.store import Result
+from common import units
 
 RECORD = ".exported.json"
 
@@ -83,13 +83,13 @@ def _sizes(manifest: dict[str, Any], trees: dict[str, Path], image: Path) -> str
     sums: dict[str, int] = {}
     for entry in manifest["root"]["files"]:
         sums[entry["package"]] = sums.get(entry["package"], 0) + int(entry.get("size") or 0)
-    lines = [f"{human_bytes(size):>12}  {name}" for name, size in sorted(sums.items(), key=lambda item: -item[1])]
+    lines = [f"{units.size(size):>12}  {name}" for name, size in sorted(sums.items(), key=lambda item: -item[1])]
     root = next(path for path in trees["root-image"].iterdir() if path.name.startswith("root."))
     lines += [
         "",
-        f"{human_bytes(sum(sums.values())):>12}  root file system, unpacked",
-        f"{human_bytes(root.stat().st_size):>12}  root file system, compressed",
-        f"{human_bytes((trees['kernel'] / 'bzImage').stat().st_size):>12}  kernel",
-        f"{human_bytes(image.stat().st_size):>12}  disk image ({human_bytes(image.stat().st_blocks * 512)} on disk)",
+        f"{units.size(sum(sums.values())):>12}  root file system, unpacked",
+        f"{units.size(root.stat().st_size):>12}  root file system, compressed",
+        f"{units.size((trees['kernel'] / 'bzImage').stat().st_size):>12}  kernel",
+        f"{units.size(image.stat().st_size):>12}  disk image ({units.size(image.stat().st_blocks * 512)} on disk)",
     ]
     return "\n".join(lines) + "\n"

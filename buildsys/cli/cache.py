@@ -6,9 +6,9 @@ import click
 
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.config.model import parse_size
-from buildsys.display import human_bytes
 from buildsys.store import Store
 from common.errors import StoreError, UsageError
+from common.units import size
 
 
 @click.group()
@@ -35,7 +35,7 @@ def ls(context: Context, as_json: bool) -> None:
         {"action": r.action, "key": r.key, "output": r.output, "bytes": r.size, "seconds": r.seconds}
         for r in sorted(results, key=lambda r: r.action)
     ]
-    lines = [f"{human_bytes(float(str(r['bytes']))):>10} {r['seconds']:>8} s  {r['action']}" for r in rows]
+    lines = [f"{size(float(str(r['bytes']))):>10} {r['seconds']:>8} s  {r['action']}" for r in rows]
     emit({"results": rows}, as_json, "\n".join(lines))
 
 
@@ -73,7 +73,7 @@ def gc(context: Context, max_size: str, as_json: bool) -> None:
         raise UsageError(f"--max-size {max_size}: {error}", reason="size-invalid") from error
     store = _store(context)
     freed = store.collect(lambda: kept_outputs(store, limit))
-    emit({"freed": freed}, as_json, f"freed {human_bytes(freed)}")
+    emit({"freed": freed}, as_json, f"freed {size(freed)}")
 
 
 def kept_outputs(store: Store, limit: int) -> set[str]:

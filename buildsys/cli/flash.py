@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from buildsys.cli.context import Context, emit, json_option, pass_context
-from buildsys.display import human_bytes
 from common.errors import UsageError
+from common.units import size
 from image import flash as flashing
 from image.blockdev import Device
 
@@ -44,7 +44,7 @@ def flash(
 
     def progress(phase: str, done: int, total: int) -> None:
         nonlocal shown
-        line = f"{phase}: {100 * done // max(total, 1)} % of {human_bytes(total)}"
+        line = f"{phase}: {100 * done // max(total, 1)} % of {size(total)}"
         if line != shown and sys.stderr.isatty():
             print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
         shown = line
@@ -56,5 +56,5 @@ def flash(
     emit(
         data,
         as_json,
-        f"wrote and verified {human_bytes(result.written)} in {result.seconds:.1f} s; it can be booted now",
+        f"wrote and verified {size(result.written)} in {result.seconds:.1f} s; it can be booted now",
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.safe import one_line
+from common.units import size
 
 
 def table(facts: Mapping[str, Any]) -> str:
@@ -24,7 +25,7 @@ def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("up", _duration(facts["uptime"])),
         *_parts(facts.get("parts", {})),
         ("load", " ".join(f"{value:.2f}" for value in facts["load"]) or "-"),
-        ("memory", f"{_size(memory.get('available'))} free of {_size(memory.get('total'))}"),
+        ("memory", f"{size(memory.get('available'))} free of {size(memory.get('total'))}"),
         ("data", _data(data)),
     ]
     for row in facts["network"]:
@@ -106,11 +107,7 @@ def _data(data: Mapping[str, Any]) -> str:
         return "-"
     if not data["persistent"]:
         return "NOT PERSISTENT: changes are lost at the next boot"
-    return f"{_size(data['free'])} free of {_size(data['size'])} on {data['device']}"
-
-
-def _size(count: int | None) -> str:
-    return "-" if count is None else f"{count / (1 << 30):.1f} GiB" if count >> 30 else f"{count >> 20} MiB"
+    return f"{size(data['free'])} free of {size(data['size'])} on {data['device']}"
 
 
 def _duration(seconds: float | None) -> str:

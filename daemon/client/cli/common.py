@@ -60,18 +60,6 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def size(count: float | None) -> str:
-    """Bytes for people."""
-    if count is None:
-        return "-"
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value /= 1024 if unit != "TiB" else 1
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-
-
 def share(percent: float | None) -> str:
     """A share, or "-" when it is not known."""
     return "-" if percent is None else f"{percent:.1f}"

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, TypeVar
 import click
 
 from common.errors import MixosError
-from daemon.client.cli.common import ask, follow, json_option, show, size
+from common.units import size
+from daemon.client.cli.common import ask, follow, json_option, show
 from daemon.client.console.names import names as known
 
 Function = TypeVar("Function", bound=Callable[..., Any])

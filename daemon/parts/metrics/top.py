@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from common.safe import one_line, printable, printable_json
-from daemon.client.cli.common import ask, columns, share, size
+from common.units import size
+from daemon.client.cli.common import ask, columns, share
 from daemon.client.console.terminal import CLEAR, Terminal
 from daemon.parts.metrics.verbs import units
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from daemon.client.cli.common import ask, columns, json_option, share, show, size
+from common.units import size
+from daemon.client.cli.common import ask, columns, json_option, share, show
 
 _BLOCKS = " .:-=+*#%@"  # from nothing to all; plain ASCII, for serial lines
 

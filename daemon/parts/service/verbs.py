@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from common.units import size
 from daemon.client.cli.common import ask, columns, follow, json_option, show
 from daemon.client.console.names import names as known
 
@@ -305,7 +306,7 @@ def _table(result: Mapping[str, Any]) -> str:
             one["state"] + ("*" if one["stale"] else ""),
             _since(one["since"]) if one["since"] else "-",
             str(one["pid"] or "-"),
-            _size(one["memory"]),
+            size(one["memory"]),
             str(one["restarts"]),
             "yes" if one["enabled"] else "no",
             _note(one),
@@ -335,7 +336,7 @@ def _facts(one: Mapping[str, Any]) -> str:
         ("process", f"{one['pid']} (shim {one['shim']})" if one["pid"] else "-"),
         ("says", one["status"] or "-"),
         ("restarts", str(one["restarts"])),
-        ("memory", f"{_size(usage.get('memory'))} (peak {_size(usage.get('memory_peak'))})"),
+        ("memory", f"{size(usage.get('memory'))} (peak {size(usage.get('memory_peak'))})"),
         ("processes", _or_dash(usage.get("processes"))),
         ("cpu", "-" if usage.get("cpu_seconds") is None else f"{usage['cpu_seconds']:.1f} s"),
         ("not enforced", ", ".join(one["not_enforced"]) or "-"),
@@ -387,16 +388,10 @@ def _clock(at: float) -> str:
 
 def _since(at: float) -> str:
     seconds = max(0, int(time.time() - at))
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length} {unit}"
     return f"{seconds} s"
-
-
-def _size(count: int | None) -> str:
-    if count is None:
-        return "-"
-    return f"{count / (1 << 20):.1f} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
 
 
 def _or_dash(value: object) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from daemon.client.cli.common import ask, columns, json_option, show, size
+from common.units import size
+from daemon.client.cli.common import ask, columns, json_option, show
 from daemon.client.console.names import names as known
 
 

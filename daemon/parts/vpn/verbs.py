@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from common.errors import MixosError
+from common.units import size
 from daemon.client.cli.common import Function, ask, columns, json_option, show
 from daemon.client.console.names import names as known
 
@@ -70,8 +71,8 @@ def _peer(peer: Mapping[str, Any]) -> tuple[str, ...]:
         peer["name"],
         peer["state"],
         _age(peer["handshake-age"]),
-        _size(peer["received"]),
-        _size(peer["sent"]),
+        size(peer["received"]),
+        size(peer["sent"]),
         peer["endpoint"] or "-",
         ", ".join(peer["allowed-ips"]) or "-",
     )
@@ -80,18 +81,10 @@ def _peer(peer: Mapping[str, Any]) -> tuple[str, ...]:
 def _age(seconds: int | None) -> str:
     if seconds is None:
         return "-"
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit} ago"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit} ago"
     return f"{seconds} s ago"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 @vpn.command()
