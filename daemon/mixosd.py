@@ -14,17 +14,15 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from common.errors import MixosError
 from daemon.core.audit import Audit, AuditError
 from daemon.core.dispatch import Dispatcher
-from daemon.core.follow import follow
 from daemon.core.keys import Keys
 from daemon.core.limits import Limits
 from daemon.core.manifest import manifests
-from daemon.core.method import Role
+from daemon.core.method import Caller, Role
 from daemon.core.part import Context, Part, cgroups
 from daemon.core.parts import Parts, Source, source
 from daemon.core.peer import ACCOUNTS
@@ -81,6 +79,7 @@ class Daemon:
 
         system = Source("system", lambda: SystemPart(context, lambda: self.parts.status()))
         api = Source("api", lambda: ApiPart(context, self.dispatcher, self.audit))
+        context.changes.call = self._call
         self.parts = Parts([system, api, *given, Source("dbus", dbus)], self.dispatcher, context.gates.close)
 
     async def run(self, stop: asyncio.Event, group: str = GROUP) -> None:
@@ -93,18 +92,23 @@ class Daemon:
         serving = asyncio.create_task(
             self.server.serve(self.context.run / "mixosd.sock", group if self.context.shared else None, stop)
         )
+        await asyncio.to_thread(self.context.changes.open)  # before any part reads its files
         starting = asyncio.create_task(self.parts.start())
         watching = background("denials", self._record_denials)
-        following = background("follow", partial(follow, self.dispatcher, self.context.events))
         try:
             await serving
         finally:
-            for task in (starting, watching, following):
+            for task in (starting, watching):
                 task.cancel()
-            await asyncio.gather(starting, watching, following, return_exceptions=True)
+            await asyncio.gather(starting, watching, return_exceptions=True)
+            await self.context.changes.stop()
             await self.parts.stop()
             with contextlib.suppress(OSError):
                 self.audit.close()
+
+    async def _call(self, caller: Caller, method: str) -> object:
+        """Have a part read changed files again, for whoever changed them."""
+        return await self.dispatcher.call(caller, self.dispatcher.prepare(caller, method, {}))
 
     async def _record_denials(self) -> None:
         """What the proxies of sandboxes refused belongs to the audit, beside what people were refused."""

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.errors import MixosError, SettingsError
-from common.files import sync_folder, write_atomically, write_durably
+from common.files import write_atomically
 from common.settings.model import MAX_BYTES, Settings, from_mapping, parse
 from common.settings.render import File, render
+from daemon.core.change.files import Trees, clean, do, stage, staging, undo
 
 DEFAULTS = "usr/lib/mixos/settings.json"
 RESULT = "run/mixos/preseed.json"
@@ -62,31 +63,20 @@ def load(source: Path, root: Path) -> Settings:
 
 
 def install(files: Mapping[str, File], root: Path) -> list[str]:
-    """Put the files that differ in place; returns their paths. Raises OSError before the first change if it can."""
-    wanted = {path: file for path, file in files.items() if not _same(root / path, file)}
-    staging = root / "etc/.preseed"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(mode=0o700)
+    """Put the files that differ in place, all or none; returns their paths. Raises OSError."""
+    trees = Trees(root / "etc", root / "var/lib")
+    contents = {path: (file.data, file.mode) for path, file in files.items()}
+    for folder in staging(trees, "preseed"):
+        shutil.rmtree(folder, ignore_errors=True)  # of one that a power cut ended
+    renames = stage(trees, contents, "preseed")
     try:
-        staged = {}
-        for number, (path, file) in enumerate(sorted(wanted.items())):
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            staged[path] = staging / str(number)
-            write_durably(staged[path], file.data, file.mode)
-        for path, temporary in staged.items():
-            temporary.rename(root / path)
+        do(renames)
+    except OSError:
+        undo(renames)
+        raise
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    for folder in {(root / path).parent for path in wanted}:
-        sync_folder(folder)
-    return sorted(wanted)
-
-
-def _same(path: Path, file: File) -> bool:
-    try:
-        return path.read_bytes() == file.data and path.stat().st_mode & 0o7777 == file.mode
-    except FileNotFoundError:
-        return False
+        clean(renames)
+    return [change.name for change in renames.changes]
 
 
 def _result(root: Path, result: Mapping[str, object]) -> None:

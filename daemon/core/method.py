@@ -44,6 +44,7 @@ class Caller(NamedTuple):
     pid: int
     name: str
     origin: str
+    connection: str = ""
 
 
 class Nothing(Strict):

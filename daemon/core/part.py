@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from daemon.core.change.engine import Changes
 from daemon.core.events import Bus
 from daemon.core.gates import Gates
 from daemon.core.method import Method
@@ -35,6 +37,11 @@ class Context:
     shared: bool = True  # whether accounts of this system other than ours may use it, by their groups
     events: Bus = field(default_factory=Bus)
     gates: Gates = field(default_factory=Gates)
+
+    @cached_property
+    def changes(self) -> Changes:
+        """How whatever alters the device is done."""
+        return Changes(self)
 
 
 class Part(Protocol):

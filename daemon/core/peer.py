@@ -52,9 +52,11 @@ def identify(who: Credentials, accounts: Mapping[int, Role], proc: Path = Path("
     name = _account(who.uid)
     if key := _key(environment.get("SSH_USER_AUTH", ""), who.uid):
         name = f"{name} (claimed key {key})"
-    address = environment.get("SSH_CONNECTION", "").partition(" ")[0]
-    origin = f"ssh {address} (claimed)" if _ADDRESS.fullmatch(address) else "local (claimed)"
-    return Caller(role, who.uid, who.gid, who.pid, name, origin)
+    connection = environment.get("SSH_CONNECTION", "")[:200]
+    address = connection.partition(" ")[0]
+    if not _ADDRESS.fullmatch(address):
+        return Caller(role, who.uid, who.gid, who.pid, name, "local (claimed)")
+    return Caller(role, who.uid, who.gid, who.pid, name, f"ssh {address} (claimed)", connection)
 
 
 def _account(uid: int) -> str:

@@ -156,6 +156,25 @@ def decode_route(payload: bytes, names: dict[int, str]) -> Route | None:
     )
 
 
+def _durable(payload: bytes) -> bytes:
+    """A route's message without what changes by itself: how long ago it was used, and flags such as
+    RTNH_F_LINKDOWN."""
+    parts = [
+        attribute(kind, data)
+        for kind, data in attributes(payload[_RTMSG.size :])
+        if kind != 12  # RTA_CACHEINFO
+    ]
+    return payload[: _RTMSG.size - 4] + bytes(4) + b"".join(parts)
+
+
+def _is_replayable(payload: bytes, index: int) -> bool:
+    family, _, _, _, _, protocol, _, kind, flags = _unpack(_RTMSG, payload)
+    found = dict(attributes(payload[_RTMSG.size :]))
+    through = 4 in found and number(found[4]) == index
+    made = protocol not in (2, 9) and not flags & 0x200  # RTPROT_KERNEL, RTPROT_RA; RTM_F_CLONED
+    return family in (socket.AF_INET, socket.AF_INET6) and kind == 1 and through and made  # 1: RTN_UNICAST
+
+
 def decode_rule(payload: bytes) -> Rule:
     """RTM_NEWRULE. Raises NetlinkError `netlink-garbage`."""
     family, _, _, _, table, _, _, _, flags = _unpack(_RTMSG, payload)
@@ -275,6 +294,17 @@ class Rtnl:
         parts = self._socket.dump(_ROUTE[2], _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0))
         return [route for part in parts if (route := decode_route(part.payload, names))]
 
+    def raw_addresses(self, index: int) -> list[bytes]:
+        """The kernel's own messages about the addresses of an interface, for `replay_address`."""
+        parts = self._socket.dump(_ADDRESS[2], _IFADDR.pack(0, 0, 0, 0, 0))
+        return [part.payload for part in parts if _unpack(_IFADDR, part.payload)[4] == index]
+
+    def raw_routes(self, index: int) -> list[bytes]:
+        """The kernel's own messages about the unicast routes through one interface, for `replay_route`; without those
+        that it makes by itself from addresses and from what routers announce."""
+        parts = self._socket.dump(_ROUTE[2], _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0))
+        return [_durable(part.payload) for part in parts if _is_replayable(part.payload, index)]
+
     def rules(self) -> list[Rule]:
         """All routing rules."""
         parts = self._socket.dump(_RULE[2], _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0))
@@ -329,6 +359,25 @@ class Rtnl:
         how = netlink.REPLACE if replace else netlink.EXCLUSIVE
         self._socket.ask(_ROUTE[0], encode_route(route, self.index(route.interface)), netlink.CREATE | how)
 
+    def replay_address(self, name: str, payload: bytes) -> None:
+        """Give an interface an address back, with its lifetime and flags; one that is there stays."""
+        family, length, flags, scope, _ = _unpack(_IFADDR, payload)
+        head = _IFADDR.pack(family, length, flags, scope, self.index(name))
+        self._unless((errno.EEXIST,), _ADDRESS[0], head + payload[_IFADDR.size :], netlink.CREATE | netlink.EXCLUSIVE)
+
+    def replay_route(self, name: str, payload: bytes) -> None:
+        """Give a route back as it was (as `ip route restore` does); one that is there stays."""
+        parts = [
+            u32(4, self.index(name)) if kind == 4 else attribute(kind, data)
+            for kind, data in attributes(payload[_RTMSG.size :])
+        ]
+        whole = payload[: _RTMSG.size] + b"".join(parts)
+        self._unless((errno.EEXIST,), _ROUTE[0], whole, netlink.CREATE | netlink.EXCLUSIVE)
+
+    def remove_raw_route(self, payload: bytes) -> None:
+        """Remove a route that `raw_routes` gave."""
+        self._unless((errno.ESRCH,), _ROUTE[1], payload)
+
     def remove_route(self, route: Route) -> None:
         """Remove a route; one that is gone stays gone."""
         self._unless((errno.ESRCH,), _ROUTE[1], encode_route(route, self.index(route.interface)))
@@ -348,9 +397,9 @@ class Rtnl:
         except OSError as error:
             raise NetlinkError(f"there is no interface {name}", reason="net-interface", number=errno.ENODEV) from error
 
-    def _unless(self, gone: Iterable[int], kind: int, payload: bytes) -> None:
+    def _unless(self, gone: Iterable[int], kind: int, payload: bytes, flags: int = 0) -> None:
         try:
-            self._socket.ask(kind, payload)
+            self._socket.ask(kind, payload, flags)
         except NetlinkError as error:
             if error.errno not in gone:
                 raise

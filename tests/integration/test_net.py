@@ -17,17 +17,20 @@ import pytest
 from buildsys.run import run
 from common.errors import MixosError
 from common.tomlfile import parse
+from daemon.core.change import record
+from daemon.core.change.applier import Wish
 from daemon.core.method import Caller, Nothing, Role
 from daemon.core.part import Context
 from daemon.linux.netlink import NetlinkError
 from daemon.linux.rtnl import MAIN_TABLE, Route, Rtnl, Rule
 from daemon.linux.wireguard import Device
-from daemon.parts.net import part, trial
-from daemon.parts.net.part import Apply, Interfaces, Set
+from daemon.parts.net import engine as part_engine
+from daemon.parts.net import part
+from daemon.parts.net.part import Interfaces, Set
 from daemon.parts.vpn import keys, tunnel, wgquick
 from daemon.parts.vpn.model import VpnFile
 from daemon.parts.vpn.part import Vpn
-from daemon.parts.vpn.requests import AddPeer, Import, Init, OfInterface, OfPeer, Rotate
+from daemon.parts.vpn.requests import AddPeer, ChangeInterface, ChangePeer, Import, Init, OfInterface, OfPeer, Rotate
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 NOTHING = Nothing()
@@ -82,9 +85,11 @@ class Box:
         self.file = self.context.etc / "network.toml"
         self.part = Interfaces(self.context, etc=tmp)
 
-    async def apply(self, text: str, confirm: int = 0) -> Any:
+    async def apply(self, text: str, confirm: int = 0, caller: Caller = CALLER) -> Any:
+        """As `mixctl net apply` after the file was edited; the part need not have been started."""
+        self.context.changes._appliers["net"] = self.part.engine
         self.file.write_text(text)
-        return await self.part.apply(CALLER, Apply(confirm=confirm))
+        return await self.part.apply(caller, Wish(confirm=confirm))
 
     def resolv(self) -> str:
         return (self.context.run / "dns/resolv.conf").read_text()
@@ -360,45 +365,152 @@ def test_not_confirmed_is_undone(box: Box) -> None:
     async def scenario() -> None:
         cable()
         await box.apply(STATIC)
+        ended = asyncio.ensure_future(anext(box.context.events.listen("net.reverted")))
+        await asyncio.sleep(0)
         await box.apply(OTHER, confirm=1)
         assert "192.0.2.99/24" in addresses("eth0")
         with pytest.raises(MixosError) as caught:
             await box.apply(OTHER)
-        assert caught.value.reason == "net-trial"
-        for _ in range(100):
-            await asyncio.sleep(0.05)
-            if box.part.status()["file"] == "reverted":
-                break
+        assert caught.value.reason == "change-pending"
+        await asyncio.wait_for(ended, 30)
         assert addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
         with pytest.raises(MixosError) as caught:
             await box.part.confirm(CALLER, NOTHING)
-        assert caught.value.reason == "net-no-trial"
+        assert caught.value.reason == "change-nothing"
 
     asyncio.run(scenario())
 
 
-def test_a_trial_that_is_broken_off_goes_back(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call ends by its time-out, half-way: nobody will confirm what nobody was told."""
+def everything() -> list[str]:
+    """Links, addresses and routes, but for what the kernel makes by itself of the others, in its own time."""
+    links = [(row["ifname"], row["mtu"], row.get("master"), "UP" in row["flags"]) for row in ip("link")]
+    found = [
+        (row["ifname"], {key: value for key, value in one.items() if not key.endswith("_life_time")})
+        for row in ip("address")
+        for one in row["addr_info"]
+        if one["scope"] != "link" and row["ifname"] != "lo"
+    ]
+    for one in (one for _, one in found):
+        one.pop("tentative", None)
+    rows = [*ip("route", "show", "table", "all"), *ip("-6", "route", "show", "table", "all")]
+    others = [{**row, "flags": []} for row in rows if row.get("protocol") != "kernel"]
+    return sorted(json.dumps(one, sort_keys=True) for one in (*links, *found, *others))
+
+
+def made_by_others() -> None:
+    """What an administrator and a lease have put on eth0: addresses with lifetimes, routes with all they can have."""
+    cable("eth0", "far0")
+    cable("eth1", "far1")
+    for words in (
+        "ip link set eth0 mtu 1480 up",
+        "ip link set eth1 up",
+        "ip address add 203.0.113.5/24 dev eth0 valid_lft 3600 preferred_lft 1800",
+        "ip address add 203.0.113.6/24 dev eth0 label eth0:two",
+        "ip address add 2001:db8:7::5/64 dev eth0 nodad",
+        "ip route add default via 203.0.113.1 dev eth0 metric 102 proto dhcp",
+        "ip route add 198.51.100.0/24 via 203.0.113.2 dev eth0 proto boot mtu lock 1300 advmss 1200",
+        "ip route add 198.51.101.0/24 dev eth0 scope link src 203.0.113.6 table 100",
+        "ip -6 route add 2001:db8:9::/48 via 2001:db8:7::1 dev eth0 metric 77 proto static",
+    ):
+        run(words.split())
+
+
+@pytest.mark.parametrize("how", ["revert", "fails", "restart", "deadline"])
+@pytest.mark.parametrize(
+    "tried",
+    [
+        '[interface.eth0]\nmode = "static"\naddresses = ["192.0.2.10/24"]\ngateways = ["192.0.2.1"]\nmtu = 1400\n',
+        '[interface.br]\nmode = "static"\naddresses = ["192.0.2.10/24"]\nbridge = { ports = ["eth0", "eth1"] }\n',
+        '[interface.eth0]\nmode = "none"\nipv6 = "off"\n[interface.eth1]\nmode = "none"\nmtu = 1300\n',
+    ],
+    ids=["static", "bridge", "off"],
+)
+def test_what_others_had_made_is_back(box: Box, monkeypatch: pytest.MonkeyPatch, how: str, tried: str) -> None:
+    async def scenario() -> None:
+        made_by_others()
+        before = everything()
+        if how == "fails":
+            real, done = part_engine.execute, []
+
+            def execute(*words: Any) -> None:
+                done.append(words)
+                if len(done) == 4:
+                    raise OSError(errno.EIO, "broken")
+                real(*words)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(part_engine, "execute", execute)
+                with pytest.raises(OSError, match="broken"):
+                    await box.apply(tried, confirm=600)
+        else:
+            await box.apply(tried, confirm=600)
+            assert everything() != before
+        if how == "revert":
+            await box.part.revert(CALLER, NOTHING)
+        if how in ("restart", "deadline"):
+            await box.context.changes.stop()
+            if how == "deadline":
+                now = record.boottime()
+                monkeypatch.setattr(record, "boottime", lambda: now + 700)
+            again = Box(box.context.etc.parent)
+            await again.part.start()
+            if how == "restart":
+                assert again.part.status()["file"] == "trial"
+                await again.part.revert(CALLER, NOTHING)
+            await again.part.stop()
+        assert everything() == before
+
+    asyncio.run(scenario())
+
+
+REMOTE = CALLER._replace(origin="ssh 192.0.2.77 (claimed)")
+
+
+@pytest.mark.parametrize(
+    ("connection", "text", "seconds"),
+    [
+        ("192.0.2.77 50000 192.0.2.10 22", OTHER, 60),  # its own address goes
+        ("192.0.2.77 50000 192.0.2.10 22", STATIC.replace('"192.0.2.10/24"', '"192.0.2.10/24", "192.0.2.11/24"'), None),
+        ("192.0.2.77 50000 198.51.100.9 22", OTHER, None),  # comes in by another interface
+        ("", OTHER, 60),  # from somewhere, nobody knows by which interface
+        ("", STATIC, None),  # nothing is done
+    ],
+)
+def test_what_could_cut_the_caller_off_is_on_trial(box: Box, connection: str, text: str, seconds: int | None) -> None:
+    async def scenario() -> None:
+        cable("eth0", "far0")
+        cable("eth1", "far1")
+        run(["ip", "address", "add", "198.51.100.9/24", "dev", "eth1"])
+        await box.apply(STATIC)
+        box.file.write_text(text)
+        answer = await box.part.apply(REMOTE._replace(connection=connection), Wish())
+        assert answer["confirm"] == seconds
+        await box.context.changes.stop()
+
+    asyncio.run(scenario())
+
+
+def test_whoever_goes_away_half_way_stops_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call ends by its time-out: what nobody was told of is complete all the same, and on trial."""
 
     async def scenario() -> None:
         cable()
         await box.apply(STATIC)
-        hand_over = box.part._hand_over
+        hand_over = box.part.engine._hand_over
 
-        async def hang(*_: Any) -> None:
-            monkeypatch.setattr(box.part, "_hand_over", hand_over)
-            await asyncio.sleep(3600)
+        async def slow(*words: Any) -> None:
+            await asyncio.sleep(0.3)
+            await hand_over(*words)
 
-        monkeypatch.setattr(box.part, "_hand_over", hang)
+        monkeypatch.setattr(box.part.engine, "_hand_over", slow)
+        ended = asyncio.ensure_future(anext(box.context.events.listen("net.reverted")))
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
+            async with asyncio.timeout(0.1):
                 await box.apply(STATIC.replace("192.0.2.10", "192.0.2.11"), confirm=1)
-        assert box.part.status()["file"] == "trial"
-        while box.part.status()["file"] == "trial":
-            await asyncio.sleep(0.05)
+        await asyncio.wait_for(ended, 30)
         assert "192.0.2.10/24" in addresses("eth0")
         assert "192.0.2.11/24" not in addresses("eth0")
-        assert box.part.status()["file"] == "reverted"
+        assert box.part._differs()
 
     asyncio.run(scenario())
 
@@ -412,24 +524,26 @@ def test_a_full_disk_keeps_nobody_out(box: Box, monkeypatch: pytest.MonkeyPatch)
     async def scenario() -> None:
         cable()
         await box.apply(STATIC)
-        monkeypatch.setattr(trial, "write_atomically", full)
-        with pytest.raises(MixosError) as caught:
-            await box.apply(STATIC.replace("192.0.2.10", "192.0.2.11"), confirm=60)
-        assert caught.value.reason == "net-state"
-        assert "192.0.2.10/24" in addresses("eth0")
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(record, "write_atomically", full)
+            with pytest.raises(MixosError) as caught:
+                await box.apply(STATIC.replace("192.0.2.10", "192.0.2.11"), confirm=60)
+            assert caught.value.reason == "change-journal"
+            assert "192.0.2.10/24" in addresses("eth0")
+        ended = asyncio.ensure_future(anext(box.context.events.listen("net.reverted")))
+        await asyncio.sleep(0)
         await box.apply(STATIC.replace("192.0.2.10", "192.0.2.11"), confirm=1)
-        monkeypatch.setattr(trial, "write_atomically", full)
-        with pytest.raises(MixosError) as caught:
-            await box.part.confirm(CALLER, NOTHING)
-        assert caught.value.reason == "net-state"
-        while "192.0.2.11/24" in addresses("eth0"):
-            await asyncio.sleep(0.05)
+        with monkeypatch.context() as patch:
+            patch.setattr(record, "write_atomically", full)
+            with pytest.raises(MixosError) as caught:
+                await box.part.confirm(CALLER, NOTHING)
+            assert caught.value.reason == "change-journal"
+            await asyncio.wait_for(ended, 30)
         assert "192.0.2.10/24" in addresses("eth0")
-        again = Interfaces(box.context, etc=box.context.etc.parent)
-        await again.start()
+        again = Box(box.context.etc.parent)
+        await again.part.start()
         assert "192.0.2.10/24" in addresses("eth0")
-        await again.stop()
+        await again.part.stop()
 
     asyncio.run(scenario())
 
@@ -441,8 +555,8 @@ def test_a_name_that_somebody_took_later_is_a_problem_and_no_crash(box: Box) -> 
         run(["ip", "link", "del", "lan"])
         cable("lan", "far1")
         await box.part._settle()
-        assert box.part.problem is not None
-        assert box.part.problem.reason == "net-conflict"
+        assert box.part.engine.problem is not None
+        assert box.part.engine.problem.reason == "net-conflict"
 
     asyncio.run(scenario())
 
@@ -462,8 +576,7 @@ def test_confirmed_stays(box: Box) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("reboot", [False, True])
-def test_a_daemon_that_dies_during_a_trial_reverts_when_it_comes_back(box: Box, reboot: bool) -> None:
+def test_a_reboot_during_a_trial_ends_it(box: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def scenario() -> None:
         cable("eth0", "far0")
         cable("eth1", "far1")
@@ -471,9 +584,11 @@ def test_a_daemon_that_dies_during_a_trial_reverts_when_it_comes_back(box: Box, 
         extra = '[interface.eth1]\nmode = "static"\naddresses = ["198.51.100.9/24"]\n'
         await box.apply(OTHER + extra, confirm=600)
         assert addresses("eth1") == {"198.51.100.9/24"}
-        if reboot:
-            run(["ip", "address", "flush", "dev", "eth0"])
-            run(["ip", "address", "flush", "dev", "eth1"])
+        await box.context.changes.stop()
+        (tmp_path / "boot_id").write_text("another\n")
+        monkeypatch.setattr(record, "BOOT_ID", tmp_path / "boot_id")
+        run(["ip", "address", "flush", "dev", "eth0"])
+        run(["ip", "address", "flush", "dev", "eth1"])
         for round_ in range(2):  # and it stays refused: the file still says it
             again = Box(box.context.etc.parent)
             await again.part.start()
@@ -621,7 +736,7 @@ def test_commands_of_the_vpn_end_to_end(vpn: Vpn, tmp_path: Path) -> None:
         assert rows["laptop"]["public-key"] == keys.encode(await keys.public_of(private))
         assert rows["office"]["state"] in ("never", "down")
         for secret in (tmp_path / "state/vpn").iterdir():
-            assert secret.read_text().strip() not in json.dumps(told) + vpn.config.file.read_text()
+            assert secret.read_text().strip() not in json.dumps(told) + vpn.engine.config.file.read_text()
             assert secret.read_text().strip() not in (await vpn.export(CALLER, OfInterface()))["config"]
 
         text = "[Interface]\nPrivateKey = " + keys.encode(private) + "\nAddress = 10.99.0.2/32\nDNS = 10.99.0.1\n"
@@ -629,12 +744,12 @@ def test_commands_of_the_vpn_end_to_end(vpn: Vpn, tmp_path: Path) -> None:
         assert keys.encode(private) not in given.model_dump_json()
         await vpn.bring_in(CALLER, given)
         with pytest.raises(MixosError) as caught:
-            await vpn.down(CALLER, OfInterface())
+            await vpn.down(CALLER, ChangeInterface())
         assert caught.value.reason == "vpn-which"
-        await vpn.down(CALLER, OfInterface.model_validate({"interface": "wg1"}))
-        assert vpn.config.tunnel("wg1")[1].up is False
-        await vpn.delete(CALLER, OfInterface.model_validate({"interface": "wg1"}))
-        await vpn.remove(CALLER, OfPeer.model_validate({"peer": "laptop"}))
+        await vpn.down(CALLER, ChangeInterface.model_validate({"interface": "wg1"}))
+        assert vpn.engine.config.tunnel("wg1")[1].up is False
+        await vpn.delete(CALLER, ChangeInterface.model_validate({"interface": "wg1"}))
+        await vpn.remove(CALLER, ChangePeer.model_validate({"peer": "laptop"}))
         assert {path.name for path in (tmp_path / "state/vpn").iterdir()} == {"wg0.key"}
         await vpn.stop()
 
@@ -643,11 +758,13 @@ def test_commands_of_the_vpn_end_to_end(vpn: Vpn, tmp_path: Path) -> None:
 
 def test_peers_that_are_added_at_once_get_addresses_of_their_own(vpn: Vpn) -> None:
     async def scenario() -> None:
+        await vpn.start()
         await vpn.init(CALLER, Init.model_validate({"addresses": ["10.8.0.1/24"]}))
         adds = [vpn.add(CALLER, AddPeer.model_validate({"peer": f"p{number}"})) for number in range(3)]
         assert len(await asyncio.gather(*adds)) == 3
-        peers = vpn.config.tunnel("wg0")[1].peer.values()
+        peers = vpn.engine.config.tunnel("wg0")[1].peer.values()
         assert {peer.allowed_ips for peer in peers} == {("10.8.0.2/32",), ("10.8.0.3/32",), ("10.8.0.4/32",)}
+        await vpn.stop()
 
     asyncio.run(scenario())
 
@@ -655,31 +772,31 @@ def test_peers_that_are_added_at_once_get_addresses_of_their_own(vpn: Vpn) -> No
 def test_a_broken_file_is_reported_once(vpn: Vpn) -> None:
     async def scenario() -> list[str]:
         vpn.context.etc.mkdir()
-        vpn.config.file.write_text("broken [")
+        vpn.engine.config.file.write_text("broken [")
         told: list[str] = []
         vpn.context.events.publish = lambda topic, *_, **__: told.append(topic)  # type: ignore[method-assign, assignment]
-        await vpn._settle()
-        await vpn._look_again()
-        await vpn._settle()
-        assert set(vpn.problems) == {""}
-        vpn.config.file.write_text("")
-        await vpn._look_again()
-        assert not vpn.problems
+        await vpn.start()
+        await vpn.engine.look_again()
+        assert vpn.engine.file_problem is not None
+        vpn.engine.config.file.write_text("")
+        await vpn.apply(CALLER, Wish())
+        assert vpn.engine.file_problem is None
+        await vpn.stop()
         return told
 
-    assert asyncio.run(scenario()) == ["vpn.problem"]
+    assert asyncio.run(scenario()) == ["vpn.problem", "change.made", "vpn.changed"]
 
 
 def test_what_keeps_a_tunnel_down_is_said(vpn: Vpn, tmp_path: Path) -> None:
     async def scenario() -> None:
         vpn.context.etc.mkdir()
-        vpn.config.file.write_text(CLIENT)
+        vpn.engine.config.file.write_text(CLIENT)
         await vpn.start()
         assert set(vpn.status()["problems"]) == {"wg0"}  # no private key, or no WireGuard at all
         assert vpn.status()["up"] == []
-        vpn.config.file.write_text(CLIENT + "nonsense")
+        vpn.engine.config.file.write_text(CLIENT + "nonsense")
         with pytest.raises(MixosError) as caught:
-            await vpn.apply(CALLER, NOTHING)
+            await vpn.apply(CALLER, Wish())
         assert caught.value.reason == "config-syntax"
         await vpn.stop()
 
@@ -719,6 +836,7 @@ def test_answers_can_be_shown(box: Box, vpn: Vpn) -> None:
         shown = net_cli._one(await box.part.show(CALLER, part.Named(name="eth0")))
         assert "198.51.100.0/24 via 192.0.2.254 metric 50" in shown
         assert net_cli._time(await box.part.time(CALLER, NOTHING))
+        await vpn.start()
         await vpn.init(CALLER, Init())
         added = await vpn.add(CALLER, AddPeer(peer="phone"))
         text = vpn_cli._status(await vpn.report(CALLER, NOTHING))

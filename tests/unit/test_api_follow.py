@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import json
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,11 @@ import pytest
 from common.errors import RefusedError
 from daemon import reference
 from daemon.core import manifest
+from daemon.core.change.applier import Wish
 from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing, Role
 from daemon.core.part import Context
 from daemon.core.parts import Source, source
 from daemon.mixosd import Daemon
-from tests.unit.test_api_server import running
 
 
 class Fake:
@@ -52,42 +50,49 @@ def refuse() -> None:
     raise RefusedError("this would shut you out", reason="sample-refused")
 
 
-def test_files_that_were_put_back_are_put_in_force(tmp_path: Path):
+def test_files_that_were_changed_are_put_in_force(tmp_path: Path):
+    """For whoever changed them, with an entry in the audit for each call; what fails is told, the files stay."""
     files = ["units/hello.toml", "enabled.toml", "vpn.toml", "metrics.toml", "profiles/tool.toml", "lists/x"]
-    undo = Fake(
-        "config.undo",
-        lambda: device.daemon.context.events.publish("config.restored", "undo", files=files, who="me", origin="here"),
-    )
-    parts = [undo, Fake("service.reload"), Fake("vpn.apply", refuse), Fake("metrics.reload")]
-    with running(tmp_path, more=[Source(part.name, lambda part=part: part) for part in parts]) as device:
-        bus = device.daemon.context.events
-        before = len(bus._listeners)
-        events = device.stream("events.follow", {"prefix": "config."})
-        found: list[Any] = []
-        reader = threading.Thread(target=lambda: found.extend(itertools.islice(events, 5)))
-        reader.start()
-        while len(bus._listeners) == before:
-            time.sleep(0.01)
-        device.call("config.undo")
-        reader.join(20)
-        assert not reader.is_alive()
-    assert [(event["topic"], event["subject"]) for event in found] == [
-        ("config.restored", "undo"),
-        ("config.refused", "firewall.apply"),  # there is no such part
-        ("config.applied", "service.reload"),
-        ("config.refused", "vpn.apply"),
-        ("config.applied", "metrics.reload"),
+    parts = [Fake("service.reload"), Fake("vpn.apply", refuse), Fake("metrics.reload")]
+    daemon = Daemon(folders(tmp_path), [Source(part.name, lambda part=part: part) for part in parts], {}, bus="/none")
+    me = Caller(Role.ADMIN, 0, 0, 1, "me", "here")
+
+    async def main() -> Any:
+        async with serving(daemon, [part.name for part in parts]):
+            contents = {f"etc/mixos/{name}": b"" for name in files}
+            return await daemon.context.changes.make(me, Wish(), "undo", contents)
+
+    answer = asyncio.run(main())
+    assert [(one["method"], one["reason"]) for one in answer["problems"]] == [
+        ("firewall.apply", "rpc-method"),  # there is no such part
+        ("vpn.apply", "sample-refused"),
     ]
-    assert found[3]["data"]["reason"] == "sample-refused"
-    (caller,) = parts[1].callers
-    assert (caller.name, caller.origin) == ("me, undo", "here")
+    (caller,) = parts[0].callers
+    assert caller == me
     audit = [json.loads(line) for path in (tmp_path / "log/audit").iterdir() for line in path.read_text().splitlines()]
     assert [entry["method"] for entry in audit if entry["kind"] == "intent"] == [
-        "config.undo",
         "service.reload",
         "vpn.apply",
         "metrics.reload",
     ]
+
+
+def folders(tmp_path: Path) -> Context:
+    context = Context(*(tmp_path / name for name in ("run", "state", "etc", "lib", "log")))
+    for folder in (context.run, context.etc, context.state):
+        folder.mkdir()
+    return context
+
+
+@contextlib.asynccontextmanager
+async def serving(daemon: Daemon, parts: Sequence[str]) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    task = asyncio.create_task(daemon.run(stop, "no-such-group"))
+    while any(daemon.parts.status()[name]["state"] != "running" for name in parts):
+        await asyncio.sleep(0.01)
+    yield
+    stop.set()
+    await task
 
 
 def test_every_method_is_there_and_takes_no_parameters():
@@ -113,9 +118,7 @@ def test_methods_of_files(files: list[str], methods: list[str]):
 
 def test_an_undone_setting_is_in_force_again(tmp_path: Path):
     """With the real parts: what `proxy.show` and the environment of services say after `config.undo`."""
-    context = Context(*(tmp_path / name for name in ("run", "state", "etc", "lib", "log")))
-    for folder in (context.run, context.etc):
-        folder.mkdir()
+    context = folders(tmp_path)
     names = ("config", "proxy")
     daemon = Daemon(
         context, [source(one, context) for one in manifest.manifests() if one.name in names], {}, bus="/nonexistent/bus"
@@ -126,23 +129,16 @@ def test_an_undone_setting_is_in_force_again(tmp_path: Path):
         return await daemon.dispatcher.call(me, daemon.dispatcher.prepare(me, name, params))
 
     async def main() -> tuple[Any, str]:
-        stop = asyncio.Event()
-        serving = asyncio.create_task(daemon.run(stop, "no-such-group"))
-        while any(daemon.parts.status()[name]["state"] != "running" for name in names):
-            await asyncio.sleep(0.01)
-        for port in (1, 2):
-            await call("proxy.set", http=f"http://192.0.2.1:{port}")
-            while daemon.parts.status()["config"]["revision"] < port + 1:  # the first is what was there at the start
-                await asyncio.sleep(0.01)
-        events = context.events.listen("config.applied")
-        applied = asyncio.ensure_future(anext(events))
-        await asyncio.sleep(0)
-        await call("config.undo")
-        assert (await applied).subject == "proxy.apply"
-        shown = await call("proxy.show")
-        stop.set()
-        await serving
-        return shown["http"], (context.run / "proxy.env").read_text()
+        async with serving(daemon, names):
+            for port in (1, 2):
+                await call("proxy.set", http=f"http://192.0.2.1:{port}")
+                while (
+                    daemon.parts.status()["config"]["revision"] < port + 1
+                ):  # the first is what was there at the start
+                    await asyncio.sleep(0.01)
+            assert (await call("config.undo"))["applied"]
+            shown = await call("proxy.show")
+            return shown["http"], (context.run / "proxy.env").read_text()
 
     shown, environment = asyncio.run(main())
     assert shown == "http://192.0.2.1:1"

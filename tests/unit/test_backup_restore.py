@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
+import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from common.errors import MixosError
+from daemon.core.change import files
+from daemon.core.change.files import Step, Trees, nothing
+from daemon.core.part import Context
 from daemon.parts.backup import archive, contents
 from daemon.parts.backup.archive import Entry
-from daemon.parts.backup.contents import MANIFEST, Trees
+from daemon.parts.backup.contents import MANIFEST
+from daemon.parts.backup.migrate import migrate
 from daemon.parts.backup.part import _Made, manifest_now
-from daemon.parts.backup.restore import Restorer, services_to_restart
+from daemon.parts.backup.restore import Plan, Restorer, services_to_restart
 from daemon.parts.backup.sealed import seal, unseal
 
 SECRET = "correct horse battery"
@@ -48,7 +52,7 @@ def device(base: Path, mark: str = "one") -> Trees:
     for end in (".pub", ".fingerprint"):
         write(trees.etc / f"ssh/ssh_host_ed25519_key{end}", f"key {mark}{end}")
     write(trees.etc / "passwd", "not ours")
-    for name in ("vpn/wg0.key", "config/revisions.jsonl", "firewall.json", "idempotency/1", "config/undo.json"):
+    for name in ("vpn/wg0.key", "config/revisions.jsonl", "firewall.json", "idempotency/1", "changes/net.good"):
         write(trees.lib / "mixos" / name, f"{name} {mark}", 0o600)
     write(trees.lib / "web/db/data", f"state {mark}" * 50)
     (trees.lib / "web/current").symlink_to("db")
@@ -79,8 +83,20 @@ def pieces(data: bytes) -> Iterator[bytes]:
     return unseal(io.BytesIO(data), SECRET)
 
 
-def restorer(trees: Trees, step: Callable[[str], None] = lambda name: None) -> Restorer:
-    return Restorer(trees, trees.lib / "mixos/backup/journal.json", step)
+def restorer(trees: Trees) -> Restorer:
+    return Restorer(trees, "1")
+
+
+def restore(trees: Trees, data: bytes, only: Sequence[str] = (), step: Step = nothing) -> Plan:
+    """Prepare and carry out, as `daemon.core.change` does, which the tests of that kill at every step."""
+    plan = restorer(trees).prepare(pieces(data), only)
+    renames = plan.renames()
+    try:
+        files.do(renames, step)
+    except OSError:
+        files.undo(renames)
+    files.clean(renames)
+    return plan
 
 
 def names(data: bytes) -> list[str]:
@@ -96,7 +112,7 @@ def test_what_is_kept(tmp_path):
     assert found[0] == MANIFEST
     assert {"etc/hostname", "etc/mixos/units/web.toml", "etc/ssh/ssh_host_ed25519_key"} <= set(found)
     assert {"var/lib/mixos/vpn/wg0.key", "var/lib/mixos/firewall.json", "var/lib/web/db/data"} <= set(found)
-    assert not {"etc/passwd", "var/lib/mixos/idempotency/1", "var/lib/mixos/config/undo.json"} & set(found)
+    assert not {"etc/passwd", "var/lib/mixos/idempotency/1", "var/lib/mixos/changes/net.good"} & set(found)
     assert len(found) == len(set(found))
 
 
@@ -133,10 +149,8 @@ def test_a_restore_makes_it_what_it_was(tmp_path):
     old, new = device(tmp_path / "a"), device(tmp_path / "b", "two")
     write(new.etc / "mixos/units/later.toml", "x")
     write(new.lib / "web/later", "x")
-    restoring = restorer(new)
-    plan = restoring.prepare(pieces(backup(old, state=STATE)))
-    restoring.apply(plan, "me")
-    kept = ("lib/mixos/idempotency", "lib/mixos/config/undo", "etc/passwd", "lib/mixos/backup")
+    plan = restore(new, backup(old, state=STATE))
+    kept = ("lib/mixos/idempotency", "lib/mixos/changes", "etc/passwd", "lib/mixos/backup")
     wanted = {name: value for name, value in snapshot(old).items() if not name.startswith(kept)}
     assert {name: value for name, value in snapshot(new).items() if not name.startswith(kept)} == wanted
     assert (new.lib / "mixos/idempotency/1").read_text() == "idempotency/1 two"
@@ -147,9 +161,7 @@ def test_a_restore_makes_it_what_it_was(tmp_path):
 
 def test_only_some_sections(tmp_path):
     old, new = device(tmp_path / "a"), device(tmp_path / "b", "two")
-    restoring = restorer(new)
-    plan = restoring.prepare(pieces(backup(old)), ["units"])
-    restoring.apply(plan, "me")
+    plan = restore(new, backup(old), ["units"])
     assert [one.name for one in plan.changes] == ["etc/mixos/units/web.toml"]
     assert services_to_restart(plan) == ([], False)
     assert (new.etc / "hostname").read_text() == "hostname two\n"
@@ -168,93 +180,44 @@ def prepared(base: Path) -> tuple[Trees, bytes, dict[str, tuple[int, object]]]:
     return new, backup(old, state=STATE), snapshot(new)
 
 
-def finished(base: Path) -> dict[str, tuple[int, object]]:
-    trees, data, _ = prepared(base)
-    restoring = restorer(trees)
-    restoring.apply(restoring.prepare(pieces(data)), "me")
-    return snapshot(trees)
+def test_a_failing_rename_takes_everything_back(tmp_path):
+    every: list[str] = []
+    trees, data, _ = prepared(tmp_path / "steps")
+    restore(trees, data, step=every.append)
+    assert len(every) > 20
+    for number in range(len(every)):
+        trees, data, before = prepared(tmp_path / str(number))
+        count = iter(range(number + 1))
+
+        def step(_: str) -> None:
+            if next(count) == number:  # noqa: B023
+                raise OSError(5, "Input/output error")
+
+        restore(trees, data, step=step)
+        assert snapshot(trees) == before, every[number]
 
 
-def steps(base: Path, broken: str = "") -> list[str]:
-    """The names of all steps."""
-    found: list[str] = []
-    trees, data, _ = prepared(base)
+@pytest.mark.parametrize(("state", "outcome"), [("doing", "finished"), ("undoing", "undone")])
+def test_a_restore_that_version_0_1_was_cut_off_in(tmp_path, state, outcome):
+    wanted, data, _ = prepared(tmp_path / "wanted")
+    restore(wanted, data)
+    trees, data, before = prepared(tmp_path / "cut")
+    renames = restorer(trees).prepare(pieces(data)).renames()
+    count = iter(range(7))
 
-    def step(name: str) -> None:
-        found.append(name)
-        if name == broken:
-            raise OSError(5, "Input/output error")
-
-    restoring = restorer(trees, step)
-    plan = restoring.prepare(pieces(data))
-    if broken:
-        with pytest.raises(MixosError) as caught:
-            restoring.apply(plan, "me")
-        assert caught.value.reason == "backup-io"
-    else:
-        restoring.apply(plan, "me")
-    return found
-
-
-def cut_at(number: int, broken: str = "") -> Callable[[str], None]:
-    count = iter(range(number + 1))
-
-    def step(name: str) -> None:
-        if next(count) == number:
+    def cut(_: str) -> None:
+        if next(count, None) is None:
             raise PowerCutError
-        if name == broken:
-            raise OSError(5, "Input/output error")
 
-    return step
-
-
-def test_a_power_cut_at_every_step_is_finished_or_never_was(tmp_path):
-    wanted = finished(tmp_path / "wanted")
-    every = steps(tmp_path / "steps")
-    assert len(every) > 25
-    for number, name in enumerate(every):
-        trees, data, before = prepared(tmp_path / str(number))
-        restoring = restorer(trees, cut_at(number))
-        plan = restoring.prepare(pieces(data))
-        with pytest.raises(PowerCutError):
-            restoring.apply(plan, "me")
-        outcome = restorer(trees).recover()
-        if name == "staged":
-            assert (outcome, snapshot(trees)) == (None, before)
-        else:
-            assert outcome == (None if name == "forgotten" else "finished")
-            assert snapshot(trees) == wanted, name
-        assert restorer(trees).recover() is None
-
-
-def test_cut_twice(tmp_path):
-    """The recovery is cut off as well, at each of its steps."""
-    wanted = finished(tmp_path / "wanted")
-    for number in range(2, 24, 3):
-        for second in range(0, 20, 3):
-            trees, data, _ = prepared(tmp_path / f"{number}-{second}")
-            restoring = restorer(trees, cut_at(number))
-            plan = restoring.prepare(pieces(data))
-            with pytest.raises(PowerCutError):
-                restoring.apply(plan, "me")
-            with contextlib.suppress(PowerCutError):  # or fewer steps were left
-                restorer(trees, cut_at(second)).recover()
-            restorer(trees).recover()
-            assert snapshot(trees) == wanted
-
-
-def test_a_failing_rename_takes_everything_back_even_through_a_power_cut(tmp_path):
-    broken = "done var/lib/web"
-    every = steps(tmp_path / "steps", broken)
-    assert "undoing" in every
-    for number, name in list(enumerate(every))[every.index(broken) + 1 :]:
-        trees, data, before = prepared(tmp_path / str(number))
-        restoring = restorer(trees, cut_at(number, broken))
-        plan = restoring.prepare(pieces(data))
-        with pytest.raises(PowerCutError):
-            restoring.apply(plan, "me")
-        assert restorer(trees).recover() == (None if name == "forgotten" else "undone")
-        assert snapshot(trees) == before, name
+    with pytest.raises(PowerCutError):
+        files.do(renames, cut)
+    context = Context(state=trees.lib / "mixos", etc=trees.etc / "mixos")
+    document = {"state": state, "who": "me", **renames.document()}
+    (trees.lib / "mixos/backup/journal.json").write_text(json.dumps(document))
+    assert migrate(context) == outcome
+    files.clean(renames)
+    assert snapshot(trees) == (snapshot(wanted) if outcome == "finished" else before)
+    assert migrate(context) is None
 
 
 def test_whatever_is_wrong_changes_nothing(tmp_path):
@@ -354,7 +317,6 @@ def test_owner_mode_and_time_come_back(tmp_path):
     if os.geteuid() == 0:
         os.chown(path, 1234, 4321)
     path.chmod(0o640)
-    restoring = restorer(new)
-    restoring.apply(restoring.prepare(pieces(backup(old, state=STATE))), "me")
+    restore(new, backup(old, state=STATE))
     one, two = path.stat(), (new.lib / "web/db/data").stat()
     assert (one.st_uid, one.st_gid, one.st_mode, int(one.st_mtime)) == (two.st_uid, two.st_gid, two.st_mode, 1_000_000)

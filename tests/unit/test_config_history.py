@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from daemon.core.method import Caller, Nothing, Role
 from daemon.core.part import Context
 from daemon.parts.config import history as history_module
 from daemon.parts.config.history import MAX_FILE, History
-from daemon.parts.config.part import BY_HAND, Config, Named, Page, Put, Target
+from daemon.parts.config.part import BY_HAND, Config, Named, Page, Put, Removed, Target
 
 ADMIN = Caller(Role.ADMIN, 1000, 1000, 1, "admin", "local")
 
@@ -83,17 +84,6 @@ def test_files_of_many_equal_lines_are_not_pondered(history: History, monkeypatc
     assert [line[1:] for line in lines[3:] if line[0] == "+"] == after
 
 
-def test_restore_brings_back_content_modes_and_absence(history: History):
-    write(history, "a.toml", "x = 1\n", 0o600)
-    history.record("admin", "one", 1.0)
-    before = tree(history.folder)
-    write(history, "a.toml", "x = 2\n", 0o644)
-    write(history, "new/b.toml", "y = 1\n")
-    history.record("admin", "two", 2.0)
-    assert history.restore(history.get(1)) == ["a.toml", "new/b.toml"]
-    assert tree(history.folder) == before
-
-
 def test_a_torn_line_is_dropped_and_does_not_spoil_the_next(history: History):
     write(history, "a.toml", "x = 1\n")
     history.record("admin", "one", 1.0)
@@ -128,20 +118,6 @@ def test_a_full_disk_leaves_no_part_of_a_line(history: History, monkeypatch: pyt
     assert [revision.id for revision in history.revisions()] == [1, 2]
 
 
-def test_what_stands_in_the_place_of_a_file_or_folder(history: History):
-    write(history, "a/b.toml", "x = 1\n")
-    write(history, "c", "y = 1\n")
-    history.record("admin", "one", 1.0)
-    before = tree(history.folder)
-    (history.folder / "a/b.toml").unlink()
-    (history.folder / "a").rmdir()
-    (history.folder / "c").unlink()
-    write(history, "a", "now a file\n")
-    write(history, "c/d/e.toml", "now a folder\n")
-    history.restore(history.get(1))
-    assert tree(history.folder) == before
-
-
 def test_what_is_remembered_of_unchanged_files_hides_no_change(history: History, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(history_module, "_SETTLED", -(10**12))  # everything is remembered at once
     for name in ("a", "b"):
@@ -157,7 +133,7 @@ def test_what_is_remembered_of_unchanged_files_hides_no_change(history: History,
     for path in (history.store / "objects").iterdir():  # a restore of a backup brought another store
         path.unlink()
     history.current()
-    history.check(second)
+    assert {history.content(digest) for digest, _ in second.files.values()} == {b"1\n", b"22\n"}
 
 
 def test_kept_content_that_was_cut_off_is_kept_again(history: History):
@@ -166,7 +142,7 @@ def test_kept_content_that_was_cut_off_is_kept_again(history: History):
     assert revision is not None
     (history.store / "objects" / revision.files["a.toml"][0]).write_bytes(b"")
     history.current()
-    history.check(revision)
+    assert history.content(revision.files["a.toml"][0]) == b"x = 1\n"
 
 
 def test_damaged_content_is_never_restored(history: History):
@@ -174,11 +150,9 @@ def test_damaged_content_is_never_restored(history: History):
     revision = history.record("admin", "one", 1.0)
     assert revision is not None
     (history.store / "objects" / revision.files["a.toml"][0]).write_bytes(b"x = 9\n")
-    write(history, "a.toml", "x = 2\n")
     with pytest.raises(RefusedError) as caught:
-        history.restore(revision)
+        history.content(revision.files["a.toml"][0])
     assert caught.value.reason == "history-damaged"
-    assert (history.folder / "a.toml").read_text() == "x = 2\n"
 
 
 def test_what_is_too_big_is_refused(history: History):
@@ -220,9 +194,17 @@ def test_no_list_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, dat
 
 
 def part(tmp_path: Path) -> Config:
-    context = Context(etc=tmp_path / "etc", state=tmp_path / "state")
-    context.etc.mkdir(exist_ok=True)
+    context = Context(etc=tmp_path / "etc/mixos", state=tmp_path / "var/lib/mixos")
+    context.etc.mkdir(parents=True, exist_ok=True)
+    context.state.mkdir(parents=True, exist_ok=True)
     return Config(context)
+
+
+def old_undo(config: Config, text: str) -> Path:
+    """The journal of an undo that version 0.1 was cut off in."""
+    path = config.context.state / "config/undo.json"
+    path.write_text(text)
+    return path
 
 
 def test_the_part_records_hand_made_changes_and_undoes(tmp_path: Path):
@@ -232,10 +214,45 @@ def test_the_part_records_hand_made_changes_and_undoes(tmp_path: Path):
     write(config.history, "a.toml", "x = 2\n")
     config.record("admin", "net.set")
     answer = asyncio.run(config.undo(ADMIN, Target()))
-    assert answer == {"revision": 1, "changed": ["a.toml"]}
+    assert (answer["revision"], answer["changed-files"], answer["applied"]) == (1, ["a.toml"], True)
     assert (config.context.etc / "a.toml").read_text() == "x = 1\n"
     rows = asyncio.run(config.revisions(ADMIN, Page()))
     assert [(row["id"], row["who"]) for row in rows] == [(3, "admin"), (2, "admin"), (1, BY_HAND)]  # type: ignore[attr-defined]
+
+
+def undone(tmp_path: Path, change: Callable[[Config], None]) -> None:
+    """After `change` an undo brings the folder back to what it was."""
+    config = part(tmp_path)
+    config.record("admin", "one")
+    before = tree(config.context.etc)
+    change(config)
+    config.record("admin", "two")
+    asyncio.run(config.undo(ADMIN, Target(revision=1)))
+    assert tree(config.context.etc) == before
+
+
+def test_an_undo_brings_back_content_modes_and_absence(tmp_path: Path):
+    def change(config: Config) -> None:
+        write(config.history, "a.toml", "x = 2\n", 0o644)
+        write(config.history, "new/b.toml", "y = 1\n")
+
+    write(part(tmp_path).history, "a.toml", "x = 1\n", 0o600)
+    undone(tmp_path, change)
+
+
+def test_what_stands_in_the_place_of_a_file_or_folder(tmp_path: Path):
+    def change(config: Config) -> None:
+        folder = config.context.etc
+        (folder / "a/b.toml").unlink()
+        (folder / "a").rmdir()
+        (folder / "c").unlink()
+        write(config.history, "a", "now a file\n")
+        write(config.history, "c/d/e.toml", "now a folder\n")
+
+    history = part(tmp_path).history
+    write(history, "a/b.toml", "x = 1\n")
+    write(history, "c", "y = 1\n")
+    undone(tmp_path, change)
 
 
 def test_an_undo_of_an_undo(tmp_path: Path):
@@ -271,7 +288,6 @@ def test_an_undo_that_would_lose_something_is_refused(tmp_path: Path):
         asyncio.run(config.undo(ADMIN, Target(revision=1)))
     assert caught.value.reason == "history-failed"
     assert (config.context.etc / "a.toml").read_text() == "x = 2\n"
-    assert not config.journal.exists()
 
 
 def test_an_undo_that_fails_is_taken_back_and_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -281,51 +297,18 @@ def test_an_undo_that_fails_is_taken_back_and_not_tried_again(tmp_path: Path, mo
         write(config.history, "b.toml", text)
         config.record("admin", "set")
     before = tree(config.context.etc)
-    real, failed = history_module.write_atomically, []
 
-    def full(path: Path, data: bytes, mode: int) -> None:
-        if path.name == "b.toml" and not failed:
-            failed.append(path)
+    def full(name: str) -> None:
+        if name == "done etc/mixos/a.toml":
             raise OSError(errno.ENOSPC, "full")
-        real(path, data, mode)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(history_module, "write_atomically", full)
-        with pytest.raises(MixosError) as caught:
-            asyncio.run(config.undo(ADMIN, Target()))
-    assert caught.value.reason == "history-failed"
+    config.context.changes.step = full
+    with pytest.raises(MixosError) as caught:
+        asyncio.run(config.undo(ADMIN, Target()))
+    assert caught.value.reason == "change-files"
     assert tree(config.context.etc) == before
     asyncio.run(part(tmp_path).start())
     assert tree(config.context.etc) == before
-
-
-def test_an_undo_that_cannot_be_finished_at_a_start_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    config = part(tmp_path)
-    for text in ("x = 1\n", "x = 2\n"):
-        write(config.history, "a.toml", text)
-        write(config.history, "b.toml", text)
-        config.record("admin", "set")
-    before = tree(config.context.etc)
-    config.journal.write_text(json.dumps({"revision": 1, "who": "admin", "origin": "local"}))
-    write(config.history, "a.toml", "x = 1\n")  # as far as it came before the power cut
-    real, room = history_module.write_atomically, []
-
-    def full(path: Path, data: bytes, mode: int) -> None:
-        if path.name == "b.toml" and not room:
-            raise OSError(errno.ENOSPC, "full")
-        if data == b"x = 2\n" and not room:
-            raise OSError(errno.ENOSPC, "full")
-        real(path, data, mode)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(history_module, "write_atomically", full)
-        asyncio.run(part(tmp_path).start())
-        assert config.journal.exists()  # neither way is open yet
-    write(config.history, "b.toml", "x = 2\n")
-    asyncio.run(part(tmp_path).start())
-    assert not config.journal.exists()
-    assert {data for data, _ in tree(config.context.etc).values()} == {b"x = 1\n"}
-    assert {data for data, _ in before.values()} == {b"x = 2\n"}
 
 
 def test_damaged_content_is_found_before_anything_changes(tmp_path: Path):
@@ -339,7 +322,6 @@ def test_damaged_content_is_found_before_anything_changes(tmp_path: Path):
         asyncio.run(config.undo(ADMIN, Target()))
     assert caught.value.reason == "history-damaged"
     assert (config.context.etc / "a").read_text() == "a2\n"
-    assert not config.journal.exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"revision": 99, "who": "x", "origin": "y"}', '{"revision": "x"}', "7"])
@@ -347,10 +329,10 @@ def test_no_journal_keeps_the_part_from_starting(tmp_path: Path, text: str):
     config = part(tmp_path)
     write(config.history, "a.toml", "x = 1\n")
     config.record("admin", "one")
-    config.journal.write_text(text)
+    journal = old_undo(config, text)
     asyncio.run(config.start())
     assert config.status() == {"revision": 1}
-    assert not config.journal.exists()
+    assert not journal.exists()
 
 
 def test_an_undo_that_was_cut_off_is_finished_at_the_next_start(tmp_path: Path):
@@ -361,11 +343,11 @@ def test_an_undo_that_was_cut_off_is_finished_at_the_next_start(tmp_path: Path):
     write(config.history, "a.toml", "x = 2\n")
     write(config.history, "b.toml", "y = 2\n")
     config.record("admin", "two")
-    config.journal.write_text(json.dumps({"revision": 1, "who": "admin", "origin": "local"}))
+    journal = old_undo(config, json.dumps({"revision": 1, "who": "admin", "origin": "local"}))
     write(config.history, "a.toml", "x = 1\n")  # as far as the undo came
     asyncio.run(part(tmp_path).start())
     assert (config.context.etc / "b.toml").read_text() == "y = 1\n"
-    assert not config.journal.exists()
+    assert not journal.exists()
 
 
 # -- files that people write -------------------------------------------------------------------------------------------
@@ -377,7 +359,9 @@ def test_a_file_is_written_read_and_removed(tmp_path: Path):
 
     async def main() -> None:
         put = Put.model_validate({"path": "units/hello.toml", "text": "[unit]\n"})
-        assert await config.put(me, put) == {"path": "units/hello.toml", "apply": ["service.reload"]}
+        answer = await config.put(me, put)
+        assert (answer["changed-files"], answer["apply"]) == (["units/hello.toml"], ["service.reload"])
+        assert [one["method"] for one in answer["problems"]] == ["service.reload"]  # there is nobody to call here
         file = config.context.etc / "units/hello.toml"
         assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o644, 0o755)
         assert await config.get(me, Named(path=put.path)) == {"path": put.path, "text": "[unit]\n"}
@@ -387,9 +371,9 @@ def test_a_file_is_written_read_and_removed(tmp_path: Path):
         file.chmod(0o600)
         await config.put(me, put)
         assert file.stat().st_mode & 0o777 == 0o600
-        assert (await config.remove(me, Named(path=put.path)))["apply"] == ["service.reload"]
+        assert (await config.remove(me, Removed(path=put.path)))["apply"] == ["service.reload"]
         with pytest.raises(NotFoundError) as caught:
-            await config.remove(me, Named(path=put.path))
+            await config.remove(me, Removed(path=put.path))
         assert caught.value.reason == "config-missing"
 
     asyncio.run(main())

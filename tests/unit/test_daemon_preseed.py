@@ -10,6 +10,7 @@ import pytest
 from common.settings.model import Settings
 from common.settings.render import render
 from daemon import preseed
+from daemon.core.change import files
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_malformed_changes_nothing(root, capsys, text, code, reason):
 @pytest.mark.parametrize("number", range(3))
 def test_failure_while_staging_changes_nothing(root, monkeypatch, number):
     before, calls = snapshot(root), []
-    real = preseed.write_durably
+    real = files.write_durably
 
     def full(path, data, mode):
         calls.append(path)
@@ -88,7 +89,7 @@ def test_failure_while_staging_changes_nothing(root, monkeypatch, number):
             raise OSError(28, "No space left on device")
         real(path, data, mode)
 
-    monkeypatch.setattr(preseed, "write_durably", full)
+    monkeypatch.setattr(files, "write_durably", full)
     assert apply(root, 'hostname = "x"\ntimezone = "Asia/Tokyo"\n') == 1
     assert len(calls) == number + 1
     assert snapshot(root) == before

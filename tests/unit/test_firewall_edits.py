@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,13 @@ from pydantic import ValidationError
 from common.errors import ConfigError, MixosError, NotFoundError, RefusedError
 from common.tomlfile import parse
 from daemon.core import rpc
-from daemon.core.method import Caller, Role
+from daemon.core.change.applier import View
 from daemon.core.part import Context
 from daemon.parts.firewall import edits, forwarding, requests
 from daemon.parts.firewall import verbs as cli
-from daemon.parts.firewall.decide import Packet
+from daemon.parts.firewall.migrate import migrate
 from daemon.parts.firewall.model import Config
-from daemon.parts.firewall.operator import connection
-from daemon.parts.firewall.policy import Policy, Source, default_text, resolve
-from daemon.parts.firewall.store import Store, digest
+from daemon.parts.firewall.policy import FILE, Policy, Source, default_text, resolve
 
 PATH = Path("firewall.toml")
 
@@ -134,11 +132,10 @@ def test_blocking_writes_the_list_and_keeps_its_comments():
     [
         (requests.Allow, {"service": "ssh; drop"}),
         (requests.Allow, {"service": "ssh", "name": "a]\nx"}),
-        (requests.Change, {"confirm": 4}),
-        (requests.Change, {"confirm": 3601}),
-        (requests.Change, {"confirm": True}),
-        (requests.Change, {"force": 1}),
-        (requests.Change, {"connection": "x" * 201}),
+        (requests.Apply, {"confirm": -1}),
+        (requests.Apply, {"confirm": 3601}),
+        (requests.Apply, {"confirm": True}),
+        (requests.Apply, {"force": 1}),
         (requests.Block, {"addresses": ["192.0.2.1"] * 2001}),
         (requests.ForwardPort, {"zone": "wan", "port": "tcp/1", "to": "0.0.0.0"}),
         (requests.EditZone, {"name": "Lan"}),
@@ -150,93 +147,64 @@ def test_parameters_out_of_bounds(model, keys):
         model.model_validate(keys)
 
 
-# -- the operator ----------------------------------------------------------------------------------------------------
+# -- what version 0.1 kept -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("origin", "text", "packet"),
-    [
-        ("local (claimed)", None, None),
-        ("local (claimed)", "203.0.113.9 50000 127.0.0.1 2222", Packet("203.0.113.9", "tcp", 2222, "lo")),
-        ("ssh 203.0.113.9 (claimed)", None, Packet("203.0.113.9", "tcp", 22)),
-        ("ssh ::ffff:203.0.113.9 (claimed)", None, Packet("203.0.113.9", "tcp", 22)),
-        ("ssh fe80::1%eth3 (claimed)", None, Packet("fe80::1", "tcp", 22, "eth3")),
-        ("ssh 203.0.113.9 (claimed)", "garbage", Packet("203.0.113.9", "tcp", 22)),
-        ("ssh 203.0.113.9 (claimed)", "a b c d", Packet("203.0.113.9", "tcp", 22)),
-        ("ssh 203.0.113.9 (claimed)", "1.1.1.1 1 1.1.1.2 ٢٢", Packet("203.0.113.9", "tcp", 22)),
-        ("ssh nonsense (claimed)", None, None),
-    ],
-)
-def test_the_operators_connection(origin, text, packet):
-    assert connection(Caller(Role.ADMIN, 1000, 1000, 1, "admin", origin), text) == packet
-
-
-@settings(deadline=None)
-@given(st.text(max_size=60), st.text(max_size=60))
-def test_no_connection_text_is_a_crash(origin, text):
-    connection(Caller(Role.ADMIN, 1000, 1000, 1, "admin", origin), text)
-
-
-# -- what is kept ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def store(tmp_path):
+def kept(tmp_path: Path, **files: object) -> Context:
     context = Context(*(tmp_path / name for name in ("run", "state", "etc", "lib", "log")))
-    store = Store(context)
-    store.prepare()
-    return store
+    (context.state / "firewall").mkdir(parents=True)
+    (context.etc / "lists").mkdir(parents=True)
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (context.state / "firewall" / name.replace("_", ".")).write_text(text)
+    return context
 
 
-def test_a_waiting_change_is_found_again_with_the_time_that_is_left(store):
-    source = Source("x = 1\n", {"a.txt": "1.1.1.1\n"})
-    store.wait_for(source, 60, "admin")
-    found = store.pending()
-    assert found is not None
-    assert found.source == source
-    assert 0 < found.left <= 60
+def memory(context: Context) -> tuple[Any, bool]:
+    changes = context.changes
+    return changes.memory.good("firewall"), changes.memory.refused("firewall", View(changes.places))
 
 
-def test_a_reboot_leaves_no_time(store):
-    store.wait_for(Source("x"), 60, "admin")
-    path = store.folder / "pending.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "boot": "another"}))
-    found = store.pending()
-    assert found is not None
-    assert found.left == 0
+def test_the_last_good_source_is_taken_over(tmp_path):
+    context = kept(tmp_path, good_json={"text": "x = 1\n", "lists": {"a.txt": "1.1.1.1\n"}})
+    migrate(context)
+    assert memory(context) == ({FILE: b"x = 1\n", "etc/mixos/lists/a.txt": b"1.1.1.1\n"}, False)
+    assert not (context.state / "firewall").exists()
+    migrate(context)  # once is enough
+    assert memory(context)[0]
+
+
+def test_a_confirmed_change_whose_files_are_missing_is_written(tmp_path):
+    context = kept(tmp_path, committed_json={"source": {"text": "x = 2\n", "lists": {"a.txt": "1.1.1.1\n"}}})
+    migrate(context)
+    assert (context.etc / "firewall.toml").read_text() == "x = 2\n"
+    assert (context.etc / "lists/a.txt").read_text() == "1.1.1.1\n"
+
+
+@pytest.mark.parametrize("how", ["pending", "refused"])
+def test_what_was_not_confirmed_stays_refused(tmp_path, how):
+    text = "[zones.lan]\n"
+    source = {"text": text, "lists": {}}
+    digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()
+    files = (
+        {"pending_json": {"source": source, "boot": "x", "deadline": 1.0}} if how == "pending" else {"refused": digest}
+    )
+    context = kept(tmp_path, **files)
+    (context.etc / "firewall.toml").write_text(text)
+    migrate(context)
+    assert memory(context) == (None, True)
+    (context.etc / "firewall.toml").write_text("[zones.wan]\n")
+    assert memory(context) == (None, False)
 
 
 @settings(deadline=None)
 @given(data=st.one_of(st.binary(max_size=60), st.recursive(st.none() | st.text() | st.floats(), st.lists).map(repr)))
 def test_damaged_files_are_as_good_as_none(tmp_path_factory, data):
-    store = Store(Context(*([tmp_path_factory.mktemp("store")] * 5)))
-    store.prepare()
+    context = kept(tmp_path_factory.mktemp("kept"))
     for name in ("good.json", "pending.json", "committed.json", "refused"):
-        (store.folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
-    assert store.good() is None
-    assert store.pending() is None
-    store.finish_commit()
-    assert not store.refused(Source("x"))
-
-
-def test_files_are_secret_and_the_next_start_is_ready(store):
-    source = Source("text\n", {"a.txt": "1.1.1.1\n"})
-    store.refuse(source)
-    store.wait_for(source, 9, "admin")
-    store.commit()
-    store.finish_commit()
-    store.keep(source, b"{}")
-    assert store.config.read_text() == "text\n"
-    assert (store.lists / "a.txt").read_text() == "1.1.1.1\n"
-    assert store.good() == source
-    assert not store.refused(source)
-    assert store.pending() is None
-    assert {path.stat().st_mode & 0o777 for path in [store.compiled, *store.folder.iterdir()]} == {0o600}
-    assert digest(source) != digest(Source("text\n"))
-
-
-def test_a_deadline_is_on_the_clock_that_nobody_sets(store):
-    assert abs(store.wait_for(Source(""), 9, "x").deadline - time.clock_gettime(time.CLOCK_BOOTTIME) - 9) < 5
+        (context.state / "firewall" / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    migrate(context)
+    assert memory(context) == (None, False)
 
 
 # -- routing ---------------------------------------------------------------------------------------------------------
@@ -279,13 +247,16 @@ def test_a_list_that_is_none_is_refused_with_its_line(tmp_path, data, reason):
     assert str(file) in caught.value.message
 
 
+ANSWER = {"applied": True, "changed": True, "steps": [], "confirm": None, "problems": []}
+
+
 def test_long_addresses_fit_into_calls(monkeypatch, tmp_path):
     entry = "2001:0db8:1111:2222:3333:4444:5555:{0:04x}-2001:0db8:1111:2222:3333:4444:5555:{0:04x}"
     wanted = [entry.format(number) for number in range(5000)]
     file = tmp_path / "list.txt"
     file.write_text("\n".join(wanted))
     sent: list[dict[str, Any]] = []
-    monkeypatch.setattr(cli, "ask", lambda _, params, **__: sent.append(dict(params)) or {"applied": 0, "diff": ""})
+    monkeypatch.setattr(cli, "ask", lambda _, params, **__: sent.append(dict(params)) or ANSWER)
     assert CliRunner().invoke(cli.firewall, ["block", "--file", str(file)]).exit_code == 0
     assert [address for params in sent for address in params["addresses"]] == wanted
     assert [params.get("more") for params in sent] == [*[True] * (len(sent) - 1), None]

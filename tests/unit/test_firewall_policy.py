@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
+from daemon.core.change.applier import View
+from daemon.core.change.files import Trees
 from daemon.parts.firewall import lists
 from daemon.parts.firewall.decide import Packet, admits, decide, zone_of
 from daemon.parts.firewall.policy import Policy, Source, default_text, read_source, resolve, shipped_services
@@ -136,7 +138,7 @@ def test_any_text_is_read_or_refused(text):
 
 
 def test_a_missing_file_means_the_default(tmp_path):
-    assert read_source(tmp_path / "firewall.toml").text == default_text()
+    assert read_source(View(Trees(tmp_path))).text == default_text()
 
 
 # -- lists -----------------------------------------------------------------------------------------------------------

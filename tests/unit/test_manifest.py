@@ -27,7 +27,7 @@ from daemon.core.parts import source
 from daemon.parts.backup import contents
 from tests.unit.test_api_server import running
 
-ORDER = "backup config firewall proxy storage service net vpn mdns sandbox metrics"
+ORDER = "change backup config firewall proxy storage service net vpn mdns sandbox metrics"
 
 
 def context(base: Path) -> Context:

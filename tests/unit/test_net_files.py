@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import shutil
 import time
@@ -19,10 +21,12 @@ from common import netvalues as values
 from common.errors import MixosError
 from common.tomledit import remove_table, set_keys
 from common.tomlfile import parse
+from daemon.core.change.applier import View
+from daemon.core.part import Context
 from daemon.linux.nameservers import Names
 from daemon.parts.net.handover import EarlyBoot
+from daemon.parts.net.migrate import migrate
 from daemon.parts.net.netfile import NetworkFile
-from daemon.parts.net.trial import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
 INIT = ROOT / "rootfs/skeleton/usr/lib/mixos/init"
@@ -355,36 +359,46 @@ def test_the_script_is_woken(early: EarlyBoot) -> None:
     os.close(reader)
 
 
-# -- trials ----------------------------------------------------------------------------------------------------------
+# -- what version 0.1 kept -------------------------------------------------------------------------------------------
 
 
-def test_every_moment_of_a_trial_has_a_way_back(tmp_path: Path) -> None:
-    """Whatever is on disk when the power goes, the next start puts something confirmed in force, or what is new."""
-    old, new = '[interface.a]\nmode = "none"\n', '[interface.b]\nmode = "none"\n'
-    journal = Journal(tmp_path / "network.toml", tmp_path / "state")
+def kept(tmp_path: Path, **files: str) -> Context:
+    context = Context(*(tmp_path / name for name in ("run", "state", "etc", "lib", "log")))
+    (context.state / "net").mkdir(parents=True)
+    context.etc.mkdir()
+    for name, text in files.items():
+        (context.state / "net" / name.replace("_", ".")).write_text(text)
+    return context
 
-    def next_start() -> str:
-        later = Journal(tmp_path / "network.toml", tmp_path / "state")
-        if later.state == "trial":
-            later.revert()
-        return later.choose().text
 
-    assert next_start() == ""
-    journal.file.write_text(old)
-    assert next_start() == old  # a file that was never tried counts
-    journal.confirm(old)
-    journal.file.write_text(new)
-    journal.begin(new)
-    assert journal.tried()[0] == new
-    assert next_start() == old
-    assert next_start() == old
-    assert journal.choose().problem is not None
-    journal.begin(new)
-    journal.confirm(new)
-    assert next_start() == new
-    assert journal.choose().problem is None
-    journal.file.write_text("broken [")
-    assert next_start() == new
-    (tmp_path / "state/trial.json").write_bytes(b"\xff garbage")
-    (tmp_path / "state/applied.toml").write_bytes(b"\xff")
-    assert next_start() == ""
+def memory(context: Context) -> tuple[Any, bool]:
+    changes = context.changes
+    return changes.memory.good("net"), changes.memory.refused("net", View(changes.places))
+
+
+def test_what_was_confirmed_is_taken_over(tmp_path: Path) -> None:
+    context = kept(tmp_path, applied_toml="dns = []\n")
+    (context.etc / "network.toml").write_text("dns = []\n")
+    migrate(context)
+    assert memory(context) == ({"etc/mixos/network.toml": b"dns = []\n"}, False)
+    assert not (context.state / "net").exists()
+    migrate(context)
+
+
+@pytest.mark.parametrize("state", ["trial", "reverted"])
+def test_what_was_not_confirmed_stays_refused(tmp_path: Path, state: str) -> None:
+    text = 'dns = ["192.0.2.1"]\n'
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    record = {"state": state, "text": text} if state == "trial" else {"state": state, "refused": digest}
+    context = kept(tmp_path, trial_json=json.dumps(record), applied_toml="")
+    (context.etc / "network.toml").write_text(text)
+    migrate(context)
+    assert memory(context) == ({"etc/mixos/network.toml": b""}, True)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"state": 7, "text": []}'])
+def test_a_damaged_record_is_as_good_as_none(tmp_path: Path, text: str) -> None:
+    context = kept(tmp_path, trial_json=text)
+    (context.etc / "network.toml").write_text("x = 1\n")
+    migrate(context)
+    assert memory(context) == (None, False)

@@ -7,6 +7,7 @@ import base64
 import grp
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from buildsys.run import run
 from common.errors import ConfigError, MixosError
+from daemon.core.change.applier import View
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.parts.proxy import verbs as cli
@@ -45,6 +47,12 @@ def context(tmp_path: Path) -> Context:
     for folder in folders:
         folder.mkdir()
     return Context(*folders)
+
+
+def started(context: Context, *more: str) -> Proxy:
+    part = Proxy(context, *more)
+    asyncio.run(part.start())
+    return part
 
 
 def call(part: Proxy, name: str, **params: object) -> Any:
@@ -173,7 +181,7 @@ def test_setting_writes_file_environment_and_an_event(context):
 
 
 def test_what_is_not_given_stays_and_clear_forgets_all(context):
-    part = Proxy(context)
+    part = started(context)
     call(part, "set", http="http://a:1", user="u", password="p")
     (context.etc / "proxy.toml").write_text("# mine\n" + (context.etc / "proxy.toml").read_text())
     shown = call(part, "set", socks="socks5h://b:2")
@@ -187,7 +195,7 @@ def test_what_is_not_given_stays_and_clear_forgets_all(context):
 
 def test_a_login_shell_has_the_setting_and_only_its_group_may_read_it(context, tmp_path):
     group = grp.getgrgid(65534)
-    part = Proxy(context, group.gr_name)
+    part = started(context, group.gr_name)
     call(part, "set", http="http://p.example:3128", no_proxy=["192.0.2.0/24"], user="me", password=SECRET)
     path = context.run / "proxy.env"
     assert (path.stat().st_mode & 0o777, path.stat().st_gid) == (0o640, 65534)
@@ -206,7 +214,7 @@ def test_what_is_no_exception(text):
 
 
 def test_mistakes(context):
-    part = Proxy(context)
+    part = started(context)
     with pytest.raises(MixosError) as caught:
         call(part, "set", user="alone")
     assert caught.value.reason == "proxy-credentials"
@@ -217,7 +225,7 @@ def test_mistakes(context):
     assert "geheim" not in str(invalid.value.errors(include_input=False, include_context=False))
     (context.etc / "proxy.toml").write_text("http = 'p:1'\n")
     with pytest.raises(ConfigError) as config:
-        read(context.etc)
+        read(View(context.changes.places))
     assert config.value.reason == "config-value"
     assert "proxy.toml:1:" in config.value.message
 
@@ -227,23 +235,41 @@ def test_a_secret_that_others_can_read_is_refused_and_its_content_never_told(con
     secret.write_text("user = 'u'\npassword = 'geheim'\n")
     secret.chmod(0o644)
     with pytest.raises(ConfigError) as caught:
-        read(context.etc)
+        read(View(context.changes.places))
     assert caught.value.reason == "proxy-secret-open"
     secret.write_text("user = 'u'\npassword = ['geheim']\n")
     secret.chmod(0o600)
     with pytest.raises(ConfigError) as caught:
-        read(context.etc)
+        read(View(context.changes.places))
     assert "geheim" not in caught.value.message
 
 
 def test_a_broken_file_keeps_the_environment_that_services_have(context):
-    part = Proxy(context)
+    part = started(context)
     call(part, "set", http="http://a:1")
     before = (context.run / "proxy.env").read_bytes()
     (context.etc / "proxy.toml").write_text("http = ")
-    with pytest.raises(ConfigError):
-        asyncio.run(Proxy(context).start())
+    again = started(replace(context))
+    assert again.problem is not None
+    assert again.problem.reason == "config-syntax"
     assert (context.run / "proxy.env").read_bytes() == before
+    (context.state / "changes/proxy.good").unlink()  # nothing is known to be good
+    with pytest.raises(ConfigError):
+        started(replace(context))
+    assert (context.run / "proxy.env").read_bytes() == before
+
+
+def test_a_password_that_is_tried_is_written_when_it_is_confirmed(context):
+    part = started(context)
+    answer = call(part, "set", http="http://a:1", user="u", password="geheim", confirm=600)
+    assert answer["confirm"] == 600
+    assert environment_file(context.run / "proxy.env")["HTTP_PROXY"] == "http://u:geheim@a:1"
+    assert not (context.etc / "proxy.secret.toml").exists()
+    changes = context.changes
+    asyncio.run(changes.confirm(ME, changes.find("proxy")))
+    assert (context.etc / "proxy.secret.toml").stat().st_mode & 0o777 == 0o600
+    assert not list((context.state / "changes").glob("*.json"))
+    assert "geheim" not in (context.state / "changes/proxy.good").read_text()
 
 
 # -- real requests ---------------------------------------------------------------------------------------------------
@@ -362,7 +388,7 @@ def test_socks_refusals(code, login, reason):
 
 
 def test_the_command_reads_the_password_from_standard_input(context, monkeypatch):
-    part = Proxy(context)
+    part = started(context)
     monkeypatch.setattr(
         cli, "ask", lambda method, params=None, **_: call(part, method.partition(".")[2], **(params or {}))
     )
@@ -370,9 +396,9 @@ def test_the_command_reads_the_password_from_standard_input(context, monkeypatch
     result = runner.invoke(cli.proxy, ["set", "http://p:1", "--no-proxy", ".lan", "--user", "me"], input=f"{SECRET}\n")
     assert result.exit_code == 0
     assert SECRET not in result.output
-    assert read(context.etc).credentials == Credentials(user="me", password=SECRET)
+    assert read(View(context.changes.places)).credentials == Credentials(user="me", password=SECRET)
     shown = json.loads(runner.invoke(cli.proxy, ["show", "--json"]).output)
     assert (shown["https"], shown["no-proxy"][-1]) == ("http://***@p:1", ".lan")
     assert runner.invoke(cli.proxy, ["clear"]).exit_code == 0
     assert runner.invoke(cli.proxy, ["set"]).exit_code == 2
-    assert read(context.etc) == Settings()
+    assert read(View(context.changes.places)) == Settings()

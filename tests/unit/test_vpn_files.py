@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 
 from common.errors import MixosError
 from common.tomlfile import parse
+from daemon.core.change.applier import Wish
+from daemon.core.change.files import Trees
+from daemon.core.method import Caller, Role
+from daemon.core.part import Context
 from daemon.linux.rtnl import MAIN_TABLE, Route, Rule
 from daemon.linux.wireguard import Device, Endpoint, Peer
 from daemon.parts.vpn import clients, keys, tunnel, wgquick
 from daemon.parts.vpn import model as vpnfile
-from daemon.parts.vpn.edits import VpnConfig
+from daemon.parts.vpn.edits import FILE, VpnConfig
 from daemon.parts.vpn.model import Tunnel, VpnFile
 
 ONE, TWO = keys.encode(bytes([1]) * 32), keys.encode(bytes([2]) * 32)
@@ -71,12 +75,24 @@ def test_a_text_is_a_key_or_refused(text: str) -> None:
         assert error.reason == "vpn-key"  # noqa: PT017  # either way is fine
 
 
+def files(tmp_path: Path) -> VpnConfig:
+    return VpnConfig(Trees(tmp_path / "etc", tmp_path / "lib"))
+
+
+def secrets(config: VpnConfig) -> set[str]:
+    return {name.rpartition("/")[2] for name in config.view.names("var/lib/mixos/vpn")}
+
+
 def test_secrets_are_for_root_alone(tmp_path: Path) -> None:
-    store = keys.Store(tmp_path / "vpn")
+    context = Context(*(tmp_path / name for name in ("run", "state", "etc", "lib", "log")))
+    config = VpnConfig(context.changes.places)
+    store = config.store
     store.write("wg0.key", bytes([5]) * 32)
     assert store.read("wg0.key") == bytes([5]) * 32
-    assert (tmp_path / "vpn/wg0.key").stat().st_mode & 0o777 == 0o600
-    assert (tmp_path / "vpn").stat().st_mode & 0o777 == 0o700
+    caller = Caller(Role.ADMIN, 0, 0, 1, "me", "local")
+    asyncio.run(context.changes.make(caller, Wish(), "a key", config.contents))
+    assert (context.state / "vpn/wg0.key").stat().st_mode & 0o777 == 0o600
+    assert (context.state / "vpn").stat().st_mode & 0o777 == 0o700
     store.remove("wg0.key")
     with pytest.raises(MixosError) as caught:
         store.read("wg0.key")
@@ -126,13 +142,14 @@ def test_an_allowed_ip_belongs_to_one_peer() -> None:
 
 
 def test_changes_keep_comments_and_secrets_follow(tmp_path: Path) -> None:
-    config = VpnConfig(tmp_path / "vpn.toml", tmp_path / "vpn")
+    config = files(tmp_path)
     config.add_tunnel("wg0", bytes([5]) * 32, {"addresses": ["10.8.0.1/24"], "port": 5})
-    config.file.write_text("# ours\n" + config.file.read_text())
+    config.changed[FILE] = b"# ours\n" + (config.view.read(FILE) or b"")
     config.add_peer("wg0", "a", {"public-key": ONE, "allowed-ips": ["10.8.0.2/32"]}, bytes([6]) * 32, bytes([7]) * 32)
     config.add_peer("wg0", "b", {"public-key": TWO, "allowed-ips": ["10.8.0.3/32"]}, None, None)
-    assert {path.name for path in (tmp_path / "vpn").iterdir()} == {"wg0.key", "wg0.a.psk", "wg0.a.key"}
-    text = config.file.read_text()
+    assert secrets(config) == {"wg0.key", "wg0.a.psk", "wg0.a.key"}
+    text = config.view.text(FILE)
+    assert text is not None
     assert text.startswith("# ours\n")
     for secret in (5, 6, 7):
         assert keys.encode(bytes([secret]) * 32) not in text
@@ -142,14 +159,14 @@ def test_changes_keep_comments_and_secrets_follow(tmp_path: Path) -> None:
         assert caught.value.reason == reason
     with pytest.raises(MixosError):  # the same key under another name: nothing is written
         config.add_peer("wg0", "c", {"public-key": ONE}, bytes([8]) * 32, None)
-    assert not (tmp_path / "vpn/wg0.c.psk").exists()
-    assert config.file.read_text() == text
+    assert "wg0.c.psk" not in secrets(config)
+    assert config.view.text(FILE) == text
     config.remove_peer("wg0", "a")
-    assert {path.name for path in (tmp_path / "vpn").iterdir()} == {"wg0.key"}
+    assert secrets(config) == {"wg0.key"}
     name, entry = config.tunnel(None)
     assert (name, list(entry.peer)) == ("wg0", ["b"])
     config.remove_tunnel("wg0", entry)
-    assert list((tmp_path / "vpn").iterdir()) == []
+    assert secrets(config) == set()
     assert config.read().interface == {}
 
 
@@ -240,7 +257,7 @@ def test_garbage_is_refused(text: str) -> None:
 
 
 def test_an_import_makes_a_tunnel(tmp_path: Path) -> None:
-    config = VpnConfig(tmp_path / "vpn.toml", tmp_path / "vpn")
+    config = files(tmp_path)
     entry = config.add_quick("wg0", wgquick.parse(STOCK))
     assert entry.addresses == ("10.5.0.2/32", "fd00:5::2/128", "10.6.0.2/32")
     assert (entry.mtu, entry.port, entry.dns, entry.search) == (
@@ -250,8 +267,8 @@ def test_an_import_makes_a_tunnel(tmp_path: Path) -> None:
         ("corp.example.org",),
     )
     assert list(entry.peer) == ["laptop", "peer2"]
-    assert {path.name for path in (tmp_path / "vpn").iterdir()} == {"wg0.key", "wg0.peer2.psk"}
-    assert SECRET not in config.file.read_text()
+    assert secrets(config) == {"wg0.key", "wg0.peer2.psk"}
+    assert SECRET not in (config.view.text(FILE) or "")
     exported = clients.export(entry)
     assert SECRET not in exported
     back = wgquick.parse(exported.replace("# PrivateKey: kept on the device", f"PrivateKey = {SECRET}"))
@@ -332,7 +349,7 @@ def test_routes_and_rules_of_a_tunnel_that_takes_everything() -> None:
 
 
 def test_a_device_needs_its_secrets(tmp_path: Path) -> None:
-    store = keys.Store(tmp_path)
+    store = files(tmp_path).store
     with pytest.raises(MixosError) as caught:
         tunnel.device("wg0", server(), store, {})
     assert caught.value.reason == "vpn-secret-missing"

@@ -11,7 +11,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from common.errors import NotFoundError
 from common.tomlfile import Strict
+from daemon.core.change.files import Trees
 from daemon.core.manifest import function, manifests
 from daemon.core.part import Context
 from daemon.parts.backup.archive import Entry, leads_out
@@ -70,23 +70,6 @@ class Manifest(Strict):
     secrets: bool
     sections: tuple[str, ...] = Field(max_length=16)
     state: dict[str, str] = Field(default={}, max_length=256)
-
-
-@dataclass(frozen=True)
-class Trees:
-    """The two folders that a backup is about. Tests give others."""
-
-    etc: Path = Path("/etc")
-    lib: Path = Path("/var/lib")
-
-    @classmethod
-    def of(cls, context: Context) -> Trees:
-        """Those of a daemon."""
-        return cls(context.etc.parent, context.state.parent)
-
-    def place(self, name: str) -> Path:
-        """Where a name of a backup is on this device."""
-        return self.etc / name[4:] if name.startswith("etc/") else self.lib / name[8:]
 
 
 def parse_manifest(data: bytes) -> Manifest:

@@ -1,7 +1,7 @@
 """The part `backup`: the device's state into a stream, and back from an upload.
 
-The passphrase travels as a secret parameter through the socket, and is nowhere else. A restore that a power cut
-interrupted is finished, or taken back, when the part starts: it must start before the parts whose files it replaces.
+The passphrase travels as a secret parameter through the socket, and is nowhere else. What was unpacked is put in its
+place as a change like any other (`daemon.core.change`), so a power cut finishes it or leaves everything as it was.
 """
 
 from __future__ import annotations
@@ -12,25 +12,30 @@ import binascii
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr
 
 from common.errors import RefusedError
 from common.tomlfile import Strict
+from daemon.core.change.applier import Wish
+from daemon.core.change.files import Trees
+from daemon.core.change.record import Record
 from daemon.core.manifest import function
 from daemon.core.method import ADMINS, Caller, Method
 from daemon.core.part import Context
 from daemon.linux.log import log
 from daemon.parts.backup import archive, contents, sealed
 from daemon.parts.backup.archive import Entry
-from daemon.parts.backup.contents import FORMAT, MANIFEST, SECTIONS, STATE, Manifest, Trees
+from daemon.parts.backup.contents import FORMAT, MANIFEST, SECTIONS, STATE, Manifest
+from daemon.parts.backup.migrate import migrate
 from daemon.parts.backup.restore import Plan, Restorer, running, services_to_restart
 from daemon.parts.backup.spool import Spool
 
 PIECE = 32 << 10  # bytes of a file in one call of backup.upload
 _SECONDS = 900.0
+WHAT = "restore of a backup"  # how the change is called
 
 Secret = Annotated[SecretStr, Field(max_length=1024)]
 
@@ -52,12 +57,11 @@ class Upload(Strict):
     data: str = Field(max_length=PIECE // 3 * 4 + 4)
 
 
-class Restore(Strict):
+class Restore(Wish):
     """id: of the upload. only: sections; none means all that the backup has."""
 
     id: str = Field(max_length=48)
     passphrase: Secret | None = None
-    dry_run: bool = False
     only: tuple[Annotated[str, Field(max_length=16)], ...] = Field(default=(), max_length=16)
 
 
@@ -70,10 +74,9 @@ class Backup:
         self.context = context
         self.trees = Trees.of(context)
         self.spool = Spool(context.state / "backup" / "spool")
-        self.restorer = Restorer(self.trees, context.state / "backup" / "journal.json")
-        self.recovered: Literal["finished", "undone"] | None = None
+        self.recovered: str | None = None
         self._alive = alive or self._runs
-        self._work: asyncio.Future[Plan] | None = None
+        self._work: asyncio.Future[dict[str, Any]] | None = None
 
     def methods(self) -> Sequence[Method]:
         """What clients can call."""
@@ -92,12 +95,16 @@ class Backup:
         ]
 
     async def start(self) -> None:
-        """Finish, or take back, what was interrupted."""
+        """Tell what became of a restore that was interrupted."""
         self.spool.clear()
-        self.recovered = await asyncio.to_thread(self.restorer.recover)
+        self.recovered = await asyncio.to_thread(migrate, self.context)
+        for why, outcome in self.context.changes.recovered:
+            if why == WHAT:
+                self.recovered = outcome
         if self.recovered is not None:
             log("notice", f"backup: an interrupted restore was {self.recovered}")
             self.context.events.publish("backup.recovered", self.recovered)
+        self.context.changes.guards.append(self._guard)
 
     async def stop(self) -> None:
         """A restore that is under way ends first: it is short by now, and the next start would finish it anyway."""
@@ -142,41 +149,42 @@ class Backup:
         if self.status()["busy"]:
             raise RefusedError("a restore is under way", reason="backup-busy", retryable=True)
         path = self.spool.path(caller.uid, params.id)
+        # To its end, whether or not somebody waits for it.
+        self._work = asyncio.ensure_future(self._restore(caller, params, path))
+        return await asyncio.shield(self._work)
 
-        def work() -> Plan:
+    async def _restore(self, caller: Caller, params: Restore, path: Path) -> dict[str, Any]:
+        changes = self.context.changes
+        number = changes.number()
+        restorer = Restorer(self.trees, number)
+
+        def prepare() -> Plan:
             with path.open("rb") as stream:
                 secret = params.passphrase.get_secret_value() if params.passphrase else None
-                plan = self.restorer.prepare(sealed.unseal(stream, secret), params.only)
-            try:
-                if params.dry_run:
-                    return plan
-                running(plan, self._alive)
-                self.restorer.apply(plan, caller.name)
-                return plan
-            finally:
-                if not self.restorer.journal.exists():
-                    self.restorer.discard()
+                return restorer.prepare(sealed.unseal(stream, secret), params.only)
 
-        # In a thread, to its end, whether or not somebody waits for it.
-        self._work = asyncio.ensure_future(asyncio.to_thread(work))
-        self._work.add_done_callback(partial(self._publish, params.dry_run, caller))
         try:
-            plan = await asyncio.shield(self._work)
+            plan = await asyncio.to_thread(prepare)
+            try:
+                if not params.dry_run:
+                    running(services_to_restart(plan)[0], self._alive)
+                answer = await changes.make(caller, params, WHAT, staged=(number, plan.renames()))
+            finally:
+                if number not in changes.waiting:
+                    restorer.discard()
         finally:
             self.spool.clear()
-        return self._told(plan, params.dry_run)
+        if answer["applied"] and plan.changes:
+            units, _ = services_to_restart(plan)
+            self.context.events.publish("backup.restored", plan.manifest.hostname, units=units)
+        return {**answer, **self._told(plan, params.dry_run)}
 
-    def _publish(self, dry_run: bool, caller: Caller, work: asyncio.Future[Plan]) -> None:
-        if dry_run or work.cancelled() or work.exception() or not (plan := work.result()).changes:
-            return
-        names = sorted(one.name for one in plan.changes)
-        ours = [name.removeprefix("etc/mixos/") for name in names if name.startswith("etc/mixos/")]
-        if ours:
-            self.context.events.publish(
-                "config.restored", "restore of a backup", files=ours, who=caller.name, origin=caller.origin
-            )
-        units, _ = services_to_restart(plan)
-        self.context.events.publish("backup.restored", plan.manifest.hostname, units=units)
+    def _guard(self, record: Record) -> None:
+        """Raises RefusedError `backup-unit-running`."""
+        folders = {one.name.removeprefix("var/lib/") for one in record.renames.changes if one.kind == "tree"}
+        if folders:
+            units = function("state-folders")(self.context)
+            running([unit for unit, folder in units.items() if folder in folders], self._alive)
 
     def _told(self, plan: Plan, dry_run: bool) -> dict[str, Any]:
         names = sorted(one.name for one in plan.changes)
@@ -184,7 +192,7 @@ class Backup:
         return {
             "dry-run": dry_run,
             "backup": plan.manifest.model_dump(mode="json", by_alias=True),
-            "changed": [one.name for one in plan.changes if one.kind != "gone"],
+            "changed-files": [one.name for one in plan.changes if one.kind != "gone"],
             "removed": [one.name for one in plan.changes if one.kind == "gone"],
             "restart": units,
             "reload": any(name.startswith("etc/mixos/units/") for name in names),

@@ -1,58 +1,29 @@
-"""Putting a backup back: all of it or nothing, whatever happens in between.
+"""Preparing to put a backup back: everything is read, checked and written beside its place.
 
-1. Everything is read, checked and written beside its place, into a folder `.mixos-restore` of the same file system.
-   Whatever is wrong, however late it is found, ends here: the folder is removed, nothing has changed.
-2. The list of renames is made durable (the journal): from here on the restore has happened. A power cut is finished at
-   the next start by going through the list again.
-3. Each file is renamed into its place, whole state directories of units too; what was there is kept until the end.
-   If one of the renames fails, the journal says so first, and then all of them are undone; a power cut finishes that.
-4. What was there, the folders and the journal are removed.
-
-Every step can be repeated. `step` is called between any two of them, so that tests can stop the world there.
+Whatever is wrong, however late it is found, ends here: nothing has changed. The rest is a change like any other
+(`daemon.core.change`): all of it or nothing, whatever happens in between.
 """
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from common.errors import NotFoundError, RefusedError
-from common.files import sync_folder, write_atomically
-from common.tomlfile import Strict
+from daemon.core.change import files
+from daemon.core.change.files import Rename, Renames, Trees
 from daemon.core.manifest import file_for
 from daemon.parts.backup import archive, contents
 from daemon.parts.backup.archive import Entry
-from daemon.parts.backup.contents import MANIFEST, MAX_MANIFEST, STATE, Manifest, Trees
+from daemon.parts.backup.contents import MANIFEST, MAX_MANIFEST, STATE, Manifest
 from daemon.parts.backup.sealed import BackupError
 
-_STAGING = ".mixos-restore"
 _RESERVE = 16 << 20  # bytes that stay free
-
-
-class Change(Strict):
-    """One rename. target: the place; new, old: beside it; existed: whether something was there."""
-
-    kind: Literal["file", "tree", "gone"]
-    name: str
-    target: str
-    new: str
-    old: str
-    existed: bool
-
-
-class Journal(Strict):
-    """What is to be done, or undone. folders: missing ones above the targets, the upper ones first."""
-
-    state: Literal["doing", "undoing"]
-    who: str
-    folders: tuple[str, ...]
-    changes: tuple[Change, ...]
 
 
 @dataclass
@@ -60,9 +31,13 @@ class Plan:
     """What a backup would change. files, size: of the whole backup, in bytes."""
 
     manifest: Manifest
-    changes: list[Change] = field(default_factory=list)
+    changes: list[Rename] = field(default_factory=list)
     files: int = 0
     size: int = 0
+
+    def renames(self) -> Renames:
+        """For the change."""
+        return Renames(tuple(self.changes), files.missing_folders(self.changes))
 
 
 def examine(
@@ -95,58 +70,29 @@ def examine(
 
 
 class Restorer:
-    """Restores into `trees`; the journal is the file `journal`."""
+    """Prepares a restore into `trees`; `number` is that of the change."""
 
-    def __init__(self, trees: Trees, journal: Path, step: Callable[[str], None] = lambda name: None) -> None:
+    def __init__(self, trees: Trees, number: str) -> None:
         self.trees = trees
-        self.journal = journal
-        self._step = step
-
-    def recover(self) -> Literal["finished", "undone"] | None:
-        """After a start: finish what a journal says, or remove what never got one."""
-        try:
-            journal = Journal.model_validate_json(self.journal.read_bytes())
-        except FileNotFoundError:
-            self._clean()
-            return None
-        except ValueError as error:
-            raise BackupError(f"{self.journal} is damaged", reason="backup-journal") from error
-        return self._carry_out(journal)
+        self.number = number
 
     def prepare(self, pieces: Iterator[bytes], only: Collection[str] = ()) -> Plan:
-        """Step 1. only: sections; none means all that there are. Raises MixosError; then nothing has changed."""
-        self.recover()  # nothing is left to do, unless an earlier restore ended by a defect
+        """only: sections; none means all that there are. Raises MixosError; then nothing has changed."""
         try:
-            return self._prepare(pieces, only)
+            plan = self._prepare(pieces, only)
+            os.sync()  # thousands of files at once, more cheaply than one by one
+            return plan
         except OSError as error:
-            self._clean()
+            self.discard()
             raise BackupError(f"the backup cannot be unpacked: {error}", reason="backup-io") from error
         except BaseException:
-            self._clean()
+            self.discard()
             raise
 
     def discard(self) -> None:
         """Forget what was prepared."""
-        self._clean()
-
-    def apply(self, plan: Plan, who: str) -> None:
-        """Steps 2 to 4. Raises BackupError `backup-io`, everything being as it was before."""
-        journal = Journal.model_validate(
-            {"state": "doing", "who": who, "folders": self._missing(plan), "changes": plan.changes}
-        )
-        self.journal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.sync()  # thousands of files at once, more cheaply than one by one
-        self._step("staged")
-        try:
-            self._write(journal)
-        except OSError as error:
-            self.journal.unlink(missing_ok=True)
-            self._clean()
-            raise BackupError(f"the restore cannot be written down: {error}", reason="backup-io") from error
-        if self._carry_out(journal) == "undone":
-            raise BackupError("a file could not be put in its place; everything is as it was", reason="backup-io")
-
-    # -- step 1 ------------------------------------------------------------------------------------------------------
+        for folder in files.staging(self.trees, self.number):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _prepare(self, pieces: Iterator[bytes], only: Collection[str]) -> Plan:
         free = os.statvfs(self.trees.lib)
@@ -157,10 +103,7 @@ class Restorer:
         for manifest, entry, content in examine(pieces):
             if plan is None:
                 plan, wanted = Plan(manifest), _wanted(manifest, only)
-                for folder in self._staging():
-                    (folder / "new").mkdir(parents=True)
-                    (folder / "old").mkdir()
-                    folder.chmod(0o700)
+                files.make_staging(self.trees, self.number)
                 continue
             plan.files += entry.kind == "file"
             plan.size += entry.size
@@ -222,87 +165,11 @@ class Restorer:
             if entry.path not in names and not kept:
                 plan.changes.append(self._change(plan, "gone", entry.path))
 
-    def _change(self, plan: Plan, kind: Literal["file", "tree", "gone"], name: str) -> Change:
+    def _change(self, plan: Plan, kind: Literal["file", "tree", "gone"], name: str) -> Rename:
         target = self.trees.place(name)
-        beside = self._staging()[0 if name.startswith("etc/") else 1]
-        number = f"{len(plan.changes)}"
-        place = {"target": target, "new": beside / "new" / number, "old": beside / "old" / number}
-        return Change(kind=kind, name=name, existed=os.path.lexists(target), **{k: str(v) for k, v in place.items()})
-
-    def _missing(self, plan: Plan) -> list[str]:
-        found: dict[str, None] = {}
-        for change in plan.changes:
-            if change.kind == "file":
-                missing = [str(path) for path in Path(change.target).parents if not path.exists()]
-                found.update(dict.fromkeys(reversed(missing)))
-        return list(found)
-
-    # -- steps 2 to 4 ------------------------------------------------------------------------------------------------
-
-    def _write(self, journal: Journal) -> None:
-        write_atomically(self.journal, journal.model_dump_json(by_alias=True).encode(), 0o600)
-        self._step(journal.state)
-
-    def _carry_out(self, journal: Journal) -> Literal["finished", "undone"]:
-        if journal.state == "doing":
-            try:
-                self._do(journal)
-                return self._end("finished")
-            except OSError:
-                journal = journal.model_copy(update={"state": "undoing"})
-                self._write(journal)
-        self._undo(journal)
-        return self._end("undone")
-
-    def _do(self, journal: Journal) -> None:
-        for folder in journal.folders:
-            mode = 0o755 if Path(folder).is_relative_to(self.trees.etc) else 0o700
-            with contextlib.suppress(FileExistsError):
-                Path(folder).mkdir(mode=mode)
-        for change in journal.changes:
-            target, new, old = Path(change.target), Path(change.new), Path(change.old)
-            if change.kind != "gone" and not os.path.lexists(new):
-                continue  # done before a cut
-            if os.path.lexists(target) and not os.path.lexists(old):
-                if change.kind == "file":
-                    os.link(target, old, follow_symlinks=False)  # so that readers always find one or the other
-                else:
-                    target.rename(old)
-                self._step(f"kept {change.name}")
-            if change.kind != "gone":
-                new.rename(target)
-            self._step(f"done {change.name}")
-
-    def _undo(self, journal: Journal) -> None:
-        for change in reversed(journal.changes):
-            target, new, old = Path(change.target), Path(change.new), Path(change.old)
-            if change.existed and os.path.lexists(old):
-                if change.kind == "tree" and os.path.lexists(target):
-                    target.rename(new)
-                    self._step(f"back {change.name}")
-                old.rename(target)
-            elif not change.existed and not os.path.lexists(new) and os.path.lexists(target):
-                target.rename(new)
-            self._step(f"undone {change.name}")
-        for folder in reversed(journal.folders):
-            with contextlib.suppress(OSError):  # somebody uses it by now
-                Path(folder).rmdir()
-
-    def _end(self, outcome: Literal["finished", "undone"]) -> Literal["finished", "undone"]:
-        os.sync()
-        self._step("synced")
-        self.journal.unlink()
-        sync_folder(self.journal.parent)
-        self._step("forgotten")
-        self._clean()
-        return outcome
-
-    def _staging(self) -> tuple[Path, Path]:
-        return self.trees.etc / _STAGING, self.trees.lib / _STAGING
-
-    def _clean(self) -> None:
-        for folder in self._staging():
-            shutil.rmtree(folder, ignore_errors=True)
+        beside = files.staging(self.trees, self.number)[0 if name.startswith("etc/") else 1]
+        new, old = (str(beside / side / str(len(plan.changes))) for side in ("new", "old"))
+        return Rename(kind, name, str(target), new, old, os.path.lexists(target))
 
 
 def _wanted(manifest: Manifest, only: Collection[str]) -> frozenset[str]:
@@ -356,9 +223,9 @@ def _at_once(name: str) -> bool:
     )
 
 
-def running(plan: Plan, alive: Callable[[str], bool]) -> None:
+def running(units: Iterable[str], alive: Callable[[str], bool]) -> None:
     """Raises RefusedError `backup-unit-running`: a running unit would go on writing into its old state."""
-    for unit in services_to_restart(plan)[0]:
+    for unit in units:
         if alive(unit):
             raise RefusedError(
                 f"{unit} is running: its state cannot be replaced",

@@ -20,6 +20,7 @@ import click
 
 from common.errors import MixosError
 from common.units import size
+from daemon.client.cli.change import change_options, problems, wish
 from daemon.client.cli.common import ask, follow, json_option, show
 from daemon.client.console.names import names as known
 
@@ -131,12 +132,11 @@ def verify(file: str, passphrase_file: str | None, plain: bool, as_json: bool) -
 
 @backup.command()
 @click.argument("file")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would change; change nothing.")
 @click.option("--only", metavar="SECTION[,SECTION...]", help="settings, units, ssh, vpn, history, daemon, state.")
 @_secret_options
-@json_option
+@change_options
 def restore(
-    file: str, dry_run: bool, only: str | None, passphrase_file: str | None, plain: bool, as_json: bool
+    file: str, only: str | None, passphrase_file: str | None, plain: bool, as_json: bool, **values: object
 ) -> None:
     """Put the backup FILE (-: standard input) back: all of it, or nothing.
 
@@ -148,7 +148,7 @@ def restore(
     secret = _passphrase(passphrase_file, plain)
     with _input(file) as stream, _Meter("sent") as meter:
         ident = _send(stream, secret, meter)
-    params: dict[str, object] = {"id": ident, "dry-run": dry_run, "only": only.split(",") if only else []}
+    params: dict[str, object] = {"id": ident, "only": only.split(",") if only else [], **wish(values)}
     if secret is not None:
         params["passphrase"] = secret
     show(ask("backup.restore", params, seconds=905.0), as_json, _restored)
@@ -295,10 +295,13 @@ def _listing(found: dict[str, Any]) -> str:
 
 def _restored(found: dict[str, Any]) -> str:
     would = "would be " if found["dry-run"] else ""
-    lines = [f"{would}changed: {path}" for path in found["changed"]]
+    lines = [f"{would}changed: {path}" for path in found["changed-files"]]
     lines += [f"{would}removed: {path}" for path in found["removed"]]
     lines = lines or ["everything is as in the backup already"]
-    if not found["dry-run"]:
+    if not found["dry-run"] and not found["confirm"]:
         lines += [f"now: mixctl service start {unit}" for unit in found["restart"]]
         lines += ["now: mixctl reboot"] if found["reboot"] else []
+    if found["confirm"]:
+        lines.append(f"on trial for {found['confirm']} s, files stay until: mixctl confirm")
+    lines += problems(found)
     return "\n".join(lines)

@@ -124,31 +124,6 @@ class History:
         self._seen = seen
         return result
 
-    def check(self, revision: Revision) -> None:
-        """Whether `restore` would find all that it needs. Raises RefusedError `history-damaged`."""
-        for digest in {digest for digest, _ in revision.files.values()}:
-            self._read(digest)
-
-    def restore(self, revision: Revision) -> list[str]:
-        """Make the folder what it was; the paths that changed. Each file changes at once, and a cut in between is
-        finished by calling this again (the caller's journal says so). Raises OSError, RefusedError
-        `history-damaged`."""
-        now = self.current()
-        gone = sorted(path for path in now if path not in revision.files)
-        changed = {path: file for path, file in revision.files.items() if now.get(path) != file}
-        for path in gone:  # first: one of them may be in the place of a folder
-            (self.folder / path).unlink(missing_ok=True)
-        for path, (digest, mode) in changed.items():
-            target = self.folder / path
-            if target.is_dir() and not target.is_symlink():
-                _remove_folders(target)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(target, self._read(digest), mode)
-        for folder in {(self.folder / path).parent for path in gone}:
-            if folder.is_dir():
-                sync_folder(folder)
-        return sorted([*changed, *gone])
-
     def prune(self, keep: int) -> None:
         """Forget all but the newest `keep` revisions, and the content that only the others had."""
         left = deque(self.revisions(), maxlen=keep)
@@ -198,7 +173,8 @@ class History:
         with (self.store / _LIST).open("rb") as stream:
             return sum(1 for _ in stream)
 
-    def _read(self, digest: str) -> bytes:
+    def content(self, digest: str) -> bytes:
+        """What a file held. Raises RefusedError `history-damaged`."""
         try:
             data = (self.store / "objects" / digest).read_bytes()
         except FileNotFoundError:
@@ -214,7 +190,7 @@ class History:
         if file is None:
             return []
         try:
-            return self._read(file[0]).decode("utf-8").splitlines(keepends=True)
+            return self.content(file[0]).decode("utf-8").splitlines(keepends=True)
         except UnicodeDecodeError:
             return None
 
@@ -225,12 +201,6 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except FileNotFoundError:
         return -1
-
-
-def _remove_folders(folder: Path) -> None:
-    """Remove a folder in which there are only folders. Raises OSError for one with anything else in it."""
-    for root, _, _ in os.walk(folder, topdown=False):
-        os.rmdir(root)
 
 
 def _diff(path: str, old: list[str] | None, new: list[str] | None) -> str:

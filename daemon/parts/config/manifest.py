@@ -10,7 +10,6 @@ MANIFEST = Manifest(
     verbs={"config": Verb("verbs", "Look at earlier configurations and go back to one.")},
     names={"config": Names("config.list", (), "path"), "revision": Names("config.history", (), "id")},
     backup={"history": ("var/lib/mixos/config",)},
-    passing=("var/lib/mixos/config/undo.json",),
     # It has every earlier content, so whatever was ever a secret.
     secret=("var/lib/mixos/config",),
 )

@@ -2,14 +2,15 @@
 
 After every call that changes something, a revision has what is new, with the caller's name: what somebody edited by
 hand before it included. What was edited and never followed by a call is found at the next start, or before an undo.
-An undo is written down first, so that a power cut in the middle is finished at the next start; one that fails is taken
-back. It is about files; `daemon.core.follow` has the parts read them again.
+What writes files here is a change like any other (`daemon.core.change`): tried first where it must be, put in force at
+once, all of it or nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import difflib
+import json
 import re
 import time
 from collections import deque
@@ -17,19 +18,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr
 
 from common.errors import MixosError, NotFoundError
-from common.files import sync_folder, write_atomically
 from common.tomlfile import Strict, parse, read_text
+from daemon.core.change.applier import ETC, Wish
 from daemon.core.manifest import file_for, known_files, methods_for
-from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing
+from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing, Role
 from daemon.core.part import Context
 from daemon.core.tasks import background
 from daemon.linux.log import log
 from daemon.parts.config.history import Files, History, Revision
 
 BY_HAND = "by hand"
+_SECONDS = 130.0  # long lists of addresses, names that nobody answers for
 _PATH = r"([a-z0-9][a-z0-9_-]{0,31}/)?[a-z0-9_-]{1,64}(\.[a-z0-9_-]{1,16}){0,3}"
 
 
@@ -39,14 +41,6 @@ class HistoryError(MixosError):
     exit_code = 8
 
 
-class Journal(Strict):
-    """An undo under way: the revision to come to, and who wants it."""
-
-    revision: int
-    who: str
-    origin: str
-
-
 class Range(Strict):
     """Two revisions; 0 is the newest, -1 the one before it. Without `new` it is the folder as it is now."""
 
@@ -54,7 +48,7 @@ class Range(Strict):
     new: int | None = None
 
 
-class Target(Strict):
+class Target(Wish):
     """The revision to go back to; by default the one before the newest."""
 
     revision: int = -1
@@ -72,7 +66,11 @@ class Named(Strict):
     path: Annotated[str, Field(pattern=rf"^{_PATH}$")]
 
 
-class Put(Named):
+class Removed(Named, Wish):
+    """The file goes."""
+
+
+class Put(Named, Wish):
     """Its new content. The history keeps it, the audit does not."""
 
     text: SecretStr
@@ -104,34 +102,28 @@ class Config:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.history = History(context.etc, context.state / "config")
-        self.journal = context.state / "config" / "undo.json"
         self._newest = 0
         self._listener: asyncio.Task[None] | None = None
 
     def methods(self) -> Sequence[Method]:
         """What clients can call."""
+
+        def change(name: str, summary: str, handler: Any, params: type[Strict]) -> Method:
+            return Method(f"config.{name}", summary, handler, ADMINS, params, changes=True, seconds=_SECONDS)
+
         return [
             Method("config.list", "The files of the configuration.", self.files, OPERATORS),
             Method("config.get", "A file of the configuration.", self.get, ADMINS, Named),
-            Method("config.put", "Write a file of the configuration.", self.put, ADMINS, Put, changes=True),
-            Method("config.remove", "Remove a file of the configuration.", self.remove, ADMINS, Named, changes=True),
+            change("put", "Write a file of the configuration, and put it in force.", self.put, Put),
+            change("remove", "Remove a file of the configuration.", self.remove, Removed),
             Method("config.history", "Revisions of the configuration, newest first.", self.revisions, OPERATORS, Page),
             Method("config.diff", "What changed between two revisions.", self.diff, ADMINS, Range),
-            Method("config.undo", "Go back to an earlier revision.", self.undo, ADMINS, Target, changes=True),
+            change("undo", "Go back to an earlier revision.", self.undo, Target),
         ]
 
     async def start(self) -> None:
-        """Finish an undo that was cut off, then record what was changed by hand."""
-        if self.journal.exists():
-            try:
-                journal = Journal.model_validate_json(self.journal.read_bytes())
-                self._finish(self.history.get(journal.revision), journal)
-            except ValidationError as error:
-                log("err", f"config: {self.journal} is damaged: {error}")
-                self.journal.unlink(missing_ok=True)
-            except (MixosError, OSError) as error:
-                log("err", f"config: an undo that was cut off cannot be finished: {error}")
-                self._take_back(self.history.last())
+        """Record what was changed by hand."""
+        await self._finish_old_undo()
         self.record(BY_HAND, "found at start")
         self._listener = background("config", self._listen)
 
@@ -185,30 +177,39 @@ class Config:
         _entry(params.path)
         return {"path": params.path, "text": read_text(self.context.etc / params.path)}
 
-    async def put(self, _: Caller, params: Put) -> dict[str, Any]:
-        """`apply`: the methods that put it in force. Raises NotFoundError `config-unknown-file`, ConfigError for what
-        its part would not take, HistoryError."""
-        path, text = self.context.etc / params.path, params.text.get_secret_value()
+    async def put(self, caller: Caller, params: Put) -> dict[str, Any]:
+        """Raises NotFoundError `config-unknown-file`, ConfigError for what its part would not take, HistoryError, and
+        what `Changes.make` raises."""
+        text = params.text.get_secret_value()
         check = _entry(params.path)
         if check is not None:
             await asyncio.to_thread(check, text, Path(params.path))
-        self._record(BY_HAND, f"before a change of {params.path}")
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
-        path.parent.mkdir(mode=0o755, exist_ok=True)
-        path.parent.chmod(0o755)  # whatever our umask is
-        write_atomically(path, text.encode(), mode)
-        return {"path": params.path, "apply": methods_for([params.path])}
+        return await self._change(caller, params, f"config put {params.path}", {ETC + params.path: text.encode()})
 
-    async def remove(self, _: Caller, params: Named) -> dict[str, Any]:
+    async def remove(self, caller: Caller, params: Removed) -> dict[str, Any]:
         """Like `put`. Raises NotFoundError `config-missing`, `config-unknown-file`."""
         _entry(params.path)
         path = self.context.etc / params.path
         if not path.is_file():
             raise NotFoundError(f"there is no {path}", reason="config-missing")
-        self._record(BY_HAND, f"before a change of {params.path}")
-        path.unlink()
-        sync_folder(path.parent)
-        return {"path": params.path, "apply": methods_for([params.path])}
+        answer = await self._change(caller, params, f"config remove {params.path}", {ETC + params.path: None})
+        return {**answer, "path": params.path}
+
+    async def _change(
+        self,
+        caller: Caller,
+        wish: Wish,
+        why: str,
+        contents: Mapping[str, bytes | None],
+        modes: Mapping[str, int] | None = None,
+    ) -> dict[str, Any]:
+        if not wish.dry_run:
+            self._record(BY_HAND, f"before {why}")
+        answer = await self.context.changes.make(caller, wish, why, contents, modes=modes)
+        if answer["applied"] and answer["confirm"] is None:
+            self.record(caller.name, why)
+        names = sorted(name.removeprefix(ETC) for name in contents)
+        return {**answer, "changed-files": names, "apply": methods_for(names)}
 
     async def revisions(self, _: Caller, params: Page) -> list[dict[str, Any]]:
         """Newest first, without content."""
@@ -232,34 +233,35 @@ class Config:
         return {"diff": await asyncio.to_thread(self.history.changes, old.files, new)}
 
     async def undo(self, caller: Caller, params: Target) -> dict[str, Any]:
-        """Restore a revision: `changed` are the files. Nothing is lost: what was edited by hand is recorded before.
-        Raises HistoryError `history-failed`, everything then being as it was."""
-        self._record(BY_HAND, "before an undo")
-        before, revision = self.history.get(0), self.history.get(params.revision)
-        self.history.check(revision)
-        try:
-            journal = Journal(revision=revision.id, who=caller.name, origin=caller.origin)
-            write_atomically(self.journal, journal.model_dump_json(by_alias=True).encode(), 0o600)
-            changed = self._finish(revision, journal)
-        except (MixosError, OSError) as error:
-            self._take_back(before)
-            raise HistoryError(f"the undo failed: {error}", reason="history-failed") from error
-        return {"revision": revision.id, "changed": changed}
+        """Restore a revision: `changed-files`. Nothing is lost: what was edited by hand is recorded before. Raises
+        NotFoundError `revision-missing`, RefusedError `history-damaged`, and what `Changes.make` raises; everything is
+        as it was then."""
+        if not params.dry_run:
+            self._record(BY_HAND, "before an undo")
+        revision = self.history.get(params.revision)
+        contents, modes = await asyncio.to_thread(self._contents, revision)
+        answer = await self._change(caller, params, f"undo to revision {revision.id}", contents, modes)
+        return {**answer, "revision": revision.id}
 
-    def _finish(self, revision: Revision, journal: Journal) -> Sequence[str]:
-        changed = self.history.restore(revision)
-        why = f"undo to revision {revision.id}"
-        self.record(journal.who, why)
-        self.journal.unlink(missing_ok=True)
-        if changed:
-            self.context.events.publish("config.restored", why, files=changed, who=journal.who, origin=journal.origin)
-        return changed
+    def _contents(self, revision: Revision) -> tuple[dict[str, bytes | None], dict[str, int]]:
+        """What differs between the folder now and a revision: contents (None: it goes) and modes, by name."""
+        now = self.history.current()
+        wanted = {path: file for path, file in revision.files.items() if now.get(path) != file}
+        contents: dict[str, bytes | None] = {ETC + path: None for path in now if path not in revision.files}
+        contents |= {ETC + path: self.history.content(digest) for path, (digest, _) in wanted.items()}
+        return contents, {ETC + path: mode for path, (_, mode) in wanted.items()}
 
-    def _take_back(self, before: Revision | None) -> None:
-        """Back to what was before an undo that failed; the next start tries it again when that fails, too."""
+    async def _finish_old_undo(self) -> None:
+        """Version 0.1 wrote an undo down here before it was made; one that a cut left is carried out now."""
+        path = self.context.state / "config" / "undo.json"
         try:
-            if before is not None:
-                self.history.restore(before)
-            self.journal.unlink(missing_ok=True)
-        except (MixosError, OSError) as error:
-            log("err", f"config: the failed undo could not be taken back: {error}")
+            data = json.loads(path.read_bytes())
+            revision = self.history.get(int(data["revision"]))
+            contents, modes = self._contents(revision)
+            caller = Caller(Role.ADMIN, 0, 0, 0, str(data["who"]), str(data["origin"]))
+            await self._change(caller, Wish(), f"undo to revision {revision.id}", contents, modes)
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError, RecursionError, MixosError, OSError) as error:
+            log("err", f"config: an undo that was cut off cannot be finished: {error}")
+        path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from typing import IO, Any
 
 import click
 
+from daemon.client.cli.change import SECONDS, change_options, changed, wish
 from daemon.client.cli.common import ask, columns, json_option, show
 from daemon.client.console.names import names as known
 from daemon.core.rpc import MAX_LINE
@@ -81,11 +82,12 @@ def get(path: str, as_json: bool) -> None:
 @config.command()
 @click.argument("path", shell_complete=known("config"))
 @click.argument("file", type=click.File("rb"), default="-")
-@json_option
-def put(path: str, file: IO[bytes], as_json: bool) -> None:
+@change_options
+def put(path: str, file: IO[bytes], as_json: bool, **values: object) -> None:
     """Write FILE (default: standard input) to PATH below /etc/mixos, and put it in force.
 
-    What is wrong with it is told, and what was in force stays so; `mixctl config undo` brings the older text back.
+    What is wrong with it is told, and nothing changes then. What could cut the connection that you came by is on trial
+    for a minute: `mixctl confirm` keeps it. `mixctl config undo` brings the older text back.
 
     \b
     Example:
@@ -97,44 +99,44 @@ def put(path: str, file: IO[bytes], as_json: bool) -> None:
         raise click.ClickException(f"{file.name}: not UTF-8 (byte {error.start})") from error
     if len(text) > MAX_LINE // 2:
         raise click.ClickException(f"{file.name}: longer than {MAX_LINE // 2} characters")
-    _change(ask("config.put", {"path": path, "text": text}), as_json)
+    params = {"path": path, "text": text, **wish(values)}
+    show(ask("config.put", params, seconds=SECONDS), as_json, lambda answer: f"{path}: {_told(answer)}")
 
 
 @config.command()
 @click.argument("path", shell_complete=known("config"))
-@json_option
-def remove(path: str, as_json: bool) -> None:
+@change_options
+def remove(path: str, as_json: bool, **values: object) -> None:
     """Remove the file PATH below /etc/mixos; what the image ships in its place counts again.
 
     \b
     Example:
       mixctl config remove units/hello.toml
     """
-    _change(ask("config.remove", {"path": path}), as_json)
+    params = {"path": path, **wish(values)}
+    show(ask("config.remove", params, seconds=SECONDS), as_json, lambda answer: f"{path}: {_told(answer)}")
 
 
-def _change(answer: dict[str, Any], as_json: bool) -> None:
-    """Call what puts a changed file in force. Raises what that raises; the file stays changed."""
-    for method in answer["apply"]:
-        ask(method, {}, seconds=120.0)
-    done = f"in force ({', '.join(answer['apply'])})" if answer["apply"] else "read at its next use"
-    show(answer, as_json, lambda _: f"{answer['path']}: {done}")
+def _told(answer: dict[str, Any]) -> str:
+    """What came of it; a file that no method reads again is read when it is used."""
+    done = answer["applied"] and not answer["confirm"] and not answer["problems"]
+    return changed(answer) if not done or answer["apply"] else "written; read at its next use"
 
 
 @config.command()
 @click.argument("revision", type=int, default=-1, shell_complete=known("revision"))
-@json_option
-def undo(revision: int, as_json: bool) -> None:
+@change_options
+def undo(revision: int, as_json: bool, **values: object) -> None:
     """Go back to REVISION (default: the one before the newest). This makes a new revision: an undo can be undone.
 
-    Files come back and are read again; what may not be put in force (say, a firewall that would shut you out) is told
-    in the log and by the event config.refused.
+    Files come back and are put in force. What could cut the connection that you came by is on trial for a minute:
+    `mixctl confirm` keeps it.
 
     \b
     Example:
       mixctl config undo
     """
-    show(ask("config.undo", {"revision": revision}), as_json, _undone)
+    show(ask("config.undo", {"revision": revision, **wish(values)}, seconds=SECONDS), as_json, _undone)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -152,5 +154,5 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _undone(answer: dict[str, Any]) -> str:
-    changed = " ".join(answer["changed"]) or "nothing had to change"
-    return f"back to revision {answer['revision']}: {changed}"
+    files = " ".join(answer["changed-files"]) or "nothing had to change"
+    return f"revision {answer['revision']}: {files}\n{changed(answer)}"

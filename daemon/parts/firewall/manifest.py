@@ -18,5 +18,4 @@ MANIFEST = Manifest(
         "firewall-entry": Names("firewall.list", ("entries",)),
     },
     claims="claims:unit",
-    passing=("var/lib/mixos/firewall/pending.json", "var/lib/mixos/firewall/committed.json"),
 )

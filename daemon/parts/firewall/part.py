@@ -1,7 +1,7 @@
 """The firewall as a part of the daemon: its methods, and what it does at start.
 
-At start it takes up a change that still waits for confirmation, or puts the file into force; a broken file leaves the
-last good rules (`engine`). The rules themselves outlive the daemon: they are the kernel's.
+At start a change that still waits for confirmation goes on, or the file is put into force; a broken file leaves the
+last good rules (`daemon.core.change`). The rules themselves outlive the daemon: they are the kernel's.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from common.errors import ConfigError, MixosError, RefusedError
+from common.errors import MixosError, RefusedError
 from common.tomlfile import parse
+from daemon.core.change.applier import View, Wish
+from daemon.core.change.record import Contents
 from daemon.core.method import ADMINS, PEOPLE, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.core.tasks import background
@@ -23,14 +25,14 @@ from daemon.parts.firewall.confine import Confiner
 from daemon.parts.firewall.decide import Packet, decide
 from daemon.parts.firewall.engine import Engine, difference
 from daemon.parts.firewall.kernel import NFT, Kernel
+from daemon.parts.firewall.migrate import migrate
 from daemon.parts.firewall.model import Config
-from daemon.parts.firewall.policy import Source, default_text, list_files, read_source, resolve
-from daemon.parts.firewall.store import digest
+from daemon.parts.firewall.policy import FILE, LISTS, Source, default_text, list_files, read_source
 from daemon.parts.firewall.values import parse_ports
 
 SECONDS = 120.0  # for a change: a list of a hundred thousand addresses on a small board
 _COLLECT_SECONDS = 60.0  # after which a list that came in half is given up
-Wish = TypeVar("Wish", bound=requests.Change)
+Wished = TypeVar("Wished", bound=Wish)
 
 
 class _Collected(NamedTuple):
@@ -41,12 +43,8 @@ class _Collected(NamedTuple):
     addresses: tuple[str, ...]
 
 
-def _nothing(_: str) -> None:
-    pass
-
-
 class Firewall:
-    """The part. nft: the program; place: where units' cgroups are; hook: called between the steps of a change."""
+    """The part. nft: the program; place: where units' cgroups are."""
 
     name = "firewall"
 
@@ -55,25 +53,26 @@ class Firewall:
         context: Context,
         nft: str = NFT,
         place: units.Place = units.Place(),  # noqa: B008  # a NamedTuple: immutable
-        hook: Callable[[str], None] = _nothing,
     ) -> None:
         self.context = context
         self.kernel = Kernel(nft)
-        self.engine = Engine(context, self.kernel, hook)
+        self.engine = Engine(context, self.kernel)
         self.confiner = Confiner(context, self.kernel, place, lambda: self.engine.plan and self.engine.plan.policy)
         self._follower: asyncio.Task[None] | None = None
         self._collected: _Collected | None = None
 
     async def start(self) -> None:
         """Rules first; then those of the units that run already. Raises MixosError when no rules can be loaded."""
-        await self.engine.start()
+        default = {FILE: default_text().encode()}
+        await asyncio.to_thread(migrate, self.context)
+        problem = await self.context.changes.start(self.engine, default)
+        self.engine.problem = problem.message if problem else None
         self._follower = background("firewall-units", self.confiner.follow)
         await self.confiner.refresh()
         self.context.gates.open(self.name, self.confiner.attach)
 
     async def stop(self) -> None:
         """The kernel keeps the rules."""
-        await self.engine.stop()
         if self._follower:
             self._follower.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -106,16 +105,16 @@ class Firewall:
             change("nat", "Route from zone to zone.", self._edit(edits.nat), requests.Translate),
             change("zone", "Make or change a zone.", self._edit(edits.zone), requests.EditZone),
             change("block", "Block addresses, or stop blocking them.", self._block, requests.Block),
-            change("apply", "Put firewall.toml into force.", self._apply, requests.Change),
-            change("reset", "Go back to the default policy.", self._reset, requests.Change),
+            change("apply", "Put firewall.toml into force.", self._apply, requests.Apply),
+            change("reset", "Go back to the default policy.", self._reset, requests.Reset),
             change("confirm", "Keep the change that waits.", self._confirm, Nothing),
             change("revert", "Undo the change that waits.", self._revert, Nothing),
         )
 
     # -- changes -----------------------------------------------------------------------------------------------------
 
-    def _edit(self, how: Callable[[Source, Config, Wish], Source]) -> Callable[[Caller, Wish], Any]:
-        async def act(caller: Caller, wish: Wish) -> dict[str, Any]:
+    def _edit(self, how: Callable[[Source, Config, Wished], Source]) -> Callable[[Caller, Wished], Any]:
+        async def act(caller: Caller, wish: Wished) -> dict[str, Any]:
             return await self._change(caller, wish, lambda source, config: how(source, config, wish))
 
         return act
@@ -123,16 +122,23 @@ class Firewall:
     async def _change(
         self, caller: Caller, wish: Wish, how: Callable[[Source, Config], Source], also: Sequence[str] = ()
     ) -> dict[str, Any]:
-        async with self.engine.lock:
-            answer = await self.engine.put(caller, wish, await self._edited(how, also))
+        return await self._make(caller, wish, lambda: self._edited(how, also))
+
+    async def _make(self, caller: Caller, wish: Wish, contents: Contents | Callable[[], Contents]) -> dict[str, Any]:
+        what = f"firewall {type(wish).__name__.lower()}"
+        answer = await self.context.changes.make(caller, wish, what, contents, parts=(self.name,))
         await self.confiner.refresh()
         return answer
 
-    async def _edited(self, how: Callable[[Source, Config], Source], also: Sequence[str] = ()) -> Source:
-        """What people wrote, edited. A broken file must be mended first, lest a command bury the mistake."""
-        path = self.engine.store.config
-        source = await asyncio.to_thread(read_source, path, also)
-        return how(source, parse(source.text, path, Config))
+    def _edited(self, how: Callable[[Source, Config], Source], also: Sequence[str] = ()) -> dict[str, bytes | None]:
+        """What people wrote, edited: the files that differ. A broken file must be mended first, lest a command bury the
+        mistake. Raises ConfigError, RefusedError."""
+        view = View(self.context.changes.places)
+        source = read_source(view, also)
+        new = how(source, parse(source.text, self.context.etc / "firewall.toml", Config))
+        texts = {name: text for name, text in new.lists.items() if text != source.lists.get(name)}
+        contents: dict[str, bytes | None] = {LISTS + name: text.encode() for name, text in texts.items()}
+        return contents if new.text == source.text else {**contents, FILE: new.text.encode()}
 
     async def _block(self, caller: Caller, wish: requests.Block) -> dict[str, Any]:
         """A long list comes in several calls of one client, and is a change only when the last of them is here."""
@@ -156,22 +162,19 @@ class Firewall:
 
         return await self._change(caller, wish, how, [edits.list_file(wish.list)])
 
-    async def _apply(self, caller: Caller, wish: requests.Change) -> dict[str, Any]:
-        return await self._change(caller, wish, lambda source, config: source)
+    async def _apply(self, caller: Caller, wish: Wish) -> dict[str, Any]:
+        return await self._make(caller, wish, {})
 
-    async def _reset(self, caller: Caller, wish: requests.Change) -> dict[str, Any]:
-        async with self.engine.lock:
-            answer = await self.engine.put(caller, wish, Source(default_text()))
-        await self.confiner.refresh()
-        return answer
+    async def _reset(self, caller: Caller, wish: Wish) -> dict[str, Any]:
+        return await self._make(caller, wish, {FILE: default_text().encode()})
 
     async def _confirm(self, caller: Caller, _: Nothing) -> dict[str, Any]:
-        return await self.engine.confirm()
+        changes = self.context.changes
+        return await changes.confirm(caller, changes.find(self.name))
 
     async def _revert(self, caller: Caller, _: Nothing) -> dict[str, Any]:
-        answer = await self.engine.revert(f"by {caller.name}")
-        await self.confiner.refresh()
-        return answer
+        changes = self.context.changes
+        return await changes.revert(changes.find(self.name), f"by {caller.name}")
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
@@ -187,12 +190,12 @@ class Firewall:
             there = [name for name in names if f"set {name} {{" in now.text]
             now = await self.kernel.listing(there)
         drift = difference(now, await self.kernel.wanted(plan.document, names))
-        waiting = engine.pending
+        waiting = self.context.changes.waits(self.name)
         config = plan.policy.config
         return {
             "state": "off" if now is None else "changed" if drift else "on",
             "drift": drift,
-            "file": await asyncio.to_thread(self._file_state),
+            "file": await asyncio.to_thread(engine.file_state),
             "problem": engine.problem,
             "confirm": {"seconds": round(waiting.left), "by": waiting.who} if waiting else None,
             "default-zone": config.default_zone,
@@ -205,18 +208,6 @@ class Firewall:
             "units": self.confiner.rows(),
             "cgroup-match": await self.confiner.able(),
         }
-
-    def _file_state(self) -> str:
-        """How the file stands to what is in force: same, different, undone, broken, missing (then the default is)."""
-        store, plan = self.engine.store, self.engine.plan
-        try:
-            source = read_source(store.config)
-            resolve(source, store.config)
-        except ConfigError:
-            return "broken"
-        if plan and digest(source) == digest(plan.source):
-            return "same" if store.config.exists() else "missing"
-        return "undone" if store.refused(source) else "different"
 
     async def _counters(self) -> dict[str, dict[str, int]]:
         """Packets and bytes by the comments of rules."""
@@ -248,7 +239,7 @@ class Firewall:
         return {"entries": rows, "default-zone": config["default-zone"], "counters": counters}
 
     async def _diff(self, caller: Caller, _: Nothing) -> dict[str, Any]:
-        plan = await self.engine.make(await self._edited(lambda source, config: source))
+        plan = await self.engine.make(View(self.context.changes.places))
         return {"diff": await self.engine.diff(plan), "files": sorted(list_files(plan.policy.config))}
 
     async def _test(self, caller: Caller, probe: requests.Probe) -> dict[str, Any]:

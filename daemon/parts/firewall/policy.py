@@ -14,12 +14,14 @@ from pathlib import Path
 from common.errors import ConfigError
 from common.positions import nearest, positions
 from common.tomlfile import parse, read_text
+from daemon.core.change.applier import View
 from daemon.parts.firewall import lists
 from daemon.parts.firewall.lists import Ranges
 from daemon.parts.firewall.model import Config, Rule, Service
 from daemon.parts.firewall.values import Limit, Ports, parse_limit, parse_ports
 
 DATA = Path(__file__).resolve().parent
+FILE, LISTS = "etc/mixos/firewall.toml", "etc/mixos/lists/"
 Place = tuple[str | int, ...]
 
 
@@ -75,12 +77,15 @@ def shipped_services(data: Path = DATA) -> Mapping[str, Service]:
     return parse(read_text(path), path, Config).services
 
 
-def read_source(path: Path, also: Collection[str] = ()) -> Source:
+def read_source(view: View, also: Collection[str] = ()) -> Source:
     """firewall.toml (the default where there is none) and the list files beside it that it names, or that are `also`
     wanted. Raises ConfigError."""
-    text = read_text(path) if path.exists() else default_text()
+    path = view.places.place(FILE)
+    text = view.text(FILE)
+    text = default_text() if text is None else text
     names = sorted({*list_files(parse(text, path, Config)), *also})
-    return Source(text, {name: _read_list(path.parent / "lists" / name) for name in names})
+    # A list that is not there is one that nobody has filled yet.
+    return Source(text, {name: view.text(LISTS + name, lists.MAX_BYTES) or "" for name in names})
 
 
 def list_files(config: Config) -> set[str]:
@@ -99,17 +104,6 @@ def resolve(source: Source, path: Path, data: Path = DATA) -> Policy:
         lines = [f"{path}:{spot.line}:{spot.column}: {message}" for spot, message in spots]
         raise ConfigError("\n".join(lines), reason="firewall-reference")
     return Policy(config, services, _resolve_lists(config, source, path))
-
-
-def _read_list(path: Path) -> str:
-    if not path.exists():
-        return ""  # a list that nobody has filled yet
-    if path.stat().st_size > lists.MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {lists.MAX_BYTES} bytes", reason="config-too-large")
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}", reason="config-unreadable") from error
 
 
 def _resolve_lists(config: Config, source: Source, path: Path) -> dict[str, Ranges]:

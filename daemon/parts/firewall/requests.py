@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from common.tomlfile import Strict
+from daemon.core.change.applier import Wish
 from daemon.parts.firewall.values import Address, Interface, LimitText, Name, Network, PortRange, ServiceRef, Source
 
 Flag = Annotated[bool, Field(strict=True)]
@@ -14,17 +15,15 @@ Some = Annotated[tuple[Source, ...], Field(max_length=64)]
 Dotted = Annotated[str, StringConstraints(strict=True, pattern=r"^[a-z][a-z0-9.-]{0,63}$")]
 
 
-class Change(Strict):
-    """Common to all changes. confirm: seconds until it is undone unless confirmed; connection: SSH_CONNECTION of the
-    caller (ssh(1)), so that a change which would shut them out is noticed."""
-
-    dry_run: Flag = False
-    force: Flag = False
-    confirm: Annotated[int, Field(strict=True, ge=5, le=3600)] | None = None
-    connection: Annotated[str, StringConstraints(max_length=200)] | None = None
+class Apply(Wish):
+    """Nothing but how."""
 
 
-class Allow(Change):
+class Reset(Wish):
+    """Nothing but how."""
+
+
+class Allow(Wish):
     """Permit a service, by zone, source and rate."""
 
     service: ServiceRef
@@ -34,7 +33,7 @@ class Allow(Change):
     name: Name | None = None
 
 
-class Deny(Change):
+class Deny(Wish):
     """Refuse a service, by zone and source."""
 
     service: ServiceRef
@@ -44,13 +43,13 @@ class Deny(Change):
     name: Name | None = None
 
 
-class Remove(Change):
+class Remove(Wish):
     """Remove a rule, forward, nat entry or list; `rules.web` where the name alone is ambiguous."""
 
     name: Dotted
 
 
-class ForwardPort(Change):
+class ForwardPort(Wish):
     """Send a port on to another host."""
 
     zone: Name
@@ -61,7 +60,7 @@ class ForwardPort(Change):
     name: Name | None = None
 
 
-class Translate(Change):
+class Translate(Wish):
     """Route from zone to zone."""
 
     source: Name = Field(alias="from")
@@ -70,7 +69,7 @@ class Translate(Change):
     name: Name | None = None
 
 
-class EditZone(Change):
+class EditZone(Wish):
     """Make or change a zone: lists are added to it, or taken from it with `take`."""
 
     name: Name
@@ -82,7 +81,7 @@ class EditZone(Change):
     default: Flag = False
 
 
-class Block(Change):
+class Block(Wish):
     """Add addresses to a list that is blocked, or take them off it. more: further calls follow, collect only."""
 
     addresses: Annotated[tuple[Annotated[str, StringConstraints(max_length=100)], ...], Field(max_length=2000)]

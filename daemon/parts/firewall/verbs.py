@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from common.errors import ConfigError
-from daemon.client.cli.common import Function, ask, columns, json_option, show
+from daemon.client.cli.change import change_options, changed, ended, wish
+from daemon.client.cli.common import ask, columns, json_option, show
 from daemon.client.console.names import names as known
 
 _SECONDS = 130.0  # long lists take their time on small boards
@@ -21,34 +21,9 @@ _FROM = click.option(
 _NAME = click.option("--name", help="How the entry is called; made up when left out.")
 
 
-def _change(function: Function) -> Function:
-    """The options of every command that changes something, and --json."""
-    for option in (
-        json_option,
-        click.option("--force", is_flag=True, help="Apply even if it shuts you out."),
-        click.option("--confirm", type=int, metavar="SECONDS", help="Undo it unless `firewall confirm` comes in time."),
-        click.option("--dry-run", is_flag=True, help="Only show what would change in the kernel's rules."),
-    ):
-        function = option(function)
-    return function
-
-
 def _send(method: str, as_json: bool, **values: object) -> None:
     """Call a changing method and tell what came of it."""
-    params = {key.replace("_", "-"): value for key, value in values.items() if value is not None and value != ()}
-    connection = os.environ.get("SSH_CONNECTION")
-    if connection and len(connection) <= 200:
-        params["connection"] = connection
-    show(ask(f"firewall.{method}", params, seconds=_SECONDS), as_json, _changed)
-
-
-def _changed(result: Mapping[str, Any]) -> str:
-    if not result["applied"]:
-        warning = "\nthese rules would shut you out" if result.get("cuts-off") else ""
-        return (result["diff"] or "nothing would change in the kernel") + warning
-    if result["confirm"]:
-        return f"in force for {result['confirm']} s; keep it with: mixctl firewall confirm"
-    return "in force" if result["changed"] else "in force (nothing changed)"
+    show(ask(f"firewall.{method}", wish(values), seconds=_SECONDS), as_json, changed)
 
 
 @click.group()
@@ -151,7 +126,7 @@ def _what(row: Mapping[str, Any]) -> str:
 @click.option("--limit", metavar="RATE", help='New connections of one source, such as "10/minute".')
 @_FROM
 @_NAME
-@_change
+@change_options
 def allow(source: tuple[str, ...], as_json: bool, **values: object) -> None:
     """Allow a service (ssh, https, ...) or port (tcp/8080).
 
@@ -168,7 +143,7 @@ def allow(source: tuple[str, ...], as_json: bool, **values: object) -> None:
 @click.option("--reject", is_flag=True, help="Say so to the sender instead of staying silent.")
 @_FROM
 @_NAME
-@_change
+@change_options
 def deny(source: tuple[str, ...], as_json: bool, **values: object) -> None:
     """Deny a service or port that something else allows.
 
@@ -181,7 +156,7 @@ def deny(source: tuple[str, ...], as_json: bool, **values: object) -> None:
 
 @firewall.command()
 @click.argument("name", shell_complete=known("firewall-entry"))
-@_change
+@change_options
 def remove(as_json: bool, **values: object) -> None:
     """Remove a rule, forward, nat entry or list by its name in `firewall list`.
 
@@ -199,7 +174,7 @@ def remove(as_json: bool, **values: object) -> None:
 @click.option("--zone", required=True, shell_complete=known("zone"), help="Where it comes from.")
 @_FROM
 @_NAME
-@_change
+@change_options
 def forward(source: tuple[str, ...], as_json: bool, **values: object) -> None:
     """Pass a port of this device on to another host (IPv4 or IPv6).
 
@@ -215,7 +190,7 @@ def forward(source: tuple[str, ...], as_json: bool, **values: object) -> None:
 @click.argument("to", shell_complete=known("zone"))
 @click.option("--no-masquerade", is_flag=True, help="Route only: senders keep their addresses.")
 @_NAME
-@_change
+@change_options
 def nat(source: str, no_masquerade: bool, as_json: bool, **values: object) -> None:
     """Let one zone reach another through this device, with its address.
 
@@ -240,7 +215,7 @@ def nat(source: str, no_masquerade: bool, as_json: bool, **values: object) -> No
 @click.option("--policy", type=click.Choice(["deny", "allow"]), help="For what is not allowed by name.")
 @click.option("--take", is_flag=True, help="Take interfaces, sources and services away instead of adding them.")
 @click.option("--default", is_flag=True, help="Make it the zone of whatever no zone names.")
-@_change
+@change_options
 def zone(as_json: bool, **values: object) -> None:
     """Make a zone, or change what is in it and what it may.
 
@@ -263,7 +238,7 @@ def zone(as_json: bool, **values: object) -> None:
     help="The list they go to.",
 )
 @click.option("--take", is_flag=True, help="Take them off the list.")
-@_change
+@change_options
 def block(addresses: tuple[str, ...], file: Path | None, name: str, as_json: bool, **values: object) -> None:
     """Block addresses, networks or ranges everywhere, at once and for good.
 
@@ -312,7 +287,7 @@ def _parts(wanted: list[str]) -> Iterator[list[str]]:
 
 
 @firewall.command()
-@_change
+@change_options
 def apply(as_json: bool, **values: object) -> None:
     """Put /etc/mixos/firewall.toml into force, or restore its rules in the kernel.
 
@@ -324,7 +299,7 @@ def apply(as_json: bool, **values: object) -> None:
 
 
 @firewall.command()
-@_change
+@change_options
 def reset(as_json: bool, **values: object) -> None:
     """Go back to the policy that the device was shipped with.
 
@@ -335,19 +310,28 @@ def reset(as_json: bool, **values: object) -> None:
     _send("reset", as_json, **values)
 
 
-def _plain(name: str, answer: str, text: str) -> Callable[..., None]:
-    """A command without options of its own."""
+@firewall.command()
+@json_option
+def confirm(as_json: bool) -> None:
+    """Keep the change that waits for confirmation; the same as `mixctl confirm`.
 
-    @firewall.command(name, help=f"{text}\n\n\b\nExample:\n  mixctl firewall {name}")
-    @json_option
-    def command(as_json: bool) -> None:
-        show(ask(f"firewall.{name}", seconds=_SECONDS), as_json, lambda _: answer)
+    \b
+    Example:
+      mixctl firewall confirm
+    """
+    show(ask("firewall.confirm", seconds=_SECONDS), as_json, ended)
 
-    return command
 
+@firewall.command()
+@json_option
+def revert(as_json: bool) -> None:
+    """Undo the change that waits for confirmation; the same as `mixctl revert`.
 
-confirm = _plain("confirm", "kept", "Keep the change that waits for confirmation.")
-revert = _plain("revert", "undone", "Undo the change that waits for confirmation.")
+    \b
+    Example:
+      mixctl firewall revert
+    """
+    show(ask("firewall.revert", seconds=_SECONDS), as_json, ended)
 
 
 @firewall.command()

@@ -36,7 +36,7 @@ class EarlyBoot:
         """From now on the daemon says what happens with `name`; a DHCP client that is wanted and runs goes on."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write(name, "dhcp" if dhcp else "none")
-        client = self._client(name)
+        client = self.client(name)
         if dhcp and client is None:
             (self.folder / f"{name}.started").unlink(missing_ok=True)  # a static set-up of the script
         elif not dhcp and client is not None:
@@ -45,7 +45,7 @@ class EarlyBoot:
 
     async def release(self, name: str) -> None:
         """The script may do with `name` what the settings say; a client that it would start anyway goes on."""
-        client = self._client(name)
+        client = self.client(name)
         if client is not None and not self._starts_dhcp(name):
             self._write(name, "none")
             await self._stop(name, client)
@@ -84,7 +84,7 @@ class EarlyBoot:
         temporary.write_text(f"{want}\n", encoding="ascii")
         temporary.rename(self.folder / f"{name}.want")
 
-    def _client(self, name: str) -> int | None:
+    def client(self, name: str) -> int | None:
         """The process of the DHCP client, when it runs and is one."""
         try:
             pid = int((self.folder / f"{name}.pid").read_text("ascii"))

@@ -9,5 +9,4 @@ MANIFEST = Manifest(
     files=(File("network.toml", check="netfile:NetworkFile", apply="net.apply"),),
     verbs={"net": Verb("verbs", "Look at and set up the network.")},
     names={"interface": Names("net.status", ("interfaces",))},
-    passing=("var/lib/mixos/net/trial.json",),
 )

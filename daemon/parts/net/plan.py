@@ -255,7 +255,7 @@ def execute(step: Step, rtnl: Rtnl, proc: Path = PROC) -> None:
             raise AssertionError(step)
 
 
-def sentence(step: Step) -> str:
+def describe(step: Step) -> str:
     """A step for people."""
     words = step[0].replace("-", " ")
     if step[0].endswith("-route"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from daemon.client.cli.change import change_options, changed, ended, wish
 from daemon.client.cli.common import ask, columns, json_option, show
 from daemon.client.console.names import names as known
 
@@ -40,7 +41,7 @@ def _status(result: dict[str, Any]) -> str:
     words = {"ok": "in force", "trial": "on trial", "reverted": "not confirmed, not in force", "error": "not in force"}
     lines = [f"network.toml  {words[result['file']]}"]
     if result["confirm-seconds"] is not None:
-        lines.append(f"              goes back in {result['confirm-seconds']} s; keep it with: mixctl net confirm")
+        lines.append(f"              goes back in {result['confirm-seconds']} s; keep it with: mixctl confirm")
     elif result["changed"]:
         lines.append("              the file says something else: mixctl net check")
     if result["problem"]:
@@ -113,8 +114,6 @@ def _steps(result: dict[str, Any]) -> str:
     lines = list(result["steps"]) or ["nothing to do"]
     if result.get("missing"):
         lines.append(f"not there (yet): {', '.join(result['missing'])}")
-    if result.get("confirm-seconds"):
-        lines.append(f"on trial for {result['confirm-seconds']} s; keep it with: mixctl net confirm")
     return "\n".join(lines)
 
 
@@ -131,45 +130,47 @@ def check(as_json: bool) -> None:
 
 
 @net.command()
-@click.option(
-    "--confirm", type=click.IntRange(0, 3600), default=0, help="Go back after so many seconds unless confirmed."
-)
-@json_option
-def apply(confirm: int, as_json: bool) -> None:
+@change_options
+def apply(as_json: bool, **values: object) -> None:
     """Put network.toml in force.
 
-    With --confirm it is undone after that many seconds unless `mixctl net confirm` comes first; also when the device or
-    its daemon restarts meanwhile. Use it whenever you are connected over the network that you change.
+    With --confirm it is undone after that many seconds unless `mixctl confirm` comes first; also when the device or its
+    daemon restarts meanwhile. What could cut the connection that you came by is on trial for a minute by itself.
 
     \b
     Example:
       mixctl net apply --confirm 60
     """
-    show(ask("net.apply", {"confirm": confirm}, seconds=70.0), as_json, _steps)
+    show(ask("net.apply", wish(values), seconds=70.0), as_json, _applied)
+
+
+def _applied(result: dict[str, Any]) -> str:
+    missing = f"\nnot there (yet): {', '.join(result['missing'])}" if result["missing"] else ""
+    return changed(result) + missing
 
 
 @net.command()
 @json_option
 def confirm(as_json: bool) -> None:
-    """Keep what `apply --confirm` tries.
+    """Keep what is on trial; the same as `mixctl confirm`.
 
     \b
     Example:
       mixctl net confirm
     """
-    show(ask("net.confirm"), as_json, lambda _: "confirmed")
+    show(ask("net.confirm", seconds=70.0), as_json, ended)
 
 
 @net.command()
 @json_option
 def revert(as_json: bool) -> None:
-    """Undo what `apply --confirm` tries, now.
+    """Undo what is on trial, now; the same as `mixctl revert`.
 
     \b
     Example:
       mixctl net revert
     """
-    show(ask("net.revert", seconds=70.0), as_json, lambda _: "reverted")
+    show(ask("net.revert", seconds=70.0), as_json, ended)
 
 
 @net.command("set")

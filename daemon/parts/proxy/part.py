@@ -18,7 +18,7 @@ import grp
 import ipaddress
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,14 +26,18 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints
 
-from common.errors import ConfigError, RefusedError
+from common.errors import ConfigError, MixosError, RefusedError
 from common.files import write_atomically
 from common.netvalues import network
 from common.tomledit import set_keys
-from common.tomlfile import Strict, load, parse, read_text
+from common.tomlfile import Strict, parse
+from daemon.core.change.applier import Plan, View, Wish
+from daemon.core.change.files import Step, Trees
+from daemon.core.change.record import Contents
 from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
 
+FILE, SECRET = "etc/mixos/proxy.toml", "etc/mixos/proxy.secret.toml"
 ALWAYS = ("localhost", "127.0.0.0/8", "::1")  # never through a proxy
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 _SUFFIX = re.compile(r"\.?[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9])?(?::[0-9]{1,5})?")
@@ -113,7 +117,7 @@ class Credentials(Strict):
     password: Word
 
 
-class Set(Strict):
+class Set(Wish):
     """What to change; what is left out stays, an empty text removes a proxy. password only together with user."""
 
     http: WebProxy | Annotated[str, StringConstraints(max_length=0)] | None = None
@@ -187,23 +191,24 @@ def _excepts(entry: str, host: str, port: int) -> bool:
         return False
 
 
-def read(etc: Path) -> Settings:
-    """The setting in a folder; none where there are no files. Raises ConfigError."""
-    path, secret = etc / "proxy.toml", etc / "proxy.secret.toml"
-    file = load(path, ProxyFile) if path.exists() else ProxyFile()
-    if not secret.exists():
+def read(view: View) -> Settings:
+    """The setting as files have it; none where there are no files. Raises ConfigError."""
+    path, secret = view.places.place(FILE), view.places.place(SECRET)
+    file = parse(view.text(FILE) or "", path, ProxyFile)
+    text = view.text(SECRET)
+    if text is None:
         return Settings(file)
-    if secret.stat().st_mode & 0o077:
+    if SECRET not in view.changed and secret.stat().st_mode & 0o077:
         raise ConfigError(f"{secret}: others can read it", reason="proxy-secret-open", hint=f"chmod 600 {secret}")
     try:
-        return Settings(file, load(secret, Credentials))
+        return Settings(file, parse(text, secret, Credentials))
     except ConfigError as error:  # its messages repeat values
         raise ConfigError(f"{secret}: not user and password in TOML", reason=error.reason) from None
 
 
 def proxies_for(url: str, etc: Path = Path("/etc/mixos")) -> dict[str, str]:
     """For the daemon's fetchers: scheme → proxy as `requests` takes it (with `trust_env` off); empty: go directly."""
-    proxy = read(etc).for_url(url)
+    proxy = read(View(Trees(own=(("etc/mixos", etc),)))).for_url(url)
     return {urlsplit(url).scheme: proxy} if proxy else {}
 
 
@@ -215,31 +220,31 @@ class Proxy:
     def __init__(self, context: Context, group: str = "admin") -> None:
         self.context = context
         self.group = group  # may read the environment; whoever is in it may choose the proxy, which sees the password
-        self.path = context.etc / "proxy.toml"
-        self.secret = context.etc / "proxy.secret.toml"
         self.settings = Settings()
+        self.problem: MixosError | None = None
+        self._contents: Contents = {FILE: None}
 
     def methods(self) -> Sequence[Method]:
         """Everybody may see which proxy there is; only admins choose it, since it sees what passes."""
         return (
             Method("proxy.show", "The proxy setting; passwords are stars.", self._show),
             Method("proxy.set", "Change the proxy setting.", self._set, ADMINS, Set, changes=True),
-            Method("proxy.clear", "Use no proxy.", self._clear, ADMINS, changes=True),
-            Method("proxy.apply", "Put proxy.toml in force as it is now.", self._apply, ADMINS, changes=True),
+            Method("proxy.clear", "Use no proxy.", self._clear, ADMINS, Wish, changes=True),
+            Method("proxy.apply", "Put proxy.toml in force as it is now.", self._apply, ADMINS, Wish, changes=True),
             Method("proxy.test", "Fetch a URL as services would.", self._test, OPERATORS, Try, seconds=30.0),
         )
 
     async def start(self) -> None:
-        """Write the environment. A broken file raises ConfigError and leaves the environment of an earlier start."""
-        self.settings = read(self.context.etc)
-        self._write_environment()
+        """Write the environment. A broken file leaves the last good setting, or raises ConfigError where there is none,
+        and leaves the environment of an earlier start."""
+        self.problem = await self.context.changes.start(self)
 
     async def stop(self) -> None:
         """Nothing runs."""
 
     def status(self) -> Mapping[str, Any]:
-        """Whether a proxy is set."""
-        return {"set": bool(self.settings.environment())}
+        """Whether a proxy is set; problem: why it is not what the file says."""
+        return {"set": bool(self.settings.environment()), "problem": self.problem.message if self.problem else None}
 
     async def _show(self, caller: Caller, _: Nothing) -> dict[str, Any]:
         return self._shown()
@@ -255,40 +260,69 @@ class Proxy:
     async def _set(self, caller: Caller, wish: Set) -> dict[str, Any]:
         if (wish.password is None) != (wish.user is None):
             raise RefusedError("user and password go together", reason="proxy-credentials")
-        given = wish.model_dump(by_alias=True, exclude_none=True, exclude={"user", "password"}, mode="json")
-        text = read_text(self.path) if self.path.exists() else ""
-        parse(text, self.path, ProxyFile)  # a broken file is mended by hand first
-        text = set_keys(text, (), {key: value if value != "" else None for key, value in given.items()})
-        parse(text, self.path, ProxyFile)
+        secret: Contents = {}
         if wish.user is not None and wish.password is not None:
             keys = {"user": wish.user, "password": wish.password.get_secret_value()}
             try:
                 Credentials.model_validate(keys)
             except ValueError:
                 raise RefusedError("this password cannot be used", reason="proxy-credentials") from None
-            write_atomically(self.secret, set_keys("", (), keys).encode(), 0o600)
-        write_atomically(self.path, text.encode())
-        return await self._changed(caller)
+            secret = {SECRET: set_keys("", (), keys).encode()}
+        given = wish.model_dump(by_alias=True, exclude_none=True, include={"http", "https", "socks", "no_proxy"})
 
-    async def _clear(self, caller: Caller, _: Nothing) -> dict[str, Any]:
-        self.path.unlink(missing_ok=True)
-        self.secret.unlink(missing_ok=True)
-        return await self._changed(caller)
+        def edited() -> Contents:
+            view = View(self.context.changes.places)
+            text = view.text(FILE) or ""
+            parse(text, view.places.place(FILE), ProxyFile)  # a broken file is mended by hand first
+            new = set_keys(text, (), {key: value if value != "" else None for key, value in given.items()})
+            return {FILE: new.encode(), **secret}
 
-    async def _apply(self, caller: Caller, _: Nothing) -> dict[str, Any]:
-        return await self._changed(caller)
+        return await self._make(caller, wish, "proxy set", edited)
 
-    async def _changed(self, caller: Caller) -> dict[str, Any]:
-        self.settings = read(self.context.etc)
+    async def _clear(self, caller: Caller, wish: Wish) -> dict[str, Any]:
+        return await self._make(caller, wish, "proxy clear", lambda: {FILE: None, SECRET: None})
+
+    async def _apply(self, caller: Caller, wish: Wish) -> dict[str, Any]:
+        return await self._make(caller, wish, "proxy apply", dict)
+
+    async def _make(self, caller: Caller, wish: Wish, why: str, contents: Callable[[], Contents]) -> dict[str, Any]:
+        answer = await self.context.changes.make(caller, wish, why, contents, parts=(self.name,))
+        return {**answer, **self._shown()}
+
+    # -- for daemon.core.change ----------------------------------------------------------------------------------------
+
+    def owns(self, name: str) -> bool:
+        """The two files."""
+        return name in (FILE, SECRET)
+
+    def in_force(self) -> Contents:
+        """They, as they are in force; a password lies in no file but its own."""
+        return {name: data for name, data in self._contents.items() if name == FILE}
+
+    async def prepare(self, view: View, caller: Caller | None, dry_run: bool) -> Plan:
+        """No connection to this device goes through the proxy. Raises ConfigError."""
+        settings = read(view)
+        steps = [f"{kind}: {settings.url(kind, masked=True) or 'none'}" for kind in ("http", "https", "socks")]
+        return Plan({FILE: view.read(FILE)}, steps, changes=settings != self.settings, data=settings)
+
+    async def apply(self, plan: Plan, step: Step) -> None:
+        """Write the environment. Raises OSError."""
+        self.settings, self._contents, self.problem = plan.data, plan.contents, None
         self._write_environment()
-        shown = self._shown()
-        self.context.events.publish("proxy.changed", "proxy", **shown)
-        return shown
+        step("written")
+
+    async def undo(self, before: Mapping[str, Any], view: View) -> None:
+        """The environment of earlier files; the password's file changes with the commit only."""
+        self.settings, self._contents = read(view), {FILE: view.read(FILE)}
+        self._write_environment()
+
+    async def kept(self) -> None:
+        """The files are all that the next boot needs."""
 
     async def _test(self, caller: Caller, wish: Try) -> dict[str, Any]:
         from daemon.parts.proxy.trial import fetch
 
-        return await fetch(wish.url, read(self.context.etc))
+        return await fetch(wish.url, self.settings)
 
     def _write_environment(self) -> None:
         lines = [f"{name}={value}\n" for name, value in self.settings.environment().items()]

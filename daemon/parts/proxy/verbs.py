@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from daemon.client.cli.change import change_options, changed, wish
 from daemon.client.cli.common import ask, json_option, show
 
 
@@ -49,8 +50,17 @@ def _shown(result: Mapping[str, Any]) -> str:
 @click.option("--socks", metavar="URL", help="For everything else: socks5h://host:port; empty: none.")
 @click.option("--no-proxy", multiple=True, help="An address, network, host or .suffix to reach directly. Repeatable.")
 @click.option("--user", help="The user at the proxy; the password is asked for, or read from standard input.")
-@json_option
-def set_(url: str | None, no_proxy: tuple[str, ...], user: str | None, as_json: bool, **kinds: str | None) -> None:
+@change_options
+def set_(
+    url: str | None,
+    no_proxy: tuple[str, ...],
+    user: str | None,
+    as_json: bool,
+    dry_run: bool,
+    confirm: int | None,
+    force: bool,
+    **kinds: str | None,
+) -> None:
     """Set the proxy; URL stands for both --http and --https. What is not given stays.
 
     \b
@@ -65,7 +75,12 @@ def set_(url: str | None, no_proxy: tuple[str, ...], user: str | None, as_json: 
         params |= {"user": user, "password": _password()}
     if not params:
         raise click.UsageError("say what to set")
-    show(ask("proxy.set", params), as_json, _shown)
+    params |= wish({"dry_run": dry_run, "confirm": confirm, "force": force})
+    show(ask("proxy.set", params), as_json, _changed)
+
+
+def _changed(answer: Mapping[str, Any]) -> str:
+    return changed(answer) if not answer["applied"] or answer["confirm"] else _shown(answer)
 
 
 def _password() -> str:
@@ -75,27 +90,27 @@ def _password() -> str:
 
 
 @proxy.command()
-@json_option
-def apply(as_json: bool) -> None:
+@change_options
+def apply(as_json: bool, **values: object) -> None:
     """Put proxy.toml in force, after editing it.
 
     \b
     Example:
       mixctl proxy apply
     """
-    show(ask("proxy.apply"), as_json, _shown)
+    show(ask("proxy.apply", wish(values)), as_json, _changed)
 
 
 @proxy.command()
-@json_option
-def clear(as_json: bool) -> None:
+@change_options
+def clear(as_json: bool, **values: object) -> None:
     """Use no proxy, and forget its password.
 
     \b
     Example:
       mixctl proxy clear
     """
-    show(ask("proxy.clear"), as_json, _shown)
+    show(ask("proxy.clear", wish(values)), as_json, _changed)
 
 
 @proxy.command()

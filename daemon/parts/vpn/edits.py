@@ -1,8 +1,7 @@
 """Changing vpn.toml and its secrets: make a tunnel, add and remove peers, new keys, import.
 
-The file is edited in place (`common.tomledit`), so what people wrote into it stays. Order of writing: new secrets
-first, then the file that refers to them; secrets nobody refers to any more go last. A crash between leaves a secret too
-many, never one too few.
+The file is edited in place (`common.tomledit`), so what people wrote into it stays. Nothing is written here: what was
+edited is in `changed`, file and secrets together, for one change (`daemon.core.change`).
 """
 
 from __future__ import annotations
@@ -10,23 +9,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from common.errors import NotFoundError, RefusedError
-from common.files import write_atomically
+from common.errors import ConfigError, NotFoundError, RefusedError
 from common.tomledit import remove_table, set_keys
-from common.tomlfile import parse, read_text
+from common.tomlfile import parse
+from daemon.core.change.applier import View
+from daemon.core.change.files import Trees
+from daemon.core.change.record import Contents
 from daemon.parts.vpn import keys
-from daemon.parts.vpn.keys import Store
+from daemon.parts.vpn.keys import SECRETS, Store
 from daemon.parts.vpn.model import PeerEntry, Tunnel, VpnFile
 from daemon.parts.vpn.tunnel import own_key, peer_key, peer_psk
 from daemon.parts.vpn.wgquick import Quick
 
+FILE = "etc/mixos/vpn.toml"
+
 
 class VpnConfig:
-    """vpn.toml and the store of secrets."""
+    """vpn.toml and the secrets, as they are in `places`, or in `base` where that has them."""
 
-    def __init__(self, file: Path, folder: Path) -> None:
-        self.file = file
-        self.store = Store(folder)
+    def __init__(self, places: Trees, base: Contents | None = None) -> None:
+        self.changed: dict[str, bytes | Path | None] = dict(base or {})
+        self.view = View(places, self.changed)
+        self.file = places.place(FILE)
+        self.store = Store(self.view, self.changed)
+
+    @property
+    def contents(self) -> dict[str, bytes | None]:
+        """What was edited."""
+        return {name: data for name, data in self.changed.items() if not isinstance(data, Path)}
+
+    def everything(self) -> dict[str, bytes | None]:
+        """File and secrets as they are here."""
+        return {name: self.view.read(name) for name in (FILE, *self.view.names(SECRETS.rstrip("/")))}
 
     def read(self) -> VpnFile:
         """The file; no file has no tunnels. Raises ConfigError."""
@@ -147,11 +161,14 @@ class VpnConfig:
             self.store.write(peer_key(name, title), private)
 
     def _text(self) -> str:
-        return read_text(self.file) if self.file.exists() else ""
+        data = self.view.read(FILE)
+        try:
+            return (data or b"").decode()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{self.file}: not UTF-8 (byte {error.start})", reason="config-encoding") from error
 
     def _save(self, text: str) -> VpnFile:
-        """Write the file, after reading it as what it is. Raises ConfigError."""
+        """The edited file, after reading it as what it is. Raises ConfigError."""
         config = parse(text, self.file, VpnFile)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.file, text.encode(), 0o644)
+        self.changed[FILE] = text.encode()
         return config

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import MixosError, NotFoundError
-from common.files import sync_folder, write_atomically
 from common.wireguard import SIZE, KeyProblem, decode, encode
+from daemon.core.change.applier import View
 from daemon.linux.process import capture
 
 __all__ = ["SIZE", "KeyProblem", "Pair", "Store", "decode", "encode", "make_pair", "preshared", "public_of"]
+SECRETS = "var/lib/mixos/vpn/"
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from daemon.parts.vpn.x25519 import main; main()"
 _LIBRARY = Path(__file__).resolve().parents[3]
 
@@ -60,39 +61,37 @@ async def _compute(given: bytes) -> Pair:
 
 
 class Store:
-    """Secrets of the VPN in a folder: `wg0.key` (own), `wg0.NAME.psk`, `wg0.NAME.key` (a client's, kept by choice)."""
+    """Secrets of the VPN as a view has them: `wg0.key` (own), `wg0.NAME.psk`, `wg0.NAME.key` (a client's, kept by
+    choice). What is written goes into `changed`, for the change that makes it so."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, view: View, changed: dict[str, bytes | Path | None]) -> None:
+        self.view = view
+        self.changed = changed
 
     def read(self, name: str) -> bytes:
         """A secret. Raises NotFoundError `vpn-secret-missing`, KeyProblem `vpn-key`."""
-        path = self.folder / name
-        try:
-            text = path.read_text("ascii")
-        except (FileNotFoundError, UnicodeDecodeError) as error:
+        path = self.view.places.place(SECRETS + name)
+        text = (self.view.read(SECRETS + name) or b"").decode("ascii", "replace")
+        if not text:
             raise NotFoundError(
                 f"{path} is missing",
                 reason="vpn-secret-missing",
                 hint="restore it from a backup, or make a new one: mixctl vpn rotate",
-            ) from error
+            )
         return decode(text, str(path))
 
     def write(self, name: str, key: bytes) -> None:
-        """Keep a secret, durably."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
-        write_atomically(self.folder / name, f"{encode(key)}\n".encode(), 0o600)
+        """Keep a secret."""
+        self.changed[SECRETS + name] = f"{encode(key)}\n".encode()
 
     def has(self, name: str) -> bool:
         """Whether a secret is there."""
-        return (self.folder / name).is_file()
+        return self.view.read(SECRETS + name) is not None
 
     def remove(self, name: str) -> None:
         """Forget a secret; the file system may keep its blocks."""
         if self.has(name):
-            (self.folder / name).unlink()
-            sync_folder(self.folder)
+            self.changed[SECRETS + name] = None
 
 
 def clamp(private: bytes) -> bytes:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, SecretStr
 from common import netvalues as values
 from common.netvalues import EndpointText, HostAddress, InterfaceAddress, InterfaceName, NetworkText, PeerName
 from common.tomlfile import Strict
+from daemon.core.change.applier import Wish
 from daemon.parts.vpn.model import Seconds
 from daemon.parts.vpn.wgquick import MAX_BYTES
 
@@ -30,7 +31,15 @@ class OfPeer(OfInterface):
     peer: PeerName
 
 
-class Init(Strict):
+class ChangeInterface(Wish, OfInterface):
+    """A tunnel that is to be changed."""
+
+
+class ChangePeer(Wish, OfPeer):
+    """A peer that is to be changed."""
+
+
+class Init(Wish):
     """`vpn.init`. addresses: chosen at random when empty; endpoint: how clients reach this device, port optional."""
 
     name: InterfaceName = "wg0"
@@ -41,7 +50,7 @@ class Init(Strict):
     client_routes: tuple[NetworkText, ...] = ()
 
 
-class AddPeer(OfPeer):
+class AddPeer(ChangePeer):
     """`vpn.add-peer`. public-key: a pair is made when there is none; keep-key: keep its private half here."""
 
     public_key: str | None = None
@@ -52,14 +61,14 @@ class AddPeer(OfPeer):
     keep_key: bool = False
 
 
-class Rotate(OfInterface):
+class Rotate(ChangeInterface):
     """`vpn.rotate`: without a peer the tunnel's own key; with one its preshared key, or with `key` its key pair."""
 
     peer: PeerName | None = None
     key: bool = False
 
 
-class Import(Strict):
+class Import(Wish):
     """`vpn.import`. text: the file's content, a secret; file: its name, for messages."""
 
     name: InterfaceName

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from common.errors import MixosError
 from common.units import size
+from daemon.client.cli.change import change_options, changed, wish
 from daemon.client.cli.common import Function, ask, columns, json_option, show
 from daemon.client.console.names import names as known
 
@@ -94,7 +95,7 @@ def _age(seconds: int | None) -> str:
 @click.option("--endpoint", help="How clients reach this device: a name or address, port optional.")
 @click.option("--client-dns", multiple=True, help="Name server that clients' configurations name.")
 @click.option("--client-routes", multiple=True, help="What clients send into the tunnel; default: its own networks.")
-@json_option
+@change_options
 def init(as_json: bool, **values: Any) -> None:
     """Make a WireGuard interface with a new key and bring it up.
 
@@ -103,15 +104,22 @@ def init(as_json: bool, **values: Any) -> None:
       mixctl vpn init --endpoint vpn.example.org
       mixctl vpn init --name wg1 --address 10.9.0.1/24 --port 51821 --client-routes 0.0.0.0/0 --client-routes ::/0
     """
-    result = ask("vpn.init", _params(**values), seconds=_SECONDS)
+    result = ask("vpn.init", wish(values), seconds=_SECONDS)
     show(result, as_json, lambda row: f"{_state(row)}\naddresses   {' '.join(row['addresses'])}")
 
 
 def _state(row: Mapping[str, Any]) -> str:
+    if "applied" in row and not row["applied"]:
+        return changed(row)
     lines = [f"{row['interface']} is {row['state']}"]
     lines += [f"problem: {row['problem']}"] if row["problem"] else []
     lines += [f"public key  {row['public-key']}"] if row.get("public-key") else []
+    lines += [_trial(row)] if row.get("confirm") else []
     return "\n".join(lines)
+
+
+def _trial(row: Mapping[str, Any]) -> str:
+    return f"on trial for {row['confirm']} s; keep it with: mixctl confirm"
 
 
 def _print_config(text: str, qr: bool) -> None:
@@ -138,6 +146,8 @@ def _remark(row: Mapping[str, Any]) -> None:
     """What is not part of a configuration goes to standard error: `> phone.conf` gives a clean file."""
     if row.get("problem"):
         click.echo(f"mixctl: {row['interface']} is down: {row['problem']}", err=True)
+    if row.get("confirm"):
+        click.echo(f"mixctl: {_trial(row)}", err=True)
 
 
 @vpn.command("add-peer")
@@ -150,7 +160,7 @@ def _remark(row: Mapping[str, Any]) -> None:
 @click.option("--endpoint", help="Where the peer is reached, host:port, if it has a fixed place.")
 @click.option("--keep-key", is_flag=True, help="Keep the peer's private key here, so that `qr` can show it again.")
 @click.option("--qr", is_flag=True, help="Print the configuration as a QR code.")
-@json_option
+@change_options
 def add_peer(name: str, qr: bool, as_json: bool, **values: Any) -> None:
     """Add a peer and print its configuration: once, since its private key is not kept.
 
@@ -160,9 +170,9 @@ def add_peer(name: str, qr: bool, as_json: bool, **values: Any) -> None:
       mixctl vpn add-peer phone --keepalive 25 --qr
       mixctl vpn add-peer office --public-key 4qh4UzGyx8HwTw3bTY6hDAYxhIMHTX4Ogz9rV2R5Aic= --allowed-ips 10.8.0.9/32
     """
-    result = ask("vpn.add-peer", _params(peer=name, **values), seconds=_SECONDS)
-    if as_json:
-        return show(result, True, str)
+    result = ask("vpn.add-peer", wish({"peer": name, **values}), seconds=_SECONDS)
+    if as_json or not result["applied"]:
+        return show(result, as_json, changed)
     _print_config(result["config"], qr)
     _remark(result)
     if "PrivateKey = " in result["config"] and not values["keep_key"]:
@@ -189,32 +199,31 @@ def qr(name: str, interface: str | None) -> None:
 @vpn.command()
 @click.argument("name", shell_complete=known("peer"))
 @_interface_option
-@json_option
-def remove(name: str, interface: str | None, as_json: bool) -> None:
+@change_options
+def remove(name: str, as_json: bool, **values: object) -> None:
     """Remove a peer and its secrets; its session ends at once.
 
     \b
     Example:
       mixctl vpn remove laptop
     """
-    result = ask("vpn.remove", _params(peer=name, interface=interface), seconds=_SECONDS)
-    show(result, as_json, lambda row: f"{row['peer']} removed from {row['interface']}")
+    show(ask("vpn.remove", wish({"peer": name, **values}), seconds=_SECONDS), as_json, changed)
 
 
 @vpn.command()
 @click.argument("interface", shell_complete=known("tunnel"))
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@json_option
-def delete(interface: str, yes: bool, as_json: bool) -> None:
+@change_options
+def delete(interface: str, yes: bool, as_json: bool, **values: object) -> None:
     """Remove a whole interface with its peers and keys.
 
     \b
     Example:
       mixctl vpn delete wg1 --yes
     """
-    if not yes:
+    if not yes and not values["dry_run"]:
         click.confirm(f"Remove {interface} with all its peers and keys?", abort=True, err=True)
-    show(ask("vpn.delete", {"interface": interface}, seconds=_SECONDS), as_json, lambda row: f"{interface} removed")
+    show(ask("vpn.delete", wish({"interface": interface, **values}), seconds=_SECONDS), as_json, changed)
 
 
 @vpn.command()
@@ -222,8 +231,8 @@ def delete(interface: str, yes: bool, as_json: bool) -> None:
 @_interface_option
 @click.option("--key", is_flag=True, help="Make a new key pair for the peer, instead of a new preshared key.")
 @click.option("--qr", is_flag=True, help="Print the peer's configuration as a QR code.")
-@json_option
-def rotate(name: str | None, interface: str | None, key: bool, qr: bool, as_json: bool) -> None:
+@change_options
+def rotate(name: str | None, qr: bool, as_json: bool, **values: object) -> None:
     """Make new keys: this device's own, or with NAME a peer's preshared key. Prints what the other side must change.
 
     \b
@@ -232,9 +241,9 @@ def rotate(name: str | None, interface: str | None, key: bool, qr: bool, as_json
       mixctl vpn rotate laptop
       mixctl vpn rotate phone --key --qr
     """
-    result = ask("vpn.rotate", _params(peer=name, interface=interface, key=key), seconds=_SECONDS)
-    if as_json:
-        return show(result, True, str)
+    result = ask("vpn.rotate", wish({"peer": name, **values}), seconds=_SECONDS)
+    if as_json or not result["applied"]:
+        return show(result, as_json, changed)
     for peer, text in result["configs"].items():
         if len(result["configs"]) > 1:
             click.echo(f"# --- {peer}")
@@ -243,60 +252,58 @@ def rotate(name: str | None, interface: str | None, key: bool, qr: bool, as_json
     return None
 
 
-def _switch(verb: str, interface: str | None, as_json: bool, render: Callable[[Any], str] = _state) -> None:
-    show(ask(f"vpn.{verb}", _params(interface=interface), seconds=_SECONDS), as_json, render)
-
-
 @vpn.command()
 @click.argument("interface", required=False, shell_complete=known("tunnel"))
-@json_option
-def up(interface: str | None, as_json: bool) -> None:
+@change_options
+def up(as_json: bool, **values: object) -> None:
     """Bring an interface up, now and at every start.
 
     \b
     Example:
       mixctl vpn up
     """
-    _switch("up", interface, as_json)
+    show(ask("vpn.up", wish(values), seconds=_SECONDS), as_json, _state)
 
 
 @vpn.command()
 @click.argument("interface", required=False, shell_complete=known("tunnel"))
-@json_option
-def down(interface: str | None, as_json: bool) -> None:
+@change_options
+def down(as_json: bool, **values: object) -> None:
     """Take an interface down until `up`.
 
     \b
     Example:
       mixctl vpn down wg0
     """
-    _switch("down", interface, as_json)
+    show(ask("vpn.down", wish(values), seconds=_SECONDS), as_json, _state)
 
 
 @vpn.command()
-@json_option
-def apply(as_json: bool) -> None:
+@change_options
+def apply(as_json: bool, **values: object) -> None:
     """Put an edited vpn.toml in force. Peers that did not change keep their sessions.
 
     \b
     Example:
       mixctl vpn apply
     """
-    result = ask("vpn.apply", seconds=_SECONDS)
-    show(result, as_json, _applied)
+    show(ask("vpn.apply", wish(values), seconds=_SECONDS), as_json, _applied)
 
 
 def _applied(result: Mapping[str, Any]) -> str:
+    if not result["applied"]:
+        return changed(result)
     lines = [f"{name} is up" for name in result["up"]]
     lines += [f"{name or 'vpn.toml'}: {text}" for name, text in result["problems"].items()]
+    lines += [_trial(result)] if result["confirm"] else []
     return "\n".join(lines) or "nothing is up"
 
 
 @vpn.command("import")
 @click.argument("file", type=click.File("r", encoding="utf-8"))
 @click.option("--name", help="The interface's name; default: the file's, without .conf.")
-@json_option
-def import_(file: Any, name: str | None, as_json: bool) -> None:
+@change_options
+def import_(file: Any, name: str | None, as_json: bool, **values: object) -> None:
     """Make an interface from a configuration file of wg-quick, and bring it up. "-" reads standard input.
 
     \b
@@ -315,7 +322,8 @@ def import_(file: Any, name: str | None, as_json: bool) -> None:
         raise MixosError(f"{label} is not text", reason="vpn-import") from error
     if len(text) > MAX_BYTES:
         raise MixosError(f"{label} has more than {MAX_BYTES} bytes", reason="vpn-import")
-    result = ask("vpn.import", {"name": name, "text": text, "file": label[-200:]}, seconds=_SECONDS)
+    params = {"name": name, "text": text, "file": label[-200:], **wish(values)}
+    result = ask("vpn.import", params, seconds=_SECONDS)
     show(result, as_json, lambda row: f"{_state(row)}\npeers       {', '.join(row['peers']) or 'none'}")
 
 
@@ -329,4 +337,5 @@ def export(interface: str | None, as_json: bool) -> None:
     Example:
       mixctl vpn export wg0
     """
-    _switch("export", interface, as_json, lambda row: str(row["config"]).rstrip("\n"))
+    result = ask("vpn.export", _params(interface=interface), seconds=_SECONDS)
+    show(result, as_json, lambda row: str(row["config"]).rstrip("\n"))

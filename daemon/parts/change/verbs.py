@@ -1,0 +1,77 @@
+"""`mixctl change`, `mixctl confirm`, `mixctl revert`: changes that are on trial."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from daemon.client.cli.change import SECONDS, ended
+from daemon.client.cli.common import ask, columns, json_option, show
+from daemon.client.console.names import names as known
+
+
+@click.group()
+def change() -> None:
+    """Changes that are on trial: they are undone in time unless somebody confirms them.
+
+    \b
+    Example:
+      mixctl change list
+      mixctl confirm
+    """
+
+
+@change.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the changes that are on trial, or are being undone.
+
+    \b
+    Example:
+      mixctl change list
+    """
+    show(ask("change.list"), as_json, _list)
+
+
+def _list(result: dict[str, Any]) -> str:
+    rows = [
+        (row["change"], row["what"], row["who"], row["state"], f"{row['seconds']} s" if row["seconds"] else "-")
+        for row in result["changes"]
+    ]
+    table = columns(("change", "what", "who", "state", "left"), rows) if rows else "nothing is on trial"
+    return "\n".join([table, *(f"problem: {text}" for text in result["problems"])])
+
+
+@click.command()
+@click.argument("number", required=False, shell_complete=known("change"))
+@json_option
+def confirm(number: str | None, as_json: bool) -> None:
+    """Keep the change that is on trial (NUMBER, when there are several).
+
+    \b
+    Example:
+      mixctl confirm
+    """
+    show(ask("change.confirm", _params(number), seconds=SECONDS), as_json, ended)
+
+
+@click.command()
+@click.argument("number", required=False, shell_complete=known("change"))
+@json_option
+def revert(number: str | None, as_json: bool) -> None:
+    """Undo the change that is on trial (NUMBER, when there are several).
+
+    \b
+    Example:
+      mixctl revert
+    """
+    show(ask("change.revert", _params(number), seconds=SECONDS), as_json, ended)
+
+
+def _params(number: str | None) -> dict[str, object]:
+    return {"change": number} if number else {}
+
+
+change.add_command(confirm)
+change.add_command(revert)

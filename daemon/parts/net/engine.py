@@ -1,0 +1,206 @@
+"""Putting network.toml in force: the steps of `plan` done over rtnetlink, with early boot told who looks after what.
+
+Whether a change is on trial, and what happens to it after a crash, is the business of `daemon.core.change`, which calls
+this. Going back means the earlier file, and then whatever else the interfaces had: routes, leases, MTU (`snapshot`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.errors import MixosError
+from common.tomlfile import parse
+from daemon.core.change import applier
+from daemon.core.change.applier import View
+from daemon.core.change.connection import Connection, connection
+from daemon.core.change.files import Step as Hook
+from daemon.core.change.record import Contents
+from daemon.core.method import Caller
+from daemon.core.part import Context
+from daemon.linux.log import log
+from daemon.linux.nameservers import Names
+from daemon.linux.rtnl import Rtnl
+from daemon.parts.net import snapshot
+from daemon.parts.net.handover import EarlyBoot
+from daemon.parts.net.netfile import NetworkFile
+from daemon.parts.net.plan import Seen, Step, describe, execute, look, managed, missing, plan
+
+FILE = "etc/mixos/network.toml"
+_HARMLESS = ("add-address", "add-route", "set-up")  # steps that take nothing away from a connection
+
+
+class Own(NamedTuple):
+    """What a plan carries: the configuration, and whether the daemon is starting."""
+
+    config: NetworkFile
+    starting: bool
+
+
+class Engine:
+    """What is in force, and how to bring something else into force; an `applier.Applier`."""
+
+    name = "net"
+
+    def __init__(self, context: Context, proc: Path) -> None:
+        self.context = context
+        self.proc = proc
+        self.names = Names(context.run)
+        self.early = EarlyBoot(context.run / "net", context.etc / "network.conf")
+        self.file = context.etc / "network.toml"
+        self.config = NetworkFile()  # in force
+        self.problem: MixosError | None = None
+        self._contents: Contents = {FILE: None}
+
+    # -- for daemon.core.change ----------------------------------------------------------------------------------------
+
+    def owns(self, name: str) -> bool:
+        """network.toml."""
+        return name == FILE
+
+    def in_force(self) -> Contents:
+        """network.toml as it is in force."""
+        return self._contents
+
+    async def prepare(self, view: View, caller: Caller | None, dry_run: bool) -> applier.Plan:
+        """Raises ConfigError, RefusedError `net-conflict`."""
+        wanted = self.read(view)
+        with Rtnl() as rtnl:
+            seen = look(rtnl, self.proc)
+            steps = plan(wanted, self.config, seen)
+            touched = managed(self.config).keys() | managed(wanted).keys()
+            before = {
+                "interfaces": snapshot.take(rtnl, touched, seen),
+                "claimed": sorted(self.early.claimed() & touched),
+            }
+        way = connection(caller.connection or caller.origin.removeprefix("ssh ").partition(" ")[0]) if caller else None
+        return applier.Plan(
+            contents={FILE: view.read(FILE)},
+            steps=[describe(step) for step in steps],
+            changes=bool(steps) or wanted != self.config,
+            cuts=way is not None and _cuts(way, steps, self._clients(wanted)),
+            before=before,
+            data=Own(wanted, caller is None),
+        )
+
+    def _clients(self, wanted: NetworkFile) -> set[str]:
+        """Interfaces whose DHCP client would be stopped."""
+        return {name for name, entry in managed(wanted).items() if entry.mode != "dhcp" and self.early.client(name)}
+
+    async def apply(self, plan: applier.Plan, step: Hook) -> None:
+        """Do the steps. At a start what cannot be done is a problem to tell, and everything else is done. Raises
+        NetlinkError, OSError half-way."""
+        own: Own = plan.data
+        before, self._contents = self.config, plan.contents
+        try:
+            plan.steps = [describe(one) for one in await self._put(own.config, before, step)]
+        except (MixosError, OSError) as error:
+            if not own.starting:
+                raise
+            self.tell(error)
+            return
+        self.problem = None
+
+    async def undo(self, before: Mapping[str, Any], view: View) -> None:
+        """First the earlier file, then what else there was. Everything is tried; raises the first error."""
+        tried, wanted = self.config, self.read(view)
+        self._contents = {FILE: view.read(FILE)}
+        errors: list[MixosError | OSError] = []
+        try:
+            await self._put(wanted, tried, lambda _: None)
+        except (MixosError, OSError) as error:
+            errors.append(error)
+        interfaces = before.get("interfaces", {})
+        try:
+            with Rtnl() as rtnl:
+                snapshot.restore(interfaces, rtnl, self.proc)
+        except (MixosError, OSError) as error:
+            errors.append(error)
+        if errors:
+            raise errors[0]
+        self.problem = None
+
+    async def kept(self) -> None:
+        """The file is all that the next boot needs."""
+
+    # -- putting in force --------------------------------------------------------------------------------------------
+
+    def read(self, view: View) -> NetworkFile:
+        """The file; no file says nothing. Raises ConfigError."""
+        return parse(view.text(FILE) or "", self.file, NetworkFile)
+
+    async def again(self, tried: Sequence[Step]) -> list[Step]:
+        """Bring what is in force to interfaces that are new, or were changed behind our back: the steps that were
+        needed. Steps that were `tried` and did not help are not tried for ever."""
+        try:
+            with Rtnl() as rtnl:
+                steps = plan(self.config, self.config, look(rtnl, self.proc))
+            if steps and steps != tried:
+                await self._put(self.config, self.config, lambda _: None)
+        except (MixosError, OSError) as error:  # perhaps somebody took a name that the file wants for something else
+            self.tell(error)
+            return list(tried)
+        return steps or list(tried)
+
+    async def _put(self, wanted: NetworkFile, before: NetworkFile, hook: Hook) -> list[Step]:
+        """Make `wanted` the configuration in force. Raises NetlinkError, OSError, RefusedError half-way."""
+        with Rtnl() as rtnl:
+            seen = look(rtnl, self.proc)
+            plan(wanted, before, seen)  # a conflict is found before anything is touched
+            self.config = wanted  # from here on some of it is there, also when the rest fails
+            await self._hand_over(wanted, seen)
+            # Clients that ended may have changed something, so the plan is made now.
+            steps = plan(wanted, before, look(rtnl, self.proc))
+            for step in steps:
+                try:
+                    execute(step, rtnl, self.proc)
+                except MixosError as error:
+                    error.message = f"{describe(step)}: {error.message}"
+                    raise
+                hook(f"did {' '.join(step)}")
+        for name in sorted((managed(before).keys() | self.early.claimed()) - managed(wanted).keys()):
+            await self.early.release(name)
+        self._tell_names(wanted)
+        for step in steps:
+            log("notice", f"network: {describe(step)}")
+        return steps
+
+    async def _hand_over(self, wanted: NetworkFile, seen: Seen) -> None:
+        for name, entry in managed(wanted).items():
+            await self.early.claim(name, entry.mode == "dhcp")
+            four = next((address for address in entry.addresses if ":" not in address), None)
+            if entry.mode != "dhcp":
+                there = four is not None and name in seen.links
+                self.early.set_address(name, four.partition("/")[0] if there and four else None)
+
+    def _tell_names(self, wanted: NetworkFile) -> None:
+        entries = wanted.interface.values()
+        servers = wanted.dns or [server for entry in entries for server in entry.dns]
+        search = wanted.search or [name for entry in entries for name in entry.search]
+        self.names.set_file(list(dict.fromkeys(servers)), list(dict.fromkeys(search)))
+
+    def tell(self, problem: Exception) -> None:
+        """What keeps the file from being in force."""
+        self.problem = (
+            problem if isinstance(problem, MixosError) else MixosError(f"network: {problem}", reason="net-io")
+        )
+        log("err", f"network: {self.problem.message}")
+        self.context.events.publish("net.problem", "network.toml", reason=self.problem.reason)
+
+    async def missing(self) -> list[str]:
+        """Interfaces that the file in force needs and that are not there."""
+        with Rtnl() as rtnl:
+            return missing(self.config, await asyncio.to_thread(look, rtnl, self.proc))
+
+
+def _cuts(way: Connection, steps: Iterable[Step], clients: set[str]) -> bool:
+    """Whether steps could cut a connection: those that take something away from the interface it comes in by; without
+    knowing that, from any."""
+    taking = [step for step in steps if step[0] not in _HARMLESS]
+    if way.interface is None:
+        return bool(taking or clients)
+    names = {step[1].split("/")[2] if step[0] == "sysctl" else step[1] for step in taking}
+    masters = {step[2] for step in taking if step[0] == "set-master"}
+    return way.interface in names | masters | clients

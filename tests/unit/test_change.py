@@ -1,0 +1,628 @@
+"""Changes: all or nothing, tried or for good, and killed after every step of making, ending and recovering one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import ConfigError, MixosError, RefusedError
+from daemon.core.change import files, record
+from daemon.core.change.applier import Plan, View, Wish
+from daemon.core.change.connection import connection
+from daemon.core.change.engine import Changes
+from daemon.core.change.files import Rename, Renames, Trees
+from daemon.core.change.record import Contents
+from daemon.core.method import Caller, Role
+from daemon.core.part import Context
+
+CALLER = Caller(Role.ADMIN, 0, 0, 1, "ada", "local")
+GOOD, TRY, DRY = Wish(force=True), Wish(confirm=600), Wish.model_validate({"dry-run": True})
+KILLED = 9
+
+
+class Gadget:
+    """A part whose kernel is a file, which it writes in two steps; a reboot empties it."""
+
+    def __init__(self, context: Context, name: str = "gadget") -> None:
+        self.context = context
+        self.name = name
+        self.file = f"etc/mixos/{name}.toml"
+        self.kernel = context.run / f"{name}.kernel"
+        self.text: str | None = None
+        self.stuck = False
+
+    def owns(self, name: str) -> bool:
+        return name == self.file
+
+    def in_force(self) -> Contents:
+        return {self.file: self.text.encode() if self.text is not None else None}
+
+    async def prepare(self, view: View, caller: Caller | None, dry_run: bool) -> Plan:
+        text = view.text(self.file)
+        if text == "broken":
+            raise ConfigError("broken", reason="gadget-broken")
+        before = {"kernel": self.kernel.read_text() if self.kernel.exists() else ""}
+        return Plan({self.file: view.read(self.file)}, [f"become {text}"], cuts=text == "cut", before=before, data=text)
+
+    async def apply(self, plan: Plan, step: files.Step) -> None:
+        self._write("half")
+        step("half")
+        if plan.data == "fails":
+            raise MixosError("fails", reason="gadget-fails")
+        self._write(plan.data or "")
+        self.text = plan.data
+
+    async def undo(self, before: Mapping[str, Any], view: View) -> None:
+        if self.stuck:
+            raise OSError("stuck")
+        self.text = view.text(self.file)
+        self._write(before.get("kernel", self.text or ""))
+
+    async def kept(self) -> None:
+        (self.context.state / f"{self.name}.boot").write_text(self.text or "")
+
+    def _write(self, text: str) -> None:
+        self.kernel.write_text(text)
+
+
+def device(base: Path) -> Context:
+    context = Context(*(base / name for name in ("run", "var/lib/mixos", "etc/mixos", "lib", "log")))
+    for folder in (context.run, context.state, context.etc):
+        folder.mkdir(parents=True, exist_ok=True)
+    return context
+
+
+class Box:
+    """A daemon that can be started again."""
+
+    def __init__(self, base: Path, step: files.Step = files.nothing, parts: tuple[str, ...] = ("gadget",)) -> None:
+        self.context = device(base)
+        self.changes = self.context.changes
+        self.changes.step = step
+        self.parts = [Gadget(self.context, name) for name in parts]
+
+    async def start(self) -> list[MixosError | None]:
+        return [await self.changes.start(one, {one.file: None}) for one in self.parts]
+
+    def run(self, work: Callable[[Changes], Awaitable[Any]]) -> Any:
+        async def whole() -> Any:
+            await self.start()
+            try:
+                return await work(self.changes)
+            finally:
+                await self.changes.stop()
+
+        return asyncio.run(whole())
+
+
+def put(text: str | None, wish: Wish = GOOD, name: str = "gadget") -> Callable[[Changes], Awaitable[Any]]:
+    contents = {f"etc/mixos/{name}.toml": None if text is None else text.encode()}
+    return lambda changes: changes.make(CALLER, wish, f"put {text}", contents)
+
+
+async def nothing(_: Changes) -> None:
+    """Starting was all."""
+
+
+def state(base: Path, name: str = "gadget") -> tuple[str | None, str]:
+    """(the file, what is in force)."""
+    file = base / f"etc/mixos/{name}.toml"
+    return file.read_text() if file.exists() else None, (base / f"run/{name}.kernel").read_text()
+
+
+def left(base: Path) -> list[str]:
+    """What a change left behind that should be gone."""
+    staged = [*base.glob("etc/.mixos-change-*"), *base.glob("var/lib/.mixos-change-*")]
+    return sorted(path.name for path in (*staged, *base.glob("var/lib/mixos/changes/*.json")))
+
+
+# -- what comes of a change ------------------------------------------------------------------------------------------
+
+
+def test_for_good(tmp_path):
+    answer = Box(tmp_path).run(put("one"))
+    assert (answer["applied"], answer["confirm"], answer["steps"]) == (True, None, ["become one"])
+    assert state(tmp_path) == ("one", "one")
+    assert (tmp_path / "var/lib/mixos/gadget.boot").read_text() == "one"
+    assert left(tmp_path) == []
+
+
+def test_a_dry_run_touches_nothing(tmp_path):
+    Box(tmp_path).run(put("one"))
+    answer = Box(tmp_path).run(put("cut", DRY))
+    assert (answer["applied"], answer["cuts-off"], answer["steps"]) == (False, True, ["become cut"])
+    assert answer["files"].splitlines()[-2:] == ["-one", "+cut"]
+    assert state(tmp_path) == ("one", "one")
+
+
+def test_a_secret_is_not_in_the_difference(tmp_path):
+    async def work(changes: Changes) -> Any:
+        return await changes.make(CALLER, DRY, "x", {"var/lib/mixos/vpn/wg0.key": b"secret"})
+
+    assert Box(tmp_path).run(work)["files"] == "~ var/lib/mixos/vpn/wg0.key changes"
+
+
+@pytest.mark.parametrize(
+    ("text", "wish", "seconds"),
+    [
+        ("one", Wish(), None),
+        ("cut", Wish(), 60),
+        ("cut", Wish(force=True), None),
+        ("cut", Wish(confirm=0), None),
+        ("one", Wish(confirm=30), 30),
+        ("cut", Wish(confirm=30), 30),
+    ],
+)
+def test_what_could_cut_the_caller_off_is_on_trial_by_itself(tmp_path, text, wish, seconds):
+    assert Box(tmp_path).run(put(text, wish))["confirm"] == seconds
+
+
+def test_a_trial_writes_no_file_until_it_is_confirmed(tmp_path):
+    async def work(changes: Changes) -> Any:
+        answer = await put("one", TRY)(changes)
+        assert state(tmp_path) == (None, "one")
+        return await changes.confirm(CALLER, changes.find(number=answer["change"]))
+
+    assert Box(tmp_path).run(work)["confirmed"]
+    assert state(tmp_path) == ("one", "one")
+    assert left(tmp_path) == []
+
+
+def test_a_trial_that_is_reverted(tmp_path):
+    async def work(changes: Changes) -> None:
+        await put("one")(changes)
+        await put("two", TRY)(changes)
+        assert state(tmp_path) == ("one", "two")
+        await changes.revert(changes.find("gadget"), "by ada")
+        with pytest.raises(RefusedError) as caught:
+            changes.find("gadget")
+        assert caught.value.reason == "change-nothing"
+
+    Box(tmp_path).run(work)
+    assert state(tmp_path) == ("one", "one")
+    assert left(tmp_path) == []
+
+
+def test_a_trial_ends_by_itself(tmp_path):
+    async def work(changes: Changes) -> None:
+        await put("one")(changes)
+        ended = asyncio.ensure_future(anext(changes.context.events.listen("change.reverted")))
+        await asyncio.sleep(0)
+        await put("two", Wish(confirm=1))(changes)
+        await asyncio.wait_for(ended, 30)
+
+    Box(tmp_path).run(work)
+    assert state(tmp_path) == ("one", "one")
+
+
+def test_clocks_that_are_set_do_not_end_a_trial(tmp_path, monkeypatch):
+    async def work(changes: Changes) -> Any:
+        await put("one", TRY)(changes)
+        monkeypatch.setattr(time, "time", lambda: 4e9)
+        return changes.find("gadget").left
+
+    assert 590 < Box(tmp_path).run(work) <= 600
+
+
+def test_a_suspend_counts(tmp_path, monkeypatch):
+    """The loop's clock stands still while the device sleeps; CLOCK_BOOTTIME does not."""
+
+    async def work(changes: Changes) -> None:
+        monkeypatch.setattr("daemon.core.change.engine._LOOK", 0.01)
+        ended = asyncio.ensure_future(anext(changes.context.events.listen("change.reverted")))
+        await asyncio.sleep(0)
+        await put("one", TRY)(changes)
+        real = record.boottime()
+        monkeypatch.setattr(record, "boottime", lambda: real + 700)
+        await asyncio.wait_for(ended, 30)
+
+    Box(tmp_path).run(work)
+    assert state(tmp_path) == (None, "")
+
+
+def test_one_trial_of_a_part_at_a_time(tmp_path):
+    async def work(changes: Changes) -> str:
+        await put("one", TRY)(changes)
+        await put("one", TRY, "widget")(changes)
+        with pytest.raises(RefusedError) as several:
+            changes.find()
+        with pytest.raises(RefusedError) as caught:
+            await put("two")(changes)
+        return f"{several.value.reason} {caught.value.reason}"
+
+    assert Box(tmp_path, parts=("gadget", "widget")).run(work) == "change-which change-pending"
+
+
+@pytest.mark.parametrize("text", ["broken", "fails"])
+def test_what_fails_changes_nothing(tmp_path, text):
+    Box(tmp_path, parts=("first", "gadget")).run(put("one"))
+
+    async def work(changes: Changes) -> str:
+        contents = {"etc/mixos/first.toml": b"new", "etc/mixos/gadget.toml": text.encode()}
+        with pytest.raises(MixosError) as caught:
+            await changes.make(CALLER, GOOD, "both", contents)
+        return caught.value.reason
+
+    assert Box(tmp_path, parts=("first", "gadget")).run(work) == f"gadget-{text}"
+    assert state(tmp_path) == ("one", "one")
+    assert state(tmp_path, "first") == (None, "")
+    assert left(tmp_path) == []
+
+
+def test_an_undo_that_fails_is_said_and_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("daemon.core.change.engine._LONGEST", 0.01)
+    box = Box(tmp_path)
+
+    async def work(changes: Changes) -> None:
+        await put("one")(changes)
+        await put("two", TRY)(changes)
+        box.parts[0].stuck = True
+        problem = asyncio.ensure_future(anext(changes.context.events.listen("change.problem")))
+        with pytest.raises(MixosError) as caught:
+            await changes.revert(changes.find("gadget"), "by ada")
+        assert caught.value.reason == "change-stuck"
+        await asyncio.wait_for(problem, 30)
+        assert [row["state"] for row in changes.rows()] == ["undoing"]
+        with pytest.raises(RefusedError):
+            await put("three")(changes)
+        ended = asyncio.ensure_future(anext(changes.context.events.listen("change.reverted")))
+        await asyncio.sleep(0)
+        box.parts[0].stuck = False
+        await asyncio.wait_for(ended, 30)
+
+    box.run(work)
+    assert state(tmp_path) == ("one", "one")
+
+
+def test_a_full_disk_keeps_what_was(tmp_path, monkeypatch):
+    Box(tmp_path).run(put("one"))
+
+    async def work(changes: Changes) -> list[str]:
+        reasons = []
+        for name in ("stage", "do"):
+            with monkeypatch.context() as patch:
+                patch.setattr(files, name, _full)
+                with pytest.raises(MixosError) as caught:
+                    await put("two")(changes)
+            reasons.append(caught.value.reason)
+        await put("two", TRY)(changes)
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "do", _full)
+            with pytest.raises(MixosError):
+                await changes.confirm(CALLER, changes.find("gadget"))
+        reasons.append(changes.find("gadget").state)  # the trial goes on
+        return reasons
+
+    assert Box(tmp_path).run(work) == ["change-files", "change-files", "trial"]
+    assert state(tmp_path) == ("one", "two")
+
+
+def _full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_whoever_goes_away_stops_nothing(tmp_path):
+    async def work(changes: Changes) -> None:
+        task = asyncio.ensure_future(put("one")(changes))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    Box(tmp_path).run(work)
+    assert state(tmp_path) == ("one", "one")
+
+
+def test_others_are_asked_to_read_their_files_again(tmp_path):
+    box = Box(tmp_path)
+    asked = []
+
+    async def call(caller: Caller, method: str) -> None:
+        asked.append((caller.name, method))
+        if method == "mdns.apply":
+            raise RefusedError("no", reason="mdns-no")
+
+    box.changes.call = call
+    contents = {"etc/mixos/mdns.toml": b"", "etc/mixos/units/x.toml": b""}
+    answer = box.run(lambda changes: changes.make(CALLER, GOOD, "two files", contents))
+    assert sorted(asked) == [("ada", "mdns.apply"), ("ada", "service.reload")]
+    assert answer["problems"] == [{"method": "mdns.apply", "reason": "mdns-no", "message": "no"}]
+
+
+# -- starts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_goes_on_over_a_restart_of_the_daemon(tmp_path):
+    Box(tmp_path).run(put("one", TRY))
+    box = Box(tmp_path)
+    answer = box.run(lambda changes: changes.confirm(CALLER, changes.find("gadget")))
+    assert answer["confirmed"]
+    assert state(tmp_path) == ("one", "one")
+
+
+def reboot(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another boot: what was in the kernel is gone."""
+    (base / "boot_id").write_text("another\n")
+    monkeypatch.setattr(record, "BOOT_ID", base / "boot_id")
+    for path in base.glob("run/*"):
+        path.unlink()
+
+
+def test_a_reboot_ends_a_trial(tmp_path, monkeypatch):
+    Box(tmp_path).run(put("one"))
+    Box(tmp_path).run(put("two", TRY))
+    reboot(tmp_path, monkeypatch)
+    Box(tmp_path).run(nothing)
+    assert state(tmp_path) == ("one", "one")
+    assert left(tmp_path) == []
+
+
+def test_a_deadline_that_passed_while_nobody_was_there(tmp_path, monkeypatch):
+    Box(tmp_path).run(put("one"))
+    Box(tmp_path).run(put("two", TRY))
+    real = record.boottime()
+    monkeypatch.setattr(record, "boottime", lambda: real + 700)
+    Box(tmp_path).run(nothing)
+    assert state(tmp_path) == ("one", "one")
+    assert left(tmp_path) == []
+
+
+def test_a_file_of_ones_own_that_was_undone_is_not_taken_up_again(tmp_path):
+    Box(tmp_path).run(put("one"))
+
+    async def work(changes: Changes) -> None:
+        (tmp_path / "etc/mixos/gadget.toml").write_text("mine")
+        await changes.make(CALLER, TRY, "apply", parts=("gadget",))
+        assert state(tmp_path) == ("mine", "mine")
+        await changes.revert(changes.find("gadget"), "by ada")
+
+    Box(tmp_path).run(work)
+    assert state(tmp_path) == ("mine", "one")
+    problems: list[Any] = []
+
+    async def look(changes: Changes) -> None:
+        problems.append(changes.refused(box.parts[0]))
+
+    box = Box(tmp_path)
+    box.run(look)
+    assert state(tmp_path) == ("mine", "one")
+    assert problems == [True]
+    box = Box(tmp_path)
+    box.run(lambda changes: changes.make(CALLER, GOOD, "apply", parts=("gadget",)))
+    Box(tmp_path).run(nothing)
+    assert state(tmp_path) == ("mine", "mine")
+
+
+def test_a_broken_file_leaves_what_was_good(tmp_path):
+    Box(tmp_path).run(put("one"))
+    (tmp_path / "etc/mixos/gadget.toml").write_text("broken")
+    box = Box(tmp_path)
+    problem = asyncio.run(box.start())[0]
+    assert problem is not None
+    assert problem.reason == "gadget-broken"
+    assert state(tmp_path) == ("broken", "one")
+
+
+def test_a_part_that_is_not_up_goes_back_when_it_is(tmp_path, monkeypatch):
+    both = ("gadget", "widget")
+    contents = {f"etc/mixos/{name}.toml": b"two" for name in both}
+    Box(tmp_path, parts=both).run(lambda changes: changes.make(CALLER, TRY, "both", contents))
+
+    async def work(changes: Changes) -> list[dict[str, Any]]:
+        await changes.revert(changes.find(), "by ada")
+        return changes.rows()
+
+    (row,) = Box(tmp_path).run(work)  # widget failed to start
+    assert row["state"] == "undoing"
+    assert (state(tmp_path), state(tmp_path, "widget")) == ((None, ""), (None, "two"))
+    Box(tmp_path, parts=both).run(nothing)
+    assert (state(tmp_path), state(tmp_path, "widget")) == ((None, ""), (None, ""))
+    assert left(tmp_path) == []
+
+
+# -- journals --------------------------------------------------------------------------------------------------------
+
+
+def journal(base: Path) -> Path:
+    (found,) = base.glob("var/lib/mixos/changes/*.json")
+    return found
+
+
+def test_a_journal_that_is_cut_at_any_byte_is_told_and_harms_nothing(tmp_path):
+    Box(tmp_path).run(put("one", TRY))
+    data = journal(tmp_path).read_bytes()
+    for size in range(0, len(data), 7):
+        base = tmp_path / f"cut{size}"
+        box = Box(base)
+        folder = box.context.state / "changes"
+        folder.mkdir()
+        (folder / "00000001.json").write_bytes(data[:size])
+        box.run(nothing)
+        assert len(box.changes.problems) == 1
+        assert [path.name for path in folder.glob("*.damaged")] == ["00000001.json.damaged"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_no_journal_breaks_the_reader(tmp_path_factory, value):
+    folder = tmp_path_factory.mktemp("journal")
+    (folder / "1.json").write_text(json.dumps(value))
+    assert [isinstance(one, Path) for one in record.Journal(folder).records()] == [True]
+
+
+def test_a_journal_of_a_later_version_is_not_guessed_at(tmp_path):
+    Box(tmp_path).run(put("one", TRY))
+    path = journal(tmp_path)
+    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    box = Box(tmp_path)
+    box.run(nothing)
+    assert box.changes.problems
+
+
+def test_what_was_staged_and_never_written_down_goes(tmp_path):
+    for folder in ("etc", "var/lib"):
+        (tmp_path / folder / ".mixos-change-00000099/new").mkdir(parents=True)
+    Box(tmp_path).run(nothing)
+    assert left(tmp_path) == []
+
+
+# -- kill -9 at every step, and again while recovering -----------------------------------------------------------------
+
+
+def killed(work: Callable[[files.Step], None], number: int) -> bool:
+    """Do `work` in a process that is killed at its `number`th step; whether it came so far."""
+    process = os.fork()
+    if process == 0:
+        steps = iter(range(number))
+
+        def step(_: str) -> None:
+            if next(steps, None) is None:
+                os._exit(KILLED)
+
+        code = 1
+        try:
+            work(step)
+            code = 0
+        finally:
+            os._exit(code)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status in (0, KILLED), "the work itself failed"
+    return status == KILLED
+
+
+def sweep(tmp_path: Path, prepare: Callable[[Path], None], work: Callable[[Path, files.Step], None]) -> list[Path]:
+    """Every place where `work` can be killed, then every place where the next start can be killed; each in a folder of
+    its own, in which a last start has been made."""
+    found = []
+    for first in range(200):
+        for second in range(200):
+            base = tmp_path / f"{first}-{second}"
+            prepare(base)
+            came = killed(lambda step: work(base, step), first)  # noqa: B023
+            again = killed(lambda step: Box(base, step, PARTS).run(nothing), second)  # noqa: B023
+            Box(base, parts=PARTS).run(nothing)
+            found.append(base)
+            if not again:
+                break
+        if not came:
+            return found
+    raise AssertionError("it never ends")
+
+
+PARTS = ("gadget", "widget")
+OLD = {f"etc/mixos/{name}.toml": b"old" for name in PARTS}
+NEW = {f"etc/mixos/{name}.toml": b"new" for name in PARTS}
+
+
+def prepared(base: Path) -> None:
+    Box(base, parts=PARTS).run(lambda changes: changes.make(CALLER, GOOD, "before", OLD))
+
+
+def both(base: Path) -> set[tuple[str | None, str]]:
+    return {state(base, name) for name in PARTS}
+
+
+def test_killed_while_a_change_for_good_is_made(tmp_path):
+    def work(base: Path, step: files.Step) -> None:
+        Box(base, step, PARTS).run(lambda changes: changes.make(CALLER, GOOD, "change", NEW))
+
+    ends = [both(base) for base in sweep(tmp_path, prepared, work)]
+    assert all(end in ({("old", "old")}, {("new", "new")}) for end in ends)
+    assert len(ends) > 50
+    assert all(left(base) == [] for base in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["trial", "confirm", "revert"])
+def test_killed_while_a_change_is_tried_and_ended(tmp_path, how):
+    def work(base: Path, step: files.Step) -> None:
+        async def go(changes: Changes) -> None:
+            await changes.make(CALLER, TRY, "change", NEW)
+            if how == "confirm":
+                await changes.confirm(CALLER, changes.find())
+            if how == "revert":
+                await changes.revert(changes.find(), "by ada")
+
+        Box(base, step, PARTS).run(go)
+
+    for base in sweep(tmp_path, prepared, work):
+        # While it is on trial, the next daemon goes on with it: in force, files as before.
+        assert both(base) in ({("old", "old")}, {("new", "new")}, {("old", "new")}), base
+        if both(base) == {("old", "new")}:
+            assert json.loads(journal(base).read_bytes())["state"] == "trial"
+        else:
+            assert left(base) == []
+
+
+# -- renames ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_stands_in_the_way(tmp_path):
+    trees = Trees(tmp_path / "etc", tmp_path / "lib")
+    (tmp_path / "etc/a/deep").mkdir(parents=True)
+    (tmp_path / "etc/b").write_text("a file where a folder must be")
+    (tmp_path / "etc/c").mkdir()
+    (tmp_path / "etc/c/hers").write_text("x")
+    renames = files.stage(trees, {"etc/a": (b"1", 0o600), "etc/b": None, "etc/b/new": (b"2", 0o644)}, "1")
+    files.do(renames)
+    assert (tmp_path / "etc/a").read_text() + (tmp_path / "etc/b/new").read_text() == "12"
+    files.undo(renames)
+    assert (tmp_path / "etc/a/deep").is_dir()
+    assert (tmp_path / "etc/b").read_text().startswith("a file")
+    files.clean(renames)
+    with pytest.raises(RefusedError) as caught:
+        files.stage(trees, {"etc/c": (b"1", 0o600)}, "2")
+    assert caught.value.reason == "change-conflict"
+    assert (tmp_path / "etc/c/hers").exists()
+
+
+def test_renames_survive_their_document(tmp_path):
+    renames = Renames((Rename("file", "etc/x", "/etc/x", "/n", "/o", True),), ("/etc/y",))
+    assert files.from_document(json.loads(json.dumps(renames.document()))) == renames
+    with pytest.raises(MixosError) as caught:
+        files.from_document({"changes": [{}], "folders": []})
+    assert caught.value.reason == "change-journal"
+
+
+# -- where callers come from -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("203.0.113.9 50000 127.0.0.1 2222", ("203.0.113.9", "127.0.0.1", 2222, "lo")),
+        ("203.0.113.9", ("203.0.113.9", "", 22, None)),
+        ("::ffff:203.0.113.9", ("203.0.113.9", "", 22, None)),
+        ("fe80::1%eth3", ("fe80::1", "", 22, "eth3")),
+        ("1.1.1.1 1 1.1.1.2 ٢٢", ("1.1.1.1", "1.1.1.2", 22, None)),
+        ("a b c d", None),
+        ("", None),
+        ("local", None),
+    ],
+)
+def test_a_connection(text, found):
+    assert connection(text) == found
+
+
+@settings(deadline=None)
+@given(st.text(max_size=60))
+def test_no_connection_text_is_a_crash(text):
+    connection(text)
+
+
+def test_contexts_do_not_share_changes(tmp_path):
+    context = device(tmp_path)
+    assert replace(context).changes is not context.changes
