@@ -9,12 +9,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from buildsys.run import spawn
 from daemon.client import connection as client
 from daemon.client import mixctl
 from daemon.core.method import Caller, Role
@@ -100,29 +103,50 @@ def test_create_show_verify_restore(mixos, tmp_path, secret, capsys):
     assert (told["restart"], told["reload"], told["reboot"]) == (["web"], True, False)
     assert (context.etc / "network.toml").read_text() == "# one\n"
     assert (context.etc.parent.parent / "var/lib/web/data").stat().st_size == 200_000
-    assert not (context.state / "backup/spool").exists()
     logged = b"".join(path.read_bytes() for path in (tmp_path / "d/log/audit").glob("*"))
     assert b"backup.restore" in logged
     assert SECRET.encode() not in logged
 
 
+@contextmanager
+def standard_input(data: bytes) -> Iterator[None]:
+    """Standard input is a pipe with this."""
+    reader, writer = os.pipe()
+    kept = os.dup(0)
+    os.dup2(reader, 0)
+    os.close(reader)
+
+    def feed() -> None:
+        with os.fdopen(writer, "wb") as stream:
+            stream.write(data)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        thread.join(20)
+
+
 def test_through_standard_output_and_input(mixos, monkeypatch):
     """`ssh host -- mixctl backup create - --passphrase-file -`: the passphrase is the first line of the input."""
     context, _ = mixos
-    monkeypatch.setattr(sys, "stdin", Device(f"{SECRET}\n".encode()))
     out = Device()
     monkeypatch.setattr(sys, "stdout", out)
-    assert mixctl.main(["backup", "create", "-", "--passphrase-file", "-"]) == 0
+    with standard_input(f"{SECRET}\n".encode()):
+        assert mixctl.main(["backup", "create", "-", "--passphrase-file", "-"]) == 0
     data = out.getvalue()
     assert data.startswith(b"MIXOSBK\n")
     write(context.etc / "network.toml", "# two\n")
-    monkeypatch.setattr(sys, "stdin", Device(f"{SECRET}\n".encode() + data))
-    assert mixctl.main(["backup", "restore", "-", "--passphrase-file", "-", "--only", "settings"]) == 0
+    with standard_input(f"{SECRET}\n".encode() + data):
+        assert mixctl.main(["backup", "restore", "-", "--passphrase-file", "-", "--only", "settings"]) == 0
     assert (context.etc / "network.toml").read_text() == "# one\n"
 
 
 def test_what_goes_wrong(mixos, tmp_path, secret, capsys):
-    context, found = mixos
+    _, found = mixos
     file, options = str(tmp_path / "file"), ["--json", "--passphrase-file", secret]
 
     def ends(*arguments: str) -> str:
@@ -147,20 +171,63 @@ def test_what_goes_wrong(mixos, tmp_path, secret, capsys):
     assert ends("restore", file, *options) == "backup-too-new"
     Path(file).write_text("something else")
     assert ends("restore", file, *options) == "backup-format"
-    assert found.reason("backup.restore", {"id": "0-" + "0" * 32}) == "backup-upload"
-    assert found.reason("backup.restore", {"id": "../../etc/passwd"}) == "backup-upload"
-    assert found.reason("backup.upload", {"data": "!"}) == "backup-upload-data"
-    ident = found.call("backup.upload", {"data": "AAAA"})["id"]
-    assert found.reason("backup.upload", {"id": ident, "offset": 4, "data": "AAAA"}) == "backup-upload-gap"
-    assert found.call("backup.upload", {"id": ident, "offset": 0, "data": "AAAA"})["size"] == 3
-    assert (context.state / "backup/spool").stat().st_mode & 0o777 == 0o700
+    assert ends("restore", str(tmp_path), *options) == "transfer-kind"
+    assert ends("restore", "/dev/null", *options) == "transfer-kind"
+    assert ends("restore", str(tmp_path / "none"), *options) == "file-unreadable"
+    assert found.reason("backup.restore", {"content": 0}) == "transfer-descriptors"
+    assert found.reason("backup.restore", {"content": "../../etc/passwd"}) == "transfer-unknown"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("open_end", [True, False], ids=["hangs", "ends"])
+def test_a_client_that_is_killed_before_all_is_there_leaves_nothing(mixos, tmp_path, secret, share, open_end):
+    """Whether or not the pipe that it handed over goes on."""
+    context, found = mixos
+    file = tmp_path / "file"
+    (context.etc.parent.parent / "var/lib/web/data").write_bytes(os.urandom(200_000))
+    assert mixctl.main(["backup", "create", str(file), "--state", "web", "--passphrase-file", secret]) == 0
+    data = file.read_bytes()
+    write(context.etc / "network.toml", "# two\n")
+    before, opened = snapshot(Backup(context).trees), descriptors()
+    reader, writer = os.pipe()
+    words = ["backup", "restore", "-", "--passphrase-file", secret]
+    argv = [Path(sys.executable).with_name("mixctl"), *words]
+    with (tmp_path / "said").open("wb") as log, os.fdopen(reader, "rb") as stdin:
+        process = spawn(argv, env={"MIXOS_SOCKET": str(found.path)}, stdin=stdin, log=log)
+    os.write(writer, data[: int(len(data) * share)])
+    until(lambda: found.call("status")["parts"]["backup"]["busy"])
+    process.kill()
+    process.wait(20)
+    if not open_end:
+        os.close(writer)
+    until(lambda: not found.call("status")["parts"]["backup"]["busy"])
+    if open_end:
+        os.close(writer)
+    assert snapshot(Backup(context).trees) == before
+    assert not [path for path in context.etc.parent.parent.rglob("*") if ".mixos-restore" in path.name]
+    until(lambda: descriptors() <= opened)
+    assert mixctl.main(["backup", "restore", str(file), "--passphrase-file", secret]) == 0
+    assert (context.etc / "network.toml").read_text() == "# one\n"
+
+
+def descriptors() -> int:
+    """Open ones of this process, which the daemon is in."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_restore_whose_caller_hangs_up_is_finished_and_told(tmp_path, monkeypatch):
     context = place(tmp_path / "device")
     part, go, found = Backup(context), threading.Event(), []
     made = _Made(part.trees, manifest_now(True, {}))
-    data = b"".join(seal(archive.write(made.items()), SECRET, 10))
+    file = tmp_path / "file"
+    file.write_bytes(b"".join(seal(archive.write(made.items()), SECRET, 10)))
     write(context.etc / "network.toml", "# two\n")
     real = part.restorer.prepare
 
@@ -176,9 +243,8 @@ def test_a_restore_whose_caller_hangs_up_is_finished_and_told(tmp_path, monkeypa
 
     async def script() -> None:
         listening = asyncio.create_task(listen())
-        ident = part.spool.begin(0)
-        part.spool.append(0, ident, 0, data)
-        params = Restore.model_validate({"id": ident, "passphrase": SECRET})
+        params = Restore.model_validate({"content": 0, "passphrase": SECRET})
+        params.content.attach(os.open(file, os.O_RDONLY))
         calling = asyncio.create_task(part.restore(Caller(Role.ADMIN, 0, 0, 1, "root", "local"), params))
         while part._work is None:
             await asyncio.sleep(0.01)
@@ -187,6 +253,7 @@ def test_a_restore_whose_caller_hangs_up_is_finished_and_told(tmp_path, monkeypa
         await asyncio.gather(calling, return_exceptions=True)
         go.set()
         await asyncio.wait([part._work])
+        params.content.close()
         await asyncio.sleep(0.01)
         listening.cancel()
 

@@ -1,4 +1,4 @@
-"""The part `backup`: the device's state into a stream, and back from an upload.
+"""The part `backup`: the device's state into a stream, and back from what a caller hands over.
 
 The passphrase travels as a secret parameter through the socket, and is nowhere else. A restore that a power cut
 interrupted is finished, or taken back, when the part starts: it must start before the parts whose files it replaces.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,14 +22,14 @@ from common.tomlfile import Strict
 from daemon.core.manifest import function
 from daemon.core.method import ADMINS, Caller, Method
 from daemon.core.part import Context
+from daemon.core.transfer import Accepts, Content
 from daemon.linux.log import log
 from daemon.parts.backup import archive, contents, sealed
 from daemon.parts.backup.archive import Entry
 from daemon.parts.backup.contents import FORMAT, MANIFEST, SECTIONS, STATE, Manifest, Trees
 from daemon.parts.backup.restore import Plan, Restorer, running, services_to_restart
-from daemon.parts.backup.spool import Spool
 
-PIECE = 32 << 10  # bytes of a file in one call of backup.upload
+MAX_BYTES = archive.MAX_TOTAL + (64 << 20)  # of a backup: what does not shrink grows a little
 _SECONDS = 900.0
 
 Secret = Annotated[SecretStr, Field(max_length=1024)]
@@ -44,18 +44,10 @@ class Create(Strict):
     state: tuple[Annotated[str, Field(max_length=48)], ...] = Field(default=(), max_length=256)
 
 
-class Upload(Strict):
-    """A piece. id: none begins a new upload; data: base64 of at most 32 KiB."""
-
-    id: Annotated[str, Field(max_length=48)] | None = None
-    offset: int = Field(default=0, ge=0)
-    data: str = Field(max_length=PIECE // 3 * 4 + 4)
-
-
 class Restore(Strict):
-    """id: of the upload. only: sections; none means all that the backup has."""
+    """content: the backup. only: sections; none means all that the backup has."""
 
-    id: str = Field(max_length=48)
+    content: Annotated[Content, Accepts(MAX_BYTES)]
     passphrase: Secret | None = None
     dry_run: bool = False
     only: tuple[Annotated[str, Field(max_length=16)], ...] = Field(default=(), max_length=16)
@@ -69,7 +61,6 @@ class Backup:
     def __init__(self, context: Context, alive: Callable[[str], bool] | None = None) -> None:
         self.context = context
         self.trees = Trees.of(context)
-        self.spool = Spool(context.state / "backup" / "spool")
         self.restorer = Restorer(self.trees, context.state / "backup" / "journal.json")
         self.recovered: Literal["finished", "undone"] | None = None
         self._alive = alive or self._runs
@@ -79,10 +70,9 @@ class Backup:
         """What clients can call."""
         return [
             Method("backup.create", "Stream a backup.", self.create, ADMINS, Create, changes=True),
-            Method("backup.upload", "Send a piece of a backup.", self.upload, ADMINS, Upload),
             Method(
                 "backup.restore",
-                "Restore what was sent.",
+                "Restore a backup.",
                 self.restore,
                 ADMINS,
                 Restore,
@@ -93,7 +83,7 @@ class Backup:
 
     async def start(self) -> None:
         """Finish, or take back, what was interrupted."""
-        self.spool.clear()
+        shutil.rmtree(self.context.state / "backup/spool", ignore_errors=True)  # uploads to an earlier version
         self.recovered = await asyncio.to_thread(self.restorer.recover)
         if self.recovered is not None:
             log("notice", f"backup: an interrupted restore was {self.recovered}")
@@ -126,27 +116,14 @@ class Backup:
             yield {"data": base64.b64encode(piece).decode()}
         yield {"summary": {**made.summary(), "bytes": size, "encrypted": passphrase is not None}}
 
-    async def upload(self, caller: Caller, params: Upload) -> dict[str, Any]:
-        """The id to go on with, and the size until now."""
-        try:
-            data = base64.b64decode(params.data, validate=True)
-        except binascii.Error as error:
-            raise RefusedError("the piece is not base64", reason="backup-upload-data") from error
-        if params.id is None and self.status()["busy"]:
-            raise RefusedError("a restore is under way", reason="backup-busy", retryable=True)
-        name = params.id or self.spool.begin(caller.uid)
-        return {"id": name, "size": self.spool.append(caller.uid, name, params.offset, data)}
-
     async def restore(self, caller: Caller, params: Restore) -> dict[str, Any]:
         """What changed, or would change; which units to restart; whether a reboot is needed."""
         if self.status()["busy"]:
             raise RefusedError("a restore is under way", reason="backup-busy", retryable=True)
-        path = self.spool.path(caller.uid, params.id)
 
         def work() -> Plan:
-            with path.open("rb") as stream:
-                secret = params.passphrase.get_secret_value() if params.passphrase else None
-                plan = self.restorer.prepare(sealed.unseal(stream, secret), params.only)
+            secret = params.passphrase.get_secret_value() if params.passphrase else None
+            plan = self.restorer.prepare(sealed.unseal(params.content, secret), params.only)
             try:
                 if params.dry_run:
                     return plan
@@ -157,14 +134,10 @@ class Backup:
                 if not self.restorer.journal.exists():
                     self.restorer.discard()
 
-        # In a thread, to its end, whether or not somebody waits for it.
+        # In a thread, to its end, whether or not somebody waits for it; who leaves before all is read ends it.
         self._work = asyncio.ensure_future(asyncio.to_thread(work))
         self._work.add_done_callback(partial(self._publish, params.dry_run, caller))
-        try:
-            plan = await asyncio.shield(self._work)
-        finally:
-            self.spool.clear()
-        return self._told(plan, params.dry_run)
+        return self._told(await asyncio.shield(self._work), params.dry_run)
 
     def _publish(self, dry_run: bool, caller: Caller, work: asyncio.Future[Plan]) -> None:
         if dry_run or work.cancelled() or work.exception() or not (plan := work.result()).changes:
