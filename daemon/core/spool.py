@@ -72,7 +72,8 @@ class Spool:
             limit = f"an account has at most {MOST} transfers and {BYTES >> 20} MiB at once"
             raise RefusedError(limit, reason="transfer-limit", hint="transfer.cancel ends one", retryable=True)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._check_space(size + sum(one.size - one.received for one in self._transfers.values()))
+        # As much again stays free: whoever may call a method with content must not fill the disk.
+        self._check_space(2 * size + sum(one.size - one.received for one in self._transfers.values()))
         name = secrets.token_hex(16)
         path = self.folder / name
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

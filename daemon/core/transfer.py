@@ -34,6 +34,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from common.errors import MixosError, RefusedError
 from common.tomlfile import Strict
+from daemon.core.peer import credentials
 from daemon.core.rpc import MAX_DESCRIPTORS
 from daemon.linux.ready import readable, writable
 
@@ -198,10 +199,12 @@ def source(descriptor: int, streams: bool) -> Source:
 
 
 def _is_connected(descriptor: int) -> bool:
-    """Whether it is a stream socket with another end."""
+    """Whether it is a stream socket with another end, which is not ours: if a caller's connection to us were the
+    content, we would hold it open ourselves, and not see the caller leave."""
     with socket.socket(fileno=os.dup(descriptor)) as one, suppress(OSError):
         one.getpeername()
-        return one.family in _STREAMS and one.type == socket.SOCK_STREAM
+        ours = one.family == socket.AF_UNIX and credentials(one).pid == os.getpid()
+        return one.family in _STREAMS and one.type == socket.SOCK_STREAM and not ours
     return False
 
 
@@ -353,7 +356,7 @@ async def _write(to: int, data: bytes) -> None:
 
 
 def contents(params: Strict) -> Iterator[Content]:
-    """The contents among the parameters of a call."""
+    """The contents among the parameters of a call: a content is a parameter itself, not a part of one."""
     return (value for value in params.__dict__.values() if isinstance(value, Content))
 
 

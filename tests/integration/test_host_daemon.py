@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,8 +58,8 @@ def daemon(home: Path, number: signal.Signals = signal.SIGTERM) -> Iterator[Proc
 
 
 def attempt(home: Path, *words: str, stdin: bytes | None = None) -> Completed:
-    socket = str(home / "run/mixosd.sock")
-    return run([MIXCTL, *words], env={"MIXOS_SOCKET": socket}, stdin=stdin, allow=range(256), split=True)
+    path = str(home / "run/mixosd.sock")
+    return run([MIXCTL, *words], env={"MIXOS_SOCKET": path}, stdin=stdin, allow=range(256), split=True)
 
 
 def mixctl(home: Path, *words: str) -> Any:
@@ -112,6 +115,22 @@ def test_a_part_alone_and_one_that_there_is_not(home: Path):
         process.terminate()
         process.wait(60)
     assert any((home / "state").iterdir())  # what it keeps is here and nowhere else
+
+
+@pytest.mark.parametrize("size", [0, 1, 3_000_000])
+def test_input_from_a_socket_as_sshd_gives_it(home: Path, size: int):
+    data = os.urandom(size)
+    with daemon(home):
+        assert attempt(home, "ping").status == 0
+        ours, theirs = socket.socketpair()
+        sending = threading.Thread(target=lambda: (ours.sendall(data), ours.close()))
+        with theirs, theirs.makefile("rb", buffering=0) as stdin, (home / "out").open("wb") as log:
+            argv = [MIXCTL, "sandbox", "run", "--", "sha256sum"]
+            process = spawn(argv, env={"MIXOS_SOCKET": str(home / "run/mixosd.sock")}, stdin=stdin, log=log)
+        sending.start()
+        assert process.wait(60) == 0
+        sending.join(60)
+    assert (home / "out").read_text().split()[0] == hashlib.sha256(data).hexdigest()
 
 
 def test_a_client_that_is_killed_while_it_gives_input_takes_its_sandbox_along(home: Path):

@@ -43,6 +43,13 @@ def closing(*numbers: int) -> Iterator[None]:
                 os.close(number)
 
 
+def socket_pair() -> tuple[int, int]:
+    """Over TCP: a Unix socket of this process is one of the daemon's own, which is in this process."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        return one.detach(), server.accept()[0].detach()
+
+
 def is_open(number: int) -> bool:
     try:
         os.fstat(number)
@@ -111,7 +118,7 @@ def test_what_cannot_be_read_safely_is_refused_and_closed(tmp_path, kind):
     found.close()
 
 
-@pytest.mark.parametrize("make", [_fifo, lambda _: os.pipe()[0], lambda _: socket.socketpair()[0].detach()])
+@pytest.mark.parametrize("make", [_fifo, lambda _: os.pipe()[0], lambda _: socket_pair()[0]])
 def test_streams_are_refused_where_a_file_is_needed(tmp_path, make):
     number = make(tmp_path)
     with pytest.raises(RefusedError) as caught:
@@ -182,8 +189,7 @@ def test_every_kind_is_read_in_every_way(tmp_path, kind, size, how):
         number, thread = file_with(tmp_path, b"before" + data), None
         os.lseek(number, 6, os.SEEK_SET)
     else:
-        ends = socket.socketpair() if kind == "socket" else None
-        number, other = (ends[0].detach(), ends[1].detach()) if ends else os.pipe()
+        number, other = socket_pair() if kind == "socket" else os.pipe()
 
         def write() -> None:
             with os.fdopen(other, "wb") as stream:
@@ -509,8 +515,7 @@ def test_a_descriptor_goes_with_a_call(device, tmp_path, kind):
         if kind == "file":
             number, thread = file_with(tmp_path, data), None
         else:
-            ends = socket.socketpair() if kind == "socket" else None
-            number, other = (ends[0].detach(), ends[1].detach()) if ends else os.pipe()
+            number, other = socket_pair() if kind == "socket" else os.pipe()
             stream_ = os.fdopen(other, "wb")
             thread = threading.Thread(target=lambda: (stream_.write(data), stream_.close()))
             thread.start()
@@ -556,6 +561,16 @@ def test_descriptors_must_be_those_that_the_call_names(device, tmp_path):
         ):
             assert reason(path, method, params, numbers) == expected, (method, params, numbers)
         assert call("ping", {}, path) == "pong"
+
+
+@pytest.mark.parametrize("method", ["reader.digest", "reader.items"])
+def test_a_connection_to_the_daemon_is_no_content(device, method):
+    """The daemon would hold it open itself."""
+    running_, _ = device
+    with nothing_left(), connected(running_.path) as channel:
+        socket.send_fds(channel, [request(method, content=0)], [channel.fileno()])
+        channel.shutdown(socket.SHUT_WR)
+        assert answers(channel) == ["transfer-kind"]
 
 
 def test_a_stream_too_many_keeps_no_descriptor(device):
