@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,10 @@ class Spool:
         """Forget everything, and what an earlier daemon may have left between making a file and taking its name."""
         for name in list(self._transfers):
             self._drop(name)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            for path in self.folder.iterdir():
+                path.unlink()
+            self.folder.rmdir()
 
     def status(self) -> dict[str, Any]:
         """How many there are, and how many bytes."""
