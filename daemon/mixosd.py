@@ -26,12 +26,14 @@ from daemon.core.method import Caller, Role
 from daemon.core.part import Context, Part, cgroups
 from daemon.core.parts import Parts, Source, source
 from daemon.core.peer import ACCOUNTS
+from daemon.core.spool import Spool
 from daemon.core.tasks import background
 from daemon.doors.server import Server
 from daemon.linux.facts import ROOT, text
 from daemon.linux.log import log
 from daemon.parts.api.part import ApiPart
 from daemon.parts.system.part import SystemPart
+from daemon.parts.transfer.part import TransferPart
 
 GROUP = "mixos"
 
@@ -68,7 +70,8 @@ class Daemon:
     ) -> None:
         self.context = context
         self.audit = Audit(context.log / "audit")
-        self.dispatcher = Dispatcher(self.audit, Keys(context.state / "idempotency"), context.events)
+        spool = Spool(context.state / "transfers")
+        self.dispatcher = Dispatcher(self.audit, Keys(context.state / "idempotency"), context.events, spool)
         self.server = Server(self.dispatcher, accounts, limits)
         given = [source(one, context) for one in manifests() if one.part] if parts is None else parts
 
@@ -79,8 +82,9 @@ class Daemon:
 
         system = Source("system", lambda: SystemPart(context, lambda: self.parts.status()))
         api = Source("api", lambda: ApiPart(context, self.dispatcher, self.audit))
+        transfer = Source("transfer", lambda: TransferPart(self.dispatcher, spool))
         context.changes.call = self._call
-        self.parts = Parts([system, api, *given, Source("dbus", dbus)], self.dispatcher, context.gates.close)
+        self.parts = Parts([system, api, transfer, *given, Source("dbus", dbus)], self.dispatcher, context.gates.close)
 
     async def run(self, stop: asyncio.Event, group: str = GROUP) -> None:
         """Serve until `stop` is set, the members of `group` as well where others may come."""

@@ -103,7 +103,9 @@ def _type(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         for key, sign in (("minimum", "≥"), ("maximum", "≤"), ("minLength", "length ≥"), ("maxLength", "length ≤"))
         if key in field
     ]
-    kind = {"write-only": "secret text"}.get(str(field.get("format")), str(field.get("type", "any")))
+    kind = {"write-only": "secret text", "content": "content"}.get(
+        str(field.get("format")), str(field.get("type", "any"))
+    )
     kind = "secret text" if field.get("writeOnly") else kind
     return f"{kind} {', '.join(bounds)}" if bounds else kind
 

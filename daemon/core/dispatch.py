@@ -25,6 +25,8 @@ from daemon.core.keys import MAX_KEY, Keys
 from daemon.core.limits import Bucket
 from daemon.core.method import Caller, Method, StreamHandler
 from daemon.core.params import fields, validate, wrong
+from daemon.core.spool import Spool
+from daemon.core.transfer import Content, Descriptors, contents
 from daemon.linux.log import log
 
 KEY = "idempotency"  # the parameter that every changing method takes beside its own
@@ -33,18 +35,25 @@ _DENIED_RATE, _DENIED_BURST = 0.1, 10.0  # per account: entries of the audit abo
 
 
 class Call(NamedTuple):
-    """A call that may be made."""
+    """A call that may be made. contents: of its parameters; whoever prepared the call and does not make it closes
+    them."""
 
     method: Method
     params: Strict
     given: Mapping[str, Any]
     key: str | None
+    contents: tuple[Content, ...] = ()
+
+    def close(self) -> None:
+        """Nothing of its contents is read any more."""
+        for content in self.contents:
+            content.close()
 
 
 class Dispatcher:
     """All methods, behind one check. A change that succeeded is the event `api.changed`: method, who, origin."""
 
-    def __init__(self, audit: Audit, keys: Keys, events: Bus) -> None:
+    def __init__(self, audit: Audit, keys: Keys, events: Bus, spool: Spool) -> None:
         self.methods: dict[str, Method] = {}
         self.revision = 0  # grows with every change of the methods
         # Why a method that is not there may be missing: a part that failed, or is not up yet.
@@ -52,6 +61,7 @@ class Dispatcher:
         self._audit = audit
         self._keys = keys
         self._events = events
+        self._spool = spool
         self._denied: dict[int, tuple[Bucket, int]] = {}
 
     def add(self, methods: Sequence[Method]) -> None:
@@ -70,8 +80,9 @@ class Dispatcher:
             self.methods.pop(method.name, None)
         self.revision += 1
 
-    def prepare(self, caller: Caller, name: str, params: Mapping[str, Any]) -> Call:
-        """Check a call. Raises RpcError `rpc-method`, `rpc-params`; RefusedError `role-denied`; what `absent` says."""
+    def find(self, caller: Caller, name: str) -> Method:
+        """A method that the caller may call. Raises RpcError `rpc-method`, RefusedError `role-denied`; what `absent`
+        says."""
         method = self.methods.get(name)
         if method is None:
             raise self.absent(name) or self._unknown(caller, name)
@@ -79,13 +90,41 @@ class Dispatcher:
             self._deny(caller, name)
             allowed = ", ".join(sorted(method.roles))
             raise RefusedError(f"{caller.role} may not call {name}", reason="role-denied", hint=f"roles: {allowed}")
+        return method
+
+    def prepare(
+        self, caller: Caller, name: str, params: Mapping[str, Any], descriptors: Descriptors | None = None
+    ) -> Call:
+        """Check a call. descriptors: that came with it; it takes those that it names, which must be all.
+
+        Raises what `find` does; RpcError `rpc-params`; RefusedError `transfer-descriptors`, `transfer-kind`,
+        `transfer-too-big`; for the id of a transfer what `Spool.open` does.
+        """
+        method = self.find(caller, name)
         given = dict(params)
         key = given.pop(KEY, None)
         if key is not None and (not isinstance(key, str) or not 0 < len(key) <= MAX_KEY):
             raise wrong(f"{KEY}: must be a text of at most {MAX_KEY} characters", None)
         if key is not None and not method.takes_key:
             raise wrong(f"{KEY}: {name} takes no key", "only changes without secrets take one")
-        return Call(method, validate(method, given), given, key)
+        model = validate(method, given)
+        call = Call(method, model, given, key, tuple(contents(model)))
+        if key is not None and call.contents:
+            raise wrong(f"{KEY}: a call with content takes no key", "nobody can tell whether it is the same again")
+        try:
+            self._attach(caller, call, descriptors or Descriptors())
+        except BaseException:
+            call.close()
+            raise
+        return call
+
+    def _attach(self, caller: Caller, call: Call, descriptors: Descriptors) -> None:
+        for one in call.contents:
+            if isinstance(one.given, int):
+                one.attach(descriptors.take(one.given))
+            else:
+                one.attach(self._spool.open(caller.uid, one.given, call.method.name))
+        descriptors.finish()
 
     def _unknown(self, caller: Caller, name: str) -> MixosError:
         known = [method.name for method in self.methods.values() if caller.role in method.roles]
@@ -105,7 +144,10 @@ class Dispatcher:
     async def call(self, caller: Caller, call: Call) -> object:
         """The answer of a method that is no stream. Raises MixosError."""
         if call.key is None:
-            return await self._perform(caller, call)
+            try:
+                return await self._perform(caller, call)
+            finally:
+                call.close()
         first = await self._keys.begin(caller.uid, call.key, call.method.name, call.given)
         if first is not None:
             if "error" in first:
@@ -150,6 +192,7 @@ class Dispatcher:
             raise _explained(call.method, error, False) from error
         finally:
             await cast(Any, items).aclose()
+            call.close()
 
     @contextlib.asynccontextmanager
     async def _audited(self, caller: Caller, call: Call) -> AsyncIterator[None]:

@@ -4,6 +4,10 @@ One request object per line of at most `MAX_LINE` bytes. Batches are refused (no
 work of one line). Anything that is not a request is answered with an error and `fatal`: the server then closes the
 connection, since after garbage the start of the next message is a guess.
 
+Descriptors may come with a request (SCM_RIGHTS, unix(7)), sent in one sendmsg(2) with its line, and belong to the line
+in which the read that brought them ends. While a call reads them, `transfer.progress` says how far it is:
+`{"call": ID, "bytes": …, "size": … or null}`, about once a second.
+
 Streams: the answer is `{"result": {"stream": ID}}`; notifications follow: `stream.item` with
 `{"stream": ID, "item": …}`, and at last `stream.end` with `{"stream": ID, "error": null or an error object}`.
 """
@@ -18,6 +22,7 @@ from common.errors import MixosError, RpcError
 
 MAX_LINE = 64 << 10  # bytes of a request, newline included
 MAX_ANSWER = 4 << 20  # bytes of an answer or a stream's item
+MAX_DESCRIPTORS = 4  # that come with one request
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
@@ -29,6 +34,7 @@ DEVICE_ERROR = -32000  # minus the exit code: the range that the specification l
 ITEM = "stream.item"
 END = "stream.end"
 CANCEL = "stream.cancel"
+PROGRESS = "transfer.progress"
 
 
 class Request(NamedTuple):
@@ -143,6 +149,11 @@ def encode_end(stream: int, error: MixosError | None) -> bytes:
     return _line({"jsonrpc": "2.0", "method": END, "params": params})
 
 
+def encode_progress(ident: str | int, taken: int, size: int | None) -> bytes:
+    """The line that says how much of a call's content was read. size: bytes in all, None when that is not known."""
+    return _line({"jsonrpc": "2.0", "method": PROGRESS, "params": {"call": ident, "bytes": taken, "size": size}})
+
+
 def encode_request(method: str, params: Mapping[str, object], ident: int) -> bytes:
     """The line of a call."""
     return _line({"jsonrpc": "2.0", "id": ident, "method": method, "params": dict(params)})
@@ -159,10 +170,16 @@ def decode_answer(line: bytes, ident: int) -> Any:
     raise failure("the answer is not a JSON-RPC 2.0 response", code=INTERNAL_ERROR, reason="rpc-answer")
 
 
-def is_stream(line: bytes) -> bool:
-    """Whether a line after the answer is about a stream, and no answer to another call. Raises RpcError."""
+def decode_progress(line: bytes) -> tuple[int, int | None] | None:
+    """(bytes, size) in a line that comes before the answer; None for any other line. Raises RpcError."""
     document = _parse(line, MAX_ANSWER)
-    return isinstance(document, dict) and "method" in document
+    if not isinstance(document, dict) or document.get("method") != PROGRESS:
+        return None
+    params = document.get("params")
+    taken, size = (params.get("bytes"), params.get("size")) if isinstance(params, dict) else (None, None)
+    if isinstance(taken, int) and isinstance(size, int | None):
+        return taken, size
+    raise failure("this is no progress of a transfer", code=INTERNAL_ERROR, reason="rpc-answer")
 
 
 def decode_stream(line: bytes, stream: object) -> tuple[bool, Any]:

@@ -3,7 +3,8 @@
 The part `service` is the object /org/mixos/service with the interface org.mixos.Service1; methods without a dot are on
 /org/mixos as org.mixos.Manager1. `service.start` is the member `Start`. Parameters that must be given are arguments, in
 the order of the model; the others, and the idempotency key of a changing method, go into a last argument `options`
-(a{sv}). The result's signature is that of the handler's return annotation. Streams are not on D-Bus; events are.
+(a{sv}). Content is the id of a transfer (`transfer.begin`): no descriptors come over the bus. The result's signature is
+that of the handler's return annotation. Streams are not on D-Bus; events are.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel, SecretStr
 
 from daemon.core.method import Method
+from daemon.core.transfer import Content
 
 BUS_NAME = "org.mixos"
 ROOT_PATH = "/org/mixos"
 OPTIONS = "a{sv}"
 EVENT = (("what", "s"), ("subject", "s"), ("at", "d"), ("data", "a{sv}"))  # the signal `Event` of every interface
 PROPERTIES = {"Version": "s", "Status": "a{sv}"}  # of Manager1
-_PLAIN = ((bool, "b"), (int, "x"), (float, "d"), (str, "s"), (SecretStr, "s"), (PurePath, "s"))
+_PLAIN = ((bool, "b"), (int, "x"), (float, "d"), (str, "s"), (SecretStr, "s"), (PurePath, "s"), (Content, "s"))
 
 
 class Argument(NamedTuple):

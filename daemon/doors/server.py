@@ -1,8 +1,9 @@
 """JSON-RPC on a Unix socket: connections, their limits, calls in order, streams beside them.
 
 A connection answers one call after the other; streams run beside the calls and share the connection's pipe. Nothing is
-written before the client has taken most of what was written earlier, so a client costs at most one answer of memory;
-one that leaves an answer unread for `Limits.slow` seconds is dropped, with the reason as its last line.
+written before the client has taken what was written earlier, so a client costs at most one answer of memory;
+one that leaves an answer unread for `Limits.slow` seconds is dropped, with the reason as its last line. Descriptors may
+come with a call (`daemon.core.transfer`); all of them are closed when the call is over.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import grp
 import os
 import select
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +25,12 @@ from daemon.core.dispatch import Call, Dispatcher
 from daemon.core.limits import Bucket, Limits
 from daemon.core.method import Caller, Role
 from daemon.core.peer import ACCOUNTS, credentials, identify
+from daemon.core.transfer import Descriptors
+from daemon.doors.channel import Channel, TruncatedError, close
 from daemon.linux.log import log
+from daemon.linux.ready import readable
+
+_PAUSE = 1.0  # seconds until the next try when no connection can be accepted
 
 
 def listen(path: Path, group: str | None) -> socket.socket:
@@ -58,42 +65,52 @@ class Server:
 
     async def serve(self, path: Path, group: str | None, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then end what is open."""
-        backlog = self.limits.connections
-        server = await asyncio.start_unix_server(
-            self._accept, sock=listen(path, group), limit=rpc.MAX_LINE, backlog=backlog
-        )
-        log("info", f"listening on {path}")
-        try:
-            await stop.wait()
-        finally:
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            path.unlink(missing_ok=True)
+        with listen(path, group) as server:
+            server.listen(self.limits.connections)
+            log("info", f"listening on {path}")
+            accepting = asyncio.create_task(self._accept(server))
+            try:
+                await stop.wait()
+            finally:
+                for task in (accepting, *self._tasks):
+                    task.cancel()
+                await asyncio.gather(accepting, *self._tasks, return_exceptions=True)
+                path.unlink(missing_ok=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, server: socket.socket) -> None:
+        """Clients as they come, each in a task of its own."""
+        while True:
+            await readable(server.fileno())
+            try:
+                connection, _ = server.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            except OSError as error:  # no descriptor is left, or no memory
+                self.complain(f"no connection can be accepted: {error}")
+                await asyncio.sleep(_PAUSE)
+                continue
+            task = asyncio.create_task(self._attend(Channel(connection)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _attend(self, channel: Channel) -> None:
         """One client, from accept to close."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        who = credentials(writer.get_extra_info("socket"))
+        who = credentials(channel.socket)
         refusal = self._admit(who.uid)
         try:
             caller = refusal or identify(who, self._accounts)
             if not isinstance(caller, Caller):
                 caller = caller or RefusedError("this account has no role here", reason="role-none")
                 self.complain(f"{who}: {caller.reason}")
-                writer.write(rpc.encode_error(None, caller))
+                channel.write(rpc.encode_error(None, caller))
             else:
-                await Connection(self, reader, writer, caller).converse()
+                await Connection(self, channel, caller).converse()
         except (OSError, asyncio.CancelledError):  # TimeoutError, too
             pass  # the client went away or stopped reading: nothing is owed to it; or the daemon ends
         finally:
             try:
-                await self._close(writer)
+                await channel.close(self.limits.linger)
             finally:
-                self._tasks.discard(task)
                 if refusal is None:
                     self._open[who.uid] -= 1
                     if not self._open[who.uid]:
@@ -111,17 +128,6 @@ class Server:
             "too many connections", code=rpc.INTERNAL_ERROR, reason="rpc-busy", hint="close some", retryable=True
         )
 
-    async def _close(self, writer: asyncio.StreamWriter) -> None:
-        """Close, with a little time for the last words to be read."""
-        writer.close()
-        try:
-            async with asyncio.timeout(self.limits.linger):
-                await writer.wait_closed()
-        except OSError:
-            pass
-        finally:
-            writer.transport.abort()
-
     def complain(self, text: str) -> None:
         """Log what a client did wrong; of a flood only some."""
         if self._complaints.take():
@@ -131,16 +137,15 @@ class Server:
 class Connection:
     """The conversation with one client that has a role."""
 
-    def __init__(
-        self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller
-    ) -> None:
+    def __init__(self, server: Server, channel: Channel, caller: Caller) -> None:
         self._server = server
-        self._reader = reader
-        self._writer = writer
+        self._channel = channel
         self._caller = caller
         self._limits = server.limits
         self._bucket = Bucket(self._limits.rate, self._limits.burst)
         self._data = bytearray()
+        self._read = 0  # bytes that lines were made of
+        self._handed: deque[tuple[int, int]] = deque()  # descriptors, and how many bytes were there after the read
         self._writing = asyncio.Lock()
         self._streams: dict[int, asyncio.Task[None]] = {}
         self._last_stream = 0
@@ -151,90 +156,118 @@ class Connection:
         """Answer line after line until the client closes, idles too long, does not read, or sends garbage."""
         try:
             while (line := await self._line()) is not None:
-                if delay := self._bucket.delay():
-                    await asyncio.sleep(delay)
+                descriptors = self._descriptors()
                 try:
-                    request = rpc.decode_request(line)
-                except rpc.GarbageError as error:
-                    self._server.complain(f"garbage from {self._caller.name}, pid {self._caller.pid}: {error.reason}")
-                    self._writer.write(rpc.encode_error(None, error))
-                    return
-                await self._answer(request)
+                    if delay := self._bucket.delay():
+                        await asyncio.sleep(delay)
+                    await self._answer(rpc.decode_request(line), descriptors)
+                finally:
+                    descriptors.close()
+        except rpc.GarbageError as error:
+            self._server.complain(f"garbage from {self._caller.name}, pid {self._caller.pid}: {error.reason}")
+            self._channel.write(rpc.encode_error(None, error))
         finally:
             self._over = True
+            close([number for _, number in self._handed])
             streams = list(self._streams.values())
             for task in streams:
                 task.cancel()
             await asyncio.gather(*streams, return_exceptions=True)
 
     async def _line(self) -> bytes | None:
-        """The next line; None when there will be none. What is too long comes as such, for the decoder to refuse."""
+        """The next line; None when there will be none. What is too long comes as such, for the decoder to refuse.
+
+        Raises GarbageError `transfer-descriptors` when more descriptors come than a line may have.
+        """
         deadline = asyncio.get_running_loop().time() + self._limits.idle
         while (end := self._data.find(b"\n")) < 0:
             if len(self._data) >= rpc.MAX_LINE:
                 return bytes(rpc.MAX_LINE + 1)
             try:
                 async with asyncio.timeout_at(deadline):
-                    chunk = await self._reader.read(rpc.MAX_LINE)
+                    chunk, numbers = await self._channel.receive()
             except TimeoutError:
                 if self._data or not self._streams:
                     return None
                 deadline += self._limits.idle  # who listens to a stream need not speak
                 continue
+            except TruncatedError:
+                raise _too_many() from None
+            self._data += chunk
+            self._handed += [(self._read + len(self._data), number) for number in numbers]
+            if len(self._handed) > 2 * rpc.MAX_DESCRIPTORS:  # of this line, and of one that began in the same read
+                raise _too_many()
             if not chunk:
                 return None
-            self._data += chunk
         line = bytes(self._data[: end + 1])
         del self._data[: end + 1]
+        self._read += len(line)
         return line
 
-    async def _answer(self, request: rpc.Request) -> None:
+    def _descriptors(self) -> Descriptors:
+        """Those of the line that was read last: the reads that brought them ended in it."""
+        found: list[int] = []
+        while self._handed and self._handed[0][0] <= self._read:
+            found.append(self._handed.popleft()[1])
+        return Descriptors(found)
+
+    async def _answer(self, request: rpc.Request, descriptors: Descriptors) -> None:
         """Make the call and write its answer; a defect becomes an internal error, never the daemon's end."""
         try:
             if request.method == rpc.CANCEL:
+                descriptors.finish()
                 line = rpc.encode_result(request.id, self._cancel(request.params))
             else:
-                call = self._server.dispatcher.prepare(self._caller, request.method, request.params)
+                call = self._server.dispatcher.prepare(self._caller, request.method, request.params, descriptors)
                 if call.method.stream:
                     await self._start(request, call)
                     return
-                line = rpc.encode_result(request.id, await self._result(call))
+                line = rpc.encode_result(request.id, await self._result(request, call))
         except MixosError as error:
             line = rpc.encode_error(request.id, error)
         if not request.notification:
             await self._send(line)
 
-    async def _result(self, call: Call) -> object:
-        """The answer of a call. What changes something is finished, whoever waits for it; a question that nobody waits
-        for any more is given up, and the connection with it."""
-        if call.method.changes:
+    async def _result(self, request: rpc.Request, call: Call) -> object:
+        """The answer of a call. What changes something is finished, whoever waits for it, once all of its content is
+        here; anything else that nobody waits for any more is given up, and the connection with it."""
+        if call.method.changes and not call.contents:
             return await self._server.dispatcher.call(self._caller, call)
         task = asyncio.current_task()
         assert task is not None
-        self._look_later(task)
+        self._look_later(task, request, call)
         try:
             return await self._server.dispatcher.call(self._caller, call)
         finally:
             self._watch.cancel()
 
-    def _look_later(self, task: asyncio.Task[Any]) -> None:
-        self._watch = asyncio.get_running_loop().call_later(self._limits.look, self._look, task)
+    def _look_later(self, task: asyncio.Task[Any], request: rpc.Request, call: Call) -> None:
+        self._watch = asyncio.get_running_loop().call_later(self._limits.look, self._look, task, request, call)
 
-    def _look(self, task: asyncio.Task[Any]) -> None:
-        if self._writer.is_closing() or _hung_up(self._writer.get_extra_info("socket").fileno()):
+    def _look(self, task: asyncio.Task[Any], request: rpc.Request, call: Call) -> None:
+        unfinished = [one for one in call.contents if not one.ended]
+        if call.method.changes and not unfinished:
+            return
+        if self._channel.broken or _hung_up(self._channel.socket.fileno()):
             task.cancel()
-        else:
-            self._look_later(task)
+            return
+        if unfinished and request.id is not None and not self._channel.unsent:
+            first = unfinished[0]
+            self._channel.write(rpc.encode_progress(request.id, first.taken, first.size))
+        self._look_later(task, request, call)
 
     async def _start(self, request: rpc.Request, call: Call) -> None:
         """Answer with a stream's number and begin to send its items."""
         if len(self._streams) >= self._limits.streams:
+            call.close()
             raise RefusedError(f"{self._limits.streams} streams are open already", reason="stream-limit")
         self._last_stream += 1
         number = self._last_stream
-        await self._send(rpc.encode_result(request.id, {"stream": number}))
-        items = self._server.dispatcher.stream(self._caller, call)
-        self._streams[number] = asyncio.create_task(self._pump(number, items))
+        with contextlib.ExitStack() as undo:
+            undo.callback(call.close)
+            await self._send(rpc.encode_result(request.id, {"stream": number}))
+            undo.pop_all()
+        self._streams[number] = asyncio.create_task(self._pump(number, call))
 
     def _cancel(self, params: Mapping[str, Any]) -> bool:
         """End a stream: whether it was open. Its `stream.end` follows."""
@@ -242,9 +275,10 @@ class Connection:
         task = self._streams.get(number) if isinstance(number, int) else None
         return task is not None and task.cancel()
 
-    async def _pump(self, number: int, items: AsyncIterator[object]) -> None:
+    async def _pump(self, number: int, call: Call) -> None:
         """Send a stream's items and its end."""
         failure: MixosError | None = None
+        items = self._server.dispatcher.stream(self._caller, call)
         try:
             async for item in items:
                 await self._write(rpc.encode_item(number, item))  # a pager waits for its reader, and the stream for it
@@ -258,6 +292,7 @@ class Connection:
         finally:
             with contextlib.suppress(MixosError):
                 await cast(Any, items).aclose()
+            call.close()
             self._streams.pop(number, None)
         if not self._over:  # else nobody listens any more, and who has stopped reading would hold up our end
             with contextlib.suppress(OSError):
@@ -266,8 +301,8 @@ class Connection:
     async def _write(self, line: bytes) -> None:
         """Write when the client has taken what was there."""
         async with self._writing:
-            self._writer.write(line)
-            await self._writer.drain()
+            self._channel.write(line)
+            await self._channel.drain()
 
     async def _send(self, line: bytes) -> None:
         """Write an answer, which must be read soon. Raises TimeoutError, after which the connection ends."""
@@ -280,16 +315,21 @@ class Connection:
 
     def _drop(self) -> None:
         """The client does not read: say so at the end of what it has not read, and hang up."""
-        if self._writer.transport.is_closing():
+        if self._over:
             return
+        self._over = True
         self._server.complain(f"{self._caller.name}, pid {self._caller.pid} does not read its answers: dropped")
         slow = RefusedError("answers were not read in time", reason="rpc-slow")
         for number in self._streams:
-            self._writer.write(rpc.encode_end(number, slow))
+            self._channel.write(rpc.encode_end(number, slow))
         if not self._streams:
-            self._writer.write(rpc.encode_error(None, slow))
-        self._writer.close()
-        self._reader.feed_eof()  # ends the conversation, which may be waiting for a line
+            self._channel.write(rpc.encode_error(None, slow))
+        self._channel.finish()  # ends the conversation, which may be waiting for a line
+
+
+def _too_many() -> rpc.GarbageError:
+    message = f"at most {rpc.MAX_DESCRIPTORS} descriptors come with a line, of files that mixosd may read"
+    return rpc.GarbageError(message, code=rpc.INVALID_REQUEST, reason="transfer-descriptors")
 
 
 def _hung_up(descriptor: int) -> bool:

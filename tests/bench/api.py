@@ -7,22 +7,26 @@ cores both share them. Nothing here passes or fails on a time.
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from dbus_fast.aio.message_bus import MessageBus
 from dbus_fast.message import Message
 
 from buildsys.run import find_tool, spawn
+from common.tomlfile import Strict
 from daemon.client.connection import call, stream
 from daemon.core import rpc
 from daemon.core.limits import Limits
 from daemon.core.method import ADMINS, Caller, Method, Nothing
 from daemon.core.part import Context
+from daemon.core.transfer import Accepts, Content
 from tests.bench import memory, mixosd
 from tests.bench.figures import Figure, table
 from tests.hostpackages import ROOT
@@ -30,7 +34,12 @@ from tests.hostpackages import ROOT
 GROUP = "API, calls without the limit of 200/s for a connection"
 SECONDS = 2.0  # of each measurement
 CLIENTS, DEPTH = 8, 20
+SIZE = 64 << 20  # bytes of content
 LOAD = "load=tests.bench.api:Load"
+
+
+class Read(Strict):
+    content: Annotated[Content, Accepts(SIZE)]
 
 
 class Load:
@@ -45,6 +54,7 @@ class Load:
         return (
             Method("load.change", "Changes nothing.", self.change, ADMINS, changes=True),
             Method("load.items", "Numbers.", self.items, ADMINS),
+            Method("load.read", "Reads its content.", self.read, ADMINS, Read, seconds=60.0),
         )
 
     async def start(self) -> None:
@@ -64,6 +74,11 @@ class Load:
         while True:
             number += 1
             yield {"number": number}
+
+    async def read(self, caller: Caller, params: Read) -> int:
+        async for _ in params.content.pieces():
+            pass
+        return params.content.taken
 
 
 def per_second(step: Callable[[], object]) -> float:
@@ -120,6 +135,40 @@ def items(path: Path) -> float:
     return per_second(lambda: next(found))
 
 
+def content(path: Path, folder: Path) -> dict[str, float]:
+    """MiB/s of content: from a file, through a pipe, in pieces that lie on the disk before they are read."""
+    file, found = folder / "content", {}
+    file.write_bytes(os.urandom(SIZE))
+
+    def read(given: int | str, *descriptors: int) -> None:
+        assert call("load.read", {"content": given}, path, timeout=60, descriptors=descriptors) == SIZE
+
+    def piped() -> None:
+        with spawn([str(find_tool("cat")), str(file)]) as process:
+            assert process.stdout is not None
+            read(0, process.stdout.fileno())
+
+    def in_pieces() -> None:
+        begun = call("transfer.begin", {"purpose": "load.read", "size": SIZE}, path)
+        with file.open("rb") as stream_:
+            for offset in range(0, SIZE, begun["piece"]):
+                data = base64.b64encode(stream_.read(begun["piece"])).decode()
+                call("transfer.write", {"id": begun["id"], "offset": offset, "data": data}, path)
+        read(begun["id"])
+        call("transfer.cancel", {"id": begun["id"]}, path)
+
+    def from_file() -> None:
+        with file.open("rb") as stream_:
+            read(0, stream_.fileno())
+
+    for name, way in (("a file", from_file), ("a pipe", piped), ("pieces", in_pieces)):
+        began = time.perf_counter()
+        way()
+        found[f"64 MiB of content: {name}"] = (SIZE >> 20) / (time.perf_counter() - began)
+    file.unlink()
+    return found
+
+
 @contextmanager
 def bus(path: Path) -> Iterator[None]:
     """A message bus with the device's configuration, on this socket."""
@@ -164,6 +213,8 @@ def figures() -> list[Figure]:
             "D-Bus calls, one by one": on_the_bus(place),
         }
         found = [Figure(GROUP, name, round(value), "/s") for name, value in rates.items()]
+        ways = content(path, place.state)
+        found += [Figure(GROUP, name, round(value), "MiB/s") for name, value in ways.items()]
         for when, size in (("before", before), ("after", memory.private(process.pid))):
             found.append(
                 Figure(GROUP, f"memory of mixosd without parts, {when} (private)", round(size / 1024, 1), "MiB")

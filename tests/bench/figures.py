@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """A measurement. unit: "s", "ms", "/s", "KiB" or "MiB"; budget: the upper bound that the project aims at;
+    """A measurement. unit: "s", "ms", "/s", "KiB", "MiB" or "MiB/s"; budget: the upper bound that the project aims at;
     note: how to read it."""
 
     group: str

@@ -9,14 +9,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from buildsys.run import spawn
 from daemon.client import connection as client
 from daemon.client import mixctl
+from daemon.core.change.applier import Wish
+from daemon.core.change.files import Trees
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.core.parts import Source
@@ -25,7 +30,7 @@ from daemon.parts.backup.part import Backup, Restore, _Made, manifest_now
 from daemon.parts.backup.restore import Plan, Restorer
 from daemon.parts.backup.sealed import seal
 from tests.unit.test_api_server import Running, running
-from tests.unit.test_backup_restore import pieces, prepared, restorer, snapshot, write
+from tests.unit.test_backup_restore import pieces, prepared, restore, snapshot, write
 
 pytestmark = pytest.mark.integration
 
@@ -92,7 +97,7 @@ def test_create_show_verify_restore(mixos, tmp_path, secret, capsys):
     capsys.readouterr()
     assert mixctl.main(["backup", "restore", file, "--dry-run", "--json", *options]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["changed"] == ["etc/mixos/network.toml", "etc/mixos/units/web.toml", "var/lib/web"]
+    assert told["changed-files"] == ["etc/mixos/network.toml", "etc/mixos/units/web.toml", "var/lib/web"]
     after = snapshot(Backup(context).trees)
     assert {name: after[name] for name in before} == before
     assert mixctl.main(["backup", "restore", file, "--json", *options]) == 0
@@ -100,29 +105,50 @@ def test_create_show_verify_restore(mixos, tmp_path, secret, capsys):
     assert (told["restart"], told["reload"], told["reboot"]) == (["web"], True, False)
     assert (context.etc / "network.toml").read_text() == "# one\n"
     assert (context.etc.parent.parent / "var/lib/web/data").stat().st_size == 200_000
-    assert not (context.state / "backup/spool").exists()
     logged = b"".join(path.read_bytes() for path in (tmp_path / "d/log/audit").glob("*"))
     assert b"backup.restore" in logged
     assert SECRET.encode() not in logged
 
 
+@contextmanager
+def standard_input(data: bytes) -> Iterator[None]:
+    """Standard input is a pipe with this."""
+    reader, writer = os.pipe()
+    kept = os.dup(0)
+    os.dup2(reader, 0)
+    os.close(reader)
+
+    def feed() -> None:
+        with os.fdopen(writer, "wb") as stream:
+            stream.write(data)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        thread.join(20)
+
+
 def test_through_standard_output_and_input(mixos, monkeypatch):
     """`ssh host -- mixctl backup create - --passphrase-file -`: the passphrase is the first line of the input."""
     context, _ = mixos
-    monkeypatch.setattr(sys, "stdin", Device(f"{SECRET}\n".encode()))
     out = Device()
     monkeypatch.setattr(sys, "stdout", out)
-    assert mixctl.main(["backup", "create", "-", "--passphrase-file", "-"]) == 0
+    with standard_input(f"{SECRET}\n".encode()):
+        assert mixctl.main(["backup", "create", "-", "--passphrase-file", "-"]) == 0
     data = out.getvalue()
     assert data.startswith(b"MIXOSBK\n")
     write(context.etc / "network.toml", "# two\n")
-    monkeypatch.setattr(sys, "stdin", Device(f"{SECRET}\n".encode() + data))
-    assert mixctl.main(["backup", "restore", "-", "--passphrase-file", "-", "--only", "settings"]) == 0
+    with standard_input(f"{SECRET}\n".encode() + data):
+        assert mixctl.main(["backup", "restore", "-", "--passphrase-file", "-", "--only", "settings"]) == 0
     assert (context.etc / "network.toml").read_text() == "# one\n"
 
 
 def test_what_goes_wrong(mixos, tmp_path, secret, capsys):
-    context, found = mixos
+    _, found = mixos
     file, options = str(tmp_path / "file"), ["--json", "--passphrase-file", secret]
 
     def ends(*arguments: str) -> str:
@@ -147,28 +173,71 @@ def test_what_goes_wrong(mixos, tmp_path, secret, capsys):
     assert ends("restore", file, *options) == "backup-too-new"
     Path(file).write_text("something else")
     assert ends("restore", file, *options) == "backup-format"
-    assert found.reason("backup.restore", {"id": "0-" + "0" * 32}) == "backup-upload"
-    assert found.reason("backup.restore", {"id": "../../etc/passwd"}) == "backup-upload"
-    assert found.reason("backup.upload", {"data": "!"}) == "backup-upload-data"
-    ident = found.call("backup.upload", {"data": "AAAA"})["id"]
-    assert found.reason("backup.upload", {"id": ident, "offset": 4, "data": "AAAA"}) == "backup-upload-gap"
-    assert found.call("backup.upload", {"id": ident, "offset": 0, "data": "AAAA"})["size"] == 3
-    assert (context.state / "backup/spool").stat().st_mode & 0o777 == 0o700
+    assert ends("restore", str(tmp_path), *options) == "transfer-kind"
+    assert ends("restore", "/dev/null", *options) == "transfer-kind"
+    assert ends("restore", str(tmp_path / "none"), *options) == "file-unreadable"
+    assert found.reason("backup.restore", {"content": 0}) == "transfer-descriptors"
+    assert found.reason("backup.restore", {"content": "../../etc/passwd"}) == "transfer-unknown"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("open_end", [True, False], ids=["hangs", "ends"])
+def test_a_client_that_is_killed_before_all_is_there_leaves_nothing(mixos, tmp_path, secret, share, open_end):
+    """Whether or not the pipe that it handed over goes on."""
+    context, found = mixos
+    file = tmp_path / "file"
+    (context.etc.parent.parent / "var/lib/web/data").write_bytes(os.urandom(200_000))
+    assert mixctl.main(["backup", "create", str(file), "--state", "web", "--passphrase-file", secret]) == 0
+    data = file.read_bytes()
+    write(context.etc / "network.toml", "# two\n")
+    before, opened = snapshot(Backup(context).trees), descriptors()
+    reader, writer = os.pipe()
+    words = ["backup", "restore", "-", "--passphrase-file", secret]
+    argv = [Path(sys.executable).with_name("mixctl"), *words]
+    with (tmp_path / "said").open("wb") as log, os.fdopen(reader, "rb") as stdin:
+        process = spawn(argv, env={"MIXOS_SOCKET": str(found.path)}, stdin=stdin, log=log)
+    os.write(writer, data[: int(len(data) * share)])
+    until(lambda: found.call("status")["parts"]["backup"]["busy"])
+    process.kill()
+    process.wait(20)
+    if not open_end:
+        os.close(writer)
+    until(lambda: not found.call("status")["parts"]["backup"]["busy"])
+    if open_end:
+        os.close(writer)
+    assert snapshot(Backup(context).trees) == before
+    assert not [path for path in context.etc.parent.parent.rglob("*") if ".mixos-restore" in path.name]
+    until(lambda: descriptors() <= opened)
+    assert mixctl.main(["backup", "restore", str(file), "--passphrase-file", secret]) == 0
+    assert (context.etc / "network.toml").read_text() == "# one\n"
+
+
+def descriptors() -> int:
+    """Open ones of this process, which the daemon is in."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_restore_whose_caller_hangs_up_is_finished_and_told(tmp_path, monkeypatch):
     context = place(tmp_path / "device")
     part, go, found = Backup(context), threading.Event(), []
     made = _Made(part.trees, manifest_now(True, {}))
-    data = b"".join(seal(archive.write(made.items()), SECRET, 10))
+    file = tmp_path / "file"
+    file.write_bytes(b"".join(seal(archive.write(made.items()), SECRET, 10)))
     write(context.etc / "network.toml", "# two\n")
-    real = part.restorer.prepare
+    real = Restorer.prepare
 
     def prepare(*arguments: Any) -> Plan:
         go.wait(20)
         return real(*arguments)
 
-    monkeypatch.setattr(part.restorer, "prepare", prepare)
+    monkeypatch.setattr(Restorer, "prepare", prepare)
 
     async def listen() -> None:
         async for event in context.events.listen():
@@ -176,9 +245,8 @@ def test_a_restore_whose_caller_hangs_up_is_finished_and_told(tmp_path, monkeypa
 
     async def script() -> None:
         listening = asyncio.create_task(listen())
-        ident = part.spool.begin(0)
-        part.spool.append(0, ident, 0, data)
-        params = Restore.model_validate({"id": ident, "passphrase": SECRET})
+        params = Restore.model_validate({"content": 0, "passphrase": SECRET})
+        params.content.attach(os.open(file, os.O_RDONLY))
         calling = asyncio.create_task(part.restore(Caller(Role.ADMIN, 0, 0, 1, "root", "local"), params))
         while part._work is None:
             await asyncio.sleep(0.01)
@@ -187,39 +255,59 @@ def test_a_restore_whose_caller_hangs_up_is_finished_and_told(tmp_path, monkeypa
         await asyncio.gather(calling, return_exceptions=True)
         go.set()
         await asyncio.wait([part._work])
+        params.content.close()
         await asyncio.sleep(0.01)
         listening.cancel()
 
     asyncio.run(script())
     assert (context.etc / "network.toml").read_text() == "# one\n"
-    assert found == ["config.restored", "backup.restored"]
+    assert [topic for topic in found if topic.endswith(("made", "restored"))] == ["change.made", "backup.restored"]
 
 
 def test_a_restore_that_is_killed(tmp_path):
-    """SIGKILL at some of the steps, in another process; what the next start finds is whole, old or new."""
+    """SIGKILL at every step of the change, in another process; what the next start finds is whole, old or new."""
     trees, data, _ = prepared(tmp_path / "wanted")
-    one = restorer(trees)
-    one.apply(one.prepare(pieces(data)), "me")
-    wanted = snapshot(trees)
-    for number in (0, 1, 2, 5, 9, 14):
+    restore(trees, data)
+    wanted, outcomes = _without_journal(snapshot(trees)), []
+    for number in range(100):
         trees, data, before = prepared(tmp_path / str(number))
         child = os.fork()
         if child == 0:
-            _restore_until(restorer(trees).journal, trees, data, number)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        restorer(trees).recover()
-        assert snapshot(trees) == (before if number == 0 else wanted)
+            _restore_until(trees, data, number)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        _context(trees).changes.open()
+        now = _without_journal(snapshot(trees))
+        assert now in (_without_journal(before), wanted), number
+        outcomes.append(now == wanted)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    assert outcomes == sorted(outcomes)  # first it never was, from the record on it has happened
+    assert {False, True} == set(outcomes)
 
 
-def _restore_until(journal: Path, trees: object, data: bytes, number: int) -> None:
-    count = iter(range(number + 1))
+def _without_journal(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if "lib/mixos/changes" not in name}
+
+
+def _context(trees: Trees) -> Context:
+    return Context(state=trees.lib / "mixos", etc=trees.etc / "mixos", run=trees.lib.parent / "run")
+
+
+def _restore_until(trees: Trees, data: bytes, number: int) -> None:
+    count, code = iter(range(number)), 1
 
     def step(_: str) -> None:
-        if next(count) == number:
+        if next(count, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:
-        one = Restorer(trees, journal, step)  # type: ignore[arg-type]
-        one.apply(one.prepare(pieces(data)), "me")
+        changes = _context(trees).changes
+        changes.step = step
+        name = changes.number()
+        plan = Restorer(trees, name).prepare(pieces(data))
+        me = Caller(Role.ADMIN, 0, 0, 1, "me", "local")
+        asyncio.run(changes.make(me, Wish(), "restore", staged=(name, plan.renames())))
+        code = 0
     finally:
-        os._exit(1)
+        os._exit(code)

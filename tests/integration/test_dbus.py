@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from dbus_fast import Message, MessageType, Variant
@@ -21,7 +21,10 @@ from dbus_fast.aio import MessageBus
 
 from buildsys.run import Completed, Process, run, spawn
 from common.errors import RpcError
-from daemon.core.method import Role
+from common.tomlfile import Strict
+from daemon.core.method import ADMINS, Caller, Method, Role
+from daemon.core.parts import Source
+from daemon.core.transfer import Accepts, Content
 from daemon.doors.dbus import fits
 from daemon.doors.interface import by_part, describe
 from tests.hostpackages import ROOT
@@ -486,3 +489,44 @@ def test_mapping_of_results(bus, device):
     found: Mapping[str, Any] = bus.call("/org/mixos/api", "org.mixos.Api1", "Version", "a{sv}", "0")
     assert found["role"] == "admin"
     assert found["max-request"] == 65536
+
+
+class Takes:
+    """A part with a method that takes content."""
+
+    name = "takes"
+
+    def methods(self) -> list[Method]:
+        return [Method("takes.text", "Says what it was given.", self.text, ADMINS, Given, changes=True)]
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    def status(self) -> dict[str, Any]:
+        return {}
+
+    async def text(self, _: Caller, params: Given) -> str:
+        return (await params.content.data()).decode()
+
+
+class Given(Strict):
+    content: Annotated[Content, Accepts(1000)]
+
+
+def test_content_comes_in_pieces(tmp_path, bus):
+    """No descriptors come over the bus: what a method needs is sent before, and named by its id."""
+    place, name = "/org/mixos/transfer", "org.mixos.Transfer1"
+    more = [Source("takes", Takes)]
+    with running(tmp_path / "d", bus=bus.path, accounts=ACCOUNTS, more=more) as device:
+        connected(device)
+        begun = bus.call(place, name, "Begin", "sxa{sv}", "takes.text", "5", "0")
+        assert bus.call(place, name, "Write", "sxs", begun["id"], "0", "aGVs")["received"] == 3
+        assert bus.call(place, name, "Write", "sxs", begun["id"], "3", "bG8=")["received"] == 5
+        assert bus.call("/org/mixos/takes", "org.mixos.Takes1", "Text", "sa{sv}", begun["id"], "0") == "hello"
+        argv = ["call", "org.mixos", place, name, "Status", "s", begun["id"]]
+        assert bus.busctl(*argv, uid=1001).status == 1  # somebody else's
+        argv = ["call", "org.mixos", place, name, "Begin", "sxa{sv}", "takes.text", "5", "0"]
+        assert bus.busctl(*argv, uid=1001).status == 1

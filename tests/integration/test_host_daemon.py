@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import signal
+import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,8 @@ import pytest
 
 from buildsys.cli.daemon import prepare
 from buildsys.run import Completed, Process, run, spawn
+from common.errors import RpcError
+from daemon.client.connection import call
 from daemon.core.part import Context
 from tests.hostpackages import ROOT
 from tests.native import native
@@ -52,8 +58,8 @@ def daemon(home: Path, number: signal.Signals = signal.SIGTERM) -> Iterator[Proc
 
 
 def attempt(home: Path, *words: str, stdin: bytes | None = None) -> Completed:
-    socket = str(home / "run/mixosd.sock")
-    return run([MIXCTL, *words], env={"MIXOS_SOCKET": socket}, stdin=stdin, allow=range(256), split=True)
+    path = str(home / "run/mixosd.sock")
+    return run([MIXCTL, *words], env={"MIXOS_SOCKET": path}, stdin=stdin, allow=range(256), split=True)
 
 
 def mixctl(home: Path, *words: str) -> Any:
@@ -109,3 +115,63 @@ def test_a_part_alone_and_one_that_there_is_not(home: Path):
         process.terminate()
         process.wait(60)
     assert any((home / "state").iterdir())  # what it keeps is here and nowhere else
+
+
+@pytest.mark.parametrize("size", [0, 1, 3_000_000])
+def test_input_from_a_socket_as_sshd_gives_it(home: Path, size: int):
+    data = os.urandom(size)
+    with daemon(home):
+        assert attempt(home, "ping").status == 0
+        ours, theirs = socket.socketpair()
+        sending = threading.Thread(target=lambda: (ours.sendall(data), ours.close()))
+        with theirs, theirs.makefile("rb", buffering=0) as stdin, (home / "out").open("wb") as log:
+            argv = [MIXCTL, "sandbox", "run", "--", "sha256sum"]
+            process = spawn(argv, env={"MIXOS_SOCKET": str(home / "run/mixosd.sock")}, stdin=stdin, log=log)
+        sending.start()
+        assert process.wait(60) == 0
+        sending.join(60)
+    assert (home / "out").read_text().split()[0] == hashlib.sha256(data).hexdigest()
+
+
+def test_a_client_that_is_killed_while_it_gives_input_takes_its_sandbox_along(home: Path):
+    def runs() -> int:
+        return int(mixctl(home, "status")["parts"]["sandbox"]["running"])
+
+    with daemon(home):
+        assert attempt(home, "ping").status == 0
+        reader, writer = os.pipe()
+        with os.fdopen(reader, "rb") as stdin, (home / "said").open("ab") as log:
+            argv = [MIXCTL, "sandbox", "run", "--", "cat"]
+            process = spawn(argv, env={"MIXOS_SOCKET": str(home / "run/mixosd.sock")}, stdin=stdin, log=log)
+        os.write(writer, b"something")
+        until(lambda: b"something" in (home / "said").read_bytes())
+        assert runs() == 1
+        process.kill()
+        process.wait(60)
+        until(lambda: runs() == 0)
+        os.close(writer)
+
+
+def test_a_transfer_ends_with_its_daemon(home: Path):
+    """However it ends; an earlier version's uploads are gone, too."""
+
+    def ask(method: str, **params: object) -> Any:
+        return call(method, params, home / "run/mixosd.sock", patience=60.0)
+
+    with daemon(home, signal.SIGKILL):
+        ident = ask("transfer.begin", purpose="sandbox.run", size=10)["id"]
+        assert ask("transfer.write", id=ident, offset=0, data="AAAA")["received"] == 3
+        assert list((home / "state/transfers").iterdir()) == []
+    (home / "state/transfers/left").write_text("between making a file and taking its name")
+    with daemon(home):
+        with pytest.raises(RpcError) as caught:
+            ask("transfer.status", id=ident)
+        assert caught.value.reason == "transfer-unknown"
+        assert not (home / "state/transfers").exists()
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -29,7 +30,7 @@ from click.testing import CliRunner
 
 import daemon
 from buildsys.run import Completed, run
-from common.errors import NotFoundError, RefusedError
+from common.errors import RefusedError
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.linux.cgroup import Tree
@@ -39,7 +40,7 @@ from daemon.linux.sandbox.seccomp import ABSENT, FORBIDDEN, KILLED, STRICT
 from daemon.linux.sandbox.syscalls import numbers
 from daemon.parts.sandbox import verbs as cli
 from daemon.parts.sandbox.explain import explain
-from daemon.parts.sandbox.part import Command, More, Named, Sandbox
+from daemon.parts.sandbox.part import Command, Named, Sandbox
 from daemon.parts.sandbox.run import MAX_RUNNING, Ended, Output, Runner, SandboxError
 
 pytestmark = pytest.mark.integration
@@ -825,10 +826,34 @@ def part(launcher: Path) -> Iterator[Sandbox]:
     shutil.rmtree(folder)
 
 
-def collect(part: Sandbox, caller: Caller, **params: Any) -> tuple[bytes, bytes, dict[str, Any]]:
+async def running(part: Sandbox, caller: Caller, params: dict[str, Any], stdin: int | None = None) -> Any:
+    """The items of `sandbox.run`, with a descriptor as its input."""
+    wanted = Command.model_validate({"input": None if stdin is None else 0, **params})
+    if wanted.input is not None and stdin is not None:
+        wanted.input.attach(os.dup(stdin))
+    try:
+        async for item in part.run(caller, wanted):
+            yield item
+    finally:
+        if wanted.input is not None:
+            wanted.input.close()
+
+
+@contextlib.contextmanager
+def handed(data: bytes) -> Iterator[int]:
+    """A descriptor of a file with this content."""
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        yield file.fileno()
+
+
+def collect(
+    part: Sandbox, caller: Caller, stdin: int | None = None, **params: Any
+) -> tuple[bytes, bytes, dict[str, Any]]:
     async def gather() -> list[Any]:
-        wanted = Command.model_validate({key.replace("_", "-"): value for key, value in params.items()})
-        return [item async for item in part.run(caller, wanted)]
+        given = {key.replace("_", "-"): value for key, value in params.items()}
+        return [item async for item in running(part, caller, given, stdin)]
 
     items = asyncio.run(gather())
     out, err = (b"".join(base64.b64decode(i["data"]) for i in items[:-1] if i["stream"] == n) for n in (1, 2))
@@ -836,8 +861,8 @@ def collect(part: Sandbox, caller: Caller, **params: Any) -> tuple[bytes, bytes,
 
 
 def test_a_command_through_the_daemon(part: Sandbox) -> None:
-    given = base64.b64encode(b"from outside").decode()
-    out, err, end = collect(part, USER, command=["sh", "-c", "id -u; cat; echo oops >&2; exit 5"], input=given)
+    with handed(b"from outside") as given:
+        out, err, end = collect(part, USER, given, command=["sh", "-c", "id -u; cat; echo oops >&2; exit 5"])
     assert (out, err, end["code"], end["timeout"]) == (f"{NOBODY}\nfrom outside".encode(), b"oops\n", 5, False)
     assert end["facts"]["missing"] == ["memory.max", "pids.max", "cpu.max"]
     assert list(part.runner.folder.iterdir()) == []
@@ -985,54 +1010,66 @@ def test_the_launchers_reason_is_told_once(part: Sandbox) -> None:
     assert said[-1]["code"] == NOT_FOUND
 
 
-def test_input_that_follows(part: Sandbox) -> None:
-    """More than one request holds, at its own pace, and only from whoever runs the command."""
-
-    async def act() -> tuple[bytes, int]:
-        items = part.run(USER, Command.model_validate({"command": ["sort", "-u"], "input-follows": True}))
-        token = (await anext(items))["token"]  # type: ignore[index]
-
-        async def give(data: bytes, caller: Caller = USER, end: bool = False) -> object:
-            piece = {"token": token, "data": base64.b64encode(data).decode(), "end": end}
-            return await part.input(caller, More.model_validate(piece))
-
-        async def feed() -> None:
-            for _ in range(20):
-                assert await give(b"one line\n" * 2000)
-            with pytest.raises(NotFoundError) as caught:
-                await give(b"a stranger's\n", ADMIN)
-            assert caught.value.reason == "sandbox-gone"
-            assert await give(b"", end=True)
-
-        feeding = asyncio.create_task(feed())
-        found: list[Any] = [item async for item in items]
-        await feeding
-        with pytest.raises(NotFoundError):
-            await give(b"too late")
-        return base64.b64decode(found[0]["data"]), int(found[-1]["code"])
-
-    assert asyncio.run(act()) == (b"one line\n", 0)
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_input_of_any_size_and_kind(part: Sandbox, kind: str) -> None:
+    """At the pace of whoever writes it; the command finds its end."""
+    data = b"one line\n" * 200_000
+    if kind == "file":
+        with handed(data) as given:
+            out, _, end = collect(part, USER, given, command=["sha256sum"])
+    else:
+        reader, writer = open_pipe()
+        with reader, writer:
+            thread = threading.Thread(target=lambda: (send_all(writer, data), writer.close()))
+            thread.start()
+            out, _, end = collect(part, USER, reader.fileno(), command=["sha256sum"])
+            thread.join(20)
+    assert (out.split()[0].decode(), end["code"]) == (hashlib.sha256(data).hexdigest(), 0)
 
 
-def test_who_reads_no_input_is_not_kept_by_it(part: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.parts.sandbox.run.PUT", 0.05)
+def open_pipe() -> tuple[Any, Any]:
+    reader, writer = os.pipe()
+    return os.fdopen(reader, "rb", 0), os.fdopen(writer, "wb", 0)
 
-    async def act() -> list[Any]:
-        wanted = Command.model_validate({"command": ["sleep", "1"], "input-follows": True})
-        items = part.run(USER, wanted)
-        token = (await anext(items))["token"]  # type: ignore[index]
-        piece = More.model_validate({"token": token, "data": base64.b64encode(bytes(32 << 10)).decode()})
 
-        async def until_full() -> None:
-            while await part.input(USER, piece):
-                continue
+def send_all(writer: Any, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[writer.write(view) :]
 
-        filling = asyncio.create_task(until_full())
-        found = [item async for item in items]
-        await filling
-        return found
 
-    assert asyncio.run(act())[-1]["code"] == 0
+def test_who_reads_no_input_is_not_kept_by_it(part: Sandbox) -> None:
+    reader, writer = open_pipe()
+    with reader, writer:  # never ends
+        writer.write(bytes(60 << 10))
+        assert collect(part, USER, reader.fileno(), command=["true"])[2]["code"] == 0
+    with handed(bytes(1 << 20)) as given:
+        assert collect(part, USER, given, command=["sh", "-c", "exec <&-; sleep 0.2"])[2]["code"] == 0
+
+
+def test_an_input_that_breaks_off_is_no_end_of_the_input(part: Sandbox) -> None:
+    async def act(given: int) -> str:
+        items = running(part, USER, {"command": ["sh", "-c", "echo began; exec cat >/dev/null"]}, given)
+        assert isinstance(await anext(items), dict)
+        os.ftruncate(given, 1)
+        with pytest.raises(RefusedError) as caught:
+            await anext(items)
+        return caught.value.reason
+
+    with tempfile.TemporaryFile() as file:
+        file.truncate(8 << 30)  # with holes
+        assert asyncio.run(act(file.fileno())) == "transfer-changed"
+    assert part.status() == {"running": 0}
+
+
+def test_a_sandbox_gets_a_pipe_and_never_the_callers_descriptor(part: Sandbox) -> None:
+    """Else it could move the caller's offset, or open the file behind it for writing."""
+    with handed(b"mine") as given:
+        script = "readlink /proc/self/fd/0; echo changed >/proc/self/fd/0; exec 2>/dev/null; cat"
+        out, _, _ = collect(part, ADMIN, given, command=["sh", "-c", script])
+        assert out.startswith(b"pipe:")
+        assert os.pread(given, 10, 0) == b"mine"
+        assert os.lseek(given, 0, os.SEEK_CUR) == 0
 
 
 def test_a_sandbox_ends_with_the_daemon(part: Sandbox, launcher: Path, work: Path) -> None:
@@ -1132,11 +1169,12 @@ def mixctl(part: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs `mixctl sandbox WORDS`; requests go through JSON, as they do over the socket."""
     methods = {method.name: method for method in part.methods()}
 
-    def follow(name: str, params: dict[str, Any], _feeder: object = None) -> Iterator[Any]:
-        wanted = methods[name].params.model_validate(json.loads(json.dumps(params)))
+    def follow(name: str, params: dict[str, Any], descriptors: Sequence[int]) -> Iterator[Any]:
+        assert name == "sandbox.run"
 
         async def gather() -> list[Any]:
-            return [json.loads(json.dumps(item)) async for item in methods[name].handler(USER, wanted)]
+            items = running(part, USER, json.loads(json.dumps(params)), descriptors[0] if descriptors else None)
+            return [json.loads(json.dumps(item)) async for item in items]
 
         yield from asyncio.run(gather())
 
@@ -1144,7 +1182,7 @@ def mixctl(part: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Any:
         method = methods[name]
         return json.loads(json.dumps(asyncio.run(method.handler(USER, method.params.model_validate(params or {})))))
 
-    monkeypatch.setattr(cli, "follow", lambda name, params=None, feeder=None: follow(name, params))
+    monkeypatch.setattr(cli, "follow", lambda name, params, descriptors=(): follow(name, params, descriptors))
     monkeypatch.setattr(cli, "ask", ask)
     return lambda *words, **more: CliRunner().invoke(cli.sandbox, list(words), **more)
 
@@ -1177,34 +1215,21 @@ def test_output_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None
     assert shown.replace(b"\r\n", b"\n") == "a\\x1b]52;c;eA==\\x07é\ufffd1m\n50%\n99%\n.".encode()
 
 
-def test_input_is_passed_on_until_the_command_has_ended() -> None:
+def test_standard_input_is_handed_over(mixctl: Any) -> None:
+    """Files, pipes, and files of /proc, which have no size."""
     reader, writer = os.pipe()
-    os.write(writer, bytes(40 << 10))
+    os.write(writer, b"from a pipe")
     os.close(writer)
+    version = os.open("/proc/version", os.O_RDONLY)
     kept = os.dup(0)
-    os.dup2(reader, 0)
-    pieces: list[tuple[bytes, bool]] = []
     try:
-        assert cli._has_input()
-        given = cli._Input()
-        assert given.descriptor() is None
-        given.token = "t"
-        for answers in ([True], [False, True], [True]):
-            assert given.descriptor() == 0
-            wanted = given.request(None)
-            for answer in answers:
-                assert wanted is not None
-                piece = More.model_validate(wanted[1])
-                pieces.append((base64.b64decode(piece.data), piece.end))
-                wanted = given.request(answer)
-            assert wanted is None
-        assert given.descriptor() is None
+        for number, expected in ((reader, "from a pipe"), (version, Path("/proc/version").read_text())):
+            os.dup2(number, 0)
+            assert mixctl("run", "--", "cat").stdout == expected
     finally:
         os.dup2(kept, 0)
-        os.close(kept)
-        os.close(reader)
-    first, second = bytes(32 << 10), bytes(8 << 10)
-    assert pieces == [(first, False), (second, False), (second, False), (b"", True)]
+        for number in (kept, reader, version):
+            os.close(number)
 
 
 def test_explain_profiles_and_show_on_the_command_line(mixctl: Any) -> None:

@@ -244,7 +244,7 @@ def test_call(device):
 def test_status_shows_every_part(device):
     parts = device.call("status")["parts"]
     assert {name: one["state"] for name, one in parts.items()} == dict.fromkeys(
-        ("system", "api", "sample", "dbus"), "running"
+        ("system", "api", "transfer", "sample", "dbus"), "running"
     )
     assert parts["sample"]["calls"] == 0
 
@@ -604,7 +604,9 @@ def test_a_part_that_fails_is_left_out(tmp_path):
     with running(tmp_path, more=more) as device:
         parts = device.call("status")["parts"]
         assert {
-            name: one["state"] for name, one in parts.items() if name not in ("system", "api", "dbus", "sample")
+            name: one["state"]
+            for name, one in parts.items()
+            if name not in ("system", "api", "transfer", "dbus", "sample")
         } == {
             "imports": "failed",
             "odd-start": "failed",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from pydantic import ValidationError
 
 from common.errors import ConfigError, MixosError, NotFoundError, RefusedError
 from common.tomlfile import parse
-from daemon.core import rpc
 from daemon.core.change.applier import View
 from daemon.core.part import Context
-from daemon.parts.firewall import edits, forwarding, requests
+from daemon.parts.firewall import edits, forwarding, lists, requests
 from daemon.parts.firewall import verbs as cli
 from daemon.parts.firewall.migrate import migrate
 from daemon.parts.firewall.model import Config
@@ -238,28 +238,31 @@ def test_the_kernel_routes_only_while_something_needs_it(tmp_path):
     ("data", "reason"),
     [(b"203.0.113.1\n\xff\n", "config-unreadable"), (b"203.0.113.1\nnonsense\n", "firewall-list")],
 )
-def test_a_list_that_is_none_is_refused_with_its_line(tmp_path, data, reason):
-    file = tmp_path / "list.txt"
-    file.write_bytes(data)
+def test_a_list_that_is_none_is_refused_with_its_line(data, reason):
     with pytest.raises(ConfigError) as caught:
-        list(cli._entries(file))
+        lists.entries(data)
     assert caught.value.reason == reason
-    assert str(file) in caught.value.message
+    assert reason != "firewall-list" or caught.value.message.startswith("line 2:")
 
 
-ANSWER = {"applied": True, "changed": True, "steps": [], "confirm": None, "problems": []}
-
-
-def test_long_addresses_fit_into_calls(monkeypatch, tmp_path):
-    entry = "2001:0db8:1111:2222:3333:4444:5555:{0:04x}-2001:0db8:1111:2222:3333:4444:5555:{0:04x}"
-    wanted = [entry.format(number) for number in range(5000)]
+def test_a_list_goes_as_a_descriptor(monkeypatch, tmp_path):
     file = tmp_path / "list.txt"
-    file.write_text("\n".join(wanted))
-    sent: list[dict[str, Any]] = []
-    monkeypatch.setattr(cli, "ask", lambda _, params, **__: sent.append(dict(params)) or ANSWER)
-    assert CliRunner().invoke(cli.firewall, ["block", "--file", str(file)]).exit_code == 0
-    assert [address for params in sent for address in params["addresses"]] == wanted
-    assert [params.get("more") for params in sent] == [*[True] * (len(sent) - 1), None]
-    for params in sent:
-        assert len(rpc.encode_request("firewall.block", params, 1)) <= rpc.MAX_LINE
-        requests.Block.model_validate(params)
+    file.write_text("203.0.113.1 # one\n2001:db8::/32\n")
+    sent: list[tuple[str, dict[str, Any], bytes]] = []
+
+    def ask(name: str, params: dict[str, Any], *, descriptors: list[int], **_: object) -> dict[str, Any]:
+        sent.append((name, params, os.pread(descriptors[0], 100, 0)))
+        return {"applied": False, "diff": "", "files": "", "steps": [], "cuts-off": False}
+
+    monkeypatch.setattr(cli, "ask", ask)
+    done = CliRunner().invoke(cli.firewall, ["block", "192.0.2.1", "--list", "mine", "--file", str(file), "--dry-run"])
+    assert done.exit_code == 0, done.exception
+    name, params, data = sent[0]
+    assert name == "firewall.block"
+    assert {**params} == {
+        "addresses": ("192.0.2.1",),
+        "content": 0,
+        "list": "mine",
+        "dry-run": True,
+    }
+    assert lists.entries(data) == ("203.0.113.1", "2001:db8::/32")

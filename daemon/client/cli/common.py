@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from common.safe import one_line
-from daemon.client.connection import PATIENCE, Feeder
+from daemon.client.connection import PATIENCE, Progress
 from daemon.client.console.terminal import width_of
 
 _LONGEST = 4096  # characters of a cell
@@ -22,18 +22,28 @@ def json_option(function: Function) -> Function:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
-def ask(method: str, params: Mapping[str, object] | None = None, *, seconds: float = 15.0) -> Any:
-    """The daemon's answer. Raises what `daemon.client.connection.call` raises; `mixctl` prints it."""
+def ask(
+    method: str,
+    params: Mapping[str, object] | None = None,
+    *,
+    seconds: float = 15.0,
+    descriptors: Sequence[int] = (),
+    progress: Progress | None = None,
+) -> Any:
+    """The daemon's answer. Parameters as of `daemon.client.connection.call`, which raises what `mixctl` prints."""
     from daemon.client.connection import call
 
-    return call(method, params or {}, timeout=seconds, patience=PATIENCE)
+    more: dict[str, Any] = {"descriptors": descriptors, "progress": progress} if descriptors else {}
+    return call(method, params or {}, timeout=seconds, patience=PATIENCE, **more)
 
 
-def follow(method: str, params: Mapping[str, object] | None = None, feeder: Feeder | None = None) -> Iterator[Any]:
-    """The items of a stream, until it ends or the person interrupts; `feeder` gives it something to read."""
+def follow(
+    method: str, params: Mapping[str, object] | None = None, *, descriptors: Sequence[int] = ()
+) -> Iterator[Any]:
+    """The items of a stream, until it ends or the person interrupts."""
     from daemon.client.connection import stream
 
-    yield from stream(method, params or {}, patience=PATIENCE, feeder=feeder)
+    yield from stream(method, params or {}, patience=PATIENCE, descriptors=descriptors)
 
 
 def show(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:

@@ -1,4 +1,4 @@
-"""The part `backup`: the device's state into a stream, and back from an upload.
+"""The part `backup`: the device's state into a stream, and back from what a caller hands over.
 
 The passphrase travels as a secret parameter through the socket, and is nowhere else. What was unpacked is put in its
 place as a change like any other (`daemon.core.change`), so a power cut finishes it or leaves everything as it was.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, SecretStr
@@ -25,15 +24,15 @@ from daemon.core.change.record import Record
 from daemon.core.manifest import function
 from daemon.core.method import ADMINS, Caller, Method
 from daemon.core.part import Context
+from daemon.core.transfer import Accepts, Content
 from daemon.linux.log import log
 from daemon.parts.backup import archive, contents, sealed
 from daemon.parts.backup.archive import Entry
 from daemon.parts.backup.contents import FORMAT, MANIFEST, SECTIONS, STATE, Manifest
 from daemon.parts.backup.migrate import migrate
 from daemon.parts.backup.restore import Plan, Restorer, running, services_to_restart
-from daemon.parts.backup.spool import Spool
 
-PIECE = 32 << 10  # bytes of a file in one call of backup.upload
+MAX_BYTES = archive.MAX_TOTAL + (64 << 20)  # of a backup: what does not shrink grows a little
 _SECONDS = 900.0
 WHAT = "restore of a backup"  # how the change is called
 
@@ -49,18 +48,10 @@ class Create(Strict):
     state: tuple[Annotated[str, Field(max_length=48)], ...] = Field(default=(), max_length=256)
 
 
-class Upload(Strict):
-    """A piece. id: none begins a new upload; data: base64 of at most 32 KiB."""
-
-    id: Annotated[str, Field(max_length=48)] | None = None
-    offset: int = Field(default=0, ge=0)
-    data: str = Field(max_length=PIECE // 3 * 4 + 4)
-
-
 class Restore(Wish):
-    """id: of the upload. only: sections; none means all that the backup has."""
+    """content: the backup. only: sections; none means all that the backup has."""
 
-    id: str = Field(max_length=48)
+    content: Annotated[Content, Accepts(MAX_BYTES)]
     passphrase: Secret | None = None
     only: tuple[Annotated[str, Field(max_length=16)], ...] = Field(default=(), max_length=16)
 
@@ -73,7 +64,6 @@ class Backup:
     def __init__(self, context: Context, alive: Callable[[str], bool] | None = None) -> None:
         self.context = context
         self.trees = Trees.of(context)
-        self.spool = Spool(context.state / "backup" / "spool")
         self.recovered: str | None = None
         self._alive = alive or self._runs
         self._work: asyncio.Future[dict[str, Any]] | None = None
@@ -82,10 +72,9 @@ class Backup:
         """What clients can call."""
         return [
             Method("backup.create", "Stream a backup.", self.create, ADMINS, Create, changes=True),
-            Method("backup.upload", "Send a piece of a backup.", self.upload, ADMINS, Upload),
             Method(
                 "backup.restore",
-                "Restore what was sent.",
+                "Restore a backup.",
                 self.restore,
                 ADMINS,
                 Restore,
@@ -96,7 +85,7 @@ class Backup:
 
     async def start(self) -> None:
         """Tell what became of a restore that was interrupted."""
-        self.spool.clear()
+        shutil.rmtree(self.context.state / "backup/spool", ignore_errors=True)  # uploads to an earlier version
         self.recovered = await asyncio.to_thread(migrate, self.context)
         for why, outcome in self.context.changes.recovered:
             if why == WHAT:
@@ -133,47 +122,31 @@ class Backup:
             yield {"data": base64.b64encode(piece).decode()}
         yield {"summary": {**made.summary(), "bytes": size, "encrypted": passphrase is not None}}
 
-    async def upload(self, caller: Caller, params: Upload) -> dict[str, Any]:
-        """The id to go on with, and the size until now."""
-        try:
-            data = base64.b64decode(params.data, validate=True)
-        except binascii.Error as error:
-            raise RefusedError("the piece is not base64", reason="backup-upload-data") from error
-        if params.id is None and self.status()["busy"]:
-            raise RefusedError("a restore is under way", reason="backup-busy", retryable=True)
-        name = params.id or self.spool.begin(caller.uid)
-        return {"id": name, "size": self.spool.append(caller.uid, name, params.offset, data)}
-
     async def restore(self, caller: Caller, params: Restore) -> dict[str, Any]:
         """What changed, or would change; which units to restart; whether a reboot is needed."""
         if self.status()["busy"]:
             raise RefusedError("a restore is under way", reason="backup-busy", retryable=True)
-        path = self.spool.path(caller.uid, params.id)
-        # To its end, whether or not somebody waits for it.
-        self._work = asyncio.ensure_future(self._restore(caller, params, path))
+        # To its end, whether or not somebody waits for it; who leaves before all is read ends it.
+        self._work = asyncio.ensure_future(self._restore(caller, params))
         return await asyncio.shield(self._work)
 
-    async def _restore(self, caller: Caller, params: Restore, path: Path) -> dict[str, Any]:
+    async def _restore(self, caller: Caller, params: Restore) -> dict[str, Any]:
         changes = self.context.changes
         number = changes.number()
         restorer = Restorer(self.trees, number)
 
         def prepare() -> Plan:
-            with path.open("rb") as stream:
-                secret = params.passphrase.get_secret_value() if params.passphrase else None
-                return restorer.prepare(sealed.unseal(stream, secret), params.only)
+            secret = params.passphrase.get_secret_value() if params.passphrase else None
+            return restorer.prepare(sealed.unseal(params.content, secret), params.only)
 
+        plan = await asyncio.to_thread(prepare)
         try:
-            plan = await asyncio.to_thread(prepare)
-            try:
-                if not params.dry_run:
-                    running(services_to_restart(plan)[0], self._alive)
-                answer = await changes.make(caller, params, WHAT, staged=(number, plan.renames()))
-            finally:
-                if number not in changes.waiting:
-                    restorer.discard()
+            if not params.dry_run:
+                running(services_to_restart(plan)[0], self._alive)
+            answer = await changes.make(caller, params, WHAT, staged=(number, plan.renames()))
         finally:
-            self.spool.clear()
+            if number not in changes.waiting:
+                restorer.discard()
         if answer["applied"] and plan.changes:
             units, _ = services_to_restart(plan)
             self.context.events.publish("backup.restored", plan.manifest.hostname, units=units)

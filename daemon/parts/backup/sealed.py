@@ -25,7 +25,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from common.errors import MixosError, RefusedError
 
@@ -57,6 +57,13 @@ class Header:
     encrypted: bool
     raw: bytes  # the first 32 bytes
     tag: bytes
+
+
+class Stream(Protocol):
+    """A file, or whatever else can be read once."""
+
+    def read(self, count: int, /) -> bytes:
+        """1 to `count` bytes, b"" at the end."""
 
 
 class Box(Protocol):
@@ -137,9 +144,9 @@ def seal(plain: Iterable[bytes], passphrase: str | None, log_n: int = LOG_N) -> 
     yield box.seal(_nonce(number, True), bytes(pending))
 
 
-def read_header(stream: BinaryIO) -> Header:
+def read_header(stream: Stream) -> Header:
     """The header. Raises BackupError `backup-format` (not a backup), `backup-too-new`, `backup-truncated`."""
-    data = stream.read(HEADER)
+    data = _read(stream, HEADER)
     if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
         raise BackupError("this is not a MixOS backup", reason="backup-format")
     if len(data) >= 10 and (version := int.from_bytes(data[8:10], "big")) > VERSION:
@@ -157,7 +164,7 @@ def read_header(stream: BinaryIO) -> Header:
     return Header(version, cipher == 1, data[: _HEAD.size], data[_HEAD.size :])
 
 
-def unseal(stream: BinaryIO, passphrase: str | None) -> Iterator[bytes]:
+def unseal(stream: Stream, passphrase: str | None) -> Iterator[bytes]:
     """What was sealed, in pieces of at most 256 KiB, each authenticated before it is given.
 
     Only when the iteration ends by itself was the file whole. Raises RefusedError `backup-not-encrypted` (a passphrase
@@ -190,10 +197,10 @@ def unlock(header: Header, passphrase: str | None) -> Box:
     return box
 
 
-def _chunks(stream: BinaryIO, box: Box) -> Iterator[bytes]:
-    number, chunk = 0, _read(stream)
+def _chunks(stream: Stream, box: Box) -> Iterator[bytes]:
+    number, chunk = 0, _read(stream, CHUNK + TAG)
     while True:
-        following = _read(stream) if len(chunk) == CHUNK + TAG else b""
+        following = _read(stream, CHUNK + TAG) if len(chunk) == CHUNK + TAG else b""
         content = box.open(_nonce(number, not following), chunk) if len(chunk) > TAG else None
         if content is None:
             cut = not following and len(chunk) > TAG and box.open(_nonce(number, False), chunk) is not None
@@ -209,10 +216,10 @@ def _chunks(stream: BinaryIO, box: Box) -> Iterator[bytes]:
         number, chunk = number + 1, following
 
 
-def _read(stream: BinaryIO) -> bytes:
-    """A whole chunk, or what is left. A pipe gives less at a time than was asked for."""
+def _read(stream: Stream, count: int) -> bytes:
+    """So many bytes, or what is left. A pipe gives less at a time than was asked for."""
     data = bytearray()
-    while len(data) < CHUNK + TAG and (piece := stream.read(CHUNK + TAG - len(data))):
+    while len(data) < count and (piece := stream.read(count - len(data))):
         data += piece
     return bytes(data)
 

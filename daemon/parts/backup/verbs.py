@@ -1,13 +1,13 @@
 """`mixctl backup`: the device's state into a file, and back.
 
-The file is written and read here, with the rights of whoever calls; the daemon sends and takes bytes. `show` and
-`verify` need no daemon at all. `-` is standard output or input: `ssh admin@host -- mixctl backup create - >file`.
+The file is opened here, with the rights of whoever calls; the daemon sends its bytes, and reads them through the
+descriptor. `show` and `verify` need no daemon at all. `-` is standard output or input:
+`ssh admin@host -- mixctl backup create - >file`.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import os
 import sys
 import time
@@ -22,10 +22,10 @@ from common.errors import MixosError
 from common.units import size
 from daemon.client.cli.change import change_options, problems, wish
 from daemon.client.cli.common import ask, follow, json_option, show
+from daemon.client.cli.content import Meter, opened
 from daemon.client.console.names import names as known
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_PIECE = 32 << 10  # daemon.parts.backup.part.PIECE, not imported: it brings half the daemon
 
 
 def _secret_options(function: Function) -> Function:
@@ -84,13 +84,13 @@ def create(
     secret = _passphrase(passphrase_file, plain, confirm=True)
     if secret is not None:
         params["passphrase"] = secret
-    with _output(file) as stream, _Meter("received") as meter:
+    with _output(file) as stream, Meter("received") as meter:
         summary = _receive(params, stream, meter)
     if file != "-":
         show(summary, as_json, lambda found: _created(found, file))
 
 
-def _receive(params: dict[str, object], stream: BinaryIO, meter: _Meter) -> dict[str, Any]:
+def _receive(params: dict[str, object], stream: BinaryIO, meter: Meter) -> dict[str, Any]:
     for item in follow("backup.create", params):
         if "summary" in item:
             return dict(item["summary"])
@@ -146,28 +146,12 @@ def restore(
       mixctl backup restore kitchen.mixbackup --only settings,units
     """
     secret = _passphrase(passphrase_file, plain)
-    with _input(file) as stream, _Meter("sent") as meter:
-        ident = _send(stream, secret, meter)
-    params: dict[str, object] = {"id": ident, "only": only.split(",") if only else [], **wish(values)}
+    params: dict[str, object] = {"content": 0, "only": only.split(",") if only else [], **wish(values)}
     if secret is not None:
         params["passphrase"] = secret
-    show(ask("backup.restore", params, seconds=905.0), as_json, _restored)
-
-
-def _send(stream: BinaryIO, secret: str | None, meter: _Meter) -> str:
-    """Upload a file; the id that the daemon knows it by. Nothing is sent of what cannot be a backup, or opened."""
-    from daemon.parts.backup.sealed import HEADER, read_header, unlock
-
-    head = stream.read(HEADER)
-    unlock(read_header(io.BytesIO(head)), secret)
-    ident, offset, piece = None, 0, head
-    while piece:
-        params = {"offset": offset, "data": base64.b64encode(piece).decode()}
-        ident = ask("backup.upload", params if ident is None else {**params, "id": ident})["id"]
-        offset += len(piece)
-        meter.add(len(piece))
-        piece = stream.read(_PIECE)
-    return str(ident)
+    with opened(file) as descriptor, Meter("read") as meter:
+        found = ask("backup.restore", params, seconds=905.0, descriptors=[descriptor], progress=meter.at)
+    show(found, as_json, _restored)
 
 
 def _read(file: str, passphrase_file: str | None, plain: bool) -> dict[str, Any]:
@@ -193,8 +177,7 @@ def _passphrase(path: str | None, plain: bool, confirm: bool = False) -> str | N
         return None
     if path is not None:
         try:
-            with _input(path) as stream:
-                line = stream.readline(1026)
+            line = _first_line(path)
             text = line.rstrip(b"\r\n").decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise click.UsageError(f"{path}: the passphrase cannot be read ({error})") from error
@@ -208,33 +191,16 @@ def _passphrase(path: str | None, plain: bool, confirm: bool = False) -> str | N
     return str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
 
 
-class _Meter:
-    """How many bytes have gone, on the terminal and five times a second; nothing where standard error is none."""
-
-    def __init__(self, word: str) -> None:
-        self._word = word
-        self._shown = sys.stderr.isatty()
-        self._bytes = 0
-        self._due = time.monotonic() + 1.0  # what is over at once needs no meter
-        self._width = 0
-
-    def add(self, count: int) -> None:
-        """So many more."""
-        self._bytes += count
-        if self._shown and time.monotonic() >= self._due:
-            self._due = time.monotonic() + 0.2
-            self._write(f"{self._word} {size(self._bytes)}")
-
-    def __enter__(self) -> _Meter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._width:
-            self._write("")
-
-    def _write(self, text: str) -> None:
-        click.echo(f"\r{text.ljust(self._width)}\r", nl=False, err=True)
-        self._width = max(self._width, len(text))
+def _first_line(path: str) -> bytes:
+    """Byte by byte: what follows it on standard input may be the backup, which the daemon reads."""
+    line = b""
+    descriptor = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while len(line) < 4100 and not line.endswith(b"\n") and (byte := os.read(descriptor, 1)):
+            line += byte
+    finally:
+        os.close(descriptor)
+    return line
 
 
 @contextmanager

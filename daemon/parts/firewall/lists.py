@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from common.errors import ConfigError
+
 MAX_ADDRESSES = 200_000  # of all lists together
 MAX_BYTES = 8 << 20  # of one file
 
@@ -83,6 +85,18 @@ def lines(text: str) -> Iterator[tuple[int, str]]:
         entry = line.partition("#")[0].partition(";")[0].strip()
         if entry:
             yield index, entry
+
+
+def entries(data: bytes) -> tuple[str, ...]:
+    """The entries of a list that somebody sends. Raises ConfigError `config-unreadable`, `firewall-list` with the lines
+    that are wrong."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError("the list is not UTF-8", reason="config-unreadable") from error
+    if wrong := [f"line {line}: {message}" for line, message in problems(text)]:
+        raise ConfigError("\n".join(wrong), reason="firewall-list")
+    return tuple(entry for _, entry in lines(text))
 
 
 def problems(text: str, most: int = 20) -> Iterator[tuple[int, str]]:

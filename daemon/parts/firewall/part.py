@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from common.errors import MixosError, RefusedError
 from common.tomlfile import parse
@@ -31,16 +30,7 @@ from daemon.parts.firewall.policy import FILE, LISTS, Source, default_text, list
 from daemon.parts.firewall.values import parse_ports
 
 SECONDS = 120.0  # for a change: a list of a hundred thousand addresses on a small board
-_COLLECT_SECONDS = 60.0  # after which a list that came in half is given up
 Wished = TypeVar("Wished", bound=Wish)
-
-
-class _Collected(NamedTuple):
-    """What came in so far of a long list. who: uid and pid of the client, and the list; at: monotonic seconds."""
-
-    who: tuple[int, int, str]
-    at: float
-    addresses: tuple[str, ...]
 
 
 class Firewall:
@@ -59,7 +49,6 @@ class Firewall:
         self.engine = Engine(context, self.kernel)
         self.confiner = Confiner(context, self.kernel, place, lambda: self.engine.plan and self.engine.plan.policy)
         self._follower: asyncio.Task[None] | None = None
-        self._collected: _Collected | None = None
 
     async def start(self) -> None:
         """Rules first; then those of the units that run already. Raises MixosError when no rules can be loaded."""
@@ -141,21 +130,11 @@ class Firewall:
         return contents if new.text == source.text else {**contents, FILE: new.text.encode()}
 
     async def _block(self, caller: Caller, wish: requests.Block) -> dict[str, Any]:
-        """A long list comes in several calls of one client, and is a change only when the last of them is here."""
-        who, now = (caller.uid, caller.pid, wish.list), time.monotonic()
-        own = self._collected if self._collected and self._collected.who == who else None
-        addresses = (*(own.addresses if own else ()), *wish.addresses)
+        addresses = wish.addresses
+        if wish.content is not None:
+            addresses += await asyncio.to_thread(lists.entries, await wish.content.data())
         if len(addresses) > lists.MAX_ADDRESSES:
             raise RefusedError(f"more than {lists.MAX_ADDRESSES} addresses", reason="firewall-too-many")
-        if wish.more:
-            if self._collected and not own and now - self._collected.at < _COLLECT_SECONDS:
-                raise RefusedError(
-                    "another client is sending a list", reason="firewall-busy", hint="try again", retryable=True
-                )
-            self._collected = _Collected(who, now, addresses)
-            return {"changed": False, "applied": False, "diff": "", "confirm": None}
-        if own:
-            self._collected = None
 
         def how(source: Source, config: Config) -> Source:
             return edits.block(source, config, wish, addresses)

@@ -8,6 +8,8 @@ from pydantic import Field, StringConstraints
 
 from common.tomlfile import Strict
 from daemon.core.change.applier import Wish
+from daemon.core.transfer import Accepts, Content
+from daemon.parts.firewall.lists import MAX_BYTES
 from daemon.parts.firewall.values import Address, Interface, LimitText, Name, Network, PortRange, ServiceRef, Source
 
 Flag = Annotated[bool, Field(strict=True)]
@@ -82,12 +84,12 @@ class EditZone(Wish):
 
 
 class Block(Wish):
-    """Add addresses to a list that is blocked, or take them off it. more: further calls follow, collect only."""
+    """Add addresses to a list that is blocked, or take them off it. content: more of them, as a list's file."""
 
-    addresses: Annotated[tuple[Annotated[str, StringConstraints(max_length=100)], ...], Field(max_length=2000)]
+    addresses: Annotated[tuple[Annotated[str, StringConstraints(max_length=100)], ...], Field(max_length=2000)] = ()
+    content: Annotated[Content, Accepts(MAX_BYTES)] | None = None
     list: Name = "blocked"
     take: Flag = False
-    more: Flag = False
 
 
 class Probe(Strict):

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from common.errors import ConfigError
 from daemon.client.cli.change import change_options, changed, ended, wish
 from daemon.client.cli.common import ask, columns, json_option, show
+from daemon.client.cli.content import opened
 from daemon.client.console.names import names as known
 
 _SECONDS = 130.0  # long lists take their time on small boards
-_AT_ONCE, _TEXT = 2000, 48 << 10  # addresses and their characters in one call: a call is a line of at most 64 KiB
 _FROM = click.option(
     "--from", "source", multiple=True, metavar="NETWORK", help="Only from here; also @LIST. Repeatable."
 )
 _NAME = click.option("--name", help="How the entry is called; made up when left out.")
 
 
-def _send(method: str, as_json: bool, **values: object) -> None:
+def _send(method: str, as_json: bool, descriptors: Sequence[int] = (), /, **values: object) -> None:
     """Call a changing method and tell what came of it."""
-    show(ask(f"firewall.{method}", wish(values), seconds=_SECONDS), as_json, changed)
+    show(ask(f"firewall.{method}", wish(values), seconds=_SECONDS, descriptors=descriptors), as_json, changed)
 
 
 @click.group()
@@ -228,7 +226,11 @@ def zone(as_json: bool, **values: object) -> None:
 
 @firewall.command()
 @click.argument("addresses", nargs=-1)
-@click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="One per line, # comments.")
+@click.option(
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="One per line, # comments; - is standard input.",
+)
 @click.option(
     "--list",
     "name",
@@ -239,51 +241,21 @@ def zone(as_json: bool, **values: object) -> None:
 )
 @click.option("--take", is_flag=True, help="Take them off the list.")
 @change_options
-def block(addresses: tuple[str, ...], file: Path | None, name: str, as_json: bool, **values: object) -> None:
+def block(addresses: tuple[str, ...], file: str | None, name: str, as_json: bool, **values: object) -> None:
     """Block addresses, networks or ranges everywhere, at once and for good.
 
     \b
     Example:
       mixctl firewall block 203.0.113.7 198.51.100.0/24
+      curl https://lists.example.net/drop.txt | mixctl firewall block --list drop --file -
     """
-    wanted = [*addresses, *(_entries(file) if file else ())]
-    if not wanted:
+    if not addresses and file is None:
         raise click.UsageError("say what to block, or give a --file")
-    parts = list(_parts(wanted))
-    for part in parts[:-1]:
-        ask("firewall.block", {"addresses": part, "list": name, "more": True}, seconds=_SECONDS)
-    _send("block", as_json, addresses=parts[-1], list=name, **values)
-
-
-def _entries(file: Path) -> Iterator[str]:
-    """What a file lists, comments left out; checked here, since a line of it tells more than the daemon can."""
-    from daemon.parts.firewall.lists import MAX_BYTES, lines, problems
-
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-        text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = getattr(error, "strerror", None) or "not UTF-8"
-        raise ConfigError(f"{file}: {problem}", reason="config-unreadable") from error
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{file}: larger than {MAX_BYTES} bytes", reason="config-too-large")
-    if wrong := [f"{file}:{line}:1: {message}" for line, message in problems(text)]:
-        raise ConfigError("\n".join(wrong), reason="firewall-list")
-    yield from (entry for _, entry in lines(text))
-
-
-def _parts(wanted: list[str]) -> Iterator[list[str]]:
-    """`wanted` in order, in parts that fit into calls."""
-    part: list[str] = []
-    size = 0
-    for entry in wanted:
-        if part and (len(part) == _AT_ONCE or size + len(entry) + 4 > _TEXT):
-            yield part
-            part, size = [], 0
-        part.append(entry)
-        size += len(entry) + 4  # quotes, comma, blank
-    yield part
+    if file is None:
+        _send("block", as_json, addresses=addresses, list=name, **values)
+        return
+    with opened(file) as descriptor:
+        _send("block", as_json, [descriptor], addresses=addresses, content=0, list=name, **values)
 
 
 @firewall.command()

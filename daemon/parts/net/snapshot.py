@@ -82,7 +82,8 @@ def _addresses(name: str, was: Mapping[str, Any], rtnl: Rtnl) -> None:
     kept = {decode_address(payload).address for payload in payloads}
     index = rtnl.index(name)
     here = [one for one in rtnl.addresses() if one.index == index]
-    there, again = {one.address for one in here}, []
+    there = {one.address for one in here}
+    again: list[bytes] = []
     for payload in payloads:
         found = decode_address(payload)
         # The first address of a network is its primary one, so those that stood behind a missing one come again.

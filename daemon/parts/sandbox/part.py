@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from common.errors import NotFoundError, RefusedError
+from common.errors import RefusedError
 from common.tomlfile import Strict
 from common.values import Name
 from daemon.core.method import EVERYONE, OPERATORS, Caller, Method
 from daemon.core.part import Context
 from daemon.core.profiles import Profile, names, read_profile
+from daemon.core.transfer import Accepts, Content
 from daemon.linux.cgroup import Tree
 from daemon.linux.sandbox.policy import Changed, Network, Overlay, Policy, Shown, Word, tighten
-from daemon.parts.sandbox.run import Ended, Input, Runner
+from daemon.parts.sandbox.run import Ended, Runner
 
 Value = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00]*$")]
-MAX_INPUT = 44 << 10  # characters of base64: 33 KiB; a request is one line of at most 64 KiB
 
 
 class Named(Strict):
@@ -33,7 +31,7 @@ class Named(Strict):
 
 class Command(Strict):
     """A command to run. read_only, read_write: paths of the caller's own; environment: variables, of which those pass
-    that the profile names; input: standard input, in base64; input_follows: and what `sandbox.input` adds."""
+    that the profile names; input: standard input, of any size and at any pace."""
 
     command: tuple[str, ...] = Field(min_length=1, max_length=1000)
     profile: Name = "tool"
@@ -43,16 +41,7 @@ class Command(Strict):
     directory: str | None = None
     overlay: Overlay = Overlay()
     environment: dict[Word, Value] = Field(default={}, max_length=64)
-    input: str = Field(default="", max_length=MAX_INPUT)
-    input_follows: bool = False
-
-
-class More(Strict):
-    """A piece of standard input, in base64, for the run whose stream began with this token; the last one has `end`."""
-
-    token: str = Field(max_length=64)
-    data: str = Field(default="", max_length=MAX_INPUT)
-    end: bool = False
+    input: Annotated[Content, Accepts(None, idle=None)] | None = None
 
 
 class Sandbox:
@@ -63,7 +52,6 @@ class Sandbox:
     def __init__(self, context: Context, runner: Runner | None = None) -> None:
         self.context = context
         self.runner = runner or Runner(context, Tree(context.cgroups / ".sandboxes"))
-        self._inputs: dict[str, tuple[int, Input]] = {}  # token → whose it is, where it goes
 
     def methods(self) -> Sequence[Method]:
         """What clients can call."""
@@ -74,7 +62,6 @@ class Sandbox:
                 "sandbox.explain", "Say what of a profile is enforced on this device.", self.explain, OPERATORS, Named
             ),
             Method("sandbox.run", "Run a command in a sandbox.", self.run, OPERATORS, Command, changes=True),
-            Method("sandbox.input", "Give a command that runs more to read.", self.input, OPERATORS, More),
         )
 
     async def start(self) -> None:
@@ -106,43 +93,15 @@ class Sandbox:
         return _summary(profile) | await explain(self.runner, profile.policy.for_account(caller.uid, caller.gid))
 
     async def run(self, caller: Caller, wanted: Command) -> AsyncIterator[object]:
-        """Items `{"stream": 1 or 2, "data": base64}`, at the end `{"code", "timeout", "facts"}`; when input follows, at
-        first `{"token"}`."""
+        """Items `{"stream": 1 or 2, "data": base64}`, at the end `{"code", "timeout", "facts"}`."""
         policy = command_policy(read_profile(self.context, wanted.profile).policy, caller, wanted)
-        given = Input(_decoded(wanted.input), more=wanted.input_follows)
-        token = secrets.token_hex(16)
-        try:
-            if wanted.input_follows:
-                self._inputs[token] = (caller.uid, given)
-                yield {"token": token}
-            async with aclosing(self.runner.run(policy, wanted.command, given, wanted.environment)) as items:
-                async for item in items:
-                    if isinstance(item, Ended):
-                        yield item._asdict()
-                    else:
-                        yield {"stream": item.stream, "data": base64.b64encode(item.data).decode()}
-        finally:
-            self._inputs.pop(token, None)
-
-    async def input(self, caller: Caller, piece: More) -> bool:
-        """Whether it was taken; if not, the command has not read what came before, and the piece may be sent again.
-
-        Raises NotFoundError `sandbox-gone` when this caller has no such run (any more).
-        """
-        uid, given = self._inputs.get(piece.token, (caller.uid, None))
-        if given is None or uid != caller.uid:
-            raise NotFoundError("this command does not run any more", reason="sandbox-gone")
-        data = _decoded(piece.data)
-        if data and piece.end:
-            raise RefusedError("the end of the input is a piece without data", reason="sandbox-input")
-        return await given.put(data) if data or piece.end else True
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise RefusedError("input is not base64", reason="sandbox-input") from error
+        running = self.runner.run(policy, wanted.command, wanted.input, wanted.environment)
+        async with aclosing(running) as items:
+            async for item in items:
+                if isinstance(item, Ended):
+                    yield item._asdict()
+                else:
+                    yield {"stream": item.stream, "data": base64.b64encode(item.data).decode()}
 
 
 def command_policy(profile: Policy, caller: Caller, wanted: Command) -> Policy:

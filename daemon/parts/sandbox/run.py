@@ -22,6 +22,7 @@ from common.errors import MixosError, RefusedError
 from common.files import write_atomically
 from daemon.core.manifest import function
 from daemon.core.part import Context
+from daemon.core.transfer import Content
 from daemon.linux.cgroup import Leaf, Limits, Tree
 from daemon.linux.sandbox.compile import compile_policy
 from daemon.linux.sandbox.policy import Policy
@@ -32,7 +33,6 @@ MAX_WORDS, MAX_BYTES = 1000, 128 << 10
 CHUNK = 16 << 10
 GRACE = 5.0  # seconds that everything inside has after the command's end, or after a kill
 SETUP = 30.0  # seconds that a sandbox may take to be set up for `facts`; most of all on an emulated machine
-PUT = 5.0  # seconds that a piece of input waits for the command to read
 MAX_REPORT = 64 << 10
 
 
@@ -58,30 +58,33 @@ class Ended(NamedTuple):
 
 
 class Input:
-    """What the command shall read: `given`, and with `more` whatever is put in until its end."""
+    """The command's standard input: a pipe of ours, never the caller's own descriptor. Through that, a sandbox could
+    move an offset that others share, open the file behind it again for writing (proc_pid_fd(5)), or type into a
+    terminal (ioctl_tty(2), TIOCSTI)."""
 
-    def __init__(self, given: bytes = b"", *, more: bool = False) -> None:
-        self._queue: asyncio.Queue[bytes] = asyncio.Queue(1)
+    def __init__(self, given: Content | None) -> None:
+        self.reader, self._writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._writer, False)
         self._given = given
-        self._more = more
 
-    async def put(self, data: bytes) -> bool:
-        """The next piece, b"" for the end; False when the command did not take the last one for `PUT` seconds."""
-        try:
-            await asyncio.wait_for(self._queue.put(data), PUT)
-        except TimeoutError:
-            return False
-        return True
+    def started(self) -> None:
+        """The command has its end."""
+        os.close(self.reader)
+        self.reader = -1
 
-    async def feed(self, stream: asyncio.StreamWriter) -> None:
-        """Write all of it, and close."""
-        with contextlib.suppress(ConnectionError):
-            stream.write(self._given)
-            await stream.drain()
-            while self._more and (data := await self._queue.get()):
-                stream.write(data)
-                await stream.drain()
-        stream.close()
+    async def feed(self) -> None:
+        """Write all of it, and close. Raises what `Content.copy` does, but nothing when the command does not read."""
+        if self._given is not None:
+            with contextlib.suppress(BrokenPipeError):
+                await self._given.copy(self._writer)
+        self.close()
+
+    def close(self) -> None:
+        """The command finds the end of its input."""
+        for descriptor in (self.reader, self._writer):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.reader = self._writer = -1
 
 
 class Place(NamedTuple):
@@ -179,14 +182,14 @@ class Runner:
         self,
         policy: Policy,
         argv: Sequence[str],
-        given: Input | None = None,
+        given: Content | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Output | Ended, None]:
         """Run `argv` (looked up in the sandbox's PATH) with `given` as its input: output as it comes, then `Ended`.
 
         environment: variables of the caller; those pass that the policy names. Raises SandboxError `sandbox-refused`
-        when it cannot be set up, RefusedError `sandbox-busy` or `sandbox-command`. Closing the iterator ends the
-        sandbox.
+        when it cannot be set up, RefusedError `sandbox-busy` or `sandbox-command`; when the input cannot be read, what
+        `Content` raises: that is no end of the input. Closing the iterator ends the sandbox.
         """
         _check(argv)
         if len(self.running) >= MAX_RUNNING:
@@ -198,11 +201,13 @@ class Runner:
         try:
             async with self.place(policy) as place:
                 passed = {key: text for key, text in (environment or {}).items() if key in policy.pass_environment}
-                child, report = await self.start(place, ("--", *argv), passed)
-                self.running[number] = child.pid
-                async with contextlib.aclosing(_run(child, report, given or Input())) as items:
-                    async for item in items:
-                        yield item
+                with contextlib.closing(Input(given)) as stdin:
+                    child, report = await self.start(place, ("--", *argv), passed, stdin.reader)
+                    stdin.started()
+                    self.running[number] = child.pid
+                    async with contextlib.aclosing(_run(child, report, stdin)) as items:
+                        async for item in items:
+                            yield item
                 ready = report.steps()["ready"]
                 end = report.steps().get("end", {})
                 code = await child.wait()
@@ -212,9 +217,13 @@ class Runner:
             del self.running[number]
 
     async def start(
-        self, place: Place, arguments: Sequence[str], environment: Mapping[str, str]
+        self,
+        place: Place,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        stdin: int = asyncio.subprocess.PIPE,
     ) -> tuple[asyncio.subprocess.Process, Report]:
-        """The launcher in a place, its streams as pipes. No arguments: a dry run.
+        """The launcher in a place, its streams as pipes. No arguments: a dry run. stdin: a descriptor, left open.
 
         Raises MixosError `program-missing`.
         """
@@ -231,7 +240,7 @@ class Runner:
                 *options,
                 place.policy,
                 *arguments,
-                stdin=asyncio.subprocess.PIPE,
+                stdin=stdin,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 env=dict(environment),
@@ -299,13 +308,13 @@ class Report:
         self.reader = self.writer = -1
 
 
-async def _run(child: asyncio.subprocess.Process, report: Report, given: Input) -> AsyncGenerator[Output, None]:
+async def _run(child: asyncio.subprocess.Process, report: Report, stdin: Input) -> AsyncGenerator[Output, None]:
     """What the command writes, until everything has ended. Raises SandboxError when there never was a command: then all
     that was said is the launcher's reason."""
     said: list[Output] = []
     ready = False
     try:
-        async with contextlib.aclosing(_stream(child, given)) as items:
+        async with contextlib.aclosing(_stream(child, stdin)) as items:
             async for item in items:
                 ready = ready or "ready" in report.steps()  # before the command's first word
                 if ready:
@@ -328,20 +337,23 @@ def _line(said: bytes) -> str:
     return lines[-1].removeprefix("sandbox: ")[:1000] if lines else "the sandbox ended before it began"
 
 
-async def _stream(child: asyncio.subprocess.Process, given: Input) -> AsyncGenerator[Output, None]:
-    """Both outputs as they come. Nothing is read ahead of who takes the items, so a slow reader slows the command."""
-    assert child.stdin is not None
+async def _stream(child: asyncio.subprocess.Process, stdin: Input) -> AsyncGenerator[Output, None]:
+    """Both outputs as they come, while the input is fed. Nothing is read ahead of who takes the items, so a slow reader
+    slows the command."""
     assert child.stdout is not None
     assert child.stderr is not None
-    feeding = asyncio.create_task(given.feed(child.stdin))
+    feeding = asyncio.create_task(stdin.feed())
     streams: dict[asyncio.Task[bytes], tuple[Literal[1, 2], asyncio.StreamReader]] = {
         asyncio.create_task(child.stdout.read(CHUNK)): (1, child.stdout),
         asyncio.create_task(child.stderr.read(CHUNK)): (2, child.stderr),
     }
     try:
         while streams:
-            done, _ = await asyncio.wait(streams, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
+            waiting = (*streams, *(() if feeding.done() else (feeding,)))
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if feeding.done():
+                feeding.result()
+            for task in [one for one in streams if one.done()]:
                 kind, stream = streams.pop(task)
                 if data := task.result():
                     yield Output(kind, data)

@@ -9,16 +9,16 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import click
 
-from common.errors import RpcError
 from daemon.client.cli.common import ask, columns, follow, json_option, show
+from daemon.client.cli.content import opened
 from daemon.client.console.names import names as known
 
 ENVIRONMENT = ("TERM", "COLORTERM", "COLUMNS", "LINES", "LANG", "TZ")  # offered; the profile decides
-PIECE = 32 << 10  # bytes of input: what fits into one request
 
 
 @click.group()
@@ -70,20 +70,18 @@ def run(
         "environment": {
             name: os.environ[name] for name in ENVIRONMENT if len(os.environ.get(name, "x" * 2000)) <= 1024
         },
-        "input-follows": _has_input(),
     }
     code = 1
     write = {1: _writer(1), 2: _writer(2)}
-    given = _Input()
-    for item in follow("sandbox.run", params, given):
-        if "code" in item:
-            code = int(item["code"])
-        if "token" in item:
-            given.token = item["token"]
-        elif as_json:
-            click.echo(json.dumps(item))
-        elif "data" in item:
-            write[item["stream"]](base64.b64decode(item["data"]))
+    with opened("-") if _has_input() else nullcontext() as given:
+        params |= {"input": None if given is None else 0}
+        for item in follow("sandbox.run", params, descriptors=[] if given is None else [given]):
+            if "code" in item:
+                code = int(item["code"])
+            if as_json:
+                click.echo(json.dumps(item))
+            elif "data" in item:
+                write[item["stream"]](base64.b64decode(item["data"]))
     click.get_current_context().exit(code)
 
 
@@ -110,36 +108,6 @@ def _has_input() -> bool:
     except OSError:
         return False
     return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-
-
-class _Input:
-    """Our standard input, for the sandbox: piece by piece, each when the one before was taken. A pipe may never end,
-    such as that of `ssh HOST -- mixctl …`."""
-
-    def __init__(self) -> None:
-        self.token: str | None = None
-        self._piece: dict[str, object] = {}
-        self._open = True
-
-    def descriptor(self) -> int | None:
-        """Standard input, as long as it is wanted."""
-        return 0 if self.token is not None and self._open else None
-
-    def request(self, answer: object) -> tuple[str, Mapping[str, object]] | None:
-        """Read on; a piece that was not taken in time (False) is offered again."""
-        if isinstance(answer, RpcError):
-            self._open = False
-            if answer.reason != "sandbox-gone":  # it has ended without reading everything
-                raise answer
-        elif answer is None:
-            data = os.read(0, PIECE)
-            self._piece = {"token": self.token, "data": base64.b64encode(data).decode(), "end": not data}
-            return "sandbox.input", self._piece
-        elif not answer:
-            return "sandbox.input", self._piece
-        elif self._piece["end"]:
-            self._open = False
-        return None
 
 
 @sandbox.command()

@@ -1,0 +1,1 @@
+"""Content of calls that comes in pieces."""
