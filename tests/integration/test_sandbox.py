@@ -27,7 +27,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import daemon
 from buildsys.run import Completed, run
 from common.errors import NotFoundError, RefusedError
 from daemon.core.method import Caller, Role
@@ -41,9 +40,9 @@ from daemon.parts.sandbox import verbs as cli
 from daemon.parts.sandbox.explain import explain
 from daemon.parts.sandbox.part import Command, More, Named, Sandbox
 from daemon.parts.sandbox.run import MAX_RUNNING, Ended, Output, Runner, SandboxError
+from tests.native import SANITIZE, native
 
 pytestmark = pytest.mark.integration
-NATIVE = Path(daemon.__file__).parent / "native"
 SYSTEM = ["/usr", "?/bin", "?/sbin", "?/lib", "?/lib64"]
 NOBODY = 65534
 TIMED_OUT, REFUSED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
@@ -64,10 +63,8 @@ def programs() -> Iterator[Path]:
     """A folder that every account reaches, with the launcher: as shipped, and with address and undefined checks."""
     folder = Path(tempfile.mkdtemp(prefix="sandbox-", dir="/var/tmp"))
     folder.chmod(0o755)
-    base = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", NATIVE / "sandbox.c"]
-    run([*base, "-O2", "-static", "-o", folder / "sandbox"], timeout=120)
-    checks = "-fsanitize=address,undefined"
-    run([*base, "-g", checks, "-fno-sanitize-recover=all", "-o", folder / "sandbox-checked"], timeout=120)
+    shutil.copy(native("sandbox"), folder / "sandbox")
+    shutil.copy(native("sandbox", *SANITIZE), folder / "sandbox-checked")
     yield folder
     shutil.rmtree(folder)
 
