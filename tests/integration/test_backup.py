@@ -24,8 +24,8 @@ from daemon.parts.backup import archive
 from daemon.parts.backup.part import Backup, Restore, _Made, manifest_now
 from daemon.parts.backup.restore import Plan, Restorer
 from daemon.parts.backup.sealed import seal
-from tests.unit.test_api_server import Running, running
-from tests.unit.test_backup_restore import pieces, prepared, restorer, snapshot, write
+from tests.backups import pieces, prepared, restorer, snapshot, write
+from tests.daemons import Running, running
 
 pytestmark = pytest.mark.integration
 

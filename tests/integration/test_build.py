@@ -7,62 +7,24 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from buildsys import schedule
-from buildsys.events import ActionFinished, Event, Note
-from buildsys.execute import Executor
-from buildsys.fetch import Fetcher
+from buildsys.events import ActionFinished, Note
 from buildsys.graph import Action, FromAction, FromPath, Plan, Script
 from buildsys.jobserver import Jobserver
-from buildsys.lock import Lock
 from buildsys.run import Process, spawn
 from buildsys.session import Session
-from buildsys.store import Result, Store
 from common.errors import BuildError, HostError, StoreError
+from tests.integration.builder import Builder, script
 
 pytestmark = pytest.mark.integration
-
-
-class Builder:
-    """A store of its own, and the events of the last build."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = Store(folder / "store")
-        self.events: list[Event] = []
-
-    def __call__(self, *actions: Action) -> dict[str, Result]:
-        self.events.clear()
-        with self.executor() as executor:
-            return schedule.build(Plan.of(actions), [action.name for action in actions], executor)
-
-    @contextmanager
-    def executor(self) -> Iterator[Executor]:
-        jobserver = Jobserver(2)
-        fetcher = Fetcher(self.store.root, self.events.append, offline=True)
-        try:
-            yield Executor(self.store, fetcher, Lock(Path("lock"), {}), 1703030400, jobserver, self.events.append)
-        finally:
-            jobserver.close()
-
-    def how(self) -> dict[str, str]:
-        return {event.action: event.how for event in self.events if isinstance(event, ActionFinished)}
-
-    def read(self, result: Result, name: str) -> str:
-        return (self.store.tree(result.output) / name).read_text()
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Builder:
     return Builder(tmp_path)
-
-
-def script(name: str, text: str, **inputs: object) -> Action:
-    return Action(name, Script(text), inputs)  # type: ignore[arg-type]
 
 
 def failing(build: Builder, *actions: Action) -> BuildError:
@@ -276,7 +238,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.integration.test_build import Builder, script
+from tests.integration.builder import Builder, script
 from buildsys.graph import FromAction
 build = Builder(Path({folder!r}))
 slow = script("slow", "echo began; sleep {seconds}; echo x >/out/x", quick=FromAction("quick"))

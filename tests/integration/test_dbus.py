@@ -24,8 +24,8 @@ from common.errors import RpcError
 from daemon.core.method import Role
 from daemon.doors.dbus import fits
 from daemon.doors.interface import by_part, describe
+from tests.daemons import Running, running
 from tests.hostpackages import ROOT
-from tests.unit.test_api_server import Running, running
 
 pytestmark = pytest.mark.integration
 

@@ -20,7 +20,7 @@ from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing, Role
 from daemon.core.part import Context
 from daemon.core.parts import Source, source
 from daemon.mixosd import Daemon
-from tests.unit.test_api_server import running
+from tests.daemons import running
 
 
 class Fake:

@@ -14,7 +14,7 @@ from common.errors import ImageError, UsageError
 from image import accel, esp, gpt, machine, qemu, qmp
 from image.accel import Acceleration
 from image.machine import Machine
-from tests.unit.test_image_assemble import ROOT, Bench
+from tests.images import ROOT, Bench
 
 TCG = Acceleration("tcg", "test")
 

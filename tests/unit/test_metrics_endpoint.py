@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from daemon.parts.metrics import http
 from daemon.parts.metrics.exposition import text
 from daemon.parts.metrics.http import Endpoint, judge
-from tests.unit.test_metrics_figures import SAMPLE, UNIT
+from tests.metricsamples import SAMPLE, UNIT
 
 
 def families(document: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:

@@ -20,7 +20,7 @@ from daemon.parts.metrics import config, part, ring
 from daemon.parts.metrics import top as top_command
 from daemon.parts.metrics import verbs as metrics_command
 from daemon.parts.metrics.part import Metrics, Period, Top, Window
-from tests.unit.test_console_editor import Played
+from tests.terminals import Played
 from tests.unit.test_metrics_endpoint import free_port
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "root", "local")

@@ -21,7 +21,7 @@ from daemon.core.events import Bus, Event
 from daemon.linux.sandbox.proxy_rules import Address, Rules, parse_address
 from daemon.parts.sandbox.proxy import Limits, Proxy, serving
 from daemon.parts.sandbox.proxy_reach import Upstream, _connect, direct
-from tests.unit.test_sandbox_proxy_parsers import extended, hello, named
+from tests.clienthello import extended, hello, named
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 TARGET = "a.test"
