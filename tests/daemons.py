@@ -23,6 +23,7 @@ from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing, Rol
 from daemon.core.part import Context
 from daemon.core.parts import Source
 from daemon.mixosd import Daemon
+from tests.waiting import PATIENCE
 
 
 class Text(Strict):
@@ -177,8 +178,8 @@ def running(
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
-    assert ready.wait(30)
     try:
+        assert ready.wait(PATIENCE)
         yield Running(daemon, path, sample, holder["loop"])
     finally:
         holder["loop"].call_soon_threadsafe(holder["stop"].set)

@@ -26,6 +26,7 @@ from daemon.parts.backup.restore import Plan, Restorer
 from daemon.parts.backup.sealed import seal
 from tests.backups import pieces, prepared, restorer, snapshot, write
 from tests.daemons import Running, running
+from tests.waiting import PATIENCE, ended, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -158,13 +159,14 @@ def test_what_goes_wrong(mixos, tmp_path, secret, capsys):
 
 def test_a_restore_whose_caller_hangs_up_is_finished_and_told(tmp_path, monkeypatch):
     context = place(tmp_path / "device")
-    part, go, found = Backup(context), threading.Event(), []
+    part, begun, go, found = Backup(context), threading.Event(), threading.Event(), []
     made = _Made(part.trees, manifest_now(True, {}))
     data = b"".join(seal(archive.write(made.items()), SECRET, 10))
     write(context.etc / "network.toml", "# two\n")
     real = part.restorer.prepare
 
     def prepare(*arguments: Any) -> Plan:
+        begun.set()
         go.wait(20)
         return real(*arguments)
 
@@ -180,14 +182,13 @@ def test_a_restore_whose_caller_hangs_up_is_finished_and_told(tmp_path, monkeypa
         part.spool.append(0, ident, 0, data)
         params = Restore.model_validate({"id": ident, "passphrase": SECRET})
         calling = asyncio.create_task(part.restore(Caller(Role.ADMIN, 0, 0, 1, "root", "local"), params))
-        while part._work is None:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(begun.wait, PATIENCE)
+        assert part._work is not None
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
         go.set()
-        await asyncio.wait([part._work])
-        await asyncio.sleep(0.01)
+        await asyncio.wait([part._work], timeout=PATIENCE)
+        await eventually(lambda: len(found) == 2)
         listening.cancel()
 
     asyncio.run(script())
@@ -206,7 +207,7 @@ def test_a_restore_that_is_killed(tmp_path):
         child = os.fork()
         if child == 0:
             _restore_until(restorer(trees).journal, trees, data, number)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert ended(child) == -signal.SIGKILL
         restorer(trees).recover()
         assert snapshot(trees) == (before if number == 0 else wanted)
 

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from buildsys.run import Process, spawn
 from buildsys.session import Session
 from common.errors import BuildError, HostError, StoreError
 from tests.integration.builder import Builder, script
+from tests.waiting import processes, until
 
 pytestmark = pytest.mark.integration
 
@@ -235,12 +235,20 @@ def test_cycles_are_named(build: Builder):
 
 
 DRIVER = """
-import sys
+import os, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.integration.builder import Builder, script
+from buildsys.events import Note
 from buildsys.graph import FromAction
+
+class Events(list):
+    def append(self, event):
+        if isinstance(event, Note): # that it waits for another build
+            Path({folder!r}, "note-%d" % os.getpid()).touch()
+
 build = Builder(Path({folder!r}))
+build.events = Events()
 slow = script("slow", "echo began; sleep {seconds}; echo x >/out/x", quick=FromAction("quick"))
 print(build(script("quick", "echo q >/out/q"), slow)["slow"].output)
 """
@@ -254,10 +262,7 @@ def driver(folder: Path, seconds: float) -> Process:
 
 def await_log(folder: Path, text: bytes = b"began") -> None:
     log = folder / "store" / "logs" / "slow.log"
-    end = time.monotonic() + 60
-    while not log.exists() or text not in log.read_bytes():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: log.exists() and text in log.read_bytes(), 60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -266,10 +271,7 @@ def test_interrupting_stops_every_process_and_leaves_the_store_sound(tmp_path: P
     await_log(tmp_path)
     process.send_signal(number)
     process.wait(30)
-    end = time.monotonic() + 20
-    while any(b"987.25" in path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if readable(path)):
-        assert time.monotonic() < end, "something of the build still runs"
-        time.sleep(0.1)
+    until(lambda: not any(processes("987.25")))
     build = Builder(tmp_path)
     assert all(build.store.damage(digest) is None for digest in build.store.digests())
     assert build.store.latest("slow") is None
@@ -282,7 +284,7 @@ def test_a_build_that_waits_for_another_one_can_be_interrupted(tmp_path: Path):
     await_log(tmp_path)
     two = driver(tmp_path, 977.75)
     try:
-        time.sleep(3)
+        until((tmp_path / f"note-{two.pid}").exists)
         two.send_signal(signal.SIGINT)
         two.communicate(timeout=8)
         assert one.poll() is None
@@ -290,13 +292,6 @@ def test_a_build_that_waits_for_another_one_can_be_interrupted(tmp_path: Path):
         for process in (one, two):
             process.kill()
             process.wait(30)
-
-
-def readable(path: Path) -> bool:
-    try:
-        return bool(path.read_bytes())
-    except OSError:
-        return False
 
 
 def test_two_builds_in_one_store_do_the_work_once(tmp_path: Path):

@@ -26,6 +26,7 @@ from daemon.parts.vpn.model import VpnFile
 from daemon.parts.vpn.part import Vpn
 from daemon.parts.vpn.requests import AddPeer, Import, Init, OfInterface, OfPeer, Rotate
 from tests.integration.boxes import CALLER, NOTHING, Box, addresses, cable, ip, routes
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("namespace")
 
@@ -309,10 +310,7 @@ def test_not_confirmed_is_undone(box: Box) -> None:
         with pytest.raises(MixosError) as caught:
             await box.apply(OTHER)
         assert caught.value.reason == "net-trial"
-        for _ in range(100):
-            await asyncio.sleep(0.05)
-            if box.part.status()["file"] == "reverted":
-                break
+        await eventually(lambda: box.part.status()["file"] == "reverted")
         assert addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
         with pytest.raises(MixosError) as caught:
             await box.part.confirm(CALLER, NOTHING)
@@ -338,8 +336,7 @@ def test_a_trial_that_is_broken_off_goes_back(box: Box, monkeypatch: pytest.Monk
             async with asyncio.timeout(0.2):
                 await box.apply(STATIC.replace("192.0.2.10", "192.0.2.11"), confirm=1)
         assert box.part.status()["file"] == "trial"
-        while box.part.status()["file"] == "trial":
-            await asyncio.sleep(0.05)
+        await eventually(lambda: box.part.status()["file"] != "trial")
         assert "192.0.2.10/24" in addresses("eth0")
         assert "192.0.2.11/24" not in addresses("eth0")
         assert box.part.status()["file"] == "reverted"
@@ -367,8 +364,7 @@ def test_a_full_disk_keeps_nobody_out(box: Box, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(MixosError) as caught:
             await box.part.confirm(CALLER, NOTHING)
         assert caught.value.reason == "net-state"
-        while "192.0.2.11/24" in addresses("eth0"):
-            await asyncio.sleep(0.05)
+        await eventually(lambda: "192.0.2.11/24" not in addresses("eth0"))
         assert "192.0.2.10/24" in addresses("eth0")
         again = Interfaces(box.context, etc=box.context.etc.parent)
         await again.start()

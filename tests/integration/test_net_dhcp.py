@@ -14,6 +14,7 @@ import pytest
 from buildsys.run import run
 from tests.hostpackages import ROOT
 from tests.integration.boxes import CALLER, NOTHING, Box, addresses, cable, routes
+from tests.waiting import ended
 
 pytestmark = pytest.mark.usefixtures("namespace")
 INIT = ROOT / "rootfs/skeleton/usr/lib/mixos/init"
@@ -73,7 +74,7 @@ def box(tmp_path: Path) -> Iterator[Box]:
     yield box
     for pid in pids:
         os.killpg(pid, signal.SIGKILL)  # the script's client is in its group
-        os.waitpid(pid, 0)
+        ended(pid)
     shutil.rmtree(tmp_path / "run")
 
 

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from daemon.core.part import Context
 from daemon.core.parts import Source, source
 from daemon.mixosd import Daemon
 from tests.daemons import running
+from tests.waiting import PATIENCE, eventually, until
 
 
 class Fake:
@@ -66,8 +66,7 @@ def test_files_that_were_put_back_are_put_in_force(tmp_path: Path):
         found: list[Any] = []
         reader = threading.Thread(target=lambda: found.extend(itertools.islice(events, 5)))
         reader.start()
-        while len(bus._listeners) == before:
-            time.sleep(0.01)
+        until(lambda: len(bus._listeners) > before)
         device.call("config.undo")
         reader.join(20)
         assert not reader.is_alive()
@@ -128,17 +127,16 @@ def test_an_undone_setting_is_in_force_again(tmp_path: Path):
     async def main() -> tuple[Any, str]:
         stop = asyncio.Event()
         serving = asyncio.create_task(daemon.run(stop, "no-such-group"))
-        while any(daemon.parts.status()[name]["state"] != "running" for name in names):
-            await asyncio.sleep(0.01)
+        await eventually(lambda: all(daemon.parts.status()[name]["state"] == "running" for name in names))
         for port in (1, 2):
             await call("proxy.set", http=f"http://192.0.2.1:{port}")
-            while daemon.parts.status()["config"]["revision"] < port + 1:  # the first is what was there at the start
-                await asyncio.sleep(0.01)
+            # the first is what was there at the start
+            await eventually(lambda port=port: daemon.parts.status()["config"]["revision"] > port)
         events = context.events.listen("config.applied")
         applied = asyncio.ensure_future(anext(events))
         await asyncio.sleep(0)
         await call("config.undo")
-        assert (await applied).subject == "proxy.apply"
+        assert (await asyncio.wait_for(applied, PATIENCE)).subject == "proxy.apply"
         shown = await call("proxy.show")
         stop.set()
         await serving

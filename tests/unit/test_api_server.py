@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import select
 import socket
 import stat
+import struct
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +37,7 @@ from daemon.core.peer import Credentials
 from daemon.doors import server
 from tests.daemons import Running, Sample, Text, Word, running
 from tests.hostpackages import ROOT
+from tests.waiting import PATIENCE, joined, until
 
 QUICK = Limits(
     idle=0.5, slow=0.5, linger=0.2, look=0.05, connections=8, per_uid=6, per_admin=6, streams=3, rate=2000, burst=4000
@@ -299,8 +303,13 @@ def test_a_reader_that_paused_does_not_hold_up_the_end(tmp_path):
             channel.connect(str(device.path))
             channel.sendall(rpc.encode_request("sample.count", {"text": "big", "count": 200}, 1))
             assert select.select([channel], [], [], 20)[0]
-            time.sleep(0.2)  # its pipe is full by now
+            until(lambda: queued(channel) > 64 << 10)  # and then it is not read
         assert device.sample.closed.is_set()
+
+
+def queued(channel: socket.socket) -> int:
+    """Bytes that have arrived and are not read (unix(7), SIOCINQ)."""
+    return int(struct.unpack("i", fcntl.ioctl(channel, termios.FIONREAD, bytes(4)))[0])
 
 
 def test_events(device):
@@ -317,7 +326,7 @@ def test_events(device):
     event = next(items)
     items.close()
     done.set()
-    thread.join()
+    joined(thread)
     assert (event["topic"], event["subject"], event["data"]) == ("sample.done", "x", {})
 
 
@@ -478,7 +487,7 @@ def test_the_daemon_answers_while_parts_start(tmp_path):
     thread = threading.Thread(target=ask)
     thread.start()
     with running(tmp_path, more=[Source("late", late)]) as device:
-        thread.join()
+        joined(thread)
         assert answers == [("part-starting", True), "admin"]
         assert device.call("late.x")
 
@@ -503,6 +512,7 @@ def test_the_longest_line_is_served(device):
     line = rpc.encode_request("ping", {}, 1)
     line = line[:-1].ljust(rpc.MAX_LINE - 1) + b"\n"
     with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(PATIENCE)
         channel.connect(str(device.path))
         channel.sendall(line)
         assert rpc.decode_answer(channel.recv(4096), 1) == "pong"
@@ -558,12 +568,14 @@ def test_a_flood_of_one_account_keeps_nobody_else_out(tmp_path, monkeypatch):
     with running(tmp_path, limits=QUICK, accounts={4711: Role.VIEWER, os.getuid(): Role.ADMIN}) as device:
         channels = [socket.socket(socket.AF_UNIX) for _ in range(QUICK.per_uid + 8)]
         for channel in channels[: QUICK.per_uid]:
+            channel.settimeout(PATIENCE)
             channel.connect(str(device.path))
             channel.sendall(rpc.encode_request("ping", {}, 1))
             assert rpc.decode_answer(channel.recv(4096), 1) == "pong"
         held = threading.Event()
         device.loop.call_soon_threadsafe(held.wait, 30)  # so that all of them are accepted at one time
         for channel in channels[QUICK.per_uid :]:
+            channel.settimeout(PATIENCE)
             channel.connect(str(device.path))
         channels[-1].sendall(rpc.encode_request("ping", {}, 1))
         held.set()
@@ -572,32 +584,41 @@ def test_a_flood_of_one_account_keeps_nobody_else_out(tmp_path, monkeypatch):
             channel.close()
 
 
-@pytest.mark.parametrize(("name", "done"), [("sample.wait", []), ("sample.work", ["done"])])
-def test_who_hangs_up_ends_a_question_but_not_a_change(quick, name, done):
+def hang_up(device: Running, name: str) -> None:
+    """Call a method that waits, and leave."""
+    device.sample.waiting.clear()
     with socket.socket(socket.AF_UNIX) as channel:
-        channel.connect(str(quick.path))
+        channel.connect(str(device.path))
         channel.sendall(rpc.encode_request(name, {}, 1))
-        assert quick.sample.waiting.wait(10)
-    if done:
-        assert not quick.sample.closed.wait(10 * QUICK.look)
-        quick.sample.go.set()
-    assert quick.sample.closed.wait(10)
-    assert quick.sample.calls == done
-    for _ in range(500):
-        if not quick.daemon.server._open:
-            break
-        time.sleep(0.02)
-    assert not quick.daemon.server._open
+        assert device.sample.waiting.wait(10)
 
 
-def test_who_only_ends_what_it_says_still_gets_its_answer(quick):
+def test_who_hangs_up_ends_a_question_but_not_a_change(quick):
+    connections = quick.daemon.server._open
+    hang_up(quick, "sample.work")
+    for _ in range(2):  # the server looks at every connection between the ends of two questions
+        hang_up(quick, "sample.wait")
+        assert quick.sample.closed.wait(10)
+        quick.sample.closed.clear()
+        until(lambda: sum(connections.values()) == 1)
+    assert quick.sample.calls == []
+    quick.sample.go.set()
+    until(lambda: not connections)
+    assert quick.sample.calls == ["done"]
+
+
+def test_who_only_ends_what_it_says_still_gets_its_answer(quick, monkeypatch):
+    looks: list[bool] = []
+    real = server._hung_up
+    monkeypatch.setattr(server, "_hung_up", lambda fd: looks.append(real(fd)) or looks[-1])
     with socket.socket(socket.AF_UNIX) as channel:
         channel.settimeout(10)
         channel.connect(str(quick.path))
         channel.sendall(rpc.encode_request("sample.wait", {}, 1))
         channel.shutdown(socket.SHUT_WR)
         assert quick.sample.waiting.wait(10)
-        assert not quick.sample.closed.wait(10 * QUICK.look)
+        looks.clear()
+        until(lambda: len(looks) > 1)
         quick.sample.go.set()
         assert rpc.decode_answer(channel.recv(4096), 1) is None
 
@@ -650,8 +671,7 @@ def test_floods_of_garbage_leave_the_daemon_answering_and_small(quick):
     threads = [threading.Thread(target=flood, args=(generator.randrange(1 << 30),)) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    joined(*threads)
     assert eventually_answers(quick)
     assert memory() - before < 48 << 20
 
