@@ -1,5 +1,6 @@
 # Thin on purpose: every target is one call of `mixos`. `make bootstrap` runs by itself when something is missing.
 
+C_SOURCES := $(wildcard daemon/native/*.[ch] daemon/native/*/*.[ch])
 MIXOS := .venv/bin/mixos
 PYTEST := .venv/bin/python -m pytest
 # Files of tests run side by side, each file in one process; more than three would mean more than three guests.
@@ -34,10 +35,12 @@ lint: bootstrap
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
+	.venv/bin/clang-format --dry-run --Werror $(C_SOURCES)
 
 format: bootstrap
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+	.venv/bin/clang-format -i $(C_SOURCES)
 
 release: bootstrap
 	$(MIXOS) build --kernel-source pinned

@@ -197,7 +197,7 @@ def _helpers(project: Project) -> Iterator[Action]:
         "native",
         Script(read_text(native / "build.sh")),
         {
-            "native": FromPath(native, ("*.c", "*.h")),
+            "native": FromPath(native, ("**/*.c", "**/*.h")),
             "toolchain": FromAction("recipe-toolchain"),
             "musl": FromAction("recipe-musl"),
         },

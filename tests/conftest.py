@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from common.errors import HostError
 from tests import hostpackages
+from tests.ports import held_port
 
 TESTS = Path(__file__).resolve().parent
 # The only reasons to skip: what a host's kernel or the user's rights do not allow, never a program to be installed.
@@ -53,3 +54,10 @@ def pytest_runtest_makereport(
             report.outcome = "failed"
             report.longrepr = f"{item.nodeid} was skipped, which proves nothing: {reason}"
     return report
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A TCP port that this test holds; a server with SO_REUSEADDR can listen on it."""
+    with held_port() as number:
+        yield number

@@ -1,10 +1,10 @@
-"""The device's C programs (`daemon/native/NAME.c`), compiled with this host's gcc for tests.
+"""The device's C programs (`daemon/native/NAME/`), compiled with this host's gcc for tests.
 
     SHIM = native("shim")                                  # as on the device: static, optimised
     HOOKED = native("shim", "-DTEST_HOOKS")                # another binary
     CHECKED = native("shim", *SANITIZE)
 
-Binaries are kept under the system's temporary folder by the digest of the sources (NAME*.c, NAME*.h) and the flags.
+Binaries are kept under the system's temporary folder by the digest of the sources and the flags.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pathlib import Path
 from buildsys.run import run
 
 SOURCES = Path(__file__).resolve().parents[1] / "daemon" / "native"
-FLAGS = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-O2")
+# As build.sh has them.
+WARNINGS = ("-Wall", "-Wextra", "-Wmissing-prototypes", "-Wstrict-prototypes", "-Wshadow", "-Werror")
+FLAGS = ("-std=c11", "-O2", *WARNINGS)
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 
 
@@ -28,13 +30,14 @@ def native(name: str, *flags: str) -> Path:
     linking = () if any(flag.startswith("-fsanitize") for flag in flags) else ("-static",)
     argv = ("gcc", *FLAGS, *linking, *flags)
     digest = hashlib.sha256("\0".join((name, *argv)).encode())
-    for path in sorted(SOURCES.glob(f"{name}*.[ch]")):
+    files = sorted([*SOURCES.glob("*.[ch]"), *SOURCES.glob(f"{name}/*.[ch]")])
+    for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"mixos-native-{os.getuid()}"
     folder.mkdir(mode=0o755, exist_ok=True)
     binary = folder / f"{name}-{digest.hexdigest()[:16]}"
     if not binary.exists():
         temporary = folder / f"{binary.name}.{os.getpid()}"
-        run([*argv, "-o", temporary, SOURCES / f"{name}.c"], timeout=300)
+        run([*argv, "-o", temporary, *(path for path in files if path.suffix == ".c")], timeout=300)
         temporary.rename(binary)  # other test processes may do the same at the same time
     return binary

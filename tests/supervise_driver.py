@@ -20,6 +20,7 @@ from daemon.parts.service.part import Manager
 from daemon.parts.service.shim import Shim
 from daemon.parts.service.states import State
 from tests.supervision import cgroup_root, places, reach
+from tests.waiting import ended
 
 DEEDS: tuple[tuple[type, str], ...] = (
     (Memory, "write"),
@@ -84,6 +85,6 @@ def life(place: Context, step: int, action: str, name: str, state: State) -> boo
         except BaseException:  # noqa: BLE001  # whatever it is, this process ends here
             traceback.print_exc()
             os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    status = ended(pid, 600)
     assert status in (0, -signal.SIGKILL), status
     return status == 0

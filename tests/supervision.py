@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,11 +23,11 @@ from daemon.parts.service.prepare import Places
 from daemon.parts.service.service import Service
 from daemon.parts.service.states import State
 from tests.native import native
+from tests.waiting import PATIENCE
 
 SLEEP = "exec sleep 1000"  # a script for `shell`
 QUICK = "restart-delay = '10ms'\nrestart-delay-max = '20ms'\n"
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="other accounts need root")
-PATIENCE = 30.0  # seconds: how long a test waits for what must come; it says nothing about how long that takes
 
 
 @contextmanager
@@ -118,13 +117,6 @@ async def reach(service: Service, *states: State) -> Service:
     """Wait until a unit is in one of these states."""
     assert await service.until(lambda: service.state in states, PATIENCE), (service.state, service.memory.reason)
     return service
-
-
-async def eventually(condition: Any) -> None:
-    """Wait until something holds that nobody tells us about."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 class Heard:

@@ -7,21 +7,17 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from buildsys.project import Project
-from buildsys.run import Completed
 from image import esp, gpt, qemu
 from image.host import opened
 from image.machine import Machine
-from tests.boot.guest import BOOT_SECONDS, Guest, KeyVm
+from tests.boot.guest import BOOT_SECONDS, DISK_SIZE, FirstBoot, Guest, KeyVm, Shared
 from tests.hostpackages import ROOT
-
-DISK_SIZE = 2 << 30
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -94,30 +90,6 @@ def make_guest(project: Project, image: Path) -> Iterator[Callable[..., Guest]]:
     for guest in made:
         guest.discard()
         shutil.rmtree(guest.vm.state, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class FirstBoot:
-    """What the shared guest was like when it had come up for the first time.
-
-    seconds: power-on to SSH banner. at_once: `mixctl status` as the first thing that anybody ran over SSH.
-    """
-
-    seconds: float
-    at_once: Completed
-    serial: str
-    status: dict[str, Any]
-    host_key: str
-    entries: list[str]
-
-
-@dataclass
-class Shared:
-    """The long-lived guest, the files of its ESP before it was ever started, and what its first boot was like."""
-
-    guest: Guest
-    esp: dict[str, bytes]
-    first: FirstBoot
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from image.machine import Machine
 BOOT_SECONDS = 400.0
 END_SECONDS = 240.0
 COMMAND_SECONDS = 180.0
+DISK_SIZE = 2 << 30
 
 # sshd_config(5), PerSourcePenalties: what a server says to an address from which too many logins were refused.
 PENALTY = b"Not allowed at this time"
@@ -185,3 +186,34 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(0.2)
     return True
+
+
+def pids(guest: Guest, name: str) -> set[str]:
+    """Processes that init started and whose command name is `name`."""
+    show = f'[ "$c" = {name} ] && echo ${{d#/proc/}} $(cut -d" " -f4 $d/stat)'
+    rows = guest.lines(f"for d in /proc/[0-9]*; do read -r c 2>/dev/null <$d/comm && {show}; done; :")
+    return {row[0] for row in map(str.split, rows) if row[1:] == ["1"]}
+
+
+@dataclass(frozen=True)
+class FirstBoot:
+    """What the shared guest was like when it had come up for the first time.
+
+    seconds: power-on to SSH banner. at_once: `mixctl status` as the first thing that anybody ran over SSH.
+    """
+
+    seconds: float
+    at_once: Completed
+    serial: str
+    status: dict[str, Any]
+    host_key: str
+    entries: list[str]
+
+
+@dataclass
+class Shared:
+    """The long-lived guest, the files of its ESP before it was ever started, and what its first boot was like."""
+
+    guest: Guest
+    esp: dict[str, bytes]
+    first: FirstBoot

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from buildsys.run import run
-from tests.boot.conftest import FirstBoot
-from tests.boot.guest import Guest
+from tests.boot.guest import FirstBoot, Guest
 from tests.hostpackages import ROOT
 
 SYSCTL = ROOT / "rootfs" / "skeleton" / "usr" / "lib" / "sysctl.d" / "10-hardening.conf"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ImageError
-from image import gpt, qemu
+from image import gpt
 from image.host import opened
 from tests.boot.guest import BOOT_SECONDS, END_SECONDS, Guest
 
@@ -100,7 +100,7 @@ def test_bad_settings_are_reported_and_ignored_on_a_disk_without_room(make_guest
         assert gpt.read(handle) == before
 
 
-def test_static_network_name_and_time_zone(make_guest: MakeGuest, tmp_path: Path) -> None:
+def test_static_network_name_and_time_zone(make_guest: MakeGuest, tmp_path: Path, port: int) -> None:
     address = STATIC.partition("/")[0]
     guest = make_guest()
     settings = "\n".join(
@@ -118,7 +118,7 @@ def test_static_network_name_and_time_zone(make_guest: MakeGuest, tmp_path: Path
     (tmp_path / "preseed.toml").write_text(settings)
     guest.vm.prepare(fresh=True, size=2 << 30, preseed=tmp_path / "preseed.toml")
     guest.start()
-    guest.port = qemu.free_port()
+    guest.port = port
     with guest.alive().qmp() as monitor:
         forward = f"hostfwd_add net0 tcp:127.0.0.1:{guest.port}-{address}:22"
         monitor.command("human-monitor-command", **{"command-line": forward})

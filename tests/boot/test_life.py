@@ -14,8 +14,7 @@ import pytest
 
 from image import esp, gpt
 from image.host import opened
-from tests.boot.conftest import FirstBoot, Shared
-from tests.boot.guest import Guest
+from tests.boot.guest import FirstBoot, Guest, Shared
 
 FIRST_BOOT_WORDS = ("making the data file system", "grown to", "was applied")
 EXT4_VALID = 1  # s_state: unmounted cleanly

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.boot.guest import Guest, wait_until
+from tests.boot.guest import Guest, pids, wait_until
 
 RESPAWN_SECONDS = 120.0
-
-
-def pids(guest: Guest, name: str) -> set[str]:
-    """Processes that init started and whose command name is `name`."""
-    show = f'[ "$c" = {name} ] && echo ${{d#/proc/}} $(cut -d" " -f4 $d/stat)'
-    rows = guest.lines(f"for d in /proc/[0-9]*; do read -r c 2>/dev/null <$d/comm && {show}; done; :")
-    return {row[0] for row in map(str.split, rows) if row[1:] == ["1"]}
 
 
 @pytest.mark.parametrize("name", ["sshd", "mixosd", "network", "console", "syslogd", "klogd", "watchdog"])

@@ -10,8 +10,7 @@ import pytest
 
 from buildsys.project import Project
 from buildsys.run import run
-from tests.boot.conftest import DISK_SIZE, FirstBoot
-from tests.boot.guest import Guest
+from tests.boot.guest import DISK_SIZE, FirstBoot, Guest
 
 MIB = 1 << 20
 Record = Callable[[str, object], None]

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from buildsys.run import run
-from tests.boot.guest import Guest, wait_until
-from tests.boot.test_services import pids
+from tests.boot.guest import Guest, pids, wait_until
 
 BOX = "/run/vpntest"  # memory, mounted so that programs may run from it
 SECONDS = 120.0

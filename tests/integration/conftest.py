@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ AS_ROOT = frozenset(
         "shim",
     )
 )
+CLONE_NEWNET = 0x40000000
 REASON = "other accounts, mounts and network namespaces need root"  # tests/conftest.py allows it
 
 
@@ -44,3 +46,14 @@ def place() -> Iterator[Context]:
     """Folders for a supervisor of its own."""
     with folders() as context:
         yield context
+
+
+@pytest.fixture
+def namespace() -> Iterator[None]:
+    """An empty network for this test alone; `ip` and the code under test run inside it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+    yield
+    assert libc.setns(home, CLONE_NEWNET) == 0
+    os.close(home)

@@ -33,6 +33,7 @@ from daemon.core.parts import Source
 from daemon.doors import server
 from daemon.mixosd import Daemon
 from daemon.parts.metrics.part import Metrics
+from tests.waiting import ended, joined
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWD = ROOT / "rootfs/skeleton/etc/passwd"
@@ -96,7 +97,7 @@ class Session:
         if time.monotonic() > deadline:
             os.kill(self.pid, signal.SIGKILL)
         os.close(self.terminal)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return ended(self.pid)
 
     def _read(self, deadline: float) -> bool:
         """Read some; False at the end or when the time is up."""
@@ -183,7 +184,7 @@ def login_device(folder: Path, keys: Sequence[SshKey], key: Path) -> Iterator[Lo
             yield LoginDevice(folder, key, pid, callers)
         finally:
             os.kill(pid, signal.SIGKILL)  # and with it all that runs in the process namespace
-            os.waitpid(pid, 0)
+            ended(pid)
             os.close(log)
 
 
@@ -262,7 +263,7 @@ def serving(folder: Path) -> Iterator[list[Caller]]:
     finally:
         loop, stop = holder["loop"], holder["stop"]
         loop.call_soon_threadsafe(stop.set)  # type: ignore[attr-defined]
-        thread.join()
+        joined(thread)
         server.identify = real
 
 

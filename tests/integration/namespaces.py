@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from buildsys.run import run
+from tests.waiting import joined
 
 Result = TypeVar("Result")
 _NEWNET = 0x40000000
@@ -51,7 +52,7 @@ class Space:
 
         worker = threading.Thread(target=thread)
         worker.start()
-        worker.join()
+        joined(worker)
         if wrong:
             raise wrong[0]
         return found[0]

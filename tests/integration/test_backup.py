@@ -29,8 +29,9 @@ from daemon.parts.backup import archive
 from daemon.parts.backup.part import Backup, Restore, _Made, manifest_now
 from daemon.parts.backup.restore import Plan, Restorer
 from daemon.parts.backup.sealed import seal
-from tests.unit.test_api_server import Running, running
-from tests.unit.test_backup_restore import pieces, prepared, restore, snapshot, write
+from tests.backups import pieces, prepared, restore, snapshot, write
+from tests.daemons import Running, running
+from tests.waiting import PATIENCE, ended, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -226,7 +227,7 @@ def until(true: Callable[[], object]) -> None:
 
 def test_a_restore_whose_caller_hangs_up_is_finished_and_told(tmp_path, monkeypatch):
     context = place(tmp_path / "device")
-    part, go, found = Backup(context), threading.Event(), []
+    part, begun, go, found = Backup(context), threading.Event(), threading.Event(), []
     made = _Made(part.trees, manifest_now(True, {}))
     file = tmp_path / "file"
     file.write_bytes(b"".join(seal(archive.write(made.items()), SECRET, 10)))
@@ -234,6 +235,7 @@ def test_a_restore_whose_caller_hangs_up_is_finished_and_told(tmp_path, monkeypa
     real = Restorer.prepare
 
     def prepare(*arguments: Any) -> Plan:
+        begun.set()
         go.wait(20)
         return real(*arguments)
 
@@ -248,15 +250,14 @@ def test_a_restore_whose_caller_hangs_up_is_finished_and_told(tmp_path, monkeypa
         params = Restore.model_validate({"content": 0, "passphrase": SECRET})
         params.content.attach(os.open(file, os.O_RDONLY))
         calling = asyncio.create_task(part.restore(Caller(Role.ADMIN, 0, 0, 1, "root", "local"), params))
-        while part._work is None:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(begun.wait, PATIENCE)
+        assert part._work is not None
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
         go.set()
-        await asyncio.wait([part._work])
+        await asyncio.wait([part._work], timeout=PATIENCE)
         params.content.close()
-        await asyncio.sleep(0.01)
+        await eventually(lambda: "backup.restored" in found)
         listening.cancel()
 
     asyncio.run(script())
@@ -274,7 +275,7 @@ def test_a_restore_that_is_killed(tmp_path):
         child = os.fork()
         if child == 0:
             _restore_until(trees, data, number)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = ended(child)
         _context(trees).changes.open()
         now = _without_journal(snapshot(trees))
         assert now in (_without_journal(before), wanted), number

@@ -6,63 +6,25 @@ import os
 import signal
 import sys
 import textwrap
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from buildsys import schedule
-from buildsys.events import ActionFinished, Event, Note
-from buildsys.execute import Executor
-from buildsys.fetch import Fetcher
+from buildsys.events import ActionFinished, Note
 from buildsys.graph import Action, FromAction, FromPath, Plan, Script
 from buildsys.jobserver import Jobserver
-from buildsys.lock import Lock
 from buildsys.run import Process, spawn
 from buildsys.session import Session
-from buildsys.store import Result, Store
 from common.errors import BuildError, HostError, StoreError
+from tests.integration.builder import Builder, script
+from tests.waiting import processes, until
 
 pytestmark = pytest.mark.integration
-
-
-class Builder:
-    """A store of its own, and the events of the last build."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = Store(folder / "store")
-        self.events: list[Event] = []
-
-    def __call__(self, *actions: Action) -> dict[str, Result]:
-        self.events.clear()
-        with self.executor() as executor:
-            return schedule.build(Plan.of(actions), [action.name for action in actions], executor)
-
-    @contextmanager
-    def executor(self) -> Iterator[Executor]:
-        jobserver = Jobserver(2)
-        fetcher = Fetcher(self.store.root, self.events.append, offline=True)
-        try:
-            yield Executor(self.store, fetcher, Lock(Path("lock"), {}), 1703030400, jobserver, self.events.append)
-        finally:
-            jobserver.close()
-
-    def how(self) -> dict[str, str]:
-        return {event.action: event.how for event in self.events if isinstance(event, ActionFinished)}
-
-    def read(self, result: Result, name: str) -> str:
-        return (self.store.tree(result.output) / name).read_text()
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Builder:
     return Builder(tmp_path)
-
-
-def script(name: str, text: str, **inputs: object) -> Action:
-    return Action(name, Script(text), inputs)  # type: ignore[arg-type]
 
 
 def failing(build: Builder, *actions: Action) -> BuildError:
@@ -273,12 +235,20 @@ def test_cycles_are_named(build: Builder):
 
 
 DRIVER = """
-import sys
+import os, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.integration.test_build import Builder, script
+from tests.integration.builder import Builder, script
+from buildsys.events import Note
 from buildsys.graph import FromAction
+
+class Events(list):
+    def append(self, event):
+        if isinstance(event, Note): # that it waits for another build
+            Path({folder!r}, "note-%d" % os.getpid()).touch()
+
 build = Builder(Path({folder!r}))
+build.events = Events()
 slow = script("slow", "echo began; sleep {seconds}; echo x >/out/x", quick=FromAction("quick"))
 print(build(script("quick", "echo q >/out/q"), slow)["slow"].output)
 """
@@ -292,10 +262,7 @@ def driver(folder: Path, seconds: float) -> Process:
 
 def await_log(folder: Path, text: bytes = b"began") -> None:
     log = folder / "store" / "logs" / "slow.log"
-    end = time.monotonic() + 60
-    while not log.exists() or text not in log.read_bytes():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: log.exists() and text in log.read_bytes(), 60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -304,10 +271,7 @@ def test_interrupting_stops_every_process_and_leaves_the_store_sound(tmp_path: P
     await_log(tmp_path)
     process.send_signal(number)
     process.wait(30)
-    end = time.monotonic() + 20
-    while any(b"987.25" in path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if readable(path)):
-        assert time.monotonic() < end, "something of the build still runs"
-        time.sleep(0.1)
+    until(lambda: not any(processes("987.25")))
     build = Builder(tmp_path)
     assert all(build.store.damage(digest) is None for digest in build.store.digests())
     assert build.store.latest("slow") is None
@@ -320,7 +284,7 @@ def test_a_build_that_waits_for_another_one_can_be_interrupted(tmp_path: Path):
     await_log(tmp_path)
     two = driver(tmp_path, 977.75)
     try:
-        time.sleep(3)
+        until((tmp_path / f"note-{two.pid}").exists)
         two.send_signal(signal.SIGINT)
         two.communicate(timeout=8)
         assert one.poll() is None
@@ -328,13 +292,6 @@ def test_a_build_that_waits_for_another_one_can_be_interrupted(tmp_path: Path):
         for process in (one, two):
             process.kill()
             process.wait(30)
-
-
-def readable(path: Path) -> bool:
-    try:
-        return bool(path.read_bytes())
-    except OSError:
-        return False
 
 
 def test_two_builds_in_one_store_do_the_work_once(tmp_path: Path):

@@ -18,8 +18,8 @@ from buildsys.cli.main import VERBS, cli
 from buildsys.run import CLEAN_ENV, CommandError, run
 from image import gpt
 from tests.hostpackages import ROOT
-from tests.unit.test_image_assemble import ROOT as ROOT_FILE
-from tests.unit.test_image_assemble import Bench
+from tests.images import ROOT as ROOT_FILE
+from tests.images import Bench
 
 pytestmark = pytest.mark.integration
 MIXOS = Path(sys.executable).with_name("mixos")

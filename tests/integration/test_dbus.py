@@ -27,8 +27,9 @@ from daemon.core.parts import Source
 from daemon.core.transfer import Accepts, Content
 from daemon.doors.dbus import fits
 from daemon.doors.interface import by_part, describe
+from tests.daemons import Running, running
 from tests.hostpackages import ROOT
-from tests.unit.test_api_server import Running, running
+from tests.waiting import PATIENCE, ended
 
 pytestmark = pytest.mark.integration
 
@@ -67,7 +68,7 @@ class Bus:
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.wait(PATIENCE)
             self._process = None
             Path(self.path).unlink(missing_ok=True)
 
@@ -292,7 +293,7 @@ def as_account(uid: int, gid: int, work: Callable[[], str]) -> str:
     os.close(writer)
     with os.fdopen(reader) as stream:
         said = stream.read()
-    os.waitpid(child, 0)
+    ended(child)
     return said
 
 
@@ -387,6 +388,7 @@ def test_a_bus_that_hangs_up_or_talks_nonsense_does_not_stop_the_daemon(tmp_path
                 except OSError:
                     return
                 with peer:
+                    peer.settimeout(PATIENCE)
                     peer.recv(100)
                     peer.sendall(words)
                 seen.release()

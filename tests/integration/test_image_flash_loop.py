@@ -10,7 +10,7 @@ import pytest
 from buildsys.run import CLEAN_ENV, CommandError, run
 from common.errors import ImageError
 from image import blockdev, flash, gpt
-from tests.unit.test_image_assemble import ROOT, Bench
+from tests.images import ROOT, Bench
 
 pytestmark = pytest.mark.integration
 

@@ -12,7 +12,7 @@ import pytest
 
 from buildsys.run import CLEAN_ENV, run
 from image import fat, fatread, gpt, pe, uki, verity
-from tests.unit.test_image_uki import RELEASE, kernel
+from tests.images import RELEASE, kernel
 
 pytestmark = pytest.mark.integration
 STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")

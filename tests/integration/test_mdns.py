@@ -20,6 +20,7 @@ from daemon.core.part import Context
 from daemon.linux import process
 from daemon.parts.mdns.part import MdnsPart
 from tests.integration.namespaces import Space, cable, spaces
+from tests.waiting import PATIENCE
 
 ME = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 SSH = {"type": "_ssh._tcp", "port": 22, "name": None, "txt": {}}
@@ -100,7 +101,12 @@ async def background(*words: str, **environment: str) -> AsyncIterator[asyncio.s
     finally:
         if child.returncode is None:
             child.terminate()
-        await child.wait()
+        await over(child)
+
+
+async def over(child: asyncio.subprocess.Process) -> int:
+    """Its exit code, once it has ended."""
+    return await asyncio.wait_for(child.wait(), PATIENCE)
 
 
 async def eventually(question: Callable[[], Any], tries: int = 300) -> None:
@@ -140,7 +146,7 @@ def test_avahi_finds_us_and_we_find_avahi(bench):
             assert {"_ssh._tcp", "_workstation._tcp"} <= set(types)
             # Goodbye: what was announced is gone for others at once, not when it would have expired.
             child.terminate()
-            assert await child.wait() == 0
+            assert await over(child) == 0
 
             async def gone() -> bool:
                 return "kitchen" not in await avahi("avahi-browse", "-rpt", "_ssh._tcp")
@@ -231,7 +237,7 @@ def test_garbage_at_the_socket_harms_nothing(bench):
         reader, writer = await asyncio.open_unix_connection(bench.folder / "a")
         writer.write(data)
         writer.write_eof()
-        answer = await reader.read()
+        answer = await asyncio.wait_for(reader.read(), PATIENCE)
         writer.close()
         return answer
 
@@ -287,10 +293,10 @@ def test_the_daemons_part_switches_it_and_follows_units(bench):
             found = await call("browse", type="_http._tcp", seconds=1)
             assert [row["port"] for row in found["services"]] == [80]
             assert await call("off") == {"enabled": False}
-            assert await child.wait() == 0
+            assert await over(child) == 0
         assert "enabled = false" in (context.etc / "mdns.toml").read_text()
         async with background("ip", "netns", "exec", bench.one.name, *program) as child:
-            assert await child.wait() == 0  # off: nothing runs
+            assert await over(child) == 0  # off: nothing runs
         await part.stop()
 
     asyncio.run(main())

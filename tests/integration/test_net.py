@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,80 +17,24 @@ from common.errors import MixosError
 from common.tomlfile import parse
 from daemon.core.change import record
 from daemon.core.change.applier import Wish
-from daemon.core.method import Caller, Nothing, Role
 from daemon.core.part import Context
 from daemon.linux.netlink import NetlinkError
 from daemon.linux.rtnl import MAIN_TABLE, Route, Rtnl, Rule
 from daemon.linux.wireguard import Device
 from daemon.parts.net import engine as part_engine
 from daemon.parts.net import part
-from daemon.parts.net.part import Interfaces, Set
+from daemon.parts.net.part import Set
 from daemon.parts.vpn import keys, tunnel, wgquick
 from daemon.parts.vpn.model import VpnFile
 from daemon.parts.vpn.part import Vpn
 from daemon.parts.vpn.requests import AddPeer, ChangeInterface, ChangePeer, Import, Init, OfInterface, OfPeer, Rotate
+from tests.integration.boxes import CALLER, NOTHING, Box, addresses, cable, ip, routes
 
-CALLER = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
-NOTHING = Nothing()
-CLONE_NEWNET = 0x40000000
-
-
-@pytest.fixture(autouse=True)
-def namespace() -> Iterator[None]:
-    """Every test has an empty network of its own; `ip` and the code under test run inside it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-    yield
-    assert libc.setns(home, CLONE_NEWNET) == 0
-    os.close(home)
-
-
-def ip(*words: str) -> Any:
-    """`ip -json …`, decoded."""
-    text = run(["ip", "-json", *words]).text
-    return json.loads(text) if text.strip() else []
-
-
-def addresses(name: str) -> set[str]:
-    """Addresses of an interface as `ip` tells them, without link-local ones."""
-    (link,) = ip("address", "show", "dev", name)
-    return {f"{row['local']}/{row['prefixlen']}" for row in link["addr_info"] if row["scope"] == "global"}
-
-
-def routes(family: str = "-4") -> set[tuple[str, str, str]]:
-    """(destination, gateway, interface) of routes that somebody added."""
-    rows = ip(family, "route", "show", "table", "main")
-    return {(row["dst"], row.get("gateway", ""), row["dev"]) for row in rows if row.get("protocol") != "kernel"}
+pytestmark = pytest.mark.usefixtures("namespace")
 
 
 def links() -> set[str]:
     return {row["ifname"] for row in ip("link")}
-
-
-def cable(one: str = "eth0", other: str = "far0") -> None:
-    """Two interfaces that are connected."""
-    run(["ip", "link", "add", one, "type", "veth", "peer", "name", other])
-    run(["ip", "link", "set", other, "up"])
-
-
-class Box:
-    """The part with folders of its own."""
-
-    def __init__(self, tmp: Path) -> None:
-        self.context = Context(run=tmp / "run", state=tmp / "state", etc=tmp / "etc", lib=tmp / "lib", log=tmp / "log")
-        self.context.etc.mkdir(parents=True, exist_ok=True)
-        self.file = self.context.etc / "network.toml"
-        self.part = Interfaces(self.context, etc=tmp)
-
-    async def apply(self, text: str, confirm: int = 0, caller: Caller = CALLER) -> Any:
-        """As `mixctl net apply` after the file was edited; the part need not have been started."""
-        self.context.changes._appliers["net"] = self.part.engine
-        self.file.write_text(text)
-        return await self.part.apply(caller, Wish(confirm=confirm))
-
-    def resolv(self) -> str:
-        return (self.context.run / "dns/resolv.conf").read_text()
 
 
 @pytest.fixture

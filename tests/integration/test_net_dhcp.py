@@ -13,9 +13,10 @@ import pytest
 
 from buildsys.run import run
 from tests.hostpackages import ROOT
-from tests.integration.test_net import CALLER, NOTHING, Box, addresses, cable, namespace, routes
+from tests.integration.boxes import CALLER, NOTHING, Box, addresses, cable, routes
+from tests.waiting import ended
 
-__all__ = ["namespace"]  # a network of its own for every test here, too
+pytestmark = pytest.mark.usefixtures("namespace")
 INIT = ROOT / "rootfs/skeleton/usr/lib/mixos/init"
 SECONDS = 60.0
 STATIC = '[interface.eth0]\nmode = "static"\naddresses = ["192.0.2.9/24"]\n'
@@ -73,7 +74,7 @@ def box(tmp_path: Path) -> Iterator[Box]:
     yield box
     for pid in pids:
         os.killpg(pid, signal.SIGKILL)  # the script's client is in its group
-        os.waitpid(pid, 0)
+        ended(pid)
     shutil.rmtree(tmp_path / "run")
 
 

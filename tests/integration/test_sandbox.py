@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import socket
@@ -19,7 +20,6 @@ import stat
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import daemon
 from buildsys.run import Completed, run
 from common.errors import RefusedError
 from daemon.core.method import Caller, Role
@@ -42,9 +41,10 @@ from daemon.parts.sandbox import verbs as cli
 from daemon.parts.sandbox.explain import explain
 from daemon.parts.sandbox.part import Command, Named, Sandbox
 from daemon.parts.sandbox.run import MAX_RUNNING, Ended, Output, Runner, SandboxError
+from tests.native import SANITIZE, native
+from tests.waiting import PATIENCE, ended, joined, processes, until
 
 pytestmark = pytest.mark.integration
-NATIVE = Path(daemon.__file__).parent / "native"
 SYSTEM = ["/usr", "?/bin", "?/sbin", "?/lib", "?/lib64"]
 NOBODY = 65534
 TIMED_OUT, REFUSED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
@@ -65,10 +65,8 @@ def programs() -> Iterator[Path]:
     """A folder that every account reaches, with the launcher: as shipped, and with address and undefined checks."""
     folder = Path(tempfile.mkdtemp(prefix="sandbox-", dir="/var/tmp"))
     folder.chmod(0o755)
-    base = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", NATIVE / "sandbox.c"]
-    run([*base, "-O2", "-static", "-o", folder / "sandbox"], timeout=120)
-    checks = "-fsanitize=address,undefined"
-    run([*base, "-g", checks, "-fno-sanitize-recover=all", "-o", folder / "sandbox-checked"], timeout=120)
+    shutil.copy(native("sandbox"), folder / "sandbox")
+    shutil.copy(native("sandbox", *SANITIZE), folder / "sandbox-checked")
     yield folder
     shutil.rmtree(folder)
 
@@ -362,10 +360,10 @@ def test_sandboxes_that_share_a_folder_do_not_take_each_others_placeholders(laun
     argv = [str(launcher), str(path), "--", "sh", "-c", long]
     null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     first = os.posix_spawn(launcher, argv, {}, file_actions=[null])
-    wait_for(lambda: (work / ".envrc").exists())
+    until(lambda: (work / ".envrc").exists())
     assert shell(launcher, "true", guarded(work)).code == 0
     (work / "go").touch()
-    assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == 0
+    assert ended(first) == 0
     path.unlink()
     assert sorted(item.name for item in work.iterdir()) == ["end", "go"]
 
@@ -444,16 +442,9 @@ def test_the_wall_clock_ends_everything(launcher: Path) -> None:
 
 
 def test_nothing_is_left_when_the_command_ends(launcher: Path, work: Path) -> None:
-    shell(launcher, f"(setsid sh -c 'sleep 0.3; touch {work}/late') & exit 0", policy(read_write=[str(work)]))
-    time.sleep(0.6)
-    assert not (work / "late").exists()
-
-
-def wait_for(condition: Any, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
+    script = f"(setsid sh -c 'touch {work}/up; sleep 100') & until test -e {work}/up; do sleep 0.02; done; exit 0"
+    assert shell(launcher, script, policy(read_write=[str(work)])).code == 0
+    assert not list(processes(f"touch {work}/up"))
 
 
 def spawn(launcher: Path, one: Policy, script: str) -> int:
@@ -466,48 +457,46 @@ def spawn(launcher: Path, one: Policy, script: str) -> int:
 def test_signals_reach_the_command(launcher: Path, work: Path, number: signal.Signals) -> None:
     script = f"trap 'exit 42' {number.value}; touch up; while :; do sleep 0.05; done"
     pid = spawn(launcher, policy(read_write=[str(work)], directory=str(work)), script)
-    wait_for((work / "up").exists)
+    until((work / "up").exists)
     os.kill(pid, number)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+    assert ended(pid) == 42
 
 
 @pytest.mark.parametrize(("terminal", "told"), [(False, ["main"]), (True, ["main", "worker"])])
 def test_workers_get_only_what_a_terminal_sends(launcher: Path, work: Path, terminal: bool, told: list[str]) -> None:
     """A service is told to reload by SIGHUP; the processes that it started must not die of it."""
     script = """
-sh -c 'trap "touch worker; exit" HUP; touch up; while :; do sleep 0.05; done' &
-trap 'touch main; sleep 0.5; exit 0' HUP
+sh -c 'trap "touch worker" HUP; trap "touch asked; exit" USR1; touch up; while :; do sleep 0.05; done' &
+worker=$!
+trap 'kill -USR1 $worker; wait $worker; touch main; exit 0' HUP
+until test -e up; do sleep 0.02; done
+touch ready
 while :; do sleep 0.05; done"""
     one = policy(read_write=[str(work)], directory=str(work), terminal=terminal)
     pid = spawn(launcher, one, script)
-    wait_for((work / "up").exists)
-    time.sleep(0.1)
+    until((work / "ready").exists)
     os.kill(pid, signal.SIGHUP)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert sorted(path.name for path in work.iterdir()) == sorted([*told, "up"])
+    assert ended(pid) == 0
+    assert sorted(path.name for path in work.iterdir()) == sorted([*told, "asked", "ready", "up"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGRTMIN + 3])
 def test_every_stop_signal_reaches_the_command(launcher: Path, work: Path, number: int) -> None:
     one = policy(read_write=[str(work)], directory=str(work))
     pid = spawn(launcher, one, "touch up; exec sleep 60")
-    wait_for((work / "up").exists)
-    time.sleep(0.1)
+    until((work / "up").exists)
     os.kill(pid, number)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + number
+    assert ended(pid) == 128 + number
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_when_the_keeper_ends_so_does_everything(launcher: Path, work: Path, number: signal.Signals) -> None:
-    script = "trap '' TERM INT HUP; while :; do date +%N > beat; sleep 0.02; done"
+    script = f": {work}; trap '' TERM INT HUP; while :; do date +%N > beat; sleep 0.02; done"
     pid = spawn(launcher, guarded(work), script)
-    wait_for((work / "beat").exists)
+    until((work / "beat").exists)
     os.kill(pid, number)
-    os.waitpid(pid, 0)
-    time.sleep(0.3)
-    before = (work / "beat").read_text()
-    time.sleep(0.2)
-    assert (work / "beat").read_text() == before
+    ended(pid)
+    until(lambda: not any(processes(f": {work};")))
     if number == signal.SIGABRT:
         assert [path.name for path in work.iterdir()] == ["beat"]
 
@@ -516,9 +505,9 @@ def test_each_sandbox_has_its_own_account(launcher: Path, work: Path) -> None:
     work.chmod(0o777)
     one = policy(read_write=[str(work)], directory=str(work))
     pids = [spawn(launcher, one, f"id -u > {name}; while [ ! -e go ]; do sleep 0.02; done") for name in "abc"]
-    wait_for(lambda: all((work / name).exists() and (work / name).read_text() for name in "abc"))
+    until(lambda: all((work / name).exists() and (work / name).read_text() for name in "abc"))
     (work / "go").touch()
-    assert {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids} == {0}
+    assert {ended(pid) for pid in pids} == {0}
     assert len({(work / name).read_text() for name in "abc"}) == 3
 
 
@@ -537,7 +526,7 @@ def test_a_folder_as_descriptor_stops_everything(launcher: Path) -> None:
     try:
         actions = [(os.POSIX_SPAWN_DUP2, folder, 0)]
         pid = os.posix_spawn(launcher, [str(launcher), str(path), "--", "true"], {}, file_actions=actions)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == REFUSED
+        assert ended(pid) == REFUSED
     finally:
         os.close(folder)
 
@@ -549,7 +538,7 @@ def test_a_terminal_only_with_the_policys_word(launcher: Path) -> None:
             path = write_policy(launcher.parent, policy(terminal=allowed))
             actions = [(os.POSIX_SPAWN_DUP2, terminal, 0)]
             pid = os.posix_spawn(launcher, [str(launcher), str(path), "--", "true"], {}, file_actions=actions)
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+            assert ended(pid) == code
     finally:
         os.close(main)
         os.close(terminal)
@@ -567,7 +556,7 @@ def test_the_report_may_have_any_descriptor(launcher: Path, number: int) -> None
     os.close(writer)
     with os.fdopen(reader) as stream:
         lines = stream.read().splitlines()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert ended(pid) == 0
     assert [line for line in lines if not line.startswith("{")] == ["0", "1", "2", "3"]
     assert [json.loads(line)["step"] for line in lines if line.startswith("{")] == ["ready", "end"]
 
@@ -583,7 +572,7 @@ def test_descriptors_that_are_meant_to_pass(launcher: Path, work: Path) -> None:
     os.close(writer)
     with os.fdopen(reader) as stream:
         assert stream.read().split() == ["1", "2", "2", "0", "1", "2", "3", "4"]
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert ended(pid) == 0
 
 
 def test_limits_of_each_process(launcher: Path) -> None:
@@ -635,7 +624,7 @@ exec {launcher} --dry --report 1 {path}"""
     try:
         done = run(["unshare", "--mount", "sh", "-c", script], split=True, timeout=30)
     finally:
-        wait_for(lambda: not (leaf / "cgroup.procs").read_text())
+        until(lambda: not (leaf / "cgroup.procs").read_text())
         leaf.rmdir()
         leaf.parent.rmdir()
         path.unlink()
@@ -657,11 +646,11 @@ def test_the_command_starts_in_the_given_cgroup(launcher: Path) -> None:
             launcher, [str(launcher), "--cgroup", str(leaf), str(path), "--", "sleep", "60"],
             {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
         )  # fmt: skip
-        wait_for(lambda: len(pid_file.read_text().split()) == 2)
+        until(lambda: len(pid_file.read_text().split()) == 2)
         (leaf / "cgroup.kill").write_text("1")
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 137
+        assert ended(pid) == 137
     finally:
-        wait_for(lambda: not (leaf / "cgroup.procs").read_text())
+        until(lambda: not (leaf / "cgroup.procs").read_text())
         leaf.rmdir()
 
 
@@ -800,7 +789,7 @@ except ConnectionRefusedError:
         ran = python(launcher, script, one)
     finally:
         stop.set()
-        thread.join()
+        joined(thread)
         path.unlink()
     assert (ran.out, ran.code) == ("done\n", 0), ran.err
 
@@ -1089,13 +1078,11 @@ def test_a_sandbox_ends_with_the_daemon(part: Sandbox, launcher: Path, work: Pat
 
             asyncio.run(run_it())
         os._exit(1)
-    wait_for(lambda: beat.exists() and beat.read_text())
+    until(lambda: beat.exists() and beat.read_text())
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    wait_for(lambda: not (work / "absent").exists())
-    before = beat.read_text()
-    time.sleep(0.2)
-    assert beat.read_text() == before
+    ended(child)
+    until(lambda: not (work / "absent").exists())
+    until(lambda: not any(processes(f"cd {work};")))
 
 
 def test_an_earlier_daemons_groups_are_emptied_and_removed(launcher: Path, tmp_path: Path) -> None:
@@ -1107,8 +1094,8 @@ def test_an_earlier_daemons_groups_are_emptied_and_removed(launcher: Path, tmp_p
     runner = Runner(Context(run=tmp_path), Tree(root), launcher=launcher)
     try:
         runner.clear()
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-        wait_for(lambda: runner.clear() or not (root / "sandbox-1-1").exists())
+        assert ended(pid) == -signal.SIGKILL
+        until(lambda: runner.clear() or not (root / "sandbox-1-1").exists())
     finally:
         root.rmdir()
 
@@ -1211,6 +1198,7 @@ def test_output_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None
             write(piece)
         shown = b""
         while not shown.endswith(b"."):
+            assert select.select([screen], [], [], PATIENCE)[0]
             shown += screen.read(1000)
     assert shown.replace(b"\r\n", b"\n") == "a\\x1b]52;c;eA==\\x07é\ufffd1m\n50%\n99%\n.".encode()
 

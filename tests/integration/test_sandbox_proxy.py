@@ -25,6 +25,7 @@ from daemon.linux.sandbox.policy import Policy
 from daemon.linux.sandbox.proxy_rules import Address, Rules, parse_address
 from daemon.parts.sandbox.proxy import Proxy, serving
 from tests.native import native
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.integration
 ACCOUNT = 64002
@@ -66,7 +67,8 @@ class Device:
         child = await asyncio.create_subprocess_exec(
             native("sandbox"), path, "--", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
         )
-        out, _ = await child.communicate()
+        async with asyncio.timeout(PATIENCE):
+            out, _ = await child.communicate()
         assert child.returncode is not None
         return child.returncode, out
 

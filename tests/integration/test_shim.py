@@ -41,6 +41,8 @@ from daemon.parts.service.shim import (
 )
 from daemon.parts.service.spec import ANYBODY, HEAD, Limit, Logging, Spec
 from tests.native import SANITIZE, native
+from tests.waiting import eventually
+from tests.waiting import until as until_true
 
 pytestmark = pytest.mark.integration
 SECONDS = 120  # nothing here takes that long; a test that hangs ends
@@ -116,11 +118,12 @@ async def shim_of(place: Place, spec: Spec, binary: Path | None = None) -> Async
 async def until(shim: Shim, kind: type, count: int = 1) -> list[protocol.Event]:
     """Events up to and with the `count`th of a kind."""
     seen: list[protocol.Event] = []
-    async for event in shim.events():
-        seen.append(event)
-        count -= isinstance(event, kind)
-        if not count or isinstance(event, Gone):
-            break
+    async with asyncio.timeout(SECONDS):
+        async for event in shim.events():
+            seen.append(event)
+            count -= isinstance(event, kind)
+            if not count or isinstance(event, Gone):
+                break
     return seen
 
 
@@ -474,8 +477,7 @@ def test_main_of_a_service_in_the_foreground_is_named_by_nobody(place):
         async with shim_of(place, place.sh("sleep 1000 & echo $!; exec sleep 1000")) as shim:
             await shim.start()
             await until(shim, Started)
-            while not place.lines():
-                await asyncio.sleep(0.01)
+            await eventually(place.lines, SECONDS)
             with pytest.raises(ShimError) as caught:
                 await shim.become_main(int(place.lines()[0]))
             assert caught.value.reason == "shim-stranger"
@@ -615,10 +617,9 @@ def test_service_that_ignores_sigterm(place, leaf, grouped):
         spec = place.py(STUBBORN, cgroup=str(leaf) if grouped else "")
         async with shim_of(place, spec) as shim:
             await shim.start()
-            while place.lines() != ["ready"]:
-                await asyncio.sleep(0.02)
+            await eventually(lambda: place.lines() == ["ready"], SECONDS)
             assert shim.state.cgroup == spec.cgroup
-            assert len(sleeping(place)) == 4
+            await eventually(lambda: len(sleeping(place)) == 4, SECONDS)  # one that is in execve(2) shows none
             if grouped:
                 members = [int(line) for line in (leaf / "main/cgroup.procs").read_text().split()]
                 assert sorted(members) == sorted(sleeping(place))
@@ -685,9 +686,8 @@ def test_groups_of_this_host(place, leaf):
                 return sorted(map(int, (group.path / "main/cgroup.procs").read_text().split()))
 
             await shim.start()
-            while place.lines() != ["ready"] or len(pids()) != 4:
-                await asyncio.sleep(0.02)
-            assert pids() == sorted(sleeping(place))
+            await eventually(lambda: place.lines() == ["ready"] and len(pids()) == 4, SECONDS)
+            await eventually(lambda: pids() == sorted(sleeping(place)), SECONDS)  # one that is in execve(2) shows none
             assert group.populated()
             assert group.usage().cpu_seconds is not None
             with pytest.raises(CgroupError) as caught:
@@ -727,8 +727,7 @@ def test_shim_told_to_end(place):
         spec = place.sh("trap 'echo asked; exit 9' USR1; echo ready; while :; do sleep 0.05; done", stop_signal=10)
         async with shim_of(place, spec) as shim:
             await shim.start()
-            while place.lines() != ["ready"]:
-                await asyncio.sleep(0.02)
+            await eventually(lambda: place.lines() == ["ready"], SECONDS)
             os.kill(shim.state.shim.pid, signal.SIGTERM)
             assert Exited(9, 0, False) in await until(shim, Gone)
 
@@ -827,11 +826,12 @@ print("later"); sys.stdout.flush()
             spec = place.py(script, log=Logging(str(folder / "hello"), rate=0))
             async with shim_of(place, spec) as shim:
                 await shim.start()
-                while not shim.state.lost:
-                    await asyncio.sleep(0.05)
-                    await shim.mark_ready()
-                    shim.close()
-                    shim = await Shim.connect(place.run)
+                async with asyncio.timeout(SECONDS):
+                    while not shim.state.lost:
+                        await asyncio.sleep(0.05)
+                        await shim.mark_ready()
+                        shim.close()
+                        shim = await Shim.connect(place.run)
                 whole = next((folder / "hello").iterdir())
                 assert whole.read_bytes().endswith(b"\n")
                 (folder / "hello" / "00000000.fill").unlink(missing_ok=True)
@@ -929,8 +929,7 @@ def test_daemon_killed_while_it_stops_a_service(place):
     script = "signal.signal(15, lambda *_: (print('asked'), sys.stdout.flush(), time.sleep(0.3), os._exit(5)))\n"
     script += "print('up'); sys.stdout.flush()\nwhile True: time.sleep(60)"
     client(place, place.py(script), "spawn start started")
-    while place.lines() != ["up"]:
-        time.sleep(0.02)
+    until_true(lambda: place.lines() == ["up"], SECONDS)
     client(place, place.py(script), "connect stop")
     shim, lines = asyncio.run(adopted(place))
     assert (shim.state.code, shim.state.stopped, lines) == (5, True, ["up", "asked"])
@@ -1040,8 +1039,7 @@ def test_client_that_does_not_listen_is_dropped(place):
         async with shim_of(place, place.py(script, notify=True, await_ready=True)) as shim:
             asyncio.get_running_loop().remove_reader(shim._channel)
             shim._channel.send(b"start")
-            while (state := load_state(place.run)) is None or not state.ready:
-                await asyncio.sleep(0.02)
+            await eventually(lambda: (state := load_state(place.run)) is not None and state.ready, SECONDS)
             again = await Shim.connect(place.run)
             assert (again.state.status, again.state.ready) == ("1999", True)
             again.close()

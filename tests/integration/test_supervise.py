@@ -18,20 +18,19 @@ from daemon.parts.service.service import Service
 from daemon.parts.service.states import State
 from daemon.parts.service.timer import Clock
 from tests.supervision import (
-    PATIENCE,
     QUICK,
     SLEEP,
     Heard,
     alive,
     as_root,
     ends,
-    eventually,
     lines,
     managed,
     reach,
     shell,
     unit,
 )
+from tests.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.integration
 S = State
@@ -242,11 +241,11 @@ def test_one_that_ignores_sigterm_and_one_that_floods_its_log_still_stop(place: 
                 await reach(manager.services[name], S.RUNNING)
             flood = manager.services["flood"]
             await eventually(lambda: flood.known is not None and flood.known.populated)
-            await asyncio.sleep(1.0)
+            folder = place.log / "units" / "flood"
+            await eventually(lambda: any(b" s dropped " in path.read_bytes() for path in folder.iterdir()))
             await manager.halt(["deaf", "flood"])
             assert ends(place, "deaf") == [(-1, 9)]
             assert ends(place, "flood") == [(-1, 15)]
-            folder = place.log / "units" / "flood"
             assert sum(path.stat().st_size for path in folder.iterdir()) <= 3 * (64 << 10)
             assert flood.last is not None
             assert flood.last.dropped > 0
@@ -255,12 +254,6 @@ def test_one_that_ignores_sigterm_and_one_that_floods_its_log_still_stop(place: 
 
 
 # -- readiness, health, watchdog, sockets, timers --------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def python(code: str) -> str:
@@ -273,8 +266,8 @@ s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(os.environ["NOTI
 s.send(b"STATUS=warming up"); time.sleep(0.2); s.send(b"READY=1\\nSTATUS=serving"); time.sleep(1000)"""
 
 
-def test_each_kind_of_readiness(place: Context):
-    port, flag = free_port(), place.log / "flag"
+def test_each_kind_of_readiness(place: Context, port: int):
+    flag = place.log / "flag"
     listen = f"import socket,time; time.sleep(0.2); s=socket.create_server(('127.0.0.1',{port})); time.sleep(1000)"
     unit(place, "fd", shell(f"sleep 0.2; echo >&3; {SLEEP}", rest="[ready]\nhow = 'fd:3'"))
     unit(place, "notify", f"[service]\ntype = 'notify'\ncommand = {python(NOTIFY)}\n")
@@ -399,23 +392,29 @@ def test_timers_follow_the_clocks(place: Context):
         async with managed(place) as manager:
             nightly = manager.services["nightly"]
             now = Clock.now()
-            nightly.clock = lambda: now
+            glances: list[Clock] = []
+
+            def clock() -> Clock:
+                glances.append(now)
+                return now
+
+            nightly.clock = clock
             manager.begin(["often", "nightly"])
             await reach(nightly, S.SCHEDULED)
             await eventually(lambda: lines(place.log / "often") >= 3)
             assert ends(place, "nightly") == []
             now = Clock(now.boot, now.wall + 86400)  # somebody sets the clock, which was wrong
             nightly.live()
-            await asyncio.sleep(0.2)
-            assert ends(place, "nightly") == []
+            await eventually(lambda: glances[-1] == now)
+            assert (nightly.state, ends(place, "nightly")) == (S.SCHEDULED, [])
             now = Clock(now.boot + 86400, now.wall + 86400)  # a day passes
             nightly.live()  # instead of waiting for its next glance
             await eventually(lambda: ends(place, "nightly") == [(4, 0)])
             assert (await reach(nightly, S.SCHEDULED)).memory.slug == "service-exit"
             now = Clock(now.boot, now.wall - 3600)  # and back
             nightly.live()
-            await asyncio.sleep(0.2)
-            assert ends(place, "nightly") == [(4, 0)]
+            await eventually(lambda: glances[-1] == now)
+            assert (nightly.state, ends(place, "nightly")) == (S.SCHEDULED, [(4, 0)])
             manager.begin(["nightly"], now=True)
             await eventually(lambda: len(ends(place, "nightly")) == 2)
 

@@ -18,7 +18,8 @@ from daemon.core.method import ADMINS, OPERATORS, PEOPLE, Caller, Method, Role
 from daemon.core.part import Context
 from daemon.parts.service import verbs as cli
 from daemon.parts.service.part import Manager
-from tests.supervision import PATIENCE, SLEEP, eventually, managed, shell, unit
+from tests.supervision import SLEEP, managed, shell, unit
+from tests.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.integration
 ME = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
@@ -92,9 +93,10 @@ def test_all_methods(place: Context):
             assert graph["text"] == "good\n  wants one"
             await eventually(lambda: (place.log / "units" / "good").is_dir())
             texts: list[tuple[str, str]] = []
-            while len([one for one in texts if one[0] != "shim"]) < 2:
-                records = await client.items("service.logs", names=["good"])
-                texts = [(one["stream"], one["text"]) for one in records]
+            async with asyncio.timeout(PATIENCE):
+                while len([one for one in texts if one[0] != "shim"]) < 2:
+                    records = await client.items("service.logs", names=["good"])
+                    texts = [(one["stream"], one["text"]) for one in records]
             assert ("stdout", "hello") in texts
             assert ("stderr", "oops") in texts
 

@@ -18,12 +18,10 @@ from daemon.parts.service.states import State
 from tests.native import native
 from tests.supervise_driver import life
 from tests.supervision import (
-    PATIENCE,
     QUICK,
     SLEEP,
     alive,
     ends,
-    eventually,
     folders,
     lines,
     managed,
@@ -31,6 +29,7 @@ from tests.supervision import (
     shell,
     unit,
 )
+from tests.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.integration
 S = State

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.core.audit import START, Audit, AuditError, Place, seal, unseal
+from tests.waiting import ended
 
 
 def written(folder: Path, count: int, **options: int) -> Audit:
@@ -242,7 +243,7 @@ def test_kill_at_any_moment_leaves_a_chain(tmp_path, after):
         for _ in range(after * 7 + 1):
             last = int(reported.readline())
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        assert ended(child) == -signal.SIGKILL
         last = max([last, *(int(line) for line in reported if line.endswith("\n"))])
     audit = Audit(tmp_path, max_file=3000, keep=4)
     audit.open()

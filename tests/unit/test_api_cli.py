@@ -13,7 +13,7 @@ from daemon.client import connection as client
 from daemon.client import mixctl
 from daemon.client.cli.common import columns
 from daemon.client.console.terminal import width_of
-from tests.unit.test_api_server import Running, running
+from tests.daemons import Running, running
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing, Role
 from daemon.core.part import Context
 from daemon.core.parts import Source, source
 from daemon.mixosd import Daemon
+from tests.waiting import eventually
 
 
 class Fake:
@@ -88,8 +89,7 @@ def folders(tmp_path: Path) -> Context:
 async def serving(daemon: Daemon, parts: Sequence[str]) -> AsyncIterator[None]:
     stop = asyncio.Event()
     task = asyncio.create_task(daemon.run(stop, "no-such-group"))
-    while any(daemon.parts.status()[name]["state"] != "running" for name in parts):
-        await asyncio.sleep(0.01)
+    await eventually(lambda: all(daemon.parts.status()[name]["state"] == "running" for name in parts))
     yield
     stop.set()
     await task
@@ -132,10 +132,8 @@ def test_an_undone_setting_is_in_force_again(tmp_path: Path):
         async with serving(daemon, names):
             for port in (1, 2):
                 await call("proxy.set", http=f"http://192.0.2.1:{port}")
-                while (
-                    daemon.parts.status()["config"]["revision"] < port + 1
-                ):  # the first is what was there at the start
-                    await asyncio.sleep(0.01)
+                # the first is what was there at the start
+                await eventually(lambda port=port: daemon.parts.status()["config"]["revision"] > port)
             assert (await call("config.undo"))["applied"]
             shown = await call("proxy.show")
             return shown["http"], (context.run / "proxy.env").read_text()

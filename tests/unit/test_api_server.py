@@ -2,208 +2,46 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
+import fcntl
 import json
 import os
 import random
 import select
 import socket
 import stat
+import struct
 import sys
+import termios
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field, SecretStr
 
 from buildsys.run import run
-from common.errors import NotFoundError, RefusedError, RpcError, UnreachableError
+from common.errors import NotFoundError, RpcError, UnreachableError
 from common.tomlfile import Strict
 from daemon import reference
-from daemon.client.connection import call, stream
+from daemon.client.connection import call
 from daemon.core import rpc
 from daemon.core.limits import Bucket, Limits
-from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing, Role, holds_secrets
-from daemon.core.part import Context
+from daemon.core.method import EVERYONE, Method, Role, holds_secrets
 from daemon.core.parts import Source
 from daemon.core.peer import Credentials
 from daemon.doors import server
-from daemon.mixosd import Daemon
+from tests.daemons import Running, Sample, Text, Word, running
 from tests.hostpackages import ROOT
+from tests.waiting import PATIENCE, joined, until
 
 QUICK = Limits(
     idle=0.5, slow=0.5, linger=0.2, look=0.05, connections=8, per_uid=6, per_admin=6, streams=3, rate=2000, burst=4000
 )
-
-
-class Text(Strict):
-    text: Annotated[str, Field(max_length=10)]
-    count: Annotated[int, Field(ge=1, le=100_000)] = 1
-
-
-class Word(Text):
-    secret_word: SecretStr | None = None
-
-
-class Sample:
-    """A part with one method of every kind."""
-
-    name = "sample"
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.closed = threading.Event()
-        self.waiting = threading.Event()
-        self.go = threading.Event()
-
-    def methods(self) -> Sequence[Method]:
-        return (
-            Method("sample.echo", "Says it again.", self.echo, EVERYONE, Word),
-            Method("sample.who", "Who calls.", self.who, EVERYONE),
-            Method("sample.set", "Changes something.", self.set, OPERATORS, Text, changes=True),
-            Method("sample.hush", "Changes with a secret.", self.set, OPERATORS, Word, changes=True),
-            Method("sample.wait", "Waits for somebody to leave.", self.wait, EVERYONE, seconds=60.0),
-            Method("sample.work", "The same, changing something.", self.wait, OPERATORS, changes=True, seconds=60.0),
-            Method("sample.fail", "Fails.", self.fail, EVERYONE, Text, changes=True),
-            Method("sample.broken", "Has a defect.", self.broken, EVERYONE),
-            Method("sample.full", "Has no room.", self.full, EVERYONE),
-            Method("sample.slow", "Takes too long.", self.slow, EVERYONE, seconds=0.2),
-            Method("sample.unsayable", "Answers what JSON has not.", self.unsayable, EVERYONE),
-            Method("sample.count", "Counts.", self.count, EVERYONE, Text),
-            Method("sample.change", "Changes while it streams.", self.change, OPERATORS, Text, changes=True),
-        )
-
-    async def start(self) -> None:
-        pass
-
-    async def stop(self) -> None:
-        pass
-
-    def status(self) -> Mapping[str, Any]:
-        return {"calls": len(self.calls)}
-
-    async def echo(self, caller: Caller, params: Text) -> dict[str, Any]:
-        return {"text": params.text, "count": params.count}
-
-    async def who(self, caller: Caller, params: Nothing) -> dict[str, Any]:
-        return caller._asdict()
-
-    async def set(self, caller: Caller, params: Text) -> str:
-        self.calls.append(params.text)
-        return f"{params.text} {len(self.calls)}"
-
-    async def fail(self, caller: Caller, params: Text) -> None:
-        self.calls.append(params.text)
-        if params.text == "again":
-            raise RefusedError("not now", reason="sample-busy", retryable=True)
-        raise NotFoundError("there is none", reason="sample-unknown", hint="look")
-
-    async def broken(self, caller: Caller, params: Nothing) -> None:
-        raise ValueError("secret detail")
-
-    async def full(self, caller: Caller, params: Nothing) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/var/lib/x")
-
-    async def slow(self, caller: Caller, params: Nothing) -> None:
-        await asyncio.sleep(60)
-
-    async def wait(self, caller: Caller, params: Nothing) -> None:
-        try:
-            self.waiting.set()
-            while not self.go.is_set():
-                await asyncio.sleep(0.01)
-            self.calls.append("done")
-        finally:
-            self.closed.set()
-
-    async def unsayable(self, caller: Caller, params: Nothing) -> object:
-        return {"a": {1, 2}}
-
-    async def count(self, caller: Caller, params: Text) -> AsyncIterator[Any]:
-        try:
-            for number in range(params.count):
-                yield number if params.text != "big" else "x" * 50_000
-            if params.text == "fail":
-                raise NotFoundError("there is none", reason="sample-unknown", hint="look")
-            if params.text == "broken":
-                raise ValueError("secret detail")
-            while params.text == "wait":
-                await asyncio.sleep(0.01)
-        finally:
-            self.closed.set()
-
-    async def change(self, caller: Caller, params: Text) -> AsyncIterator[int]:
-        for number in range(params.count):
-            yield number
-
-
-class Running:
-    """A daemon in a thread."""
-
-    def __init__(self, daemon: Daemon, path: Path, sample: Sample, loop: asyncio.AbstractEventLoop) -> None:
-        self.daemon, self.path, self.sample, self.loop = daemon, path, sample, loop
-
-    def call(self, name: str, params: Mapping[str, object] | None = None) -> Any:
-        return call(name, params or {}, self.path)
-
-    def stream(self, name: str, params: Mapping[str, object] | None = None) -> Iterator[Any]:
-        return stream(name, params or {}, self.path)
-
-    def reason(self, name: str, params: Mapping[str, object] | None = None) -> str:
-        with pytest.raises((RpcError, UnreachableError)) as caught:
-            self.call(name, params)
-        return caught.value.reason
-
-    def audit(self) -> list[dict[str, Any]]:
-        files = sorted((self.daemon.context.log / "audit").glob("*.jsonl"))
-        return [json.loads(line) for path in files for line in path.read_text().splitlines()]
-
-
-@contextmanager
-def running(
-    folder: Path,
-    role: Role | None = Role.ADMIN,
-    limits: Limits | None = None,
-    more: Sequence[Source] = (),
-    bus: str = "/nonexistent/bus",
-    accounts: Mapping[int, Role] | None = None,
-) -> Iterator[Running]:
-    """A daemon on a socket in `folder`, for this test's account in `role`."""
-    sample, ready, holder = Sample(), threading.Event(), {}
-    context = Context(run=folder, state=folder / "state", etc=folder, lib=folder, log=folder / "log")
-    table = accounts if accounts is not None else {os.getuid(): role} if role else {}
-    daemon = Daemon(context, [Source("sample", lambda: sample), *more], table, limits, bus)
-    path = folder / "mixosd.sock"
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        holder.update(loop=asyncio.get_running_loop(), stop=stop)
-        task = asyncio.create_task(daemon.run(stop, "no-such-group"))
-        while not task.done() and any(
-            one["state"] in ("waiting", "starting") for one in daemon.parts.status().values()
-        ):
-            await asyncio.sleep(0.01)
-        ready.set()
-        await task
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert ready.wait(30)
-    try:
-        yield Running(daemon, path, sample, holder["loop"])
-    finally:
-        holder["loop"].call_soon_threadsafe(holder["stop"].set)
-        thread.join(20)
-        assert not thread.is_alive()
-        assert not path.exists()
 
 
 @pytest.fixture
@@ -465,8 +303,13 @@ def test_a_reader_that_paused_does_not_hold_up_the_end(tmp_path):
             channel.connect(str(device.path))
             channel.sendall(rpc.encode_request("sample.count", {"text": "big", "count": 200}, 1))
             assert select.select([channel], [], [], 20)[0]
-            time.sleep(0.2)  # its pipe is full by now
+            until(lambda: queued(channel) > 64 << 10)  # and then it is not read
         assert device.sample.closed.is_set()
+
+
+def queued(channel: socket.socket) -> int:
+    """Bytes that have arrived and are not read (unix(7), SIOCINQ)."""
+    return int(struct.unpack("i", fcntl.ioctl(channel, termios.FIONREAD, bytes(4)))[0])
 
 
 def test_events(device):
@@ -483,7 +326,7 @@ def test_events(device):
     event = next(items)
     items.close()
     done.set()
-    thread.join()
+    joined(thread)
     assert (event["topic"], event["subject"], event["data"]) == ("sample.done", "x", {})
 
 
@@ -646,7 +489,7 @@ def test_the_daemon_answers_while_parts_start(tmp_path):
     thread = threading.Thread(target=ask)
     thread.start()
     with running(tmp_path, more=[Source("late", late)]) as device:
-        thread.join()
+        joined(thread)
         assert answers == [("part-starting", True), "admin"]
         assert device.call("late.x")
 
@@ -671,6 +514,7 @@ def test_the_longest_line_is_served(device):
     line = rpc.encode_request("ping", {}, 1)
     line = line[:-1].ljust(rpc.MAX_LINE - 1) + b"\n"
     with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(PATIENCE)
         channel.connect(str(device.path))
         channel.sendall(line)
         assert rpc.decode_answer(channel.recv(4096), 1) == "pong"
@@ -726,12 +570,14 @@ def test_a_flood_of_one_account_keeps_nobody_else_out(tmp_path, monkeypatch):
     with running(tmp_path, limits=QUICK, accounts={4711: Role.VIEWER, os.getuid(): Role.ADMIN}) as device:
         channels = [socket.socket(socket.AF_UNIX) for _ in range(QUICK.per_uid + 8)]
         for channel in channels[: QUICK.per_uid]:
+            channel.settimeout(PATIENCE)
             channel.connect(str(device.path))
             channel.sendall(rpc.encode_request("ping", {}, 1))
             assert rpc.decode_answer(channel.recv(4096), 1) == "pong"
         held = threading.Event()
         device.loop.call_soon_threadsafe(held.wait, 30)  # so that all of them are accepted at one time
         for channel in channels[QUICK.per_uid :]:
+            channel.settimeout(PATIENCE)
             channel.connect(str(device.path))
         channels[-1].sendall(rpc.encode_request("ping", {}, 1))
         held.set()
@@ -740,32 +586,41 @@ def test_a_flood_of_one_account_keeps_nobody_else_out(tmp_path, monkeypatch):
             channel.close()
 
 
-@pytest.mark.parametrize(("name", "done"), [("sample.wait", []), ("sample.work", ["done"])])
-def test_who_hangs_up_ends_a_question_but_not_a_change(quick, name, done):
+def hang_up(device: Running, name: str) -> None:
+    """Call a method that waits, and leave."""
+    device.sample.waiting.clear()
     with socket.socket(socket.AF_UNIX) as channel:
-        channel.connect(str(quick.path))
+        channel.connect(str(device.path))
         channel.sendall(rpc.encode_request(name, {}, 1))
-        assert quick.sample.waiting.wait(10)
-    if done:
-        assert not quick.sample.closed.wait(10 * QUICK.look)
-        quick.sample.go.set()
-    assert quick.sample.closed.wait(10)
-    assert quick.sample.calls == done
-    for _ in range(500):
-        if not quick.daemon.server._open:
-            break
-        time.sleep(0.02)
-    assert not quick.daemon.server._open
+        assert device.sample.waiting.wait(10)
 
 
-def test_who_only_ends_what_it_says_still_gets_its_answer(quick):
+def test_who_hangs_up_ends_a_question_but_not_a_change(quick):
+    connections = quick.daemon.server._open
+    hang_up(quick, "sample.work")
+    for _ in range(2):  # the server looks at every connection between the ends of two questions
+        hang_up(quick, "sample.wait")
+        assert quick.sample.closed.wait(10)
+        quick.sample.closed.clear()
+        until(lambda: sum(connections.values()) == 1)
+    assert quick.sample.calls == []
+    quick.sample.go.set()
+    until(lambda: not connections)
+    assert quick.sample.calls == ["done"]
+
+
+def test_who_only_ends_what_it_says_still_gets_its_answer(quick, monkeypatch):
+    looks: list[bool] = []
+    real = server._hung_up
+    monkeypatch.setattr(server, "_hung_up", lambda fd: looks.append(real(fd)) or looks[-1])
     with socket.socket(socket.AF_UNIX) as channel:
         channel.settimeout(10)
         channel.connect(str(quick.path))
         channel.sendall(rpc.encode_request("sample.wait", {}, 1))
         channel.shutdown(socket.SHUT_WR)
         assert quick.sample.waiting.wait(10)
-        assert not quick.sample.closed.wait(10 * QUICK.look)
+        looks.clear()
+        until(lambda: len(looks) > 1)
         quick.sample.go.set()
         assert rpc.decode_answer(channel.recv(4096), 1) is None
 
@@ -818,8 +673,7 @@ def test_floods_of_garbage_leave_the_daemon_answering_and_small(quick):
     threads = [threading.Thread(target=flood, args=(generator.randrange(1 << 30),)) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    joined(*threads)
     assert eventually_answers(quick)
     assert memory() - before < 48 << 20
 

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from daemon.client.console.pager import EnoughError, Paged, paged
-from tests.unit.test_console_editor import Played
+from tests.terminals import Played
 
 
 def shown(terminal: Played) -> list[str]:

@@ -20,7 +20,7 @@ from daemon.client.console.banner import describe
 from daemon.client.console.repl import Console
 from daemon.client.console.watch import parse
 from daemon.core import manifest
-from tests.unit.test_console_editor import Played
+from tests.terminals import Played
 
 BY_NAME = {account.name: account for account in ACCOUNTS}
 

@@ -17,6 +17,7 @@ from daemon import mixosd
 from daemon.client.connection import call, stream
 from daemon.core import rpc
 from daemon.linux import power
+from tests.waiting import PATIENCE, joined
 
 
 @pytest.mark.parametrize(
@@ -152,15 +153,17 @@ def test_patience_waits_for_a_starting_daemon(tmp_path):
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(path))
             server.listen()
+            server.settimeout(PATIENCE)
             peer, _ = server.accept()
             with peer:
+                peer.settimeout(PATIENCE)
                 peer.recv(4096)
                 peer.sendall(rpc.encode_result(1, "pong"))
 
     thread = threading.Thread(target=serve_later)
     thread.start()
     assert call("ping", {}, path, patience=30) == "pong"
-    thread.join()
+    joined(thread)
 
 
 def test_a_daemon_with_a_full_queue_is_waited_for(tmp_path):
@@ -176,16 +179,18 @@ def test_a_daemon_with_a_full_queue_is_waited_for(tmp_path):
 
         def serve_later():
             time.sleep(0.3)
+            server.settimeout(PATIENCE)
             server.accept()[0].close()
             peer, _ = server.accept()
             with peer:
+                peer.settimeout(PATIENCE)
                 peer.recv(4096)
                 peer.sendall(rpc.encode_result(1, "pong"))
 
         thread = threading.Thread(target=serve_later)
         thread.start()
         assert call("ping", {}, path, timeout=30) == "pong"
-        thread.join()
+        joined(thread)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +206,10 @@ def test_a_stream_that_breaks(tmp_path, answers, reason):
     path = tmp_path / "s"
 
     def answer():
+        server.settimeout(PATIENCE)
         peer, _ = server.accept()
         with peer:
+            peer.settimeout(PATIENCE)
             peer.recv(4096)
             peer.sendall(answers)
 
@@ -213,7 +220,7 @@ def test_a_stream_that_breaks(tmp_path, answers, reason):
         thread.start()
         with pytest.raises((RpcError, UnreachableError)) as caught:
             list(stream("x", {}, path))
-        thread.join()
+        joined(thread)
     assert caught.value.reason == reason
 
 

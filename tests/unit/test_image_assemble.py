@@ -1,79 +1,14 @@
 """Layout and the assembling actions, on made-up inputs: identities, bytes, determinism, refusals."""
 
-import io
 import json
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
 
-from buildsys.job import Job
 from common.errors import ConfigError, ImageError
-from image import assemble, deb, esp, gpt, layout, uki, verity
-from tests.unit.test_image_uki import RELEASE, STUB, kernel
-
-SMALL = {"esp": 160, "slot": 16, "data": 16}
-LOADER = b"MZ the boot manager"
-BOOT = "usr/lib/systemd/boot/efi"
-
-
-def ar_member(name: str, data: bytes) -> bytes:
-    return f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
-
-
-def package(path: Path, files: dict[str, bytes]) -> Path:
-    """A Debian package that holds these files."""
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w:xz") as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo("./" + name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    members = (
-        ar_member("debian-binary", b"2.0\n")
-        + ar_member("control.tar.xz", b"odd")
-        + ar_member("data.tar.xz", raw.getvalue())
-    )
-    path.write_bytes(b"!<arch>\n" + members)
-    return path
-
-
-class Bench:
-    """Runs the three actions in a folder, the way the executor does."""
-
-    def __init__(self, base: Path, root: bytes, **params: object) -> None:
-        self.base = base
-        self.params = {"version": "1.2.3", "seed": "abc", "layout": SMALL, "cmdline": "console=ttyS0  quiet", **params}
-        (base / "root").mkdir(parents=True)
-        (base / "root" / "root.squashfs").write_bytes(root)
-        (base / "kernel").mkdir()
-        (base / "kernel" / "bzImage").write_bytes(kernel())
-        (base / "kernel" / "release").write_text(RELEASE + "\n")
-        (base / "cmdline").write_text("panic=10\nslab_nomerge\npti=on\n")
-        files = {f"{BOOT}/linuxx64.efi.stub": STUB, f"{BOOT}/systemd-bootx64.efi": LOADER}
-        self.inputs = {
-            "root": base / "root",
-            "kernel": base / "kernel",
-            "cmdline": base / "cmdline",
-            "systemd-boot-efi": package(base / "boot.deb", files),
-        }
-
-    def run(self, name: str) -> Path:
-        out = self.base / f"out-{name}"
-        out.mkdir()
-        job = Job(self.inputs, out, self.base, self.params, epoch=1703030400, jobs=1)
-        {"verity": assemble.verity, "uki": assemble.uki, "disk": assemble.disk}[name](job)
-        self.inputs[name] = out
-        return out
-
-    def image(self) -> Path:
-        for name in ("verity", "uki", "disk"):
-            self.run(name)
-        return self.inputs["disk"] / "mixos-1.2.3-x86_64.img"
-
-
-ROOT = bytes(8192) + b"root file system" * 4096 + bytes(4096)
+from image import deb, esp, gpt, layout, uki, verity
+from tests.images import LOADER, ROOT, SMALL, Bench, ar_member
 
 
 def test_whole_image(tmp_path: Path) -> None:

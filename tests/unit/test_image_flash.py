@@ -9,7 +9,7 @@ import pytest
 from common.errors import ConfigError, ImageError
 from image import blockdev, esp, flash, gpt
 from image.blockdev import Places
-from tests.unit.test_image_assemble import ROOT, Bench
+from tests.images import ROOT, Bench
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from common.errors import ImageError, UsageError
 from image import accel, esp, gpt, machine, qemu, qmp
 from image.accel import Acceleration
 from image.machine import Machine
-from tests.unit.test_image_assemble import ROOT, Bench
+from tests.images import ROOT, Bench
+from tests.waiting import joined
 
 TCG = Acceleration("tcg", "test")
 
@@ -181,7 +182,7 @@ def test_waiting_for_ssh(tmp_path: Path) -> None:
         thread = threading.Thread(target=guest, daemon=True)
         thread.start()
         assert qemu.wait_ssh(running, 10) == "SSH-2.0-OpenSSH_10.0"
-        thread.join()
+        joined(thread)
     with pytest.raises(ImageError) as caught:
         qemu.wait_ssh(running, 0.3)
     assert caught.value.reason == "ssh-timeout"

@@ -9,41 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import FormatError
 from image import pe, uki
-
-RELEASE = "6.6.8-mixos"
-
-
-def pe_image(sections: list[tuple[str, bytes]], *, room: int = 1024, signed: bool = False) -> bytes:
-    """A minimal PE32+ image with the given sections, made by the specification."""
-    optional = bytearray(240)
-    struct.pack_into("<H", optional, 0, 0x20B)
-    struct.pack_into("<IIII", optional, 32, 4096, 512, 0, 0)
-    struct.pack_into("<II", optional, 56, 4096 * (len(sections) + 1), room)
-    struct.pack_into("<I", optional, 108, 16)
-    struct.pack_into("<II", optional, 112 + 4 * 8, *((512, 8) if signed else (0, 0)))
-    coff = struct.pack("<4sHHIIIHH", b"PE\0\0", 0x8664, len(sections), 0, 999, 5, 240, 0x206)
-    headers = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 64) + coff + bytes(optional)
-    body = b""
-    for number, (name, content) in enumerate(sections):
-        stored = content.ljust(-(-len(content) // 512) * 512, b"\0")
-        headers += struct.pack(
-            "<8sIIIIIIHHI", name.encode(), len(content), 4096 * (number + 1), len(stored), room + len(body), *[0] * 5
-        )
-        body += stored
-    return headers.ljust(room, b"\0") + body
-
-
-def kernel(release: str = RELEASE) -> bytes:
-    """A PE image that is a bzImage as far as its header goes."""
-    data = bytearray(pe_image([(".text", bytes(9000))], room=4096))
-    data[0x202:0x206] = b"HdrS"
-    struct.pack_into("<H", data, 0x20E, 0xE00)
-    text = f"{release} (build@host) #1\0".encode()
-    data[0x1000 : 0x1000 + len(text)] = text
-    return bytes(data)
-
-
-STUB = pe_image([(".text", b"code" * 300), (".sbat", b"sbat")])
+from tests.images import RELEASE, STUB, kernel, pe_image
 
 
 @pytest.fixture(scope="module")

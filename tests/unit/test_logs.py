@@ -187,9 +187,10 @@ def test_follow_filters(reader, tmp_path, monkeypatch):
         async with asyncio.timeout(20):
             stream = reader.follow(Query(("a",), contains="wanted"))
             task = asyncio.create_task(anext(stream))
-            await asyncio.sleep(0.05)
-            with (tmp_path / "a/00000006.log").open("ab") as file:
-                file.write(line(60) + line(70, "wanted"))
+            with (tmp_path / "a/00000006.log").open("ab", buffering=0) as file:
+                while not task.done():  # what is written before it follows is not its business
+                    file.write(line(60) + line(70, "wanted"))
+                    await asyncio.sleep(0.005)
             record = await task
             await stream.aclose()
             return record.realtime

@@ -25,7 +25,7 @@ from daemon.core.manifest import File, Manifest, ManifestError, Names, Verb
 from daemon.core.part import Context
 from daemon.core.parts import source
 from daemon.parts.backup import contents
-from tests.unit.test_api_server import running
+from tests.daemons import running
 
 ORDER = "change backup config firewall proxy storage service net vpn mdns sandbox metrics"
 

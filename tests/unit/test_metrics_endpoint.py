@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -15,7 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from daemon.parts.metrics import http
 from daemon.parts.metrics.exposition import text
 from daemon.parts.metrics.http import Endpoint, judge
-from tests.unit.test_metrics_figures import SAMPLE, UNIT
+from tests.metricsamples import SAMPLE, UNIT
+from tests.ports import held_port
+from tests.waiting import eventually
 
 
 def families(document: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
@@ -86,23 +89,18 @@ def test_any_bytes_get_a_status(head):
     assert judge(head).status in http._STATUS
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def serve(client: Callable[[int], Awaitable[object]], document: Callable[[], str] = lambda: "a 1\n") -> object:
     """Run `client` against an endpoint."""
 
     async def both() -> object:
-        endpoint, port = Endpoint(document, "text/plain; version=0.0.4"), free_port()
-        await endpoint.start("127.0.0.1", port)
-        try:
-            async with asyncio.timeout(30):
-                return await client(port)
-        finally:
-            await endpoint.stop()
+        endpoint = Endpoint(document, "text/plain; version=0.0.4")
+        with held_port() as port:
+            await endpoint.start("127.0.0.1", port)
+            try:
+                async with asyncio.timeout(30):
+                    return await client(port)
+            finally:
+                await endpoint.stop()
 
     return asyncio.run(both())
 
@@ -169,15 +167,13 @@ def test_a_document_that_fails_is_an_error_and_the_server_goes_on():
 def test_connections_are_bounded(monkeypatch):
     async def client(port: int) -> tuple[bytes, bytes]:
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(http.MAX_CONNECTIONS)]
-        await asyncio.sleep(0.1)
-        refused = await talk(port, b"GET /metrics HTTP/1.0\r\n\r\n")
+        refused = answered = b"- -"
+        while refused.split()[1] != b"503":  # until all of them are accepted
+            refused = await talk(port, b"GET /metrics HTTP/1.0\r\n\r\n")
         for _, writer in idle:
             writer.close()
-        for _ in range(100):
-            await asyncio.sleep(0.02)
+        while answered.split()[1] != b"200":  # until all of them are gone
             answered = await talk(port, b"GET /metrics HTTP/1.0\r\n\r\n")
-            if answered.split()[1] == b"200":
-                break
         return refused, answered
 
     refused, answered = serve(client)
@@ -188,24 +184,25 @@ def test_connections_are_bounded(monkeypatch):
 def test_a_client_that_reads_nothing_is_cut_off(monkeypatch):
     """Closing alone would wait for it for ever, with the descriptor."""
     monkeypatch.setattr(http, "SEND_SECONDS", 0.2)
-    sockets = len(os.listdir("/proc/self/fd"))
 
-    async def script() -> int:
-        endpoint, port = Endpoint(lambda: "x" * (16 << 20), "text/plain"), free_port()
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    async def script(port: int) -> None:
+        endpoint = Endpoint(lambda: "x" * (16 << 20), "text/plain")
         await endpoint.start("127.0.0.1", port)
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", port))
-        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        await asyncio.sleep(1.5)
-        await endpoint.stop()
-        await asyncio.sleep(0.1)
-        left = len(os.listdir("/proc/self/fd")) - sockets
-        client.close()
-        return left
+        listening = descriptors()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", port))
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            await eventually(lambda: select.select([client], [], [], 0)[0])  # it is being answered
+            await eventually(lambda: descriptors() == listening + 1)  # the client's own
+            await endpoint.stop()
+            await eventually(lambda: descriptors() == listening)
 
-    # The client's own socket, the event loop's three descriptors.
-    assert asyncio.run(script()) == 4
+    with held_port() as port:
+        asyncio.run(script(port))
 
 
 def test_a_flood_of_connections_is_cut_off(monkeypatch):

@@ -20,8 +20,8 @@ from daemon.parts.metrics import config, part, ring
 from daemon.parts.metrics import top as top_command
 from daemon.parts.metrics import verbs as metrics_command
 from daemon.parts.metrics.part import Metrics, Period, Top, Window
-from tests.unit.test_console_editor import Played
-from tests.unit.test_metrics_endpoint import free_port
+from tests.terminals import Played
+from tests.waiting import PATIENCE
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 
@@ -35,7 +35,8 @@ def play(tmp_path, script: Callable[[Metrics], Awaitable[object]], text: str | N
         metrics = Metrics(Context(etc=tmp_path), tmp_path / "cgroup")
         await metrics.start()
         try:
-            return await script(metrics)
+            async with asyncio.timeout(PATIENCE):
+                return await script(metrics)
         finally:
             await metrics.stop()
 
@@ -122,9 +123,7 @@ def test_the_endpoint_is_off_without_configuration(tmp_path):
     assert play(tmp_path, script) is None
 
 
-def test_the_endpoint_serves_what_prometheus_reads(tmp_path):
-    port = free_port()
-
+def test_the_endpoint_serves_what_prometheus_reads(tmp_path, port):
     async def script(metrics: Metrics) -> tuple[str, str]:
         def get() -> tuple[str, str]:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
@@ -138,9 +137,7 @@ def test_the_endpoint_serves_what_prometheus_reads(tmp_path):
     assert "mixos_uptime_seconds" in {family.name for family in text_string_to_metric_families(text)}
 
 
-def test_reload_moves_the_endpoint_and_a_mistake_stops_at_the_door(tmp_path):
-    port = free_port()
-
+def test_reload_moves_the_endpoint_and_a_mistake_stops_at_the_door(tmp_path, port):
     async def script(metrics: Metrics) -> list[Any]:
         path = tmp_path / "metrics.toml"
         states = [metrics.status()["endpoint"]]
@@ -176,7 +173,7 @@ def test_a_port_that_is_taken_is_told(tmp_path):
     assert str(port) in problem
 
 
-def test_an_endpoint_that_cannot_move_stays_where_it_is(tmp_path):
+def test_an_endpoint_that_cannot_move_stays_where_it_is(tmp_path, port):
     async def script(metrics: Metrics) -> tuple[str, Any]:
         (tmp_path / "metrics.toml").write_text(f'[prometheus]\nenable = true\nlisten = "127.0.0.1:{taken}"\n')
         with pytest.raises(ConfigError) as caught:
@@ -188,7 +185,7 @@ def test_an_endpoint_that_cannot_move_stays_where_it_is(tmp_path):
         return caught.value.reason, metrics.status()["endpoint"]
 
     with socket.create_server(("127.0.0.1", 0)) as other:
-        port, taken = free_port(), other.getsockname()[1]
+        taken = other.getsockname()[1]
         text = f'[prometheus]\nenable = true\nlisten = "127.0.0.1:{port}"\n'
         assert play(tmp_path, script, text) == ("metrics-listen", f"127.0.0.1:{port}")
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from daemon.linux.nameservers import Names
 from daemon.parts.net.handover import EarlyBoot
 from daemon.parts.net.migrate import migrate
 from daemon.parts.net.netfile import NetworkFile
+from tests.waiting import ended, until
 
 ROOT = Path(__file__).resolve().parents[2]
 INIT = ROOT / "rootfs/skeleton/usr/lib/mixos/init"
@@ -304,8 +304,8 @@ def client(early: EarlyBoot, tmp_path: Path, name: str) -> int:
     if not program.exists():
         shutil.copy("/bin/sleep", program)
     pid = os.posix_spawn(program, ["udhcpc", "300"], {})
-    while Path(f"/proc/{pid}/comm").read_text() != "udhcpc\n":
-        time.sleep(0.01)  # the spawn returns a moment before the kernel has set the new name
+    # the spawn returns a moment before the kernel has set the new name
+    until(lambda: Path(f"/proc/{pid}/comm").read_text() == "udhcpc\n")
     (early.folder / f"{name}.pid").write_text(f"{pid}\n")
     (early.folder / f"{name}.started").touch()
     return pid
@@ -335,7 +335,7 @@ def test_a_client_that_is_wanted_goes_on(early: EarlyBoot, tmp_path: Path) -> No
         assert (early.folder / "eth0.started").exists()
         assert early.claimed() == set()
         os.kill(pid, 9)
-        os.waitpid(pid, 0)
+        ended(pid)
 
     asyncio.run(scenario())
 

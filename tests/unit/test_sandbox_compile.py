@@ -18,7 +18,7 @@ from daemon.linux.sandbox.policy import Overlay, Policy
 from daemon.parts.sandbox.explain import rows
 from daemon.parts.sandbox.part import Command, command_policy
 
-HEADER = Path(daemon.__file__).parent / "native" / "sandbox.h"
+HEADER = Path(daemon.__file__).parent / "native" / "sandbox" / "format.h"
 CALLER = Caller(Role.OPERATOR, 1001, 1001, 1, "operator", "local")
 
 
@@ -56,7 +56,7 @@ def value(found: list[Record], tag: Tag) -> int:
 
 
 def test_tags_are_those_of_the_header() -> None:
-    """Both sides count the same: the enumeration of sandbox.h, read as the compiler does."""
+    """Both sides count the same: the enumeration of format.h, read as the compiler does."""
     text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
     found = re.search(r"enum tag \{(.*?)\};", text, re.DOTALL)
     assert found is not None

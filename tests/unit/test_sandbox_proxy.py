@@ -21,7 +21,7 @@ from daemon.core.events import Bus, Event
 from daemon.linux.sandbox.proxy_rules import Address, Rules, parse_address
 from daemon.parts.sandbox.proxy import Limits, Proxy, serving
 from daemon.parts.sandbox.proxy_reach import Upstream, _connect, direct
-from tests.unit.test_sandbox_proxy_parsers import extended, hello, named
+from tests.clienthello import extended, hello, named
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 TARGET = "a.test"
@@ -493,7 +493,8 @@ def test_only_so_many_at_once(tmp_path: Path) -> None:
         async with stage(tmp_path, limits=Limits(connections=2)) as on:
             opened = [await on.connect() for _ in range(2)]
             waiting = asyncio.create_task(on.connect())
-            await asyncio.sleep(0.1)
+            for _ in range(500):  # all of it is in this loop: had it been let in, it would be through by now
+                await asyncio.sleep(0)
             assert not waiting.done()
             opened[0][1].close()
             opened.append(await waiting)
@@ -554,10 +555,9 @@ def test_nothing_is_left(tmp_path: Path) -> None:
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
             writer.close()
-        await asyncio.sleep(0.05)
         assert not on.path.exists()
-        assert len(os.listdir("/proc/self/fd")) <= before + 1
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)
+        await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
     play(act)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from daemon.linux.sandbox.proxy_rules import DeniedError
 from daemon.parts.sandbox import proxy_http as http
 from daemon.parts.sandbox.proxy_tls import MAX_HELLO, Hello, client_hello
+from tests.clienthello import extended, hello, named, records
 
 REASONS = {"malformed", "framing", "host-mismatch", "name-invalid", "command", "not-tls"}
 
@@ -197,25 +198,6 @@ def test_any_bytes_are_a_socks_request_or_refused(data: bytes) -> None:
 # -- TLS ---------------------------------------------------------------------------------------------------------------
 
 
-def hello(name: str | None = "a.test", **versions: ssl.TLSVersion) -> bytes:
-    """What this host's TLS library really sends."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    for which, version in versions.items():
-        setattr(context, which, version)
-    out = ssl.MemoryBIO()
-    channel = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname=name)
-    with contextlib.suppress(ssl.SSLWantReadError):
-        channel.do_handshake()
-    return out.read()
-
-
-def records(message: bytes, size: int) -> bytes:
-    """A handshake message in records of `size` bytes."""
-    parts = (message[at : at + size] for at in range(0, len(message), size))
-    return b"".join(b"\x16\x03\x01" + len(part).to_bytes(2, "big") + part for part in parts)
-
-
 @pytest.mark.parametrize("name", ["a.test", "xn--bcher-kva.example", "A.Test", None])
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_the_name_in_a_real_hello(name: str | None, version: ssl.TLSVersion) -> None:
@@ -229,27 +211,6 @@ def test_a_hello_in_pieces() -> None:
         assert client_hello(data) == Hello("a.test")
         assert client_hello(data + b"anything behind it") == Hello("a.test")
         assert {client_hello(data[:size]) for size in range(len(data))} == {None}
-
-
-def extended(*extensions: tuple[int, bytes], tail: bytes = b"") -> bytes:
-    """A ClientHello with these extensions."""
-    listed = b"".join(kind.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data for kind, data in extensions)
-    body = (
-        b"\x03\x03"
-        + bytes(32)
-        + b"\x00"
-        + b"\x00\x02\x13\x01"
-        + b"\x01\x00"
-        + len(listed).to_bytes(2, "big")
-        + listed
-        + tail
-    )
-    return records(b"\x01" + len(body).to_bytes(3, "big") + body, 1 << 14)
-
-
-def named(*names: bytes, kind: int = 0) -> tuple[int, bytes]:
-    listed = b"".join(bytes([kind]) + len(name).to_bytes(2, "big") + name for name in names)
-    return 0, len(listed).to_bytes(2, "big") + listed
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from buildsys.cli.cache import kept_outputs
 from buildsys.files import data_ranges, remove_tree
 from buildsys.store import Store
 from common.errors import StoreError
+from tests.waiting import ended
 
 STEPS = ("settled", "listed", "renamed", "recorded")
 EPOCH = 1703030400
@@ -65,7 +66,7 @@ def test_kill_at_every_step_leaves_nothing_or_everything(tmp_path: Path, step: s
 
         commit(Store(tmp_path / "store", hook))
         os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert ended(child) == -signal.SIGKILL
     assert reached.read_text() == step  # the fault really happened
     store = Store(tmp_path / "store")
     found = store.result("k" * 64)
@@ -281,7 +282,7 @@ def as_nobody(action: Callable[[], None]) -> int:
             status = 0
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return ended(child)
 
 
 @pytest.fixture

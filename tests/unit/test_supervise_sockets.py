@@ -53,10 +53,7 @@ def test_a_dead_socket_is_replaced_a_live_one_and_anything_else_is_not(path: Pat
     assert path.read_text() == "precious"
 
 
-def test_tcp(monkeypatch: pytest.MonkeyPatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_tcp(port: int, monkeypatch: pytest.MonkeyPatch):
     with open_socket(wanted(tcp=port)) as channel:
         assert channel.getsockname() == ("127.0.0.1", port)
         with pytest.raises(MixosError) as caught:

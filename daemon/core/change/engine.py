@@ -274,6 +274,7 @@ class Changes:
             record = self._record(wanted, appliers, plans)
             renames = await asyncio.to_thread(self._stage, record.number, wanted)
             record = replace(record, renames=renames)
+            self.step("staged")
             try:
                 await self._put_in_force(record, plans)
                 if record.deadline is None:

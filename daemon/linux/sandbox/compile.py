@@ -1,6 +1,6 @@
 """`Policy` → the bytes that the launcher reads. It parses nothing that people write, so everything is decided here.
 
-The format is described in daemon/native/sandbox.h, whose numbers are repeated here. Same policy, same bytes.
+The format is described in daemon/native/sandbox/format.h, whose numbers are repeated here. Same policy, same bytes.
 """
 
 from __future__ import annotations

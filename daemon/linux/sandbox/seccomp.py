@@ -167,7 +167,7 @@ def _families(families: Collection[str]) -> Iterator[Case]:
             yield Case((domain, Test(2, 0xFFFFFFFF, protocol)), ALLOW)
 
 
-# What the bridge of network "proxy" needs (daemon/native/sandbox_bridge.h): it is allowed nothing else.
+# What the bridge of network "proxy" needs (daemon/native/sandbox/bridge.c): it is allowed nothing else.
 BRIDGE = _names(
     "poll ppoll accept4 connect recvfrom sendto close shutdown exit exit_group rt_sigreturn restart_syscall"
 )

@@ -16,7 +16,7 @@ from daemon.linux.sandbox.policy import Policy
 from daemon.parts.sandbox.run import Runner
 
 Verdict = Literal["yes", "partly", "no"]
-ABI_USED = 6  # of Landlock: what sandbox.c knows
+ABI_USED = 6  # of Landlock: what daemon/native/sandbox/landlock.c knows
 
 
 class Row(NamedTuple):

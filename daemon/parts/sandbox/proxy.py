@@ -1,7 +1,7 @@
 """The filtering proxy of one sandbox: HTTP CONNECT, plain HTTP and SOCKS 5 on a Unix socket, for listed targets only.
 
 It is the only way out of a sandbox whose network is "proxy": that one's network namespace has a loopback, on which the
-launcher's bridge (daemon/native/sandbox_bridge.h) joins each connection with one to this socket. What is checked:
+launcher's bridge (daemon/native/sandbox/bridge.c) joins each connection with one to this socket. What is checked:
 
     who      the name and port, or the address and port, are on the list              proxy_rules.py
     where    no name leads to the device, its neighbours or a metadata service        proxy_rules.py, proxy_reach.py

@@ -1,8 +1,8 @@
 """Run a command in a sandbox: a cgroup for it, its compiled policy, the launcher, and what it says as a stream.
 
 The daemon never runs the command itself, and the launcher never runs it as root. When whoever reads the stream goes
-away, the sandbox ends: its keeper is killed, and with it every process inside (daemon/native/sandbox.c). It ends as
-well when the daemon does, however that happens.
+away, the sandbox ends: its keeper is killed, and with it every process inside (daemon/native/sandbox/main.c). It ends
+as well when the daemon does, however that happens.
 """
 
 from __future__ import annotations

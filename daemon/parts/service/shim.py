@@ -1,6 +1,6 @@
 """The daemon's side of the shim: starting one, finding one again, telling it what to do, hearing what happened.
 
-A shim (`daemon/native/shim.c`, which describes the protocol) is the parent of one service and outlives the daemon.
+A shim (`daemon/native/shim/main.c`, which describes the protocol) is the parent of one service and outlives the daemon.
 Every message of it carries its whole state, so that nothing depends on having heard the one before: a daemon that was
 killed connects to DIR/control again and knows everything. `load_state` tells the same when the shim itself is dead.
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from daemon.linux.sandbox.policy import Policy
 from daemon.linux.sandbox.proxy_rules import Address, Rules, parse_address
 from daemon.parts.sandbox.proxy import Proxy, serving
 from tests.boot.escapes import suite
+from tests.waiting import PATIENCE, eventually, processes
 
 ACCOUNT = 64001
 SYSTEM = ["/usr", "?/bin", "?/sbin", "?/lib", "?/lib64", "?/etc/passwd"]
@@ -57,8 +59,8 @@ async def alone(place: Path, name: str, argv: Sequence[str | Path], leaked: int)
     file = suite.ALONE[name]
     if file is None:
         return said.endswith("code=0")
-    await asyncio.sleep(suite.LATER)
     late = place / "project" / file
+    await eventually(lambda: late.exists() or not any(processes(f"attempts\0{name}\0")))
     worked = late.exists()
     late.unlink(missing_ok=True)
     return worked
@@ -80,7 +82,12 @@ async def stage(folder: Path) -> AsyncIterator[Path]:
         yield place
     finally:
         child.kill()
-        await child.wait()
+        await asyncio.wait_for(child.wait(), PATIENCE)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as channel:
+        return channel.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _disk() -> str:
@@ -121,12 +128,12 @@ async def main(folder: Path, launcher: Path) -> dict[str, Any]:
         attempts = place / "shown" / "attempts"
         leaked = os.open(place / "outside", os.O_RDONLY)
         pretender = await asyncio.create_subprocess_exec(folder / "attempts", "open-proxy", str(suite.PROXY_PORT))
-        await asyncio.sleep(0.2)
+        await eventually(lambda: _listens(suite.PROXY_PORT))
         found["outside"] = await capture([attempts, "--all"], leaked)
         found["outside-alone"] = {name: await alone(place, name, [attempts, name], leaked) for name in suite.ALONE}
         found["before"] = _left(place)
         pretender.send_signal(signal.SIGKILL)
-        await pretender.wait()
+        await asyncio.wait_for(pretender.wait(), PATIENCE)
 
         def command(name: str, one: Policy, *words: str) -> list[str | Path]:
             path = folder / f"{name}.policy"

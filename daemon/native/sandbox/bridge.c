@@ -3,16 +3,40 @@
  *
  * Bounds: PAIRS connections, one buffer of BUFFER bytes for each direction of each. The one above them waits in the
  * kernel's queue. Nothing is allocated. */
-#ifndef MIXOS_SANDBOX_BRIDGE_H
-#define MIXOS_SANDBOX_BRIDGE_H
+#define _GNU_SOURCE
+#include "sandbox.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <net/if.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #define PAIRS 64
 #define BUFFER 16384
 
-struct flow { char data[BUFFER]; size_t begin, end; int ended; }; /* bytes begin to end wait; ended: no more will come */
-static struct pair { int fd[2]; struct flow flow[2]; } pairs[PAIRS]; /* flow[n] goes from fd[n] to fd[!n] */
+struct flow {
+    char data[BUFFER];
+    size_t begin, end; /* the bytes between them wait */
+    int ended;         /* no more will come */
+};
+static struct pair {
+    int fd[2];
+    struct flow flow[2]; /* flow[n] goes from fd[n] to fd[!n] */
+} pairs[PAIRS];
 
-static int bridge_listen(uint16_t port)
+void loopback_up(void)
+{
+    struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
+    int fd = (int)must(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), "loopback", "");
+    must(ioctl(fd, SIOCSIFFLAGS, &request), "loopback", "");
+    close(fd);
+}
+
+int bridge_listen(uint16_t port)
 {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr = {htonl(INADDR_LOOPBACK)}};
     int fd = (int)must(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), "bridge", "");
@@ -63,7 +87,7 @@ static int bridge_move(struct pair *pair, int side, short from, short to)
     return !(pair->flow[0].ended && pair->flow[1].ended);
 }
 
-static _Noreturn void bridge_serve(int listener)
+_Noreturn void bridge_serve(int listener)
 {
     struct pollfd polled[1 + 2 * PAIRS];
     for (int index = 0; index < PAIRS; index++)
@@ -76,7 +100,8 @@ static _Noreturn void bridge_serve(int listener)
                 unused = pair;
             for (int side = 0; side < 2; side++) {
                 struct flow *in = &pair->flow[side], *out = &pair->flow[!side];
-                short wanted = (short)((in->begin == in->end && !in->ended ? POLLIN : 0) | (out->begin < out->end ? POLLOUT : 0));
+                short wanted =
+                    (short)((in->begin == in->end && !in->ended ? POLLIN : 0) | (out->begin < out->end ? POLLOUT : 0));
                 /* without a wish no entry: a hang-up that nobody waits for would wake us for ever */
                 polled[1 + 2 * index + side] = (struct pollfd){wanted ? pair->fd[side] : -1, wanted, 0};
             }
@@ -95,5 +120,3 @@ static _Noreturn void bridge_serve(int listener)
         }
     }
 }
-
-#endif

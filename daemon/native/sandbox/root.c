@@ -1,7 +1,16 @@
 /* Inside: the new root, a tmpfs with exactly what the policy shows. */
-#ifndef MIXOS_SANDBOX_ROOT_H
-#define MIXOS_SANDBOX_ROOT_H
+#define _GNU_SOURCE
+#include "sandbox.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+static int root;
 static dev_t own[64]; /* our own tmpfs: only in these are mount points made, never in what the host shows us */
 static unsigned owned;
 
@@ -34,7 +43,8 @@ static int new_tmpfs(uint64_t size, const char *mode, uint64_t attributes)
     struct stat info;
     snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)size);
     snprintf(inodes, sizeof inodes, "%llu", (unsigned long long)(size / 4096 + 256));
-    int fd = new_filesystem("tmpfs", attributes, (const char *const[]){"size", bytes, "nr_inodes", inodes, "mode", mode, NULL});
+    int fd = new_filesystem("tmpfs", attributes,
+                            (const char *const[]){"size", bytes, "nr_inodes", inodes, "mode", mode, NULL});
     must(fstat(fd, &info), "tmpfs", "");
     if (owned == sizeof own / sizeof *own)
         deny("too many file systems", "");
@@ -98,9 +108,12 @@ static void show_path(struct record *item, const char *path)
 
 static void make_devices(void)
 {
-    static const char *const links[][2] = {{"/dev/fd", "/proc/self/fd"}, {"/dev/stdin", "fd/0"}, {"/dev/stdout", "fd/1"},
-                                           {"/dev/stderr", "fd/2"}, {"/dev/ptmx", "pts/ptmx"}};
-    EACH(item, DEVICE)
+    static const char *const links[][2] = {{"/dev/fd", "/proc/self/fd"},
+                                           {"/dev/stdin", "fd/0"},
+                                           {"/dev/stdout", "fd/1"},
+                                           {"/dev/stderr", "fd/2"},
+                                           {"/dev/ptmx", "pts/ptmx"}};
+    EACH (item, DEVICE)
         show_path(item, item->data);
     for (size_t index = 0; index < sizeof links / sizeof *links; index++)
         place(links[index][0], S_IFLNK, links[index][1]);
@@ -137,7 +150,8 @@ static void pin_above(const struct record *item)
             deny("too many folders above protected paths", "");
         char folder[PATH_LENGTH];
         snprintf(folder, sizeof folder, "%.*s", (int)end, item->path);
-        int target = (int)must(look_up(root, folder + 1, BENEATH | NO_SYMLINKS), "folder above a protected path:", folder);
+        int target =
+            (int)must(look_up(root, folder + 1, BENEATH | NO_SYMLINKS), "folder above a protected path:", folder);
         int tree = clone_tree(target, folder);
         attach(tree, target, folder);
         close(tree);
@@ -181,7 +195,7 @@ static void protect_path(struct record *item)
     close(now);
 }
 
-static void make_root(void)
+void make_root(void)
 {
     uint64_t writable = ATTR_NOSUID | ATTR_NODEV | (scalar[WRITABLE_EXEC] ? 0 : ATTR_NOEXEC);
     must(syscall(SYS_mount, NULL, "/", NULL, MS_REC_PRIVATE, NULL), "private mounts", "");
@@ -189,7 +203,8 @@ static void make_root(void)
     attach(root, (int)must(open("/", O_PATH | O_CLOEXEC), "root", "/"), "/");
     make_proc();
     make_devices();
-    for (struct record *item = records; item < records + count; item++) { /* in the policy's order: outer before inner */
+    /* in the policy's order: outer before inner */
+    for (struct record *item = records; item < records + record_count; item++) {
         if (item->head.tag == READ_ONLY || item->head.tag == READ_WRITE)
             show_path(item, item->data);
         else if (item->head.tag == TMPFS)
@@ -197,7 +212,7 @@ static void make_root(void)
     }
     if (once[PROXY_SOCKET])
         show_path(once[PROXY_SOCKET], "/run/proxy");
-    EACH(item, PROTECT)
+    EACH (item, PROTECT)
         protect_path(item);
     unlinkat(root, ".empty", 0);
     unlinkat(root, ".empty.d", AT_REMOVEDIR);
@@ -208,5 +223,3 @@ static void make_root(void)
     set_attributes(root, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, 0, "/");
     close(root);
 }
-
-#endif

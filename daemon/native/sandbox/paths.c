@@ -1,24 +1,34 @@
 /* Outside, before the namespaces: host paths become detached mounts, whose attributes are set while nobody can reach
  * them; protected paths that do not exist get a placeholder. */
-#ifndef MIXOS_SANDBOX_PATHS_H
-#define MIXOS_SANDBOX_PATHS_H
+#define _GNU_SOURCE
+#include "sandbox.h"
 
-static int look_up(int at, const char *path, uint64_t resolve)
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+int look_up(int at, const char *path, uint64_t resolve)
 {
     struct how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC, .resolve = resolve | NO_MAGICLINKS};
     return (int)syscall(SYS_openat2, at, path, &how, sizeof how);
 }
 
-static int clone_tree(int fd, const char *name)
+int clone_tree(int fd, const char *name)
 {
-    return (int)must(
-        syscall(SYS_open_tree, fd, "", TREE_CLONE | TREE_CLOEXEC | TREE_RECURSIVE | EMPTY_PATH), "mount of", name);
+    return (int)must(syscall(SYS_open_tree, fd, "", TREE_CLONE | TREE_CLOEXEC | TREE_RECURSIVE | EMPTY_PATH),
+                     "mount of", name);
 }
 
-static void set_attributes(int fd, uint64_t set, unsigned recursive, const char *name)
+void set_attributes(int fd, uint64_t set, unsigned recursive, const char *name)
 {
     struct mount_attributes attributes = {.set = set, .propagation = MS_PRIVATE_};
-    must(syscall(SYS_mount_setattr, fd, "", EMPTY_PATH | recursive, &attributes, sizeof attributes), "attributes of", name);
+    must(syscall(SYS_mount_setattr, fd, "", EMPTY_PATH | recursive, &attributes, sizeof attributes), "attributes of",
+         name);
 }
 
 /* A path as the host has it now; whatever happens to its name later, this is what will be mounted. */
@@ -60,7 +70,7 @@ static void detach_path(struct record *item, uint64_t set)
 static struct record *writable_above(const char *path)
 {
     struct record *best = NULL;
-    EACH(item, READ_WRITE)
+    EACH (item, READ_WRITE)
         if (!strncmp(path, item->data, strlen(item->data)) && path[strlen(item->data)] == '/' && S_ISDIR(item->type))
             if (!best || strlen(item->data) > strlen(best->data))
                 best = item;
@@ -168,9 +178,10 @@ static void prepare_protection(struct record *item)
     item->placeholder = !(info.st_mode & 07777) && (S_ISDIR(info.st_mode) || info.st_size == 0);
 }
 
-static void remove_placeholders(void)
+void remove_placeholders(void)
 {
-    for (struct record *item = records + count; item-- > records;) { /* backwards: what was made first goes last */
+    /* backwards: what was made first goes last */
+    for (struct record *item = records + record_count; item-- > records;) {
         if (item->head.tag != PROTECT || !item->under || !item->placeholder ||
             flock(item->under->lock, LOCK_EX | LOCK_NB) < 0)
             continue;
@@ -193,22 +204,20 @@ static void remove_placeholders(void)
     }
 }
 
-static void detach_paths(void)
+void detach_paths(void)
 {
     uint64_t read_only = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
     uint64_t read_write = ATTR_NOSUID | ATTR_NODEV | (scalar[WRITABLE_EXEC] ? 0 : ATTR_NOEXEC);
-    for (struct record *item = records; item < records + count; item++)
+    for (struct record *item = records; item < records + record_count; item++)
         item->fd = item->folder = item->lock = -1;
-    EACH(item, READ_WRITE)
+    EACH (item, READ_WRITE)
         detach_path(item, read_write);
-    EACH(item, PROTECT)
+    EACH (item, PROTECT)
         prepare_protection(item);
-    EACH(item, READ_ONLY)
+    EACH (item, READ_ONLY)
         detach_path(item, read_only);
-    EACH(item, DEVICE)
+    EACH (item, DEVICE)
         detach_path(item, ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC);
     if (once[PROXY_SOCKET])
         detach_path(once[PROXY_SOCKET], read_only | ATTR_NOEXEC);
 }
-
-#endif

@@ -6,9 +6,8 @@
  *
  * --cgroup DIR: the command starts in this cgroup; without it it stays in the caller's. --keep N: descriptors 3 to N+2
  * pass to the command. --attached: when our parent ends, however it does, so does everything here. --dry: set everything
- * up, report, end. Exit codes: the command's, 128+n when signal n ended it,
- * 124 when its time was over, 126 or 127 when it cannot be executed, 125 when the sandbox cannot be set up: then the
- * reason is one line on stderr, and nothing was run.
+ * up, report, end. Exit codes: the command's, 128+n when signal n ended it, 124 when its time was over, 126 or 127 when it
+ * cannot be executed, 125 when the sandbox cannot be set up: then the reason is one line on stderr, and nothing was run.
  *
  * Two processes: the *keeper* stays outside, forwards signals, and holds what must outlive the sandbox (the account's
  * lock, placeholders to remove). *Init* is PID 1 inside; it makes the walls, then locks itself in with the command and
@@ -25,128 +24,30 @@
  *   7. Landlock after the mounts, since a landlocked process cannot mount; seccomp last, since it forbids most of the above
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
+#include "sandbox.h"
+
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
-#include <linux/filter.h>
 #include <linux/seccomp.h>
-#include <net/if.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <sys/sysmacros.h>
 #include <sys/timerfd.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "sandbox.h"
+enum { TIMED_OUT = 124, NOT_EXECUTABLE = 126, NOT_FOUND = 127 };
 
-enum { TIMED_OUT = 124, REFUSED = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127 };
-
-struct record {
-    struct record_head head;
-    const char *data;
-    int fd;                 /* READ_ONLY, READ_WRITE, DEVICE, PROXY_SOCKET: the detached mount */
-    int folder, lock;       /* READ_WRITE: the host's folder; its lock, when something below it is protected */
-    mode_t type;            /* of what is mounted (st_mode); 0: absent */
-    char link[256];         /* READ_ONLY: the host has a symbolic link here, to this */
-    struct record *under;   /* PROTECT: the writable path that holds it */
-    char path[PATH_LENGTH]; /* PROTECT: what is really protected: data, or the file that stands in its way */
-    int made, placeholder;  /* PROTECT: levels of the path that were made for it; whether an empty stand-in is there */
-};
-
-static uint64_t scalar[SCALARS];
-static struct record records[RECORDS_MAX];
-static unsigned count;
-static struct record *once[TAGS];
-static int in_init, user_mode, keep, dry, report_fd = -1, cgroup_fd = -1, root, landlock_abi, landlock_used;
-static char cgroup_path[PATH_LENGTH]; /* the group that the command is in, as the host names it */
+static int keep, dry, cgroup_fd = -1;
 static pid_t attached; /* to this parent; 0: to none */
-static uid_t account;
-static gid_t group;
 static sigset_t every_signal;
-static char report[16384];
-static size_t report_length;
-
-#define EACH(item, wanted) \
-    for (struct record *item = records; item < records + count; item++) \
-        if (item->head.tag == (wanted))
-
-static void remove_placeholders(void);
-static void act_as(uid_t uid, gid_t gid);
-
-/* The only way out when something is not as it must be: nothing runs. */
-static _Noreturn void refuse(const char *what, const char *which)
-{
-    const char *why = errno ? strerror(errno) : "";
-    static int already;
-    dprintf(STDERR_FILENO, "sandbox: %s%s%s%s%s\n", what, *which ? " " : "", which, *why ? ": " : "", why);
-    if (!in_init && !already++) {
-        act_as(0, 0); /* perhaps it went wrong while we looked something up for the account */
-        remove_placeholders();
-    }
-    _exit(REFUSED);
-}
-
-static _Noreturn void deny(const char *what, const char *which)
-{
-    errno = 0;
-    refuse(what, which);
-}
-
-static long must(long result, const char *what, const char *which)
-{
-    if (result < 0)
-        refuse(what, which);
-    return result;
-}
-
-static void note(const char *format, ...)
-{
-    va_list list;
-    va_start(list, format);
-    int length = vsnprintf(report + report_length, sizeof report - report_length, format, list);
-    va_end(list);
-    if (length > 0 && (size_t)length < sizeof report - report_length)
-        report_length += (size_t)length;
-}
-
-static void note_text(const char *text) /* as a JSON string */
-{
-    note("\"");
-    for (; *text; text++)
-        note((unsigned char)*text < 0x20 || *text == '"' || *text == '\\' ? "\\u%04x" : "%c", (unsigned char)*text);
-    note("\"");
-}
-
-static void send_report(void)
-{
-    if (report_fd >= 0 && write(report_fd, report, report_length) != (ssize_t)report_length)
-        deny("the report cannot be written", "");
-    report_length = 0;
-}
-
-#include "sandbox_bridge.h"
-#include "sandbox_policy.h"
-#include "sandbox_environment.h"
-#include "sandbox_rights.h"
-#include "sandbox_paths.h"
-#include "sandbox_root.h"
 
 static _Noreturn void run_command(char **command)
 {
@@ -155,9 +56,8 @@ static _Noreturn void run_command(char **command)
     sigprocmask(SIG_UNBLOCK, &every_signal, NULL);
     make_environment();
     execvp(command[0], command);
-    int number = errno;
-    dprintf(STDERR_FILENO, "sandbox: %s: %s\n", command[0], strerror(number));
-    _exit(number == ENOENT || number == ENOTDIR ? NOT_FOUND : NOT_EXECUTABLE);
+    fail(errno == ENOENT || errno == ENOTDIR ? NOT_FOUND : NOT_EXECUTABLE, "sandbox: %s: %s\n", command[0],
+         strerror(errno));
 }
 
 static int exit_code(int status)
@@ -210,15 +110,15 @@ static void note_state(void)
     note(",\"user-namespace\":%s,\"landlock\":{\"abi\":%d,\"used\":%d},\"seccomp\":%d,\"no-new-privs\":%d",
          user_mode ? "true" : "false", landlock_abi, landlock_used, prctl(PR_GET_SECCOMP, 0, 0, 0, 0),
          prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0));
-    EACH(item, PROTECT) {
+    EACH (item, PROTECT) {
         guarded += item->type != 0;
         placeholders += item->placeholder != 0;
     }
-    note(",\"network\":\"%s\",\"proc\":\"%s\",\"protected\":%u,\"placeholders\":%u,\"absent\":[", networks[scalar[NETWORK]],
-         procs[scalar[PROC]], guarded, placeholders);
+    note(",\"network\":\"%s\",\"proc\":\"%s\",\"protected\":%u,\"placeholders\":%u,\"absent\":[",
+         networks[scalar[NETWORK]], procs[scalar[PROC]], guarded, placeholders);
     const char *comma = "";
-    for (struct record *item = records; item < records + count; item++)
-        if ((item->head.tag == READ_ONLY || item->head.tag == PROTECT) && !item->type && report_length < sizeof report / 2) {
+    for (struct record *item = records; item < records + record_count; item++)
+        if ((item->head.tag == READ_ONLY || item->head.tag == PROTECT) && !item->type && report_has_room()) {
             note("%s", comma);
             note_text(item->data);
             comma = ",";
@@ -228,7 +128,7 @@ static void note_state(void)
 
 static _Noreturn void be_init(char **command, int alive)
 {
-    in_init = 1;
+    in_init = true;
     note("{\"step\":\"ready\"");
     must(setsid(), "session", "");
     must(unshare(CLONE_NEWCGROUP), "cgroup namespace", "");
@@ -244,7 +144,7 @@ static _Noreturn void be_init(char **command, int alive)
     if (scalar[NETWORK] != NETWORK_HOST)
         loopback_up();
     int listener = scalar[NETWORK] == NETWORK_PROXY ? bridge_listen((uint16_t)scalar[PROXY_PORT]) : -1;
-    EACH(item, RLIMIT)
+    EACH (item, RLIMIT)
         lower_limit(item->head.flags, item->head.value);
     umask((mode_t)scalar[UMASK]);
     drop_rights();
@@ -261,7 +161,8 @@ static _Noreturn void be_init(char **command, int alive)
     }
     int signals = (int)must(signalfd(-1, &every_signal, SFD_CLOEXEC), "signals", "");
     int clock = (int)must(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC), "clock", "");
-    struct itimerspec limit = {.it_value = {(time_t)(scalar[WALL_MS] / 1000), (long)(scalar[WALL_MS] % 1000) * 1000000}};
+    struct itimerspec limit = {
+        .it_value = {(time_t)(scalar[WALL_MS] / 1000), (long)(scalar[WALL_MS] % 1000) * 1000000}};
     must(timerfd_settime(clock, 0, &limit, NULL), "clock", ""); /* zero: no limit */
     landlock();
     install_filter(once[FILTER]);
@@ -286,7 +187,8 @@ static int keeper(char **command)
     flags |= *once[HOSTNAME]->data ? CLONE_NEWUTS : 0; /* else the host's name, as it is and will be */
     flags |= scalar[NETWORK] == NETWORK_HOST ? 0 : CLONE_NEWNET;
     flags |= cgroup_fd >= 0 ? INTO_CGROUP : 0;
-    struct clone_arguments arguments = {.flags = flags, .exit_signal = SIGCHLD, .cgroup = cgroup_fd < 0 ? 0 : (uint64_t)cgroup_fd};
+    struct clone_arguments arguments = {
+        .flags = flags, .exit_signal = SIGCHLD, .cgroup = cgroup_fd < 0 ? 0 : (uint64_t)cgroup_fd};
     pid_t init = (pid_t)must(syscall(SYS_clone3, &arguments, sizeof arguments), "namespaces", "");
     if (init == 0) {
         close(alive[1]);
@@ -385,15 +287,15 @@ int main(int argc, char **argv)
     }
     int given = argc >= 2 && policy && !strcmp(argv[0], "--");
     if (!policy || keep < 0 || keep > 64 || (!check && !dry && !given))
-        deny("usage: sandbox [--report FD] [--cgroup DIR] [--keep N] [--attached] [--dry | --check] POLICY -- COMMAND [ARGUMENT...]", "");
+        deny("usage: sandbox [--report FD] [--cgroup DIR] [--keep N] [--attached] [--dry | --check] POLICY -- COMMAND "
+             "[ARGUMENT...]",
+             "");
     read_policy(policy);
     if (check)
         return 0;
     close_others();
     find_cgroup(); /* before the namespace in which ours has no name */
-    static const uint64_t by_default[4]; /* struct kernel_sigaction; a libc keeps its own signals, 32 to 34, from us */
-    for (int number = 1; number < NSIG; number++)
-        syscall(SYS_rt_sigaction, number, by_default, NULL, sizeof(uint64_t));
+    default_signals();
     sigfillset(&every_signal);
     sigprocmask(SIG_SETMASK, &every_signal, NULL);
     umask(022);

@@ -1,7 +1,19 @@
 /* Reading a compiled policy: every length is checked before it is used, every value has its bounds, and what is not
- * understood is refused. The format is in sandbox.h. */
-#ifndef MIXOS_SANDBOX_POLICY_H
-#define MIXOS_SANDBOX_POLICY_H
+ * understood is refused. The format is in format.h. */
+#define _GNU_SOURCE
+#include "sandbox.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+uint64_t scalar[SCALARS];
+struct record records[RECORDS_MAX], *once[TAGS];
+unsigned record_count;
 
 /* Absolute, and nothing in it that means another path than it says. */
 static int plain_path(const char *path)
@@ -19,13 +31,17 @@ static int plain_path(const char *path)
 
 static int sound_data(const struct record_head *head, const char *data)
 {
-    int text = head->length >= 1 && head->length <= PATH_LENGTH && memchr(data, 0, head->length) == data + head->length - 1;
+    int text =
+        head->length >= 1 && head->length <= PATH_LENGTH && memchr(data, 0, head->length) == data + head->length - 1;
     switch (head->tag) {
-    case READ_ONLY: case READ_WRITE:
+    case READ_ONLY:
+    case READ_WRITE:
         return text && plain_path(data) && head->flags <= (OPTIONAL | AS_USER);
     case TMPFS:
         return text && plain_path(data) && head->value > 0;
-    case DEVICE: case UID_LOCKS: case PROXY_SOCKET:
+    case DEVICE:
+    case UID_LOCKS:
+    case PROXY_SOCKET:
         return text && plain_path(data);
     case PROTECT:
         return text && plain_path(data) && head->flags <= (FOLDER | MASK);
@@ -41,7 +57,8 @@ static int sound_data(const struct record_head *head, const char *data)
         return head->length == 0 && head->flags < RLIM_NLIMITS;
     case GROUP:
         return head->length == 0 && head->value > 0 && head->value < SAME_GID;
-    case FILTER: case BRIDGE_FILTER:
+    case FILTER:
+    case BRIDGE_FILTER:
         return head->length % sizeof(struct sock_filter) == 0 && head->length > 0 &&
                head->length <= BPF_MAXINSNS * sizeof(struct sock_filter);
     }
@@ -51,10 +68,10 @@ static int sound_data(const struct record_head *head, const char *data)
 static void check_policy(uint64_t seen)
 {
     static const uint64_t most[SCALARS] = {
-        [UID_FIRST] = SAME_GID - 1, [UID_LAST] = SAME_GID - 1, [GID] = SAME_GID, [NETWORK] = NETWORK_PROXY,
-        [PROXY_PORT] = 65535, [PROC] = PROC_FULL, [TERMINAL] = 1, [WRITABLE_EXEC] = 1, [CAPABILITIES] = ~0ull,
-        [WALL_MS] = 1ull << 40, [MEMORY] = 1ull << 60, [PIDS] = 1 << 22, [SHM] = 1ull << 50, [REQUIRE] = REQUIRE_ALL,
-        [UMASK] = 0777,
+        [UID_FIRST] = SAME_GID - 1, [UID_LAST] = SAME_GID - 1, [GID] = SAME_GID,      [NETWORK] = NETWORK_PROXY,
+        [PROXY_PORT] = 65535,       [PROC] = PROC_FULL,        [TERMINAL] = 1,        [WRITABLE_EXEC] = 1,
+        [CAPABILITIES] = ~0ull,     [WALL_MS] = 1ull << 40,    [MEMORY] = 1ull << 60, [PIDS] = 1 << 22,
+        [SHM] = 1ull << 50,         [REQUIRE] = REQUIRE_ALL,   [UMASK] = 0777,
     };
     int sound = seen == (1ull << SCALARS) - 1;
     for (int index = 0; index < SCALARS; index++)
@@ -63,12 +80,13 @@ static void check_policy(uint64_t seen)
     sound = sound && scalar[UID_FIRST] > 0 && scalar[UID_FIRST] <= scalar[UID_LAST] && scalar[GID] > 0;
     sound = sound && scalar[UID_LAST] - scalar[UID_FIRST] < 65536 && once[FILTER] && once[HOSTNAME] && once[DIRECTORY];
     sound = sound && (scalar[UID_FIRST] == scalar[UID_LAST] || once[UID_LOCKS]);
-    sound = sound && proxy == !!once[PROXY_SOCKET] && proxy == !!once[BRIDGE_FILTER] && proxy == (scalar[PROXY_PORT] > 0);
+    sound =
+        sound && proxy == !!once[PROXY_SOCKET] && proxy == !!once[BRIDGE_FILTER] && proxy == (scalar[PROXY_PORT] > 0);
     if (!sound)
         deny("the policy is not complete or contradicts itself", "");
 }
 
-static void read_policy(const char *path)
+void read_policy(const char *path)
 {
     static _Alignas(8) char text[POLICY_MAX];
     struct policy_head head;
@@ -78,7 +96,8 @@ static void read_policy(const char *path)
     must(fstat(fd, &info), "policy", path);
     if (!S_ISREG(info.st_mode) || (info.st_uid != 0 && info.st_uid != geteuid()) || (info.st_mode & 022))
         deny("the policy is not a file that only its owner, root or this account, can change:", path);
-    for (ssize_t got; size < sizeof text && (got = must(read(fd, text + size, sizeof text - size), "policy", path)) > 0;)
+    for (ssize_t got;
+         size < sizeof text && (got = must(read(fd, text + size, sizeof text - size), "policy", path)) > 0;)
         size += (size_t)got;
     close(fd);
     if (size < sizeof head)
@@ -88,9 +107,9 @@ static void read_policy(const char *path)
         deny("not a compiled policy of this version, or not a whole one:", path);
     uint64_t seen = 0;
     for (size_t at = sizeof head; at < size;) {
-        struct record *item = &records[count];
+        struct record *item = &records[record_count];
         size_t left = size - at - sizeof item->head; /* may wrap: the first test below */
-        if (size - at < sizeof item->head || count == RECORDS_MAX)
+        if (size - at < sizeof item->head || record_count == RECORDS_MAX)
             deny("the policy is cut short or too long:", path);
         memcpy(&item->head, text + at, sizeof item->head);
         const struct record_head *next = &item->head;
@@ -113,9 +132,7 @@ static void read_policy(const char *path)
                 deny("the policy has a record twice:", path);
             once[next->tag] = item;
         }
-        count++;
+        record_count++;
     }
     check_policy(seen);
 }
-
-#endif
