@@ -149,6 +149,11 @@ class Running:
         return [json.loads(line) for path in files for line in path.read_text().splitlines()]
 
 
+QUICK = Limits(
+    idle=0.5, slow=0.5, linger=0.2, look=0.05, connections=8, per_uid=6, per_admin=6, streams=3, rate=2000, burst=4000
+)
+
+
 @contextmanager
 def running(
     folder: Path,

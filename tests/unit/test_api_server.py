@@ -30,18 +30,14 @@ from common.tomlfile import Strict
 from daemon import reference
 from daemon.client.connection import call
 from daemon.core import rpc
-from daemon.core.limits import Bucket, Limits
+from daemon.core.limits import Bucket
 from daemon.core.method import EVERYONE, Method, Role, holds_secrets
 from daemon.core.parts import Source
 from daemon.core.peer import Credentials
 from daemon.doors import server
-from tests.daemons import Running, Sample, Text, Word, running
+from tests.daemons import QUICK, Running, Sample, Text, Word, running
 from tests.hostpackages import ROOT
 from tests.waiting import PATIENCE, joined, until
-
-QUICK = Limits(
-    idle=0.5, slow=0.5, linger=0.2, look=0.05, connections=8, per_uid=6, per_admin=6, streams=3, rate=2000, burst=4000
-)
 
 
 @pytest.fixture

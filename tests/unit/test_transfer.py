@@ -30,7 +30,7 @@ from daemon.core.parts import Source
 from daemon.core.spool import Spool
 from daemon.core.transfer import Accepts, Content, Descriptors, accepted
 from daemon.doors import interface
-from tests.unit.test_api_server import QUICK, Running, running
+from tests.daemons import QUICK, Running, running
 
 
 @contextmanager
