@@ -167,6 +167,24 @@ def test_what_could_cut_the_caller_off_is_on_trial_by_itself(tmp_path, text, wis
     assert Box(tmp_path).run(put(text, wish))["confirm"] == seconds
 
 
+def test_what_cannot_be_tried_is_refused(tmp_path):
+    async def work(changes: Changes) -> str:
+        with pytest.raises(RefusedError) as caught:
+            await changes.make(CALLER, TRY, "units", {"etc/mixos/units/x.toml": b""})
+        return caught.value.reason
+
+    assert Box(tmp_path).run(work) == "change-no-trial"
+    assert left(tmp_path) == []
+
+
+def test_what_the_next_boot_needs_and_cannot_be_written_is_told(tmp_path, monkeypatch):
+    box = Box(tmp_path)
+    monkeypatch.setattr(box.changes.memory, "keep", _full)
+    assert box.run(put("one"))["applied"]
+    assert state(tmp_path) == ("one", "one")
+    assert len(box.changes.problems) == 1
+
+
 def test_a_trial_writes_no_file_until_it_is_confirmed(tmp_path):
     async def work(changes: Changes) -> Any:
         answer = await put("one", TRY)(changes)

@@ -13,6 +13,7 @@ where tests stop the world.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import itertools
 import shutil
@@ -77,20 +78,24 @@ class Changes:
         if self._opened:
             return
         self._opened = True
-        last = 0
+        last, kept = 0, set()
         for record in self.journal.records():
             if isinstance(record, Path):
                 self._problem(f"{record}: the record of a change is damaged; what it was about stays as it is")
                 continue
             last = max(last, int(record.number) if record.number.isdigit() else 0)
-            if record.state == "committing":
-                self._finish(record)
-            else:
-                self.waiting[record.number] = record
-                self._left[record.number] = set(record.parts)
-                self._drop_if_over(record)
+            kept.add(record.number)
+            try:
+                if record.state == "committing":
+                    self._finish(record)
+                else:
+                    self.waiting[record.number] = record
+                    self._left[record.number] = set(record.parts)
+                    self._drop_if_over(record)
+            except OSError as error:  # the daemon starts all the same; the record stays for the next start
+                self._problem(f"{record.why} can neither be finished nor undone: {error}")
         self._numbers = itertools.count(last + 1)
-        for folder in files.abandoned(self.places, set(self.waiting)):
+        for folder in files.abandoned(self.places, kept):
             shutil.rmtree(folder, ignore_errors=True)
 
     def number(self) -> str:
@@ -155,8 +160,7 @@ class Changes:
                     raise
                 continue
             if candidate.files:
-                await applier.kept()
-                self.keep(applier)
+                await self._keep(applier)
             break
         return problem
 
@@ -176,7 +180,7 @@ class Changes:
     async def _go_back(self, record: Record, applier: Applier) -> None:
         """An earlier daemon's change ends here, for one of its parts."""
         same_boot = record.boot == boot_id()
-        if record.state == "trial":
+        if record.deadline is not None:
             self._refuse(applier, record)
             self.context.events.publish(f"{applier.name}.reverted", applier.name, why="nobody confirmed it in time")
         log("warning", f"{applier.name}: {record.why} was not confirmed; it goes back")
@@ -208,9 +212,13 @@ class Changes:
             found.append(Candidate(View(self.places, dict.fromkeys(applier.in_force())), problem))
         return found
 
-    def keep(self, applier: Applier) -> None:
-        """What a part has in force is so for good. Raises MixosError `change-journal`."""
-        self.memory.keep(applier.name, applier.in_force())
+    async def _keep(self, applier: Applier) -> None:
+        """What a part has in force is so for good."""
+        try:
+            await applier.kept()
+            self.memory.keep(applier.name, applier.in_force())
+        except (MixosError, OSError) as error:  # it is in force all the same
+            self._problem(f"{applier.name}: what the next boot needs could not be written: {error}")
 
     def refused(self, applier: Applier) -> bool:
         """Whether what stands in the files of a part now was undone, and not confirmed since."""
@@ -297,21 +305,21 @@ class Changes:
         wanted, files_ = {one.name for one in appliers}, set(names)
         for record in self.waiting.values():
             if wanted & set(record.parts) or files_ & {one.name for one in record.renames.changes}:
-                what = (
-                    f"{record.why} is on trial for {record.left:.0f} s more"
-                    if record.left
-                    else f"{record.why} is being undone"
-                )
-                hint = (
-                    "mixctl change confirm, or mixctl change revert" if record.left else "mixctl change list says why"
-                )
+                tried = record.state == "trial"
+                state = f"on trial for {record.left:.0f} s more" if tried else "being undone"
+                hint = "mixctl confirm, or mixctl revert" if tried else "mixctl change list says why"
+                what = f"{record.why} is {state}"
                 raise RefusedError(what, reason="change-pending", hint=hint)
 
     def _record(self, wanted: _Wanted, appliers: Sequence[Applier], plans: Mapping[str, Plan]) -> Record:
         wish, cuts = wanted.wish, any(plan.cuts for plan in plans.values())
         seconds = 0 if wish.force else (TRIAL_SECONDS if cuts else 0) if wish.confirm is None else wish.confirm
-        if not appliers:
-            seconds = 0  # nothing of it can be tried: it is read after its files were written
+        if seconds and not appliers:
+            raise RefusedError(
+                f"{wanted.why} cannot be tried: it is read after its files were written",
+                reason="change-no-trial",
+                hint="leave out --confirm",
+            )
         disk = View(self.places)
         was = {name: disk.read(name) for name in wanted.changed if any(one.owns(name) for one in appliers)}
         for one in appliers:
@@ -372,7 +380,7 @@ class Changes:
         try:
             await self._undo_parts(record, parts)
         except (MixosError, OSError) as error:
-            undoing = replace(record, state="undoing", deadline=None)
+            undoing = replace(record, state="undoing")
             self.waiting[record.number] = undoing
             self._arm(undoing)
             raise _stuck(record, why, error) from why
@@ -397,8 +405,7 @@ class Changes:
                 self.journal.move(record, "trial")
             raise
         for one in appliers:
-            await one.kept()
-            self.keep(one)
+            await self._keep(one)
         self.step("kept")
         self.waiting.pop(record.number, None)
         self._over(record)
@@ -496,7 +503,11 @@ class Changes:
         async with self._lock:
             if record.number not in self.waiting:
                 raise RefusedError("no change is on trial", reason="change-nothing")
-            undoing = replace(record, state="undoing", deadline=None)
+            undoing = replace(record, state="undoing")
+            if record.state != "undoing":
+                with contextlib.suppress(MixosError):  # a full disk keeps nobody out
+                    self.journal.write(undoing)
+                self.step("undoing")
             self.waiting[record.number] = undoing
             if asyncio.current_task() is not self._timers.get(record.number):
                 self._disarm(record)
@@ -521,7 +532,7 @@ class Changes:
         missing = set(record.parts) - self._appliers.keys()
         if missing:
             self._left[record.number] = missing
-            self.waiting[record.number] = self.journal.move(replace(record, deadline=None), "undoing")
+            self.waiting[record.number] = self.journal.move(record, "undoing")
         else:
             self.waiting.pop(record.number)
             self._over(record)
@@ -530,7 +541,7 @@ class Changes:
         """Undo it when its time is over; one that cannot be undone is tried again and again."""
 
         async def watch() -> None:
-            while record.left > 0:
+            while record.state == "trial" and record.left > 0:
                 await asyncio.sleep(min(record.left, _LOOK))
             pause = 1.0
             while True:
@@ -564,7 +575,7 @@ class Changes:
                 "who": one.who,
                 "parts": list(one.parts),
                 "state": one.state,
-                "seconds": round(one.left),
+                "seconds": round(one.left) if one.state == "trial" else 0,
             }
             for one in self.waiting.values()
         ]

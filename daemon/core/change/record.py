@@ -89,9 +89,10 @@ class Journal:
         return moved
 
     def remove(self, record: Record) -> None:
-        """It is over."""
-        self._path(record).unlink(missing_ok=True)
-        sync_folder(self.folder)
+        """It is over. Raises OSError."""
+        if self._path(record).exists():
+            self._path(record).unlink()
+            sync_folder(self.folder)
 
     def records(self) -> Iterator[Record | Path]:
         """All of them, oldest first; for one that cannot be read, where it was put."""
