@@ -23,6 +23,7 @@ from daemon.parts.metrics.processes import processes, unit_of
 from daemon.parts.metrics.sample import Sample, take
 
 if TYPE_CHECKING:
+    from daemon.parts.metrics.answers import EndpointState, Health, History, Now, Text, Tops
     from daemon.parts.metrics.http import Endpoint  # imported when it is on
 
 _LEASE = 3600.0  # seconds for which the hour goes on being recorded after somebody asked
@@ -105,13 +106,13 @@ class Metrics:
 
     # -- methods -----------------------------------------------------------------------------------------------------
 
-    async def _now(self, _: Caller, params: Window) -> object:
+    async def _now(self, _: Caller, params: Window) -> Now:
         self._record()
         before = take(self.groups)
         await asyncio.sleep(params.seconds)
         return figures(before, take(self.groups))
 
-    async def _top(self, _: Caller, params: Top) -> object:
+    async def _top(self, _: Caller, params: Top) -> Tops:
         before, then = take(self.groups), await processes()
         await asyncio.sleep(params.seconds)
         after, now = take(self.groups), await processes()
@@ -122,17 +123,21 @@ class Metrics:
             "process-count": len(now),
         }
 
-    async def _history(self, _: Caller, params: Period) -> object:
+    async def _history(self, _: Caller, params: Period) -> History:
         self._record()
-        return {"step": ring.STEP, "columns": ring.COLUMNS, "rows": self._ring.since(time.time() - 60 * params.minutes)}
+        return {
+            "step": ring.STEP,
+            "columns": list(ring.COLUMNS),
+            "rows": self._ring.since(time.time() - 60 * params.minutes),
+        }
 
-    async def _health(self, _: Caller, __: Nothing) -> object:
+    async def _health(self, _: Caller, __: Nothing) -> Health:
         return health(self._sample())
 
-    async def _prometheus(self, _: Caller, __: Nothing) -> object:
+    async def _prometheus(self, _: Caller, __: Nothing) -> Text:
         return self._document()
 
-    async def _reload(self, _: Caller, __: Nothing) -> object:
+    async def _reload(self, _: Caller, __: Nothing) -> EndpointState:
         try:
             await self._apply(config.read(self.context.etc))
         except MixosError as error:

@@ -309,7 +309,7 @@ def _preshared(config: VpnConfig, name: str, title: str, peer: PeerEntry) -> byt
     return config.store.read(peer_psk(name, title)) if peer.psk else None
 
 
-def _change(name: str, summary: str, handler: Handler, params: type[Strict]) -> Method:
+def _change(name: str, summary: str, handler: Handler[Any, object], params: type[Strict]) -> Method:
     """A method for admins that changes something. Names of endpoints may take a while; answers may hold keys."""
     return Method(name, summary, handler, ADMINS, params, changes=True, seconds=90.0, secret=True)
 
