@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from daemon.core.part import Context
 if TYPE_CHECKING:
     from daemon.parts.api.answers import Check, Entry, Event, MethodFacts, MethodSchema, VersionFacts
 
+Kind = Literal["started", "intent", "outcome", "denied", "repaired"]
 VERSION = 1  # grows when a stable method changes in a way that an old client notices
 OLDEST = 1  # the oldest version whose clients are served
 
@@ -55,7 +56,7 @@ class List(Strict):
     before: Annotated[int | None, Field(ge=1, description="only entries with a smaller number")] = None
     method: Annotated[str | None, Field(max_length=64, description="only intents of this method")] = None
     uid: Annotated[int | None, Field(ge=0, description="only what this account did")] = None
-    kind: Annotated[str | None, Field(max_length=16, description="intent, outcome, denied, started, repaired")] = None
+    kind: Annotated[Kind | None, Field(description="only entries of this kind")] = None
 
 
 class Verify(Strict):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import click
 
-from daemon.client.cli.common import ask, columns, json_option, show
+from daemon.client.cli.common import ask, json_option, show
 from daemon.client.console.names import names as known
+from daemon.client.show import Column, Listing
 
 
 @click.group()
@@ -31,7 +29,7 @@ def methods(as_json: bool) -> None:
     Example:
       mixctl api methods
     """
-    show(ask("api.methods"), as_json, _methods)
+    show(ask("api.methods"), as_json, _METHODS.table)
 
 
 @api.command()
@@ -47,10 +45,12 @@ def schema(name: str | None) -> None:
     show(ask("api.schema", {} if name is None else {"name": name}), True, str)
 
 
-def _methods(found: Sequence[Mapping[str, Any]]) -> str:
-    marks = ("changes", "stream")
-    rows = [
-        (one["name"], " ".join(one["roles"]), " ".join(mark for mark in marks if one[mark]), one["summary"])
-        for one in found
-    ]
-    return columns(("method", "roles", "", "what it does"), rows)
+_METHODS = Listing(
+    "api.methods []",
+    (
+        Column("method", "name"),
+        Column("roles", "roles"),
+        Column("", lambda one: " ".join(mark for mark in ("changes", "stream") if one[mark])),
+        Column("what it does", "summary"),
+    ),
+)
