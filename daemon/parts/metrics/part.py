@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from common import values
 from common.errors import ConfigError, MixosError
 from common.tomlfile import Strict
 from daemon.core.method import ADMINS, Caller, Method, Nothing
@@ -176,7 +177,7 @@ class Metrics:
 
         endpoint = Endpoint(self._document, CONTENT_TYPE)
         try:
-            await endpoint.start(*config.split(address))
+            await endpoint.start(*values.address(address))
         except OSError as error:
             raise ConfigError(
                 f"{self.context.etc}/metrics.toml: cannot listen on {address}: {error.strerror}",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import Field, field_validator
 
 from common.errors import MixosError, RefusedError
 from common.tomlfile import Strict
+from common.values import size as parse_size
 from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.core.tasks import background
@@ -37,8 +37,6 @@ FULL, ROOM = 90.0, 85.0  # percent: the event, and the end of it
 _MINUTE, _HOUR = 60.0, 3600.0
 _PATIENCE = 20.0  # seconds that the start waits for quotas
 _FRESH = 60.0  # seconds for which a walk over the files serves
-_SIZE = re.compile(r"(\d{1,15})([KMGT]?)")
-_FACTORS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 class Ask(Strict):
@@ -56,16 +54,14 @@ class Limit(Strict):
     @field_validator("size")
     @classmethod
     def _is_size(cls, value: str | None) -> str | None:
-        found = _SIZE.fullmatch(value or "")
-        if value is not None and not (found and 0 < int(found[1]) << _FACTORS[found[2]] <= MAX_LIMIT):
+        if value is not None and not 0 < parse_size(value) <= MAX_LIMIT:
             raise ValueError("must be a size such as 200M, not zero and at most 1048576T")
         return value
 
     @property
     def bytes(self) -> int | None:
         """The size as a number."""
-        found = _SIZE.fullmatch(self.size or "")
-        return int(found[1]) << _FACTORS[found[2]] if found else None
+        return None if self.size is None else parse_size(self.size)
 
 
 class Storage:
