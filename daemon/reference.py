@@ -24,6 +24,9 @@ from daemon.parts.api.part import VERSION, describe
 PAGE = "docs/api-reference.md"
 XML = "daemon/dbus/org.mixos.xml"
 ANSWERS = "docs/api-answers.json"
+_BOUNDS = (
+    ("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("minLength", "length ≥"), ("maxLength", "length ≤"),
+)  # fmt: skip
 
 HEAD = f"""# API reference
 
@@ -118,11 +121,7 @@ def _type(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         return f"list of {_type(field.get('items', {}), schema)}"
     if isinstance(inner := field.get("additionalProperties"), Mapping):
         return f"object of {_type(inner, schema)}"
-    bounds = [
-        f"{sign} {field[key]}"
-        for key, sign in (("minimum", "≥"), ("maximum", "≤"), ("minLength", "length ≥"), ("maxLength", "length ≤"))
-        if key in field
-    ]
+    bounds = [f"{sign} {field[key]}" for key, sign in _BOUNDS if key in field]
     kind = {"write-only": "secret text", "content": "content"}.get(
         str(field.get("format")), str(field.get("type", "any"))
     )

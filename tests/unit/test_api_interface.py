@@ -299,5 +299,7 @@ def test_every_method_says_what_it_takes_and_what_it_answers():
         known = vars(inspect.getmodule(method.handler))
         assert issubclass(method.params, eval(params.annotation, known)), method.name
         assert answer(method) is not object, method.name
+        for name, field in method.params.model_fields.items():
+            assert field.description, (method.name, name)
         for row in rows(answer_schema(method)):
             assert row.meaning, (method.name, row.path)

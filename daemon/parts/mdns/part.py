@@ -68,10 +68,10 @@ class MdnsFile(Strict):
 
 
 class Browse(Strict):
-    """What to look for: a type such as _http._tcp; without one: the types that there are."""
+    """What to look for."""
 
-    type: ServiceType | None = None
-    seconds: Annotated[float, Field(ge=0.5, le=20)] = 3.0
+    type: Annotated[ServiceType | None, Field(description="such as _http._tcp; none: the types that there are")] = None
+    seconds: Annotated[float, Field(ge=0.5, le=20, description="how long to listen")] = 3.0
 
 
 class MdnsPart:

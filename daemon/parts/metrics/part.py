@@ -32,22 +32,24 @@ _FRESH = 1.0  # seconds for which a sample serves several questions
 
 
 class Window(Strict):
-    """Over how many seconds rates are measured; the answer takes as long."""
+    """Parameters of what is measured."""
 
-    seconds: float = Field(0.5, ge=0.1, le=10.0)
+    seconds: float = Field(
+        0.5, ge=0.1, le=10.0, description="over how long rates are measured; the answer takes as long"
+    )
 
 
 class Top(Window):
     """Which processes, and how many."""
 
-    sort: Literal["cpu", "memory", "pid", "name"] = "cpu"
-    count: int = Field(20, ge=0, le=500)
+    sort: Literal["cpu", "memory", "pid", "name"] = Field("cpu", description="what comes first")
+    count: int = Field(20, ge=0, le=500, description="the most that are wanted")
 
 
 class Period(Strict):
     """How much of the record."""
 
-    minutes: float = Field(60.0, gt=0, le=60.0)
+    minutes: float = Field(60.0, gt=0, le=60.0, description="so far back")
 
 
 class Metrics:

@@ -29,22 +29,27 @@ Value = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00]*$")
 class Named(Strict):
     """A profile."""
 
-    profile: Name = "tool"
+    profile: Name = Field(default="tool", description="the profile's name")
 
 
 class Command(Strict):
-    """A command to run. read_only, read_write: paths of the caller's own; environment: variables, of which those pass
-    that the profile names; input: standard input, of any size and at any pace."""
+    """A command to run."""
 
-    command: tuple[str, ...] = Field(min_length=1, max_length=1000)
-    profile: Name = "tool"
-    read_only: tuple[Shown, ...] = Field(default=(), max_length=64)
-    read_write: tuple[Changed, ...] = Field(default=(), max_length=64)
-    network: Network | None = None
-    directory: str | None = None
-    overlay: Overlay = Overlay()
-    environment: dict[Word, Value] = Field(default={}, max_length=64)
-    input: Annotated[Content, Accepts(None, idle=None)] | None = None
+    command: tuple[str, ...] = Field(min_length=1, max_length=1000, description="the program and its arguments")
+    profile: Name = Field(default="tool", description="the profile's name")
+    read_only: tuple[Shown, ...] = Field(default=(), max_length=64, description="paths of the caller's own to show")
+    read_write: tuple[Changed, ...] = Field(
+        default=(), max_length=64, description="paths of the caller's own that may be changed"
+    )
+    network: Network | None = Field(default=None, description="less network than the profile gives")
+    directory: str | None = Field(default=None, description="the working folder inside")
+    overlay: Overlay = Field(default=Overlay(), description="keys of a profile, which take away from this one")
+    environment: dict[Word, Value] = Field(
+        default={}, max_length=64, description="variables, of which those pass that the profile names"
+    )
+    input: Annotated[Content, Accepts(None, idle=None)] | None = Field(
+        default=None, description="standard input, of any size and at any pace"
+    )
 
 
 class Sandbox:

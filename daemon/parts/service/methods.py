@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from common.errors import MixosError
 from common.tomlfile import Strict
@@ -58,56 +58,61 @@ class ServiceError(MixosError):
 class One(Strict):
     """Parameters: one unit."""
 
-    name: Name
+    name: Name = Field(description="the unit")
 
 
 class These(Strict):
     """Parameters: units, at least one."""
 
-    names: tuple[Name, ...] = Field(min_length=1, max_length=100)
+    names: tuple[Name, ...] = Field(min_length=1, max_length=100, description="the units")
 
 
 class Several(These):
-    """wait: seconds to wait for what becomes of them."""
+    """Parameters: units, and how long to wait for them."""
 
-    wait: float = Field(default=WAIT, ge=0, le=LONGEST)
+    wait: float = Field(default=WAIT, ge=0, le=LONGEST, description="seconds to wait for what becomes of them")
 
 
 class Start(Several):
-    """now: units with a timer or sockets are run at once."""
+    """Parameters of a start."""
 
-    now: bool = False
+    now: bool = Field(default=False, description="run units with a timer or sockets at once")
 
 
 class Shutdown(Strict):
-    """seconds: for all units together; what is left then is killed."""
+    """Parameters of a shutdown."""
 
-    seconds: float = Field(default=20, ge=0, le=LONGEST - 10)
+    seconds: float = Field(
+        default=20, ge=0, le=LONGEST - 10, description="for all units together; what is left then is killed"
+    )
 
 
 class Kill(One):
-    """everyone: all processes of the unit, not just the main one."""
+    """Parameters: a unit and a signal."""
 
-    signal: SignalNumber = signal.SIGTERM
-    everyone: bool = False
+    signal: Annotated[SignalNumber, WithJsonSchema({"type": "string"})] = Field(
+        default=signal.SIGTERM, description="the signal's name, with or without SIG"
+    )
+    everyone: bool = Field(default=False, description="to all processes of the unit, not just to the main one")
 
 
 class Some(Strict):
-    """Parameters: units; none: all."""
+    """Parameters: units, or all."""
 
-    names: tuple[Name, ...] = Field(default=(), max_length=100)
+    names: tuple[Name, ...] = Field(default=(), max_length=100, description="the units; none: all")
 
 
 class Log(Some):
-    """since, until: seconds since 1970; last: the newest lines only; boot: "current" or the beginning of a boot id;
-    contains: text that must occur; follow: go on with what comes."""
+    """Parameters: which lines."""
 
-    since: float | None = None
-    until: float | None = None
-    last: int | None = Field(default=None, ge=0, le=100_000)
-    boot: Annotated[str, Field(pattern=r"^([0-9a-f-]{0,36}|current)$")] = ""
-    contains: str = Field(default="", max_length=200)
-    follow: bool = False
+    since: float | None = Field(default=None, description="from then on, in seconds since 1970")
+    until: float | None = Field(default=None, description="up to then, in seconds since 1970")
+    last: int | None = Field(default=None, ge=0, le=100_000, description="only so many, the newest ones")
+    boot: str = Field(
+        default="", pattern=r"^([0-9a-f-]{0,36}|current)$", description="the beginning of a boot id, or current"
+    )
+    contains: str = Field(default="", max_length=200, description="only lines with this text")
+    follow: bool = Field(default=False, description="go on with what comes")
 
 
 def methods(manager: Manager) -> Sequence[Method]:

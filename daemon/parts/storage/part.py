@@ -40,16 +40,16 @@ _FRESH = 60.0  # seconds for which a walk over the files serves
 
 
 class Ask(Strict):
-    """fresh: count again, even when it was done within the last minute."""
+    """Parameters of `storage.usage`."""
 
-    fresh: bool = False
+    fresh: bool = Field(default=False, description="count again, even when it was done within the last minute")
 
 
 class Limit(Strict):
-    """size: bytes, or with K, M, G or T (powers of 1024); none takes the limit away."""
+    """Parameters of `storage.quota`."""
 
-    unit: Annotated[str, Field(max_length=48)]
-    size: Annotated[str, Field(max_length=20)] | None = None
+    unit: Annotated[str, Field(max_length=48, description="the unit")]
+    size: Annotated[str | None, Field(max_length=20, description="bytes, or with K, M, G, T; none: no limit")] = None
 
     @field_validator("size")
     @classmethod
