@@ -13,10 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from daemon.core.answers import Schema, answer_schema, rows
+from daemon.core.answers import answer_schema
 from daemon.core.dispatch import KEY
 from daemon.core.method import Method, Role
 from daemon.core.part import Context
+from daemon.core.schema import Schema, rows
 from daemon.doors import interface
 from daemon.mixosd import Daemon
 from daemon.parts.api.part import VERSION, describe

@@ -12,10 +12,11 @@ from __future__ import annotations
 import enum
 import inspect
 import types
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import (
+    TYPE_CHECKING,
     Annotated,
     Any,
     Literal,
@@ -30,10 +31,12 @@ from typing import (
 
 from typing_extensions import is_typeddict
 
-from daemon.core.method import Method
+from daemon.core.schema import Schema
+
+if TYPE_CHECKING:
+    from daemon.core.method import Method
 
 JsonObject = dict[str, Any]  # an object whose members are not ours to say; its description tells whose they are
-Schema = dict[str, Any]
 _SCALARS = ((bool, "boolean"), (int, "integer"), (float, "number"), (str, "string"), (types.NoneType, "null"))
 
 
@@ -128,42 +131,3 @@ def _record(kind: Any) -> Schema:
         "required": [name for name in members if name in kind.__required_keys__],
         "additionalProperties": False,
     }
-
-
-def present(found: Schema) -> Schema:
-    """The schema of a value that is not null."""
-    options = [one for one in found.get("anyOf", ()) if one.get("type") != "null"]
-    if not options:
-        return found
-    notes = {name: note for name, note in found.items() if name != "anyOf"}
-    return {**options[0], **notes} if len(options) == 1 else {**notes, "anyOf": options}
-
-
-class Row(NamedTuple):
-    """A member of an answer. path: `disks[].size`: `[]` for each of a list, `{}` for each of an object's values."""
-
-    path: str
-    schema: Schema
-    required: bool
-
-    @property
-    def meaning(self) -> str:
-        """What the member's author says, with the unit."""
-        unit = self.schema.get("unit") or present(self.schema).get("unit")
-        words = [str(self.schema.get("description", "")), f"in {unit}" if unit else ""]
-        return ", ".join(word for word in words if word)
-
-
-def rows(found: Schema, path: str = "") -> Iterator[Row]:
-    """Every member of the records in an answer, each record's before those inside of them."""
-    for option in found.get("anyOf", ()):
-        yield from rows(option, path)
-    if isinstance(found.get("items"), dict):
-        yield from rows(found["items"], f"{path}[]")
-    if isinstance(found.get("additionalProperties"), dict):
-        yield from rows(found["additionalProperties"], f"{path}{{}}")
-    members = found.get("properties", {})
-    before = f"{path}." if path else ""
-    for name, one in members.items():
-        yield Row(f"{before}{name}", one, name in found["required"])
-        yield from rows(one, f"{before}{name}")

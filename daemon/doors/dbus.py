@@ -20,12 +20,12 @@ from dbus_fast.signature import Variant
 
 from common.errors import MixosError, RefusedError
 from daemon.core import rpc
-from daemon.core.answers import Schema
 from daemon.core.dispatch import Dispatcher
 from daemon.core.limits import Bucket, Limits
 from daemon.core.method import Caller, Method, Role
 from daemon.core.part import Context
 from daemon.core.peer import ACCOUNTS, Credentials, identify
+from daemon.core.schema import Schema
 from daemon.core.tasks import background
 from daemon.doors import interface as names
 from daemon.doors.buslink import PROBLEMS, Bus, connect

@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pydantic import BaseModel, SecretStr
 
-from daemon.core.answers import Schema, answer_schema, present, rows
+from daemon.core.answers import answer_schema
 from daemon.core.method import Method
+from daemon.core.schema import Schema, present, rows
 from daemon.core.transfer import Content
 from daemon.doors.values import signature as signature_of
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any
 
-from daemon.core.answers import Schema, present
+from daemon.core.schema import Schema, present
 
 DEPTH = 24  # levels; D-Bus allows 64 of containers, and a variant in a dictionary takes three
 RECORD = "a{sv}"

@@ -17,8 +17,9 @@ from typing_extensions import TypedDict
 
 from common.tomlfile import Strict
 from daemon import reference
-from daemon.core.answers import Bytes, JsonObject, answer, answer_schema, rows, schema
+from daemon.core.answers import Bytes, JsonObject, answer, answer_schema, schema
 from daemon.core.method import Caller, Method, Nothing
+from daemon.core.schema import rows
 from daemon.doors import interface
 from daemon.doors.values import pack, signature
 from tests.hostpackages import ROOT

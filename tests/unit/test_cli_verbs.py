@@ -17,8 +17,9 @@ from daemon import reference
 from daemon.client.cli import cli
 from daemon.client.cli import verbs as all_verbs
 from daemon.client.show import Listing
-from daemon.core.answers import answer_schema, present, rows
+from daemon.core.answers import answer_schema
 from daemon.core.method import Method
+from daemon.core.schema import present, rows
 
 METHODS: Mapping[str, Method] = {method.name: method for method in reference.methods()}
 FORMS: Mapping[str, Callable[[Any], str]] = {
