@@ -294,7 +294,7 @@ def _applied(result: Mapping[str, Any]) -> str:
     if not result["applied"]:
         return changed(result)
     lines = [f"{name} is up" for name in result["up"]]
-    lines += [f"{name or 'vpn.toml'}: {text}" for name, text in result["problems"].items()]
+    lines += [f"{name or 'vpn.toml'}: {text}" for name, text in result["down"].items()]
     lines += [_trial(result)] if result["confirm"] else []
     return "\n".join(lines) or "nothing is up"
 
