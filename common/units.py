@@ -28,9 +28,11 @@ def percent(share: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time that has passed, in its two largest units: "0.2 s", "12 s", "7 min 5 s", "3 h 20 min", "2 d 4 h"."""
+    """A time that has passed, in its two largest units: "0.5 ms", "1.5 s", "12 s", "7 min 5 s", "3 h", "2 d 4 h"."""
     if seconds is None:
         return "-"
+    if 0 < seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
     if seconds < 10:
         return f"{max(seconds, 0):.1f}".removesuffix(".0") + " s"
     left = int(seconds)
