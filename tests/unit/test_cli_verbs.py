@@ -73,14 +73,14 @@ SPELLED = ("backup restore only", "net set values")  # written in a way of their
 OPTIONAL = ("firewall block addresses", "vpn import name")
 # Command → parameters that it has no option for.
 LEFT_OUT: Mapping[str, frozenset[str]] = {
-    "backup restore": frozenset({"id", "passphrase"}),
+    "backup restore": frozenset({"content", "passphrase"}),
     "config put": frozenset({"text"}),
-    "firewall block": frozenset({"more"}),
+    "firewall block": frozenset({"content"}),
     "proxy set": frozenset({"password"}),  # asked for
     "vpn import": frozenset({"text"}),
     "api methods": frozenset({"name"}),
     "audit verify": frozenset({"seq", "hash"}),  # both in --anchor
-    "sandbox run": frozenset({"environment", "input", "input-follows", "overlay"}),
+    "sandbox run": frozenset({"environment", "input", "overlay"}),
     "storage quota clear": frozenset({"size"}),
     "metrics": frozenset({"seconds"}),
 }
