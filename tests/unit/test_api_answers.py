@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from buildsys.run import run
 from daemon.core.answers import schema
 from daemon.core.method import EVERYONE, Caller, Method, Nothing, Role
 from daemon.parts.storage.answers import Trimmed
+from tests.hostpackages import ROOT
 
 ME = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 
@@ -69,6 +72,17 @@ def test_items_of_streams_are_checked():
     checked = Method("storage.test", "For a test.", items, EVERYONE)
     assert checked.stream
     asyncio.run(read(checked.handler))
+
+
+def test_types_are_not_loaded_at_start():
+    """Neither those of answers nor what makes schemas of them: they would cost every device a megabyte."""
+    load = (
+        "import sys, daemon.mixosd; from daemon.core.manifest import manifests\n"
+        "parts = [one.find(one.part) for one in manifests() if one.part]\n"
+        "print([name for name in sys.modules if name.startswith('daemon.') and name.endswith('.answers')])"
+    )
+    done = run([sys.executable, "-c", load], cwd=ROOT)
+    assert done.stdout.decode().strip() == "[]"
 
 
 def test_schemas_are_those_that_pydantic_makes():

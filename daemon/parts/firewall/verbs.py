@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from common.units import duration
 from daemon.client.cli.change import change_options, changed, ended, wish
 from daemon.client.cli.common import ask, json_option, show
 from daemon.client.cli.content import opened
@@ -68,7 +69,7 @@ def _status(result: Mapping[str, Any]) -> str:
     if result["problem"]:
         lines.append(f"problem       {result['problem']}")
     if waiting := result["confirm"]:
-        lines.append(f"waiting       for confirmation, {waiting['seconds']} s left, by {waiting['by']}")
+        lines.append(f"waiting       for confirmation, {duration(waiting['seconds'])} left, by {waiting['by']}")
     lines.append(f"default zone  {result['default-zone']}")
     lines.append(f"denied        {result['denied']['packets']} packets")
     lines += [f"list {name:8} {count} ranges" for name, count in result["lists"].items()]

@@ -43,7 +43,7 @@ def _status(result: dict[str, Any]) -> str:
     words = {"ok": "in force", "trial": "on trial", "reverted": "not confirmed, not in force", "error": "not in force"}
     lines = [f"network.toml  {words[result['file']]}"]
     if result["confirm-seconds"] is not None:
-        lines.append(f"              goes back in {result['confirm-seconds']} s; keep it with: mixctl confirm")
+        lines.append(f"              goes back in {duration(result['confirm-seconds'])}; keep it with: mixctl confirm")
     elif result["changed"]:
         lines.append("              the file says something else: mixctl net check")
     if result["problem"]:
