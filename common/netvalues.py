@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from common import wireguard
+from common.values import host_and_port
 
 # IFNAMSIZ is 16 with the final NUL. No blank, slash or shell character: names become files and words of scripts.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
@@ -58,14 +59,18 @@ def interface_address(text: str) -> str:
 
 def network(text: str) -> str:
     """A network ("default" and "default6" stand for everything). Raises ValueError when host bits are set."""
-    text = {"default": "0.0.0.0/0", "default6": "::/0"}.get(text, text)
+    return str(ip_network({"default": "0.0.0.0/0", "default6": "::/0"}.get(text, text)))
+
+
+def ip_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """An address or a network. Raises ValueError, with the network that was meant when host bits are set."""
     try:
-        return str(ipaddress.ip_network(text))
+        return ipaddress.ip_network(text)
     except ValueError as error:
         try:
             near = ipaddress.ip_network(text, strict=False)
         except ValueError:
-            raise ValueError(f"{text!r} is not a network, such as 192.0.2.0/24") from error
+            raise ValueError(f"{text[:80]!r} is not a network, such as 192.0.2.0/24") from error
         raise ValueError(f"{text!r} has host bits set; its network is {near}") from error
 
 
@@ -93,19 +98,8 @@ def with_port(text: str, port: int) -> str:
 
 def split_endpoint(text: str) -> tuple[str, int]:
     """Host and port of an endpoint. Raises ValueError."""
-    host, _, port = text.rpartition(":")
-    if not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
-        raise ValueError(f"{text!r} is not an endpoint, such as vpn.example.org:51820 or [2001:db8::1]:51820")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-        if ":" not in host:
-            raise ValueError(f"{text!r}: only an IPv6 address stands in brackets")
-        return host_address(host), int(port)
-    if ":" in host:
-        raise ValueError(f"{text!r}: an IPv6 address stands in brackets, such as [2001:db8::1]:51820")
-    if re.fullmatch(r"[0-9.]+", host):
-        return host_address(host), int(port)
-    return host_name(host), int(port)
+    host, port = host_and_port(text)
+    return (host_address(host) if is_address(host) else host_name(host)), port
 
 
 def is_address(host: str) -> bool:

@@ -89,14 +89,22 @@ class Address(NamedTuple):
     port: int
 
 
+def host_and_port(text: str) -> tuple[str, int]:
+    """The two of HOST:PORT or [V6]:PORT; the host is empty when there is only a port. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
+        raise ValueError(f"{text[:80]!r} does not end in a port, a number from 1 to 65535 such as in 192.0.2.1:80")
+    if bracketed != (":" in host):
+        raise ValueError(f"{text[:80]!r}: an IPv6 address stands in brackets, and nothing else: [2001:db8::1]:80")
+    return host, int(port)
+
+
 def address(value: Any) -> Address:
     """PORT (this machine only), "ADDRESS:PORT" or "[V6]:PORT"; names are not looked up. Raises ValueError."""
-    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536 or (":" in host and "[" not in text):
-        raise ValueError("a port, ADDRESS:PORT or [ADDRESS]:PORT is expected")
-    return Address(str(ipaddress.ip_address(host)) if host else "127.0.0.1", int(port))
+    host, port = host_and_port(str(value) if isinstance(value, str | int) and not isinstance(value, bool) else "")
+    return Address(str(ipaddress.ip_address(host)) if host else "127.0.0.1", port)
 
 
 class Calendar(NamedTuple):

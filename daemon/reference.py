@@ -1,26 +1,33 @@
 """`python -m daemon.reference`: writes the reference of the API from the methods themselves.
 
-Two files: docs/api-reference.md for people, daemon/dbus/org.mixos.xml for programs that generate D-Bus clients. A test
-compares both with what is in the checkout.
+Three files: docs/api-reference.md for people, daemon/dbus/org.mixos.xml for programs that generate D-Bus clients,
+docs/api-answers.json with the JSON schema of every answer. A test compares them with what is in the checkout.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from daemon.core.answers import answer_schema
 from daemon.core.dispatch import KEY
 from daemon.core.method import Method, Role
 from daemon.core.part import Context
+from daemon.core.schema import Schema, rows
 from daemon.doors import interface
 from daemon.mixosd import Daemon
 from daemon.parts.api.part import VERSION, describe
 
 PAGE = "docs/api-reference.md"
 XML = "daemon/dbus/org.mixos.xml"
+ANSWERS = "docs/api-answers.json"
+_BOUNDS = (
+    ("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("minLength", "length ≥"), ("maxLength", "length ≤"),
+)  # fmt: skip
 
 HEAD = f"""# API reference
 
@@ -30,7 +37,8 @@ Version {VERSION}. How to call a method, what answers and errors look like: [api
 
 Of a method: **roles** may call it; **changes** means audited and with an optional `{KEY}` key; a **stream** sends items
 until it ends; **experimental** ones may change in any release. The line with D-Bus gives object, interface, member and
-signature; parameters that need not be given are members of `options`.
+signature; parameters that need not be given are members of `options`, and members of an answer that are null are not
+sent. In the path of a member, `[]` stands for each of a list and `{{}}` for each of an object's values.
 """
 
 
@@ -76,6 +84,20 @@ def _section(method: Method) -> Iterator[str]:
                 "|  |", "| |"
             )
         yield ""
+    yield from _answer("Item" if method.stream else "Answer", answer_schema(method))
+
+
+def _answer(word: str, schema: Schema) -> Iterator[str]:
+    found = list(rows(schema))
+    said = str(schema.get("description") or schema.get("items", {}).get("description") or "")
+    yield f"{word}: {_type(schema, {})}. {said[:1].upper()}{said[1:]}".rstrip(". ") + ".\n"
+    if found:
+        yield "| Member | Type | Meaning |"
+        yield "|---|---|---|"
+        for row in found:
+            kind = _type(row.schema, {}) + ("" if row.required else ", or missing")
+            yield f"| `{row.path}` | {kind} | {row.meaning} |"
+        yield ""
 
 
 def _limit(method: Method) -> str:
@@ -98,11 +120,9 @@ def _type(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         return f"`{field['const']}`"
     if field.get("type") == "array":
         return f"list of {_type(field.get('items', {}), schema)}"
-    bounds = [
-        f"{sign} {field[key]}"
-        for key, sign in (("minimum", "≥"), ("maximum", "≤"), ("minLength", "length ≥"), ("maxLength", "length ≤"))
-        if key in field
-    ]
+    if isinstance(inner := field.get("additionalProperties"), Mapping):
+        return f"object of {_type(inner, schema)}"
+    bounds = [f"{sign} {field[key]}" for key, sign in _BOUNDS if key in field]
     kind = {"write-only": "secret text", "content": "content"}.get(
         str(field.get("format")), str(field.get("type", "any"))
     )
@@ -121,9 +141,16 @@ def xml(found: Iterable[Method]) -> str:
     return "\n".join([*lines, "</node>"]) + "\n"
 
 
+def answers(found: Iterable[Method]) -> str:
+    """The schema of what each method answers, of the items of a stream."""
+    schemas = {method.name: answer_schema(method) for method in found}
+    return json.dumps(schemas, indent=1, ensure_ascii=False) + "\n"
+
+
 def main(root: Path) -> int:
-    """Write both files; returns the exit code."""
+    """Write the files; returns the exit code."""
     found = methods()
+    (root / ANSWERS).write_text(answers(found), encoding="utf-8")
     (root / PAGE).write_text(page(found), encoding="utf-8")
     (root / XML).write_text(xml(found), encoding="utf-8")
     return 0

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ConfigDict, TypeAdapter
 
 from common.errors import HostError
+from daemon.core import answers
+from daemon.core.method import Method
 from tests import hostpackages
 from tests.ports import held_port
 
@@ -61,3 +68,49 @@ def port() -> Iterator[int]:
     """A TCP port that this test holds; a server with SO_REUSEADDR can listen on it."""
     with held_port() as number:
         yield number
+
+
+@functools.cache
+def _type(handler: Callable[..., Any]) -> TypeAdapter[Any]:
+    """What a handler says that it answers, to the letter: no member more, none of another type."""
+    declared = answers.answer(Method("a.b", "", handler))
+    return TypeAdapter(tuple[declared], config=ConfigDict(extra="forbid", strict=True))  # type: ignore[valid-type]
+
+
+def _true(handler: Callable[..., Any], answer: Any) -> Any:
+    """The answer, when it is what the handler says. Raises ValidationError, and TypeError for what is not JSON."""
+    _type(getattr(handler, "__func__", handler)).validate_json(json.dumps([answer]))
+    return answer
+
+
+def _checked(handler: Callable[..., Any]) -> Callable[..., Any]:
+    if inspect.isasyncgenfunction(handler):
+
+        @functools.wraps(handler)
+        async def items(*given: Any) -> Any:
+            source = handler(*given)
+            try:
+                async for item in source:
+                    yield _true(handler, item)
+            finally:
+                await source.aclose()
+
+        return items
+
+    @functools.wraps(handler)
+    async def once(*given: Any) -> Any:
+        return _true(handler, await handler(*given))
+
+    return once
+
+
+@pytest.fixture(autouse=True)
+def true_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer that a method of ours gives in any test is of the type that its handler declares."""
+    make = Method.__new__
+
+    def checked(cls: type[Method], name: str, summary: str, handler: Any, *rest: Any, **others: Any) -> Method:
+        ours = getattr(handler, "__module__", "").startswith("daemon.")
+        return make(cls, name, summary, _checked(handler) if ours else handler, *rest, **others)
+
+    monkeypatch.setattr(Method, "__new__", checked)

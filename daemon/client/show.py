@@ -1,28 +1,83 @@
-"""The status as people read it. No third-party imports: `mixctl status` must be quick on a slow device."""
+"""Answers as people read them: tables, facts line by line, the status.
+
+No third-party imports: `mixctl status` must be quick on a slow device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from common.safe import one_line
-from common.units import size
+from common.units import duration, size, word
+
+_LONGEST = 4096  # characters of a cell
+Record = Mapping[str, Any]
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table: upper-case head, columns as wide as their widest cell, nothing behind the last one.
+
+    A cell stays in its row, whatever is in it: a newline would let it write rows of its own.
+    """
+    from daemon.client.console.terminal import width_of
+
+    lines = [[title.upper() for title in head], *[[one_line(cell, _LONGEST) for cell in row] for row in rows]]
+    widths = [max(width_of(line[index]) for line in lines) for index in range(len(head))]
+    return "\n".join(
+        "  ".join(cell + " " * (width - width_of(cell)) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+class Column(NamedTuple):
+    """title: its head. value: a member of the records, or what is made of several. form: how the member is written."""
+
+    title: str
+    value: str | Callable[[Record], str]
+    form: Callable[[Any], str] = word
+
+    def cell(self, record: Record) -> str:
+        """The text for one record."""
+        return self.value(record) if callable(self.value) else self.form(record.get(self.value))
+
+
+class Listing(NamedTuple):
+    """How records of one type are a table, said once.
+
+    of: a method and the path to them in its answer (as in the reference: `service.list units[]`), with which a test
+    compares members and forms. none: what stands for no record.
+    """
+
+    of: str
+    columns: tuple[Column, ...]
+    none: str = ""
+
+    def table(self, records: Iterable[Record]) -> str:
+        """The table for people."""
+        rows = [[column.cell(record) for column in self.columns] for record in records]
+        return columns([column.title for column in self.columns], rows) if rows or not self.none else self.none
+
+
+def labelled(rows: Iterable[tuple[str, str]]) -> str:
+    """Facts, a label and a value per line."""
+    return "\n".join(f"{label:<13} {one_line(value, _LONGEST)}".rstrip() for label, value in rows)
 
 
 def table(facts: Mapping[str, Any]) -> str:
     """The status for people: a label and a value per line."""
-    return "\n".join(f"{label:<14}{one_line(value, 1000)}" for label, value in rows(facts))
+    return labelled(rows(facts))
 
 
 def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Label and text of each line; what the device does not know is shown as "-"."""
     hardening, data, memory = facts["hardening"], facts["data"], facts["memory"]
     result = [
-        ("host name", _or_dash(facts["hostname"])),
-        ("version", _or_dash(facts["version"])),
-        ("kernel", _or_dash(facts["kernel"])),
-        ("slot", _or_dash(facts["slot"])),
-        ("up", _duration(facts["uptime"])),
+        ("host name", word(facts["hostname"])),
+        ("version", word(facts["version"])),
+        ("kernel", word(facts["kernel"])),
+        ("slot", word(facts["slot"])),
+        ("up", duration(facts["uptime"])),
         *_parts(facts.get("parts", {})),
         ("load", " ".join(f"{value:.2f}" for value in facts["load"]) or "-"),
         ("memory", f"{size(memory.get('available'))} free of {size(memory.get('total'))}"),
@@ -31,11 +86,11 @@ def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     for row in facts["network"]:
         result.append((row["name"], f"{', '.join(row['addresses']) or 'no address'} ({row['state'] or '?'})"))
     result += [
-        ("SSH host key", _or_dash(facts["ssh_fingerprint"])),
-        ("root", _or_dash(hardening["verity"]) if hardening["verity"] else "not protected by verity"),
-        ("lockdown", _or_dash(hardening["lockdown"])),
+        ("SSH host key", word(facts["ssh_fingerprint"])),
+        ("root", word(hardening["verity"]) if hardening["verity"] else "not protected by verity"),
+        ("lockdown", word(hardening["lockdown"])),
         ("AppArmor", f"{len(hardening['apparmor_loaded'])} profiles" if hardening["apparmor_loaded"] else "no profile"),
-        ("watchdog", _or_dash(hardening["watchdog"])),
+        ("watchdog", word(hardening["watchdog"])),
     ]
     if hardening["apparmor_refused"]:
         result.append(("refused", " ".join(hardening["apparmor_refused"])))
@@ -98,22 +153,9 @@ def _preseed(preseed: Mapping[str, Any]) -> str:
     return f"{preseed['state']} {mistakes[0]}{more}" if mistakes else str(preseed["state"])
 
 
-def _or_dash(value: object) -> str:
-    return "-" if value is None else str(value)
-
-
 def _data(data: Mapping[str, Any]) -> str:
     if data["persistent"] is None:
         return "-"
     if not data["persistent"]:
         return "NOT PERSISTENT: changes are lost at the next boot"
     return f"{size(data['free'])} free of {size(data['size'])} on {data['device']}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours:02}:{minutes:02}:{rest:02}" if days else f"{hours:02}:{minutes:02}:{rest:02}"

@@ -182,7 +182,7 @@ class Dispatcher:
 
     async def stream(self, caller: Caller, call: Call) -> AsyncIterator[object]:
         """The items of a stream method. Raises MixosError. Leave it with `aclose`, which ends the handler."""
-        handler = cast(StreamHandler, call.method.handler)
+        handler = cast("StreamHandler[Any, object]", call.method.handler)
         items = handler(caller, call.params)
         try:
             async with self._audited(caller, call):

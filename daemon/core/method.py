@@ -10,7 +10,7 @@ import enum
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import cache
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, TypeVar, cast, get_args
 
 from pydantic import BaseModel, SecretBytes, SecretStr
 
@@ -51,11 +51,25 @@ class Nothing(Strict):
     """Parameters of a method that takes none."""
 
 
-Handler = Callable[[Caller, Any], Awaitable[object]]
-StreamHandler = Callable[[Caller, Any], AsyncIterator[object]]
+Params = TypeVar("Params", bound=Strict)
+Result = TypeVar("Result")
+Handler = Callable[[Caller, Params], Awaitable[Result]]
+StreamHandler = Callable[[Caller, Params], AsyncIterator[Result]]
 
 
-class Method(NamedTuple):
+class _Fields(NamedTuple):
+    name: str
+    summary: str
+    handler: Handler[Any, object] | StreamHandler[Any, object]
+    roles: frozenset[Role]
+    params: type[Strict]
+    changes: bool
+    seconds: float
+    stable: bool
+    secret: bool
+
+
+class Method(_Fields):
     """One callable thing.
 
     name: `part.verb` ("service.start"). params: a frozen strict model, given to the handler. changes: whether it
@@ -64,20 +78,27 @@ class Method(NamedTuple):
     every failure that is not a defect of ours. seconds: the longest that a call may take (not for streams); then the
     handler is cancelled. stable: kept as it is while the API's version stays. secret: the answer must not be kept on
     disk. Secrets among the parameters are `pydantic.SecretStr`, which the audit shows as stars. Either way the method
-    takes no idempotency key, whose record would hold the answer and a digest of the parameters. The handler's return
-    annotation is the D-Bus signature: `dict[str, Any]`, `list[dict[str, Any]]`, `str`, `int`… tell callers what comes,
-    `object` becomes a variant.
+    takes no idempotency key, whose record would hold the answer and a digest of the parameters. What the handler's
+    annotation says that it returns (a stream: yields) is the type of the answer, from which the reference, the JSON
+    schemas and the D-Bus signatures are made: see `daemon.core.answers`.
     """
 
-    name: str
-    summary: str
-    handler: Handler | StreamHandler
-    roles: frozenset[Role] = PEOPLE
-    params: type[Strict] = Nothing
-    changes: bool = False
-    seconds: float = 10.0
-    stable: bool = True
-    secret: bool = False
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        name: str,
+        summary: str,
+        handler: Handler[Params, object] | StreamHandler[Params, object],
+        roles: frozenset[Role] = PEOPLE,
+        params: type[Params] = cast(Any, Nothing),  # noqa: B008
+        changes: bool = False,
+        seconds: float = 10.0,
+        stable: bool = True,
+        secret: bool = False,
+    ) -> Method:
+        """Typed, so that mypy compares the handler with the parameters, in a list of methods as well."""
+        return super().__new__(cls, name, summary, handler, roles, params, changes, seconds, stable, secret)
 
     @property
     def part(self) -> str:

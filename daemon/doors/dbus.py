@@ -25,10 +25,11 @@ from daemon.core.limits import Bucket, Limits
 from daemon.core.method import Caller, Method, Role
 from daemon.core.part import Context
 from daemon.core.peer import ACCOUNTS, Credentials, identify
+from daemon.core.schema import Schema
 from daemon.core.tasks import background
 from daemon.doors import interface as names
 from daemon.doors.buslink import PROBLEMS, Bus, connect
-from daemon.doors.values import pack
+from daemon.doors.values import pack, signature
 from daemon.linux.log import log
 
 SOCKET = "/run/dbus/system_bus_socket"
@@ -157,9 +158,9 @@ class Session:
     def signal(self, part: str, body: Sequence[Any]) -> None:
         """Send the signal `Event` of a part; of one without methods, that of the manager."""
         known = part if part in self.parts() else "manager"
-        codes = [code for _, code in names.EVENT]
+        codes = [signature(schema) for _, schema in names.EVENT]
         try:
-            packed = [_pack(code, value) for code, value in zip(codes, body, strict=True)]
+            packed = [pack(Variant, schema, value) for (_, schema), value in zip(names.EVENT, body, strict=True)]
         except (TypeError, ValueError) as error:
             log("err", f"the event {part}.{body[0]} cannot be said on D-Bus: {error}")
             return
@@ -207,10 +208,10 @@ class Session:
         try:
             if delay := sender.bucket.delay():
                 await asyncio.sleep(delay)
-            code, value = await self._answer(message, sender)
+            schema, value = await self._answer(message, sender)
             if not fits(value, MAX_ANSWER):
                 raise MixosError("the answer is too large for D-Bus", reason="dbus-too-large", hint=_SOCKET_HINT)
-            reply = Message.new_method_return(message, code, [_pack(code, value)] if code else [])
+            reply = _reply(message, schema, value)
         except UnknownError as error:
             reply = _failure(message, f"{_BUS}.Error.{error.name}", str(error))
         except MixosError as error:
@@ -226,15 +227,15 @@ class Session:
         if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
             self._send(reply)
 
-    async def _answer(self, message: Message, sender: Sender) -> tuple[str, Any]:
-        """Signature and value of the answer. Raises UnknownError, or MixosError as the dispatcher does."""
+    async def _answer(self, message: Message, sender: Sender) -> tuple[Schema, Any]:
+        """Schema and value of the answer. Raises UnknownError, or MixosError as the dispatcher does."""
         if message.interface == f"{_BUS}.Peer" and message.member == "Ping":
-            return "", None
+            return names.NOTHING, None
         if message.interface == f"{_BUS}.Introspectable" and message.member == "Introspect":
             text = names.describe(self.parts(), message.path or "")
             if text is None:
                 raise UnknownError("UnknownObject", f"there is no object {message.path}")
-            return "s", text
+            return names.TEXT, text
         caller = await self._caller(message.sender, sender)
         if message.interface == f"{_BUS}.Properties":
             return await self._properties(message, caller)
@@ -245,9 +246,9 @@ class Session:
         if member is None or message.interface not in (None, "", names.interface(part)):
             raise UnknownError("UnknownMethod", f"there is no {message.interface}.{message.member} at {message.path}")
         call = self._dispatcher.prepare(caller, member.method.name, arguments(member, message))
-        return member.result, await self._dispatcher.call(caller, call)
+        return member.answer, await self._dispatcher.call(caller, call)
 
-    async def _properties(self, message: Message, caller: Caller) -> tuple[str, Any]:
+    async def _properties(self, message: Message, caller: Caller) -> tuple[Schema, Any]:
         """Get and GetAll; each property is the answer of the method of its name, with that method's roles.
 
         GetAll, which programs call unasked, leaves out what the caller may not have.
@@ -260,12 +261,12 @@ class Session:
         if message.member == "GetAll":
             methods = self._dispatcher.methods
             allowed = [name for name in known if caller.role in methods[name.lower()].roles]
-            return "a{sv}", {name: await self._property(name, caller) for name in allowed}
+            return names.FACTS, {name: await self._property(name, caller) for name in allowed}
         if message.body[1] not in known:
             raise UnknownError("UnknownProperty", f"there is no property {message.body[1]}")
         if message.member == "Set":
             raise UnknownError("PropertyReadOnly", "all properties are read-only")
-        return "v", await self._property(message.body[1], caller)
+        return names.ANYTHING, await self._property(message.body[1], caller)
 
     async def _property(self, name: str, caller: Caller) -> object:
         result = await self._dispatcher.call(caller, self._dispatcher.prepare(caller, name.lower(), {}))
@@ -311,9 +312,16 @@ class UnknownError(Exception):
         self.name = name
 
 
+def _reply(message: Message, schema: Schema, value: Any) -> Message:
+    """The message that carries an answer. Raises what `pack` raises."""
+    if schema == names.NOTHING:
+        return Message.new_method_return(message)
+    return Message.new_method_return(message, signature(schema), [pack(Variant, schema, value)])
+
+
 def _failure(message: Message, name: str, text: str) -> Message:
     """The error that answers a call. One text and no more: GDBus shows nothing of other bodies."""
-    return Message.new_error(message, name, _pack("s", text))
+    return Message.new_error(message, name, pack(Variant, names.TEXT, text))
 
 
 class Sender:
@@ -346,10 +354,6 @@ def arguments(member: names.Member, message: Message) -> dict[str, Any]:
             raise RefusedError(f"{twice[0]} is an argument, not an option", reason="dbus-signature")
         given |= options
     return given
-
-
-def _pack(code: str, value: Any) -> Any:
-    return pack(Variant, code, value)
 
 
 def unpack(value: Any) -> Any:

@@ -4,14 +4,14 @@ The part `service` is the object /org/mixos/service with the interface org.mixos
 /org/mixos as org.mixos.Manager1. `service.start` is the member `Start`. Parameters that must be given are arguments, in
 the order of the model; the others, and the idempotency key of a changing method, go into a last argument `options`
 (a{sv}). Content is the id of a transfer (`transfer.begin`): no descriptors come over the bus. The result's signature is
-that of the handler's return annotation. Streams are not on D-Bus; events are.
+that of the method's answer (`daemon.doors.values`), whose members the description lists. Streams are not on D-Bus;
+events are.
 """
 
 from __future__ import annotations
 
 import enum
 import types
-import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import PurePath
@@ -19,13 +19,21 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pydantic import BaseModel, SecretStr
 
+from daemon.core.answers import answer_schema
 from daemon.core.method import Method
+from daemon.core.schema import Schema, present, rows
 from daemon.core.transfer import Content
+from daemon.doors.values import signature as signature_of
 
 BUS_NAME = "org.mixos"
 ROOT_PATH = "/org/mixos"
 OPTIONS = "a{sv}"
-EVENT = (("what", "s"), ("subject", "s"), ("at", "d"), ("data", "a{sv}"))  # the signal `Event` of every interface
+TEXT: Schema = {"type": "string"}
+FACTS: Schema = {"type": "object"}
+NOTHING: Schema = {"type": "null"}
+ANYTHING: Schema = {}
+# The signal `Event` of every interface.
+EVENT = (("what", TEXT), ("subject", TEXT), ("at", {"type": "number"}), ("data", FACTS))
 PROPERTIES = {"Version": "s", "Status": "a{sv}"}  # of Manager1
 _PLAIN = ((bool, "b"), (int, "x"), (float, "d"), (str, "s"), (SecretStr, "s"), (PurePath, "s"), (Content, "s"))
 
@@ -63,13 +71,14 @@ class Member:
         return "".join(one.type for one in self.arguments) + (OPTIONS if self.options else "")
 
     @cached_property
+    def answer(self) -> Schema:
+        """The schema of the answer."""
+        return answer_schema(self.method)
+
+    @property
     def result(self) -> str:
-        """Of the answer; empty for none."""
-        try:
-            annotation = typing.get_type_hints(self.method.handler).get("return", object)
-        except NameError:  # a name that only type checkers see
-            return "v"
-        return "" if annotation is type(None) else signature(annotation)
+        """The signature of the answer; empty for none."""
+        return "" if self.answer == NOTHING else signature_of(self.answer)
 
 
 def camel(name: str) -> str:
@@ -147,10 +156,10 @@ def _interface(part: str, members: Mapping[str, Member]) -> Iterator[str]:
         for name, code in (*member.arguments, *((("options", OPTIONS),) if member.options else ())):
             yield f'   <arg name="{name.replace("-", "_")}" type="{code}" direction="in"/>'
         if member.result:
-            yield f'   <arg name="result" type="{member.result}" direction="out"/>'
+            yield from _result(member)
         yield "  </method>"
     yield '  <signal name="Event">'
-    yield from (f'   <arg name="{name}" type="{code}"/>' for name, code in EVENT)
+    yield from (f'   <arg name="{name}" type="{signature_of(schema)}"/>' for name, schema in EVENT)
     yield "  </signal>"
     if part == "manager":
         for name, code in PROPERTIES.items():
@@ -158,6 +167,15 @@ def _interface(part: str, members: Mapping[str, Member]) -> Iterator[str]:
             yield '   <annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="false"/>'
             yield "  </property>"
     yield " </interface>"
+
+
+def _result(member: Member) -> Iterator[str]:
+    """The argument that comes back, with a line for each member of the records in it."""
+    yield f'   <arg name="result" type="{member.result}" direction="out">'
+    members = rows(member.answer)
+    if lines := "\n".join(f"{row.path} ({signature_of(present(row.schema))}): {row.meaning}" for row in members):
+        yield f'    <annotation name="org.gtk.GDBus.DocString" value="{_quoted(lines)}"/>'
+    yield "   </arg>"
 
 
 def _standard() -> Iterator[str]:
@@ -180,6 +198,6 @@ def _standard() -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    for one, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+    for one, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("\n", "&#10;")):
         text = text.replace(one, entity)
     return text  # xml.sax.saxutils does this as well, and imports an HTTP client for it

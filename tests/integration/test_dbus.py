@@ -227,6 +227,28 @@ def test_every_object_that_is_described_answers(bus, device):
         assert found.body[0] == describe(by_part(device.daemon.dispatcher.methods.values()), place)
 
 
+def test_answers_have_the_signatures_that_are_described(bus, device):
+    """Down to the members of records, and for lists that are empty."""
+    version = asyncio.run(asked(bus, "/org/mixos/api", "org.mixos.Api1", "Version"))
+    assert version.signature == "a{sv}"
+    assert {name: one.signature for name, one in version.body[0].items()} == {
+        "version": "x",
+        "oldest": "x",
+        "role": "s",
+        "max-request": "x",
+        "max-answer": "x",
+    }
+    schema = asyncio.run(
+        asked(bus, "/org/mixos/api", "org.mixos.Api1", "Schema", "a{sv}", [{"name": Variant("s", "audit.list")}])
+    )
+    assert schema.signature == "a{sa{sv}}"
+    assert schema.body[0]["audit.list"]["stream"].signature == "b"
+    status = asyncio.run(asked(bus, "/org/mixos", "org.mixos.Manager1", "Status"))
+    signatures = {name: one.signature for name, one in status.body[0].items()}
+    expected = {"boot_times": "a{sd}", "load": "ad", "network": "aa{sv}", "parts": "a{sa{sv}}"}
+    assert signatures.items() >= expected.items()
+
+
 def test_properties(bus, device):
     status = bus.busctl("get-property", "org.mixos", "/org/mixos", "org.mixos.Manager1", "Status")
     assert json.loads(status.stdout)["type"] == "a{sv}"

@@ -55,7 +55,7 @@ def test_audit_verify(device, capsys):
 
 
 def test_errors_of_the_daemon_end_with_its_exit_code(device, capsys):
-    assert mixctl.main(["audit", "list", "--kind", "x" * 17, "--json"]) == 2
+    assert mixctl.main(["audit", "list", "--method", "x" * 65, "--json"]) == 2
     error = json.loads(capsys.readouterr().err.splitlines()[-1])
     assert (error["reason"], error["exit_code"]) == ("rpc-params", 2)
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, SecretStr
+from typing_extensions import TypedDict
 
 from common.tomlfile import Strict
 from daemon import reference
+from daemon.core.answers import Bytes, JsonObject, answer, answer_schema, schema
 from daemon.core.method import Caller, Method, Nothing
+from daemon.core.schema import rows
 from daemon.doors import interface
-from daemon.doors.values import pack
+from daemon.doors.values import pack, signature
 from tests.hostpackages import ROOT
 
 
@@ -114,7 +118,7 @@ class Wrapped(NamedTuple):
 
 def test_values():
     value = {"a": None, "b": [1, None], "c": {"d": [{"e": 1.5}]}, "f": True, "g": [], "h": 1 << 70, "\0": "\ud800"}
-    assert pack(Wrapped, "a{sv}", value) == {
+    assert pack(Wrapped, {"type": "object"}, value) == {
         "b": ("av", [("x", 1), ("av", [])]),
         "c": ("a{sv}", {"d": ("aa{sv}", [{"e": ("d", 1.5)}])}),
         "f": ("b", True),
@@ -125,11 +129,20 @@ def test_values():
 
 
 @pytest.mark.parametrize(
-    ("code", "value"), [("a{sv}", None), ("a{sv}", [1]), ("as", 5), ("x", "x"), ("v", {1, 2}), ("v", object())]
+    ("kind", "value"),
+    [
+        (dict[str, Any], None),
+        (dict[str, Any], [1]),
+        (list[str], 5),
+        (int, "x"),
+        (int, None),
+        (object, {1, 2}),
+        (object, object()),
+    ],
 )
-def test_values_that_do_not_fit(code: str, value: Any):
+def test_values_that_do_not_fit(kind: Any, value: Any):
     with pytest.raises((TypeError, ValueError, AttributeError)):
-        pack(Wrapped, code, value)
+        pack(Wrapped, schema(kind), value)
 
 
 def test_deep_values_are_refused():
@@ -137,7 +150,111 @@ def test_deep_values_are_refused():
     for _ in range(100):
         value = [value]
     with pytest.raises(ValueError):
-        pack(Wrapped, "v", value)
+        pack(Wrapped, {}, value)
+
+
+Part = TypedDict(  # noqa: UP013  # as a class of this module its annotations were texts, which hide NotRequired
+    "Part",
+    {
+        "name": Annotated[str, "what it is called"],
+        "size": Annotated[Bytes | None, "how large it is"],
+        "hint": NotRequired[str],
+    },
+)
+
+
+class Whole(TypedDict):
+    """Something."""
+
+    parts: list[Part]
+    counts: dict[str, int]
+    by_name: dict[str, Part]
+    level: Literal["low", "high"]
+    odd: int | str
+    first: Part | None
+    free: JsonObject
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (type(None), "v"),
+        (str, "s"),
+        (Kind, "s"),
+        (Literal[1, 2], "x"),
+        (Literal["a", 1], "v"),
+        (list[str], "as"),
+        (tuple[int, ...], "ax"),
+        (list[list[float]], "aad"),
+        (list[int | None], "av"),
+        (list[Any], "av"),
+        (dict[str, int], "a{sx}"),
+        (dict[str, list[Part]], "a{saa{sv}}"),
+        (JsonObject, "a{sv}"),
+        (Whole, "a{sv}"),
+        (list[Part], "aa{sv}"),
+        (int | str, "v"),
+        (Annotated[Bytes, "text"], "x"),
+        (Bytes | None, "v"),
+        (object, "v"),
+    ],
+)
+def test_signatures_of_answers(kind: Any, code: str):
+    assert signature(schema(kind)) == code
+
+
+def test_members_of_records_have_their_own_signatures():
+    """Also where there is nothing to guess from: an empty list, a whole number that is a fraction."""
+    part = {"name": "a", "size": None, "hint": "h"}
+    packed = {"name": ("s", "a"), "hint": ("s", "h")}
+    value = {
+        "parts": [],
+        "counts": {},
+        "by_name": {"a": part},
+        "level": "low",
+        "odd": 1,
+        "first": None,
+        "free": {"x": []},
+    }
+    assert pack(Wrapped, schema(Whole), value) == {
+        "parts": ("aa{sv}", []),
+        "counts": ("a{sx}", {}),
+        "by_name": ("a{sa{sv}}", {"a": packed}),
+        "level": ("s", "low"),
+        "odd": ("x", 1),
+        "free": ("a{sv}", {"x": ("av", [])}),
+    }
+    assert pack(Wrapped, schema(Whole), {"odd": "a", "first": part}) == {"odd": ("s", "a"), "first": ("a{sv}", packed)}
+    assert pack(Wrapped, schema(dict[str, float]), {"a": 1}) == {"a": 1.0}
+    assert pack(Wrapped, schema(list[int | None]), [1, None]) == [("x", 1), ("av", [])]
+
+
+def test_schemas_say_what_members_mean():
+    found = schema(list[Part])
+    assert found == {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "title": "Part",
+            "properties": {
+                "name": {"type": "string", "description": "what it is called"},
+                "size": {
+                    "anyOf": [{"type": "integer", "unit": "bytes"}, {"type": "null"}],
+                    "description": "how large it is",
+                },
+                "hint": {"type": "string"},
+            },
+            "required": ["name", "size"],
+            "additionalProperties": False,
+        },
+    }
+    assert [(row.path, row.meaning, row.required) for row in rows(found)] == [
+        ("[].name", "what it is called", True),
+        ("[].size", "how large it is, in bytes", True),
+        ("[].hint", "", False),
+    ]
+    with pytest.raises(TypeError):
+        schema(set[int])
 
 
 JSON = st.recursive(
@@ -154,7 +271,7 @@ def test_every_value_of_json_can_be_sent(value: Any):
     from dbus_fast.message import Message
     from dbus_fast.signature import Variant
 
-    message = Message("a.b", "/a", "a.b", "C", signature="v", body=[pack(Variant, "v", value)])
+    message = Message("a.b", "/a", "a.b", "C", signature="v", body=[pack(Variant, {}, value)])
     assert message._marshall(False)
 
 
@@ -163,6 +280,7 @@ def test_the_reference_is_that_of_the_code():
     hint = "run: python -m daemon.reference"
     assert (ROOT / reference.PAGE).read_text(encoding="utf-8") == reference.page(found), hint
     assert (ROOT / reference.XML).read_text(encoding="utf-8") == reference.xml(found), hint
+    assert (ROOT / reference.ANSWERS).read_text(encoding="utf-8") == reference.answers(found), hint
 
 
 def test_every_method_is_documented_and_well_named():
@@ -170,3 +288,20 @@ def test_every_method_is_documented_and_well_named():
         assert method.summary.endswith(".")
         assert "\n" not in method.summary
         json.dumps(method.params.model_json_schema(by_alias=True))
+
+
+def test_every_method_says_what_it_takes_and_what_it_answers():
+    """mypy compares a handler with the parameters that its method names, but not with those that it does not name."""
+    for method in reference.methods():
+        _, params = list(inspect.signature(method.handler, eval_str=False).parameters.values())
+        known = vars(inspect.getmodule(method.handler))
+        taken = eval(params.annotation, known)
+        assert issubclass(method.params, getattr(taken, "__bound__", taken)), method.name
+        assert answer(method) is not object, method.name
+        for name, field in method.params.model_fields.items():
+            assert field.description, (method.name, name)
+        said = answer_schema(method)
+        for one in (said, said.get("items", {})):  # a member may be free-form, and says so; an answer may not
+            assert one.get("additionalProperties") is not True, method.name
+        for row in rows(said):
+            assert row.meaning, (method.name, row.path)

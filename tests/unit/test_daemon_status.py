@@ -132,7 +132,7 @@ def test_mixctl_status(answered, capsys):
     assert mixctl.main(["status"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["slot"] == "b"
-    assert lines["up"] == "1 d 02:03:04"
+    assert lines["up"] == "1 d 2 h"
     assert mixctl.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["slot"] == "b"
     assert mixctl.main(["ping"]) == 0

@@ -124,9 +124,27 @@ MANIFEST = Manifest(
     secret=("var/lib/mixos/kettle/recipe",),
 )
 """,
+    "answers.py": """
+from typing import Annotated
+
+from typing_extensions import TypedDict
+
+from daemon.core.answers import Celsius
+
+
+class Boiling(TypedDict):
+    degrees: Annotated[Celsius, "of the water"]
+""",
     "part.py": """
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from common.tomlfile import Strict, load
 from daemon.core.method import ADMINS, Method
+
+if TYPE_CHECKING:
+    from daemon.parts.kettle.answers import Boiling
 
 
 class KettleFile(Strict):
@@ -158,7 +176,7 @@ class Kettle:
     async def cups(self, caller, params) -> list[str]:
         return ["blue", "red"]
 
-    async def apply(self, caller, params) -> dict[str, int]:
+    async def apply(self, caller, params) -> Boiling:
         self.degrees = load(self.context.etc / "kettle.toml", KettleFile).degrees
         return {"degrees": self.degrees}
 """,
@@ -208,6 +226,9 @@ def test_a_folder_added_is_a_part_added(tmp_path: Path, monkeypatch: pytest.Monk
         # API, its description, status
         assert ask("kettle.cups") == ["blue", "red"]
         assert "kettle.apply" in [method["name"] for method in ask("api.methods")]
+        assert ask("api.schema", {"name": "kettle.apply"})["kettle.apply"]["answer"]["properties"] == {
+            "degrees": {"type": "number", "unit": "degrees Celsius", "description": "of the water"}
+        }
         # configuration: known, checked, put in force
         with pytest.raises(MixosError) as caught:
             ask("config.put", {"path": "kettle.toml", "text": "degrees = 'hot'\n"})
@@ -224,6 +245,7 @@ def test_a_folder_added_is_a_part_added(tmp_path: Path, monkeypatch: pytest.Monk
     # reference, D-Bus, backups
     found = reference.methods()
     assert "## kettle" in reference.page(found)
+    assert "| `degrees` | number | of the water, in degrees Celsius |" in reference.page(found)
     assert "org.mixos.Kettle1" in reference.xml(found)
     assert contents._sections()["kettle"] == ("var/lib/mixos/kettle",)
 

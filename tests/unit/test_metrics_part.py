@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
+from common import values
 from common.errors import ConfigError
 from daemon.core.method import ADMINS, Caller, Nothing, Role
 from daemon.core.part import Context
@@ -224,8 +225,8 @@ def test_mistakes_of_the_configuration(tmp_path, text, reason):
 
 
 def test_addresses_of_both_kinds():
-    assert config.split("[::1]:9100") == ("::1", 9100)
-    assert config.split("0.0.0.0:80") == ("0.0.0.0", 80)
+    assert values.address("[::1]:9100") == ("::1", 9100)
+    assert values.address("0.0.0.0:80") == ("0.0.0.0", 80)
 
 
 def test_only_administrators_change_anything(tmp_path):

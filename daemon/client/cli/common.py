@@ -8,11 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from common.safe import one_line
 from daemon.client.connection import PATIENCE, Progress
-from daemon.client.console.terminal import width_of
-
-_LONGEST = 4096  # characters of a cell
+from daemon.client.show import columns as columns
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -55,21 +52,3 @@ def show(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
 
     text = json.dumps(result, indent=1, ensure_ascii=False)
     click.echo(printable_json(text) if as_json else printable(render(result)))
-
-
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table: upper-case head, columns as wide as their widest cell, nothing behind the last one.
-
-    A cell stays in its row, whatever is in it: a newline would let it write rows of its own.
-    """
-    lines = [[title.upper() for title in head], *[[one_line(cell, _LONGEST) for cell in row] for row in rows]]
-    widths = [max(width_of(line[index]) for line in lines) for index in range(len(head))]
-    return "\n".join(
-        "  ".join(cell + " " * (width - width_of(cell)) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
-
-
-def share(percent: float | None) -> str:
-    """A share, or "-" when it is not known."""
-    return "-" if percent is None else f"{percent:.1f}"

@@ -19,13 +19,15 @@ ETC, STATE = "etc/mixos/", "var/lib/mixos/"
 
 
 class Wish(Strict):
-    """How a change is to be made. dry-run: only say what would be done. confirm: seconds after which it is undone
-    unless confirmed, 0: for good; left out: for good, but on trial where the caller's connection could be cut. force:
-    for good whatever it cuts."""
+    """How a change is to be made; unless something else is said: for good, but on trial where the caller's connection
+    could be cut."""
 
-    dry_run: Annotated[bool, Field(strict=True)] = False
-    force: Annotated[bool, Field(strict=True)] = False
-    confirm: Annotated[int, Field(strict=True, ge=0, le=3600)] | None = None
+    dry_run: Annotated[bool, Field(strict=True, description="only say what would be done")] = False
+    force: Annotated[bool, Field(strict=True, description="for good, even if it cuts the caller off")] = False
+    confirm: Annotated[
+        Annotated[int, Field(strict=True, ge=0, le=3600)] | None,
+        Field(description="seconds after which it is undone unless confirmed; 0: for good"),
+    ] = None
 
 
 @dataclass

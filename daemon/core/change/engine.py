@@ -34,6 +34,7 @@ from daemon.core.method import Caller
 from daemon.linux.log import log
 
 if TYPE_CHECKING:
+    from daemon.core.change.answers import Confirmed, Made, Problem, Reverted, Waiting
     from daemon.core.part import Context
 
 START_SECONDS = 60.0  # that is waited for a part which is starting
@@ -246,7 +247,7 @@ class Changes:
         parts: Iterable[str] = (),
         staged: tuple[str, Renames] | None = None,
         modes: Mapping[str, int] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Made:
         """Make a change: `contents` of files by name ("etc/mixos/vpn.toml"; None: it goes), or files that are `staged`
         already (with the number that `number` gave). A function that gives contents is called (in a thread) when no
         other change is being made, so that what it reads is what it changes. modes: of files, otherwise they keep
@@ -266,7 +267,7 @@ class Changes:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _make(self, wanted: _Wanted, given: Callable[[], Contents]) -> dict[str, Any]:
+    async def _make(self, wanted: _Wanted, given: Callable[[], Contents]) -> Made:
         async with self._lock:
             self.open()
             wanted = wanted._replace(contents=await asyncio.to_thread(given))
@@ -294,7 +295,7 @@ class Changes:
             if record.deadline is not None:
                 self.waiting[record.number] = record
                 self._arm(record)
-        answer = {**_answer(plans, wanted), "applied": True, "files": ""}
+        answer: Made = {**_answer(plans, wanted), "applied": True}
         if record.deadline is not None:
             self._tell(record, "trial")
             return {**answer, "confirm": round(record.left), "change": record.number}
@@ -416,10 +417,10 @@ class Changes:
                 await self._appliers[name].undo(record.before.get(name, {}), View(self.places, record.was))
                 self.step(f"back {name}")
 
-    async def _after(self, record: Record, caller: Caller) -> list[dict[str, str]]:
+    async def _after(self, record: Record, caller: Caller) -> list[Problem]:
         """Have the other parts read changed files again. What fails is told; the files stay."""
         paths = [one.name.removeprefix(ETC) for one in record.renames.changes if one.name.startswith(ETC)]
-        problems = []
+        problems: list[Problem] = []
         for method in methods_for(paths):
             if method.partition(".")[0] in record.parts:
                 continue
@@ -481,12 +482,12 @@ class Changes:
             )
         return found[0]
 
-    async def confirm(self, caller: Caller, record: Record) -> dict[str, Any]:
+    async def confirm(self, caller: Caller, record: Record) -> Confirmed:
         """Keep a change that is on trial. Raises RefusedError `change-nothing` when it ended meanwhile, and MixosError
         `change-files`, `change-journal`: the trial goes on then."""
         return await self._carry_through(self._confirm(caller, record))
 
-    async def _confirm(self, caller: Caller, record: Record) -> dict[str, Any]:
+    async def _confirm(self, caller: Caller, record: Record) -> Confirmed:
         async with self._lock:
             record = self.find(number=record.number)
             await self._commit(record, [self._appliers[name] for name in record.parts if name in self._appliers])
@@ -494,12 +495,12 @@ class Changes:
         self._tell(record, "confirmed")
         return {"confirmed": True, "change": record.number, "problems": await self._after(record, caller)}
 
-    async def revert(self, record: Record, why: str) -> dict[str, Any]:
+    async def revert(self, record: Record, why: str) -> Reverted:
         """Undo a change that is on trial. Raises RefusedError `change-nothing`, MixosError `change-stuck`: then it is
         tried again until it succeeds."""
         return await self._carry_through(self._revert(record, why))
 
-    async def _revert(self, record: Record, why: str) -> dict[str, Any]:
+    async def _revert(self, record: Record, why: str) -> Reverted:
         async with self._lock:
             if record.number not in self.waiting:
                 raise RefusedError("no change is on trial", reason="change-nothing")
@@ -566,7 +567,7 @@ class Changes:
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Waiting]:
         """What is on trial or being undone: {change, what, who, parts, state, seconds left}."""
         return [
             {
@@ -620,10 +621,11 @@ class _Wanted(NamedTuple):
         return {**self.contents, **staged}
 
 
-def _answer(plans: Mapping[str, Plan], wanted: _Wanted) -> dict[str, Any]:
+def _answer(plans: Mapping[str, Plan], wanted: _Wanted) -> Made:
     return {
         "changed": any(plan.changes for plan in plans.values()) or bool(wanted.changed or wanted.staged[1].changes),
         "applied": False,
+        "files": "",
         "diff": "\n".join(plan.diff for plan in plans.values() if plan.diff),
         "steps": [step for plan in plans.values() for step in plan.steps],
         "cuts-off": any(plan.cuts for plan in plans.values()),

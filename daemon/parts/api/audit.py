@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from daemon.client.cli.common import ask, columns, json_option, show
+from common.units import clock
+from daemon.client.cli.common import ask, json_option, show
 from daemon.client.console.names import names as known
+from daemon.client.show import Column, Listing
 
+KINDS = ("started", "intent", "outcome", "denied", "repaired")
 BROKEN = 8  # exit code of a chain that does not hold
 
 
@@ -31,10 +33,10 @@ def audit(context: click.Context) -> None:
 
 @audit.command("list")
 @click.option("-n", "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="The last N entries.")
-@click.option("--before", type=int, metavar="NUMBER", help="Only entries before this one.")
+@click.option("--before", type=click.IntRange(1), metavar="NUMBER", help="Only entries before this one.")
 @click.option("--method", metavar="NAME", shell_complete=known("method"), help="Only calls of this method.")
-@click.option("--uid", type=int, help="Only what this account did.")
-@click.option("--kind", metavar="KIND", help="Only intent, outcome, denied, started or repaired.")
+@click.option("--uid", type=click.IntRange(0), help="Only what this account did.")
+@click.option("--kind", type=click.Choice(KINDS), help="Only entries of this kind.")
 @json_option
 def list_(
     limit: int = 50,
@@ -53,7 +55,7 @@ def list_(
     """
     given = {"limit": limit, "before": before, "method": method, "uid": uid, "kind": kind}
     params = {name: value for name, value in given.items() if value is not None}
-    show(ask("audit.list", params), as_json, table)
+    show(ask("audit.list", params), as_json, _ENTRIES.table)
 
 
 @audit.command()
@@ -81,17 +83,6 @@ def verify(anchor: str | None, as_json: bool) -> int:
     return 0 if found["ok"] else BROKEN
 
 
-def table(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Entries for people."""
-    head = ("no", "time", "kind", "who", "from", "what")
-    return columns(head, [_row(entry) for entry in entries])
-
-
-def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["at"]))
-    return str(entry["seq"]), at, entry["kind"], entry.get("name", "-"), entry.get("origin", "-"), _what(entry)
-
-
 def _what(entry: Mapping[str, Any]) -> str:
     if entry["kind"] == "outcome":
         return f"{entry['call']}: {entry['outcome']}"
@@ -100,6 +91,19 @@ def _what(entry: Mapping[str, Any]) -> str:
         return " ".join((entry["method"], *words))
     known = ("seq", "at", "kind", "prev", "hash")
     return " ".join(f"{name}={value}" for name, value in entry.items() if name not in known) or "-"
+
+
+_ENTRIES = Listing(
+    "audit.list []",
+    (
+        Column("no", "seq"),
+        Column("time", "at", clock),
+        Column("kind", "kind"),
+        Column("who", "name"),
+        Column("from", "origin"),
+        Column("what", _what),
+    ),
+)
 
 
 def verdict(found: Mapping[str, Any]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from common.safe import one_line
+from common.units import clock
 from daemon.client.cli.common import follow, json_option
 
 _LONGEST = 4096  # characters of a line for people
@@ -35,6 +35,6 @@ def events(prefix: str, as_json: bool) -> None:
 
 def line(event: Mapping[str, Any]) -> str:
     """An event for people."""
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["at"]))
+    at = clock(event["at"])
     details = (f"{name}={value}" for name, value in event["data"].items())
     return "  ".join(word for word in (at, event["topic"], event["subject"], " ".join(details)) if word)

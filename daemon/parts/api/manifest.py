@@ -5,6 +5,7 @@ from daemon.core.manifest import Manifest, Names, Verb
 MANIFEST = Manifest(
     name="api",
     verbs={
+        "api": Verb("verbs", "Show what programs can call."),
         "audit": Verb("audit", "Show or check the log of who changed what."),
         "events": Verb("events", "Show what happens on the device, as it happens."),
     },

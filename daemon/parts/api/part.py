@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
 
@@ -11,10 +11,14 @@ from common.errors import NotFoundError, RefusedError
 from common.tomlfile import Strict
 from daemon.core import rpc
 from daemon.core.audit import START, Audit, Place
-from daemon.core.dispatch import KEY, Dispatcher
+from daemon.core.dispatch import Dispatcher
 from daemon.core.method import ADMINS, EVERYONE, PEOPLE, Caller, Method
 from daemon.core.part import Context
 
+if TYPE_CHECKING:
+    from daemon.parts.api.answers import Check, Entry, Event, MethodFacts, MethodSchema, VersionFacts
+
+Kind = Literal["started", "intent", "outcome", "denied", "repaired"]
 VERSION = 1  # grows when a stable method changes in a way that an old client notices
 OLDEST = 1  # the oldest version whose clients are served
 
@@ -33,6 +37,12 @@ class Methods(Strict):
     name: Annotated[str | None, Field(max_length=64, description="only this method, or this part's")] = None
 
 
+class Which(Strict):
+    """Parameters of `api.schema`."""
+
+    name: Annotated[str | None, Field(max_length=64, description="only this method, or this part's")] = None
+
+
 class Follow(Strict):
     """Parameters of `events.follow`."""
 
@@ -46,7 +56,7 @@ class List(Strict):
     before: Annotated[int | None, Field(ge=1, description="only entries with a smaller number")] = None
     method: Annotated[str | None, Field(max_length=64, description="only intents of this method")] = None
     uid: Annotated[int | None, Field(ge=0, description="only what this account did")] = None
-    kind: Annotated[str | None, Field(max_length=16, description="intent, outcome, denied, started, repaired")] = None
+    kind: Annotated[Kind | None, Field(description="only entries of this kind")] = None
 
 
 class Verify(Strict):
@@ -72,6 +82,8 @@ class ApiPart:
             Method("api.version", "Agree on the version of the API.", self._version, EVERYONE, Version),
             Method("api.methods", "The methods that the caller may use, with the schema of their parameters.",
                    self._methods, EVERYONE, Methods),
+            Method("api.schema", "JSON schemas of the parameters and answers of methods that the caller may use.",
+                   self._schema, EVERYONE, Which),
             Method("events.follow", "Events from now on.", self._follow, PEOPLE, Follow),
             Method("audit.list", "Entries of the audit log, oldest first.", self._list, ADMINS, List),
             Method("audit.verify", "Check the chain of the audit log, and that a noted entry is in it.",
@@ -88,7 +100,7 @@ class ApiPart:
         """The number of methods and the end of the audit log."""
         return {"version": VERSION, "methods": len(self._dispatcher.methods), "audit": self._audit.head.seq}
 
-    async def _version(self, caller: Caller, params: Version) -> dict[str, Any]:
+    async def _version(self, caller: Caller, params: Version) -> VersionFacts:
         from daemon.linux.facts import release
 
         if not OLDEST <= params.client <= VERSION:
@@ -103,27 +115,35 @@ class ApiPart:
             "max-answer": rpc.MAX_ANSWER,
         }
 
-    async def _methods(self, caller: Caller, params: Methods) -> list[dict[str, Any]]:
+    async def _methods(self, caller: Caller, params: Methods) -> list[MethodFacts]:
+        return [describe(method) for method in self._chosen(caller, params.name)]
+
+    async def _schema(self, caller: Caller, params: Which) -> dict[str, MethodSchema]:
+        return {method.name: schemas(method) for method in self._chosen(caller, params.name)}
+
+    def _chosen(self, caller: Caller, name: str | None) -> list[Method]:
+        """The methods that a caller may use, of this name or part, by name. Raises NotFoundError `method-unknown`."""
         allowed = [method for method in self._dispatcher.methods.values() if caller.role in method.roles]
-        found = [one for one in allowed if params.name in (None, one.name, one.part)]
+        found = [one for one in allowed if name in (None, one.name, one.part)]
         if not found:
-            raise NotFoundError(f"there is no method {params.name}", reason="method-unknown", hint="api.methods")
-        return [describe(method) for method in sorted(found, key=lambda one: one.name)]
+            raise NotFoundError(f"there is no method {name}", reason="method-unknown", hint="api.methods")
+        return sorted(found, key=lambda one: one.name)
 
-    async def _follow(self, caller: Caller, params: Follow) -> AsyncIterator[dict[str, Any]]:
+    async def _follow(self, caller: Caller, params: Follow) -> AsyncIterator[Event]:
         async for event in self._context.events.listen(params.prefix):
-            yield event._asdict()
+            yield {"topic": event.topic, "subject": event.subject, "at": event.at, "data": dict(event.data)}
 
-    async def _list(self, caller: Caller, params: List) -> list[dict[str, Any]]:
+    async def _list(self, caller: Caller, params: List) -> list[Entry]:
         wanted = {"method": params.method, "uid": params.uid, "kind": params.kind}
         given = {name: value for name, value in wanted.items() if value is not None}
-        return await self._audit.entries(params.limit, before=params.before, **given)
+        return cast("list[Entry]", await self._audit.entries(params.limit, before=params.before, **given))
 
-    async def _verify(self, caller: Caller, params: Verify) -> dict[str, Any]:
-        return await self._audit.verify(None if params.seq is None else Place(params.seq, params.hash))
+    async def _verify(self, caller: Caller, params: Verify) -> Check:
+        anchor = None if params.seq is None else Place(params.seq, params.hash)
+        return cast("Check", await self._audit.verify(anchor))
 
 
-def describe(method: Method) -> dict[str, Any]:
+def describe(method: Method) -> MethodFacts:
     """A method for programs; `params` is a JSON schema (2020-12)."""
     return {
         "name": method.name,
@@ -131,8 +151,19 @@ def describe(method: Method) -> dict[str, Any]:
         "stable": method.stable,
         "stream": method.stream,
         "changes": method.changes,
-        KEY: method.takes_key,
+        "idempotency": method.takes_key,
         "roles": sorted(role.value for role in method.roles),
         "seconds": None if method.stream else method.seconds,
         "params": method.params.model_json_schema(by_alias=True),
+    }
+
+
+def schemas(method: Method) -> MethodSchema:
+    """What a method takes and what it answers, for programs that check or generate code."""
+    from daemon.core.answers import answer_schema  # and the types of the part: loaded with the first question
+
+    return {
+        "params": method.params.model_json_schema(by_alias=True),
+        "answer": answer_schema(method),
+        "stream": method.stream,
     }

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field, SecretStr
 
@@ -32,6 +32,9 @@ from daemon.parts.backup.contents import FORMAT, MANIFEST, SECTIONS, STATE, Mani
 from daemon.parts.backup.migrate import migrate
 from daemon.parts.backup.restore import Plan, Restorer, running, services_to_restart
 
+if TYPE_CHECKING:
+    from daemon.parts.backup.answers import About, Item, Restored, Summary, Told
+
 MAX_BYTES = archive.MAX_TOTAL + (64 << 20)  # of a backup: what does not shrink grows a little
 _SECONDS = 900.0
 WHAT = "restore of a backup"  # how the change is called
@@ -40,20 +43,23 @@ Secret = Annotated[SecretStr, Field(max_length=1024)]
 
 
 class Create(Strict):
-    """passphrase: none makes a file that is not encrypted, allowed without secrets only. state: units whose state
-    directories are kept too."""
+    """What to keep."""
 
-    passphrase: Secret | None = None
-    secrets: bool = True
-    state: tuple[Annotated[str, Field(max_length=48)], ...] = Field(default=(), max_length=256)
+    passphrase: Secret | None = Field(default=None, description="none: not encrypted, allowed without secrets only")
+    secrets: bool = Field(default=True, description="keys and passwords, too")
+    state: tuple[Annotated[str, Field(max_length=48)], ...] = Field(
+        default=(), max_length=256, description="units whose folders below /var/lib are kept, too"
+    )
 
 
 class Restore(Wish):
-    """content: the backup. only: sections; none means all that the backup has."""
+    """What to put back."""
 
-    content: Annotated[Content, Accepts(MAX_BYTES)]
-    passphrase: Secret | None = None
-    only: tuple[Annotated[str, Field(max_length=16)], ...] = Field(default=(), max_length=16)
+    content: Annotated[Content, Accepts(MAX_BYTES)] = Field(description="the backup")
+    passphrase: Secret | None = Field(default=None, description="of the backup")
+    only: tuple[Annotated[str, Field(max_length=16)], ...] = Field(
+        default=(), max_length=16, description="sections; none: all that the backup has"
+    )
 
 
 class Backup:
@@ -66,7 +72,7 @@ class Backup:
         self.trees = Trees.of(context)
         self.recovered: str | None = None
         self._alive = alive or self._runs
-        self._work: asyncio.Future[dict[str, Any]] | None = None
+        self._work: asyncio.Future[Restored] | None = None
 
     def methods(self) -> Sequence[Method]:
         """What clients can call."""
@@ -106,7 +112,7 @@ class Backup:
 
     # -- methods -----------------------------------------------------------------------------------------------------
 
-    async def create(self, _: Caller, params: Create) -> AsyncIterator[dict[str, Any]]:
+    async def create(self, _: Caller, params: Create) -> AsyncIterator[Item]:
         """Items {"data": base64}, then one {"summary": …}."""
         if params.passphrase is None and params.secrets:
             raise RefusedError(
@@ -120,9 +126,9 @@ class Backup:
         while piece := await asyncio.to_thread(next, pieces, b""):
             size += len(piece)
             yield {"data": base64.b64encode(piece).decode()}
-        yield {"summary": {**made.summary(), "bytes": size, "encrypted": passphrase is not None}}
+        yield {"summary": made.summary(size, passphrase is not None)}
 
-    async def restore(self, caller: Caller, params: Restore) -> dict[str, Any]:
+    async def restore(self, caller: Caller, params: Restore) -> Restored:
         """What changed, or would change; which units to restart; whether a reboot is needed."""
         if self.status()["busy"]:
             raise RefusedError("a restore is under way", reason="backup-busy", retryable=True)
@@ -130,7 +136,7 @@ class Backup:
         self._work = asyncio.ensure_future(self._restore(caller, params))
         return await asyncio.shield(self._work)
 
-    async def _restore(self, caller: Caller, params: Restore) -> dict[str, Any]:
+    async def _restore(self, caller: Caller, params: Restore) -> Restored:
         changes = self.context.changes
         number = changes.number()
         restorer = Restorer(self.trees, number)
@@ -159,12 +165,12 @@ class Backup:
             units = function("state-folders")(self.context)
             running([unit for unit, folder in units.items() if folder in folders], self._alive)
 
-    def _told(self, plan: Plan, dry_run: bool) -> dict[str, Any]:
+    def _told(self, plan: Plan, dry_run: bool) -> Told:
         names = sorted(one.name for one in plan.changes)
         units, reboot = services_to_restart(plan)
         return {
             "dry-run": dry_run,
-            "backup": plan.manifest.model_dump(mode="json", by_alias=True),
+            "backup": cast("About", plan.manifest.model_dump(mode="json", by_alias=True)),
             "changed-files": [one.name for one in plan.changes if one.kind != "gone"],
             "removed": [one.name for one in plan.changes if one.kind == "gone"],
             "restart": units,
@@ -199,10 +205,15 @@ class _Made:
                 self.files += entry.kind == "file"
                 yield entry, content
 
-    def summary(self) -> dict[str, Any]:
-        """left-out: at most 100 names."""
-        manifest = self.manifest.model_dump(mode="json", by_alias=True)
-        return {"backup": manifest, "files": self.files, "left-out": self.left_out[:100]}
+    def summary(self, size: int, encrypted: bool) -> Summary:
+        """left-out: at most 100 names. size: of the whole, in bytes."""
+        return {
+            "backup": cast("About", self.manifest.model_dump(mode="json", by_alias=True)),
+            "files": self.files,
+            "left-out": self.left_out[:100],
+            "bytes": size,
+            "encrypted": encrypted,
+        }
 
 
 def manifest_now(secrets: bool, state: dict[str, str]) -> Manifest:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 import click
 
 from common.errors import MixosError
-from common.units import size
+from common.units import clock, size
 from daemon.client.cli.change import change_options, problems, wish
 from daemon.client.cli.common import ask, follow, json_option, show
 from daemon.client.cli.content import Meter, opened
@@ -246,11 +245,10 @@ def _created(found: dict[str, Any], file: str) -> str:
 
 def _listing(found: dict[str, Any]) -> str:
     one = found["backup"]
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["created"]))
     state = ", ".join(sorted(one["state"])) or "none"
     head = [
         f"device     {one['hostname']}, MixOS {one['mixos-version']}",
-        f"made       {when}",
+        f"made       {clock(one['created'])}",
         f"secrets    {'yes' if one['secrets'] else 'no'}, {'encrypted' if found['encrypted'] else 'NOT ENCRYPTED'}",
         f"sections   {', '.join(one['sections'])}",
         f"state of   {state}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -11,13 +11,16 @@ from common.tomlfile import Strict
 from daemon.core.method import ADMINS, Caller, Method, Nothing
 from daemon.core.part import Context
 
+if TYPE_CHECKING:
+    from daemon.parts.change.answers import Confirmed, Reverted, Trials
+
 _SECONDS = 130.0  # rules with long lists take their time on a small board
 
 
 class Which(Strict):
     """A change by its number; without one the only one there is."""
 
-    change: Annotated[str, Field(pattern=r"^[0-9]{1,12}$")] | None = None
+    change: Annotated[str | None, Field(pattern=r"^[0-9]{1,12}$", description="its number; none: the only one")] = None
 
 
 class Change:
@@ -62,11 +65,11 @@ class Change:
         """How many there are, and what could not be undone or read."""
         return {"waiting": len(self.changes.waiting), "problems": list(self.changes.problems)}
 
-    async def _list(self, _: Caller, __: Nothing) -> dict[str, Any]:
+    async def _list(self, _: Caller, __: Nothing) -> Trials:
         return {"changes": self.changes.rows(), "problems": list(self.changes.problems)}
 
-    async def _confirm(self, caller: Caller, which: Which) -> dict[str, Any]:
+    async def _confirm(self, caller: Caller, which: Which) -> Confirmed:
         return await self.changes.confirm(caller, self.changes.find(number=which.change))
 
-    async def _revert(self, caller: Caller, which: Which) -> dict[str, Any]:
+    async def _revert(self, caller: Caller, which: Which) -> Reverted:
         return await self.changes.revert(self.changes.find(number=which.change), f"by {caller.name}")

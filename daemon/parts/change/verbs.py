@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
+from common.units import duration
 from daemon.client.cli.change import SECONDS, ended
-from daemon.client.cli.common import ask, columns, json_option, show
+from daemon.client.cli.common import ask, json_option, show
 from daemon.client.console.names import names as known
+from daemon.client.show import Column, Listing
 
 
 @click.group()
@@ -35,12 +37,20 @@ def list_(as_json: bool) -> None:
 
 
 def _list(result: dict[str, Any]) -> str:
-    rows = [
-        (row["change"], row["what"], row["who"], row["state"], f"{row['seconds']} s" if row["seconds"] else "-")
-        for row in result["changes"]
-    ]
-    table = columns(("change", "what", "who", "state", "left"), rows) if rows else "nothing is on trial"
-    return "\n".join([table, *(f"problem: {text}" for text in result["problems"])])
+    return "\n".join([_TRIALS.table(result["changes"]), *(f"problem: {text}" for text in result["problems"])])
+
+
+_TRIALS = Listing(
+    "change.list changes[]",
+    (
+        Column("change", "change"),
+        Column("what", "what"),
+        Column("who", "who"),
+        Column("state", "state"),
+        Column("left", "seconds", duration),
+    ),
+    none="nothing is on trial",
+)
 
 
 @click.command()

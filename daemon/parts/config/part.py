@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, SecretStr
 
@@ -24,11 +24,22 @@ from common.errors import MixosError, NotFoundError
 from common.tomlfile import Strict, parse, read_text
 from daemon.core.change.applier import ETC, Wish
 from daemon.core.manifest import file_for, known_files, methods_for
-from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing, Role
+from daemon.core.method import ADMINS, OPERATORS, Caller, Handler, Method, Nothing, Params, Role
 from daemon.core.part import Context
 from daemon.core.tasks import background
 from daemon.linux.log import log
 from daemon.parts.config.history import Files, History, Revision
+
+if TYPE_CHECKING:
+    from daemon.parts.config.answers import (
+        Content,
+        Difference,
+        FileRow,
+        RevisionRow,
+        Taken,
+        Undone,
+        Written,
+    )
 
 BY_HAND = "by hand"
 _SECONDS = 130.0  # long lists of addresses, names that nobody answers for
@@ -42,28 +53,28 @@ class HistoryError(MixosError):
 
 
 class Range(Strict):
-    """Two revisions; 0 is the newest, -1 the one before it. Without `new` it is the folder as it is now."""
+    """Two revisions."""
 
-    old: int = 0
-    new: int | None = None
+    old: int = Field(default=0, description="a revision; 0 is the newest, -1 the one before it")
+    new: int | None = Field(default=None, description="another one; none: the files as they are now")
 
 
 class Target(Wish):
-    """The revision to go back to; by default the one before the newest."""
+    """The revision to go back to."""
 
-    revision: int = -1
+    revision: int = Field(default=-1, description="its number; 0 is the newest, -1 the one before it")
 
 
 class Page(Strict):
-    """How many of the newest revisions to show."""
+    """How many revisions to show."""
 
-    count: int = Field(default=20, ge=1, le=500)
+    count: int = Field(default=20, ge=1, le=500, description="the most, the newest ones")
 
 
 class Named(Strict):
-    """A file that people write, below /etc/mixos; secrets and what the daemon writes for itself are not among them."""
+    """A file that people write; secrets and what the daemon writes for itself are not among them."""
 
-    path: Annotated[str, Field(pattern=rf"^{_PATH}$")]
+    path: Annotated[str, Field(pattern=rf"^{_PATH}$", description="below /etc/mixos")]
 
 
 class Removed(Named, Wish):
@@ -73,7 +84,7 @@ class Removed(Named, Wish):
 class Put(Named, Wish):
     """Its new content. The history keeps it, the audit does not."""
 
-    text: SecretStr
+    text: SecretStr = Field(description="all that shall be in the file")
 
 
 def _entry(path: str) -> Callable[[str, Path], object] | None:
@@ -108,7 +119,7 @@ class Config:
     def methods(self) -> Sequence[Method]:
         """What clients can call."""
 
-        def change(name: str, summary: str, handler: Any, params: type[Strict]) -> Method:
+        def change(name: str, summary: str, handler: Handler[Params, object], params: type[Params]) -> Method:
             return Method(f"config.{name}", summary, handler, ADMINS, params, changes=True, seconds=_SECONDS)
 
         return [
@@ -162,7 +173,7 @@ class Config:
         if revision is not None:
             self.context.events.publish("config.changed", str(revision.id), who=who, why=why)
 
-    async def files(self, _: Caller, __: Nothing) -> list[dict[str, Any]]:
+    async def files(self, _: Caller, __: Nothing) -> list[FileRow]:
         """path and size in bytes of each file that `put` may write."""
         found = {path for file in known_files() if file.writable for path in self.context.etc.glob(file.path)}
         names = {path.relative_to(self.context.etc).as_posix(): path for path in found if path.is_file()}
@@ -172,12 +183,12 @@ class Config:
             if re.fullmatch(_PATH, name)
         ]
 
-    async def get(self, _: Caller, params: Named) -> dict[str, Any]:
+    async def get(self, _: Caller, params: Named) -> Content:
         """`text` of the file. Raises NotFoundError `config-unknown-file`, ConfigError `config-missing` and so on."""
         _entry(params.path)
         return {"path": params.path, "text": read_text(self.context.etc / params.path)}
 
-    async def put(self, caller: Caller, params: Put) -> dict[str, Any]:
+    async def put(self, caller: Caller, params: Put) -> Written:
         """Raises NotFoundError `config-unknown-file`, ConfigError for what its part would not take, HistoryError, and
         what `Changes.make` raises."""
         text = params.text.get_secret_value()
@@ -186,7 +197,7 @@ class Config:
             await asyncio.to_thread(check, text, Path(params.path))
         return await self._change(caller, params, f"config put {params.path}", {ETC + params.path: text.encode()})
 
-    async def remove(self, caller: Caller, params: Removed) -> dict[str, Any]:
+    async def remove(self, caller: Caller, params: Removed) -> Taken:
         """Like `put`. Raises NotFoundError `config-missing`, `config-unknown-file`."""
         _entry(params.path)
         path = self.context.etc / params.path
@@ -202,7 +213,7 @@ class Config:
         why: str,
         contents: Mapping[str, bytes | None],
         modes: Mapping[str, int] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Written:
         if not wish.dry_run:
             self._record(BY_HAND, f"before {why}")
         answer = await self.context.changes.make(caller, wish, why, contents, modes=modes)
@@ -211,12 +222,12 @@ class Config:
         names = sorted(name.removeprefix(ETC) for name in contents)
         return {**answer, "changed-files": names, "apply": methods_for(names)}
 
-    async def revisions(self, _: Caller, params: Page) -> list[dict[str, Any]]:
+    async def revisions(self, _: Caller, params: Page) -> list[RevisionRow]:
         """Newest first, without content."""
         return [*await asyncio.to_thread(self._rows, params.count)]
 
-    def _rows(self, count: int) -> Sequence[dict[str, Any]]:
-        rows: deque[dict[str, Any]] = deque(maxlen=count)
+    def _rows(self, count: int) -> Sequence[RevisionRow]:
+        rows: deque[RevisionRow] = deque(maxlen=count)
         old: Files = {}
         for revision in self.history.revisions():
             paths = sorted(path for path in {*old, *revision.files} if old.get(path) != revision.files.get(path))
@@ -226,13 +237,13 @@ class Config:
             old = revision.files
         return [*reversed(rows)]
 
-    async def diff(self, _: Caller, params: Range) -> dict[str, Any]:
+    async def diff(self, _: Caller, params: Range) -> Difference:
         """A unified diff as text."""
         old = self.history.get(params.old)
         new = self.history.current() if params.new is None else self.history.get(params.new).files
         return {"diff": await asyncio.to_thread(self.history.changes, old.files, new)}
 
-    async def undo(self, caller: Caller, params: Target) -> dict[str, Any]:
+    async def undo(self, caller: Caller, params: Target) -> Undone:
         """Restore a revision: `changed-files`. Nothing is lost: what was edited by hand is recorded before. Raises
         NotFoundError `revision-missing`, RefusedError `history-damaged`, and what `Changes.make` raises; everything is
         as it was then."""

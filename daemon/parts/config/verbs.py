@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import IO, Any
 
 import click
 
+from common.units import clock
 from daemon.client.cli.change import SECONDS, change_options, changed, wish
-from daemon.client.cli.common import ask, columns, json_option, show
+from daemon.client.cli.common import ask, json_option, show
 from daemon.client.console.names import names as known
+from daemon.client.show import Column, Listing
 from daemon.core.rpc import MAX_LINE
 
 
@@ -34,7 +35,7 @@ def history(count: int, as_json: bool) -> None:
     Example:
       mixctl config history -n 5
     """
-    show(ask("config.history", {"count": count}), as_json, _table)
+    show(ask("config.history", {"count": count}), as_json, _REVISIONS.table)
 
 
 @config.command()
@@ -139,18 +140,17 @@ def undo(revision: int, as_json: bool, **values: object) -> None:
     show(ask("config.undo", {"revision": revision, **wish(values)}, seconds=SECONDS), as_json, _undone)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    cells = [
-        [
-            str(row["id"]),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at"])),
-            row["who"],
-            row["why"],
-            " ".join(row["files"]) or "-",
-        ]
-        for row in rows
-    ]
-    return columns(["id", "when", "who", "what", "files"], cells) if rows else "nothing was ever configured"
+_REVISIONS = Listing(
+    "config.history []",
+    (
+        Column("id", "id"),
+        Column("when", "at", clock),
+        Column("who", "who"),
+        Column("what", "why"),
+        Column("files", "files"),
+    ),
+    none="nothing was ever configured",
+)
 
 
 def _undone(answer: dict[str, Any]) -> str:

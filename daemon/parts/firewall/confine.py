@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from common.errors import MixosError
 from daemon.core.part import Context
@@ -17,6 +17,9 @@ from daemon.parts.firewall import units
 from daemon.parts.firewall.kernel import Kernel
 from daemon.parts.firewall.policy import Policy
 from daemon.parts.firewall.units import Place
+
+if TYPE_CHECKING:
+    from daemon.parts.firewall.answers import Confined
 
 
 class Confiner:
@@ -72,7 +75,7 @@ class Confiner:
             except MixosError as error:
                 log("err", f"firewall: rules of units: {error.message}")
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Confined]:
         """The units with rules, and whether they are confined now."""
         policy = self.policy()
         if policy is None:
@@ -81,4 +84,4 @@ class Confiner:
         states = {name: "waiting" if name not in there else "confined" for name in policy.config.units}
         if self.supported is False:
             states = dict.fromkeys(states, "unsupported")
-        return [{"unit": name, "state": state} for name, state in states.items()]
+        return [cast("Confined", {"unit": name, "state": state}) for name, state in states.items()]

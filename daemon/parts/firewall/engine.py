@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import ConfigError
 from common.files import write_atomically
@@ -24,6 +24,9 @@ from daemon.parts.firewall import forwarding, rules
 from daemon.parts.firewall.decide import Packet, admits
 from daemon.parts.firewall.kernel import Kernel, Listing
 from daemon.parts.firewall.policy import FILE, LISTS, Policy, Source, list_files, read_source, resolve
+
+if TYPE_CHECKING:
+    from daemon.parts.firewall.answers import FileState
 
 
 class Plan(NamedTuple):
@@ -144,7 +147,7 @@ class Engine:
         wanted = await self.kernel.wanted(plan.document, names)
         return difference(await self.kernel.listing(names), wanted)
 
-    def file_state(self) -> str:
+    def file_state(self) -> FileState:
         """How the file stands to what is in force: same, different, undone, broken, missing (then the default is)."""
         view = View(self.context.changes.places)
         try:

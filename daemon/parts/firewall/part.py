@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from common.errors import MixosError, RefusedError
 from common.tomlfile import parse
 from daemon.core.change.applier import View, Wish
 from daemon.core.change.record import Contents
-from daemon.core.method import ADMINS, PEOPLE, Caller, Method, Nothing
+from daemon.core.method import ADMINS, PEOPLE, Caller, Handler, Method, Nothing, Params
 from daemon.core.part import Context
 from daemon.core.tasks import background
 from daemon.parts.firewall import edits, lists, requests, rules, units
@@ -28,6 +28,20 @@ from daemon.parts.firewall.migrate import migrate
 from daemon.parts.firewall.model import Config
 from daemon.parts.firewall.policy import FILE, LISTS, Source, default_text, list_files, read_source
 from daemon.parts.firewall.values import parse_ports
+
+if TYPE_CHECKING:
+    from daemon.parts.firewall.answers import (
+        Confirmed,
+        Counter,
+        Difference,
+        Entries,
+        Entry,
+        Made,
+        Reverted,
+        Status,
+        Verdict,
+        Zone,
+    )
 
 SECONDS = 120.0  # for a change: a list of a hundred thousand addresses on a small board
 Wished = TypeVar("Wished", bound=Wish)
@@ -76,10 +90,15 @@ class Firewall:
     def methods(self) -> Sequence[Method]:
         """Asking is for all people, changing for admins: whoever opens ports can grant access."""
 
-        def ask(name: str, summary: str, handler: Any, params: type[Any] = Nothing) -> Method:
+        def ask(
+            name: str,
+            summary: str,
+            handler: Handler[Params, object],
+            params: type[Params] = cast(Any, Nothing),  # noqa: B008
+        ) -> Method:
             return Method(f"firewall.{name}", summary, handler, PEOPLE, params, seconds=SECONDS)
 
-        def change(name: str, summary: str, handler: Any, params: type[Any]) -> Method:
+        def change(name: str, summary: str, handler: Handler[Params, object], params: type[Params]) -> Method:
             return Method(f"firewall.{name}", summary, handler, ADMINS, params, changes=True, seconds=SECONDS)
 
         return (
@@ -102,18 +121,18 @@ class Firewall:
 
     # -- changes -----------------------------------------------------------------------------------------------------
 
-    def _edit(self, how: Callable[[Source, Config, Wished], Source]) -> Callable[[Caller, Wished], Any]:
-        async def act(caller: Caller, wish: Wished) -> dict[str, Any]:
+    def _edit(self, how: Callable[[Source, Config, Wished], Source]) -> Handler[Wished, Made]:
+        async def act(caller: Caller, wish: Wished) -> Made:
             return await self._change(caller, wish, lambda source, config: how(source, config, wish))
 
         return act
 
     async def _change(
         self, caller: Caller, wish: Wish, how: Callable[[Source, Config], Source], also: Sequence[str] = ()
-    ) -> dict[str, Any]:
+    ) -> Made:
         return await self._make(caller, wish, lambda: self._edited(how, also))
 
-    async def _make(self, caller: Caller, wish: Wish, contents: Contents | Callable[[], Contents]) -> dict[str, Any]:
+    async def _make(self, caller: Caller, wish: Wish, contents: Contents | Callable[[], Contents]) -> Made:
         what = f"firewall {type(wish).__name__.lower()}"
         answer = await self.context.changes.make(caller, wish, what, contents, parts=(self.name,))
         await self.confiner.refresh()
@@ -129,7 +148,7 @@ class Firewall:
         contents: dict[str, bytes | None] = {LISTS + name: text.encode() for name, text in texts.items()}
         return contents if new.text == source.text else {**contents, FILE: new.text.encode()}
 
-    async def _block(self, caller: Caller, wish: requests.Block) -> dict[str, Any]:
+    async def _block(self, caller: Caller, wish: requests.Block) -> Made:
         addresses = wish.addresses
         if wish.content is not None:
             addresses += await asyncio.to_thread(lists.entries, await wish.content.data())
@@ -141,23 +160,23 @@ class Firewall:
 
         return await self._change(caller, wish, how, [edits.list_file(wish.list)])
 
-    async def _apply(self, caller: Caller, wish: Wish) -> dict[str, Any]:
+    async def _apply(self, caller: Caller, wish: Wish) -> Made:
         return await self._make(caller, wish, {})
 
-    async def _reset(self, caller: Caller, wish: Wish) -> dict[str, Any]:
+    async def _reset(self, caller: Caller, wish: Wish) -> Made:
         return await self._make(caller, wish, {FILE: default_text().encode()})
 
-    async def _confirm(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+    async def _confirm(self, caller: Caller, _: Nothing) -> Confirmed:
         changes = self.context.changes
         return await changes.confirm(caller, changes.find(self.name))
 
-    async def _revert(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+    async def _revert(self, caller: Caller, _: Nothing) -> Reverted:
         changes = self.context.changes
         return await changes.revert(changes.find(self.name), f"by {caller.name}")
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
-    async def _status(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+    async def _status(self, caller: Caller, _: Nothing) -> Status:
         engine = self.engine
         plan = engine.plan
         if plan is None:
@@ -179,7 +198,8 @@ class Firewall:
             "confirm": {"seconds": round(waiting.left), "by": waiting.who} if waiting else None,
             "default-zone": config.default_zone,
             "zones": [
-                {"name": name, **zone.model_dump(by_alias=True, mode="json")} for name, zone in config.zones.items()
+                cast("Zone", {"name": name, **zone.model_dump(by_alias=True, mode="json")})
+                for name, zone in config.zones.items()
             ],
             "denied": (await self._counters()).get("denied", {"packets": 0, "bytes": 0}),
             "services": sorted(plan.policy.services),
@@ -188,10 +208,10 @@ class Firewall:
             "cgroup-match": await self.confiner.able(),
         }
 
-    async def _counters(self) -> dict[str, dict[str, int]]:
+    async def _counters(self) -> dict[str, Counter]:
         """Packets and bytes by the comments of rules."""
         data = await self.kernel.counters()
-        found: dict[str, dict[str, int]] = {}
+        found: dict[str, Counter] = {}
         for item in json.loads(data)["nftables"] if data else []:
             rule = item.get("rule", {})
             for expression in rule.get("expr", []):
@@ -201,27 +221,28 @@ class Firewall:
                     row["bytes"] += expression["counter"]["bytes"]
         return found
 
-    async def _list(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+    async def _list(self, caller: Caller, _: Nothing) -> Entries:
         plan = self.engine.plan
         if plan is None:
             raise RefusedError("the firewall is not running", reason="firewall-off")
         counters = await self._counters()
         config = plan.policy.config.model_dump(by_alias=True, mode="json", exclude_none=True)
-        rows: list[dict[str, Any]] = []
+        rows: list[Entry] = []
         for name, zone in config["zones"].items():
             for service in zone["allow"]:
                 entry = {"name": f"zones.{name}", "service": service, "zone": name, "action": "allow"}
-                rows.append({**entry, **counters.get(f"zones.{name}: {service}", {})})
+                rows.append(cast("Entry", {**entry, **counters.get(f"zones.{name}: {service}", {})}))
         for kind in edits.KINDS:
             for name, entry in config[kind].items():
-                rows.append({"name": f"{kind}.{name}", **entry, **counters.get(f"{kind}.{name}", {})})
+                row = {"name": f"{kind}.{name}", **entry, **counters.get(f"{kind}.{name}", {})}
+                rows.append(cast("Entry", row))
         return {"entries": rows, "default-zone": config["default-zone"], "counters": counters}
 
-    async def _diff(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+    async def _diff(self, caller: Caller, _: Nothing) -> Difference:
         plan = await self.engine.make(View(self.context.changes.places))
         return {"diff": await self.engine.diff(plan), "files": sorted(list_files(plan.policy.config))}
 
-    async def _test(self, caller: Caller, probe: requests.Probe) -> dict[str, Any]:
+    async def _test(self, caller: Caller, probe: requests.Probe) -> Verdict:
         plan = self.engine.plan
         if plan is None:
             raise RefusedError("the firewall is not running", reason="firewall-off")
@@ -234,4 +255,4 @@ class Firewall:
         # The dummy address of RFC 7600, which no packet comes from, stands for "some address".
         source = probe.source or "192.0.0.8"
         packet = Packet(source, wanted.protocol, wanted.first, probe.interface or "")
-        return {"packet": str(parse_ports(str(wanted))), **decide(plan.policy, packet)._asdict()}
+        return cast("Verdict", {"packet": str(parse_ports(str(wanted))), **decide(plan.policy, packet)._asdict()})

@@ -11,6 +11,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, StringConstraints
 
+from common.netvalues import host_address, ip_network
+
 Protocol = Literal["tcp", "udp"]
 
 _PORTS = re.compile(r"(tcp|udp)/([0-9]{1,5})(?:-([0-9]{1,5}))?")
@@ -64,14 +66,7 @@ def parse_limit(text: str) -> Limit:
 
 def parse_network(text: str) -> str:
     """An address or network, normalised: host addresses without `/32`. Host bits must be zero."""
-    try:
-        network = ipaddress.ip_network(text.strip())
-    except ValueError:
-        try:
-            near = ipaddress.ip_network(text.strip(), strict=False)
-        except ValueError:
-            raise ValueError(f"{text[:80]!r} is neither an IP address nor a network") from None
-        raise ValueError(f"{text!r} has host bits set; the network is {near}") from None
+    network = ip_network(text.strip())
     if "%" in text:
         raise ValueError(f"{text!r}: an address with an interface (%) cannot be a source")
     if network.prefixlen == 0:
@@ -80,11 +75,11 @@ def parse_network(text: str) -> str:
 
 
 def parse_address(text: str) -> str:
-    """One address of a host, normalised."""
-    address = ipaddress.ip_address(text)
-    if "%" in text or address.is_multicast or address.is_unspecified or address.is_loopback:
+    """One address of another host, normalised."""
+    address = host_address(text)
+    if ipaddress.ip_address(address).is_loopback:
         raise ValueError(f"{text!r} is not the address of another host")
-    return str(address)
+    return address
 
 
 def _source(text: str) -> str:

@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
+from common.units import duration
 from daemon.client.cli.change import change_options, changed, ended, wish
-from daemon.client.cli.common import ask, columns, json_option, show
+from daemon.client.cli.common import ask, json_option, show
 from daemon.client.cli.content import opened
 from daemon.client.console.names import names as known
+from daemon.client.show import Column, Listing
 
 _SECONDS = 130.0  # long lists take their time on small boards
 _FROM = click.option(
@@ -67,23 +69,29 @@ def _status(result: Mapping[str, Any]) -> str:
     if result["problem"]:
         lines.append(f"problem       {result['problem']}")
     if waiting := result["confirm"]:
-        lines.append(f"waiting       for confirmation, {waiting['seconds']} s left, by {waiting['by']}")
+        lines.append(f"waiting       for confirmation, {duration(waiting['seconds'])} left, by {waiting['by']}")
     lines.append(f"default zone  {result['default-zone']}")
     lines.append(f"denied        {result['denied']['packets']} packets")
     lines += [f"list {name:8} {count} ranges" for name, count in result["lists"].items()]
     lines += [f"unit {row['unit']:8} {row['state']}" for row in result["units"]]
     if result["drift"]:
         lines += ["", result["drift"]]
-    head = ("zone", "interfaces", "sources", "allows")
-    rows = [
-        (row["name"], *(" ".join(row[key]) or "-" for key in ("interfaces", "sources")), _allows(row))
-        for row in result["zones"]
-    ]
-    return "\n".join([*lines, "", columns(head, rows)])
+    return "\n".join([*lines, "", _ZONES.table(result["zones"])])
 
 
 def _allows(zone: Mapping[str, Any]) -> str:
     return "everything" if zone["policy"] == "allow" else " ".join(zone["allow"]) or "nothing"
+
+
+_ZONES = Listing(
+    "firewall.status zones[]",
+    (
+        Column("zone", "name"),
+        Column("interfaces", "interfaces"),
+        Column("sources", "sources"),
+        Column("allows", _allows),
+    ),
+)
 
 
 @firewall.command("list")
@@ -95,12 +103,7 @@ def list_(as_json: bool) -> None:
     Example:
       mixctl firewall list
     """
-    show(ask("firewall.list", seconds=_SECONDS), as_json, _list)
-
-
-def _list(result: Mapping[str, Any]) -> str:
-    rows = [(row["name"], _what(row), str(row.get("packets", "-"))) for row in result["entries"]]
-    return columns(("name", "what", "packets"), rows)
+    show(ask("firewall.list", seconds=_SECONDS), as_json, lambda result: _ENTRIES.table(result["entries"]))
 
 
 def _what(row: Mapping[str, Any]) -> str:
@@ -116,6 +119,11 @@ def _what(row: Mapping[str, Any]) -> str:
         return ("blocks " if row["block"] else "names ") + where
     limit = f", each source {row['limit']}" if row.get("limit") else ""
     return f"{row['action']} {row['service']} in {row.get('zone', 'every zone')}{origin}{limit}"
+
+
+_ENTRIES = Listing(
+    "firewall.list entries[]", (Column("name", "name"), Column("what", _what), Column("packets", "packets"))
+)
 
 
 @firewall.command()
@@ -168,7 +176,7 @@ def remove(as_json: bool, **values: object) -> None:
 @firewall.command()
 @click.argument("port")
 @click.argument("to")
-@click.argument("to_port", type=int, required=False)
+@click.argument("to_port", type=click.IntRange(1, 65535), required=False)
 @click.option("--zone", required=True, shell_complete=known("zone"), help="Where it comes from.")
 @_FROM
 @_NAME

@@ -20,7 +20,7 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field, StringConstraints
 
@@ -32,6 +32,9 @@ from daemon.core.method import ADMINS, PEOPLE, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.core.tasks import background
 from daemon.linux.log import log
+
+if TYPE_CHECKING:
+    from daemon.parts.mdns.answers import Found, Status, Switched
 
 CONTROL = Path("/run/mixos-mdns/control")  # made by the process in its runtime directory
 _ANSWER = 1 << 20
@@ -65,10 +68,10 @@ class MdnsFile(Strict):
 
 
 class Browse(Strict):
-    """What to look for: a type such as _http._tcp; without one: the types that there are."""
+    """What to look for."""
 
-    type: ServiceType | None = None
-    seconds: Annotated[float, Field(ge=0.5, le=20)] = 3.0
+    type: Annotated[ServiceType | None, Field(description="such as _http._tcp; none: the types that there are")] = None
+    seconds: Annotated[float, Field(ge=0.5, le=20, description="how long to listen")] = 3.0
 
 
 class MdnsPart:
@@ -141,26 +144,28 @@ class MdnsPart:
             except (MixosError, OSError) as error:
                 log("warning", f"mdns: {error}")
 
-    async def _status(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+    async def _status(self, caller: Caller, _: Nothing) -> Status:
         try:
-            return {"enabled": self.enabled, "running": True, **await self._ask({"do": "status"}, 5)}
+            told = cast("Status", await self._ask({"do": "status"}, 5))
+            return {**told, "enabled": self.enabled, "running": True}
         except UnreachableError:
             return {"enabled": self.enabled, "running": False}
 
-    async def _browse(self, caller: Caller, wish: Browse) -> dict[str, Any]:
-        return await self._ask({"do": "browse", **wish.model_dump(mode="json")}, wish.seconds + 15)
+    async def _browse(self, caller: Caller, wish: Browse) -> Found:
+        question = {"do": "browse", **wish.model_dump(mode="json")}
+        return cast("Found", await self._ask(question, wish.seconds + 15))
 
-    async def _apply(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+    async def _apply(self, caller: Caller, _: Nothing) -> Switched:
         await self.refresh()
         return {"enabled": self.enabled}
 
-    async def _on(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+    async def _on(self, caller: Caller, _: Nothing) -> Switched:
         return await self._switch(True)
 
-    async def _off(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+    async def _off(self, caller: Caller, _: Nothing) -> Switched:
         return await self._switch(False)
 
-    async def _switch(self, on: bool) -> dict[str, Any]:
+    async def _switch(self, on: bool) -> Switched:
         text = read_text(self.path) if self.path.exists() else ""
         parse(text, self.path, MdnsFile)
         write_atomically(self.path, set_keys(text, (), {"enabled": on}).encode())

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from daemon.client.cli.common import ask, columns, json_option, show
+from common.units import word
+from daemon.client.cli.common import ask, json_option, show
+from daemon.client.show import Column, Listing
 
 
 @click.group()
@@ -45,7 +47,7 @@ def _status(result: Mapping[str, Any]) -> str:
 
 @mdns.command()
 @click.argument("type", required=False)
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="How long to listen.")
+@click.option("--seconds", type=click.FloatRange(0.5, 20), default=3.0, show_default=True, help="How long to listen.")
 @json_option
 def browse(seconds: float, as_json: bool, **values: str | None) -> None:
     """List the services of a TYPE such as _http._tcp; without one, the types that there are.
@@ -61,23 +63,27 @@ def browse(seconds: float, as_json: bool, **values: str | None) -> None:
 
 def _found(result: Mapping[str, Any]) -> str:
     if "types" in result:
-        return "\n".join(map(_safe, result["types"])) or "nothing was found"
+        return "\n".join(_safe(one) for one in result["types"]) or "nothing was found"
     if not result["services"]:
         return "nothing was found"
-    rows = [
-        (row["name"], row["host"], str(row["port"]), " ".join(row["addresses"]), _txt(row["txt"]))
-        for row in result["services"]
-    ]
-    return columns(("name", "host", "port", "addresses", "txt"), [[_safe(cell) for cell in row] for row in rows])
+    return _SERVICES.table(result["services"])
 
 
-def _txt(values: Mapping[str, str]) -> str:
-    return " ".join(f"{key}={value}" for key, value in values.items())
-
-
-def _safe(text: str) -> str:
+def _safe(value: object) -> str:
     """Strangers' text for a terminal: no control characters."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return "".join(char if char.isprintable() else "?" for char in word(value))
+
+
+_SERVICES = Listing(
+    "mdns.browse services[]",
+    (
+        Column("name", "name", _safe),
+        Column("host", "host", _safe),
+        Column("port", "port"),
+        Column("addresses", "addresses", _safe),
+        Column("txt", lambda row: _safe([f"{key}={value}" for key, value in row["txt"].items()])),
+    ),
+)
 
 
 @mdns.command()

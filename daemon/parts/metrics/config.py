@@ -10,13 +10,13 @@ units = true                   # with the figures of each unit
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import field_validator
 
 from common.tomlfile import Strict, load
+from common.values import address
 
 
 class Prometheus(Strict):
@@ -29,7 +29,7 @@ class Prometheus(Strict):
     @field_validator("listen")
     @classmethod
     def _address(cls, text: str) -> str:
-        split(text)
+        address(text)
         return text
 
 
@@ -38,19 +38,6 @@ class Config(Strict):
 
     history: Literal["asked", "always"] = "asked"
     prometheus: Prometheus = Prometheus()
-
-
-def split(listen: str) -> tuple[str, int]:
-    """Address and port of "ADDRESS:PORT". Raises ValueError saying what is expected."""
-    host, _, port = listen.rpartition(":")
-    six = host.startswith("[") and host.endswith("]")
-    try:
-        address = ipaddress.ip_address(host[1:-1] if six else host)
-    except ValueError:
-        raise ValueError("must be an IP address and a port, such as 127.0.0.1:9100 or [::1]:9100") from None
-    if (address.version == 6) != six or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError("must be an IP address and a port, such as 127.0.0.1:9100 or [::1]:9100")
-    return str(address), int(port)
 
 
 def read(etc: Path) -> Config:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from daemon.parts.metrics.processes import Process
 from daemon.parts.metrics.sample import Sample, Traffic
+
+if TYPE_CHECKING:
+    from daemon.parts.metrics import answers
+    from daemon.parts.metrics.answers import Cpu, Memory, Now, Space, Swap, Temperature, Unit
 
 _IDLE = ("idle", "iowait")
 _INCLUDED = ("guest", "guest_nice")  # proc(5): already counted in user and nice
 
 
-def figures(before: Sample, after: Sample) -> dict[str, Any]:
+def figures(before: Sample, after: Sample) -> Now:
     """What `metrics.now` answers: cpu in percent of all processors, sizes in bytes, rates per second."""
     seconds = max(after.at - before.at, 1e-3)
     return {
@@ -22,9 +26,9 @@ def figures(before: Sample, after: Sample) -> dict[str, Any]:
         "uptime": after.uptime,
         "load": list(after.load),
         "cpu": cpu(before, after),
-        "memory": dict(after.memory),
-        "swap": dict(after.swap),
-        "filesystems": [space._asdict() for space in after.spaces],
+        "memory": cast("Memory", dict(after.memory)),
+        "swap": cast("Swap", dict(after.swap)),
+        "filesystems": [cast("Space", space._asdict()) for space in after.spaces],
         "disks": [
             {"name": name, "read": inward, "write": outward}
             for name, inward, outward in rates(before.disks, after.disks, seconds)
@@ -33,12 +37,12 @@ def figures(before: Sample, after: Sample) -> dict[str, Any]:
             {"name": name, "receive": inward, "send": outward}
             for name, inward, outward in rates(before.network, after.network, seconds)
         ],
-        "temperatures": [one._asdict() for one in after.temperatures],
+        "temperatures": [cast("Temperature", one._asdict()) for one in after.temperatures],
         "units": units(before, after, seconds),
     }
 
 
-def cpu(before: Sample, after: Sample) -> dict[str, Any]:
+def cpu(before: Sample, after: Sample) -> Cpu:
     """Share of each mode since `before`, and of everything but idling."""
     spent = {
         mode: max(0.0, value - before.cpu.get(mode, 0.0)) for mode, value in after.cpu.items() if mode not in _INCLUDED
@@ -62,9 +66,9 @@ def rate(before: float | None, after: float | None, seconds: float) -> float:
     return 0.0 if before is None or after is None else round(max(0.0, after - before) / seconds, 1)
 
 
-def units(before: Sample, after: Sample, seconds: float) -> list[dict[str, Any]]:
+def units(before: Sample, after: Sample, seconds: float) -> list[Unit]:
     """Per unit: cpu in percent of one processor, memory, tasks, disk traffic, kills for want of memory."""
-    result = []
+    result: list[Unit] = []
     for name, unit in after.units.items():
         start = before.units.get(name, unit)
         share = None if unit.cpu is None else round(100 * max(0.0, unit.cpu - (start.cpu or 0.0)) / seconds, 1)
@@ -89,9 +93,9 @@ def busiest(
     seconds: float,
     sort: str,
     count: int,
-) -> list[dict[str, Any]]:
+) -> list[answers.Process]:
     """The first `count` processes by "cpu" or "memory" (most first), "pid" or "name". What is new began at zero."""
-    rows: list[dict[str, Any]] = [
+    rows: list[answers.Process] = [
         {
             "pid": one.pid,
             "name": one.name,
@@ -103,8 +107,9 @@ def busiest(
         }
         for key, one in after.items()
     ]
-    if sort in ("cpu", "memory"):
-        rows.sort(key=lambda row: (-row[sort], -row["memory"], row["pid"]))
-    else:
-        rows.sort(key=lambda row: (row[sort], row["pid"]))
-    return rows[:count]
+    orders: Mapping[str, Callable[[answers.Process], Any]] = {
+        "cpu": lambda row: (-row["cpu"], -row["memory"], row["pid"]),
+        "memory": lambda row: (-row["memory"], row["pid"]),
+        "name": lambda row: (row["name"], row["pid"]),
+    }
+    return sorted(rows, key=orders.get(sort, lambda row: row["pid"]))[:count]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from daemon.parts.metrics.sample import Sample
+
+if TYPE_CHECKING:
+    from daemon.parts.metrics.answers import Health
 
 STATES = ("ok", "warning", "critical")
 
@@ -24,11 +27,11 @@ class Finding(NamedTuple):
     text: str
 
 
-def health(sample: Sample) -> dict[str, Any]:
+def health(sample: Sample) -> Health:
     """The worst state, and every finding that is not ok: `{"state", "findings": [{"check", "state", "text"}]}`."""
     findings = list(_findings(sample))
     worst = max((STATES.index(one.state) for one in findings), default=0)
-    return {"state": STATES[worst], "findings": [one._asdict() for one in findings]}
+    return cast("Health", {"state": STATES[worst], "findings": [one._asdict() for one in findings]})
 
 
 def _findings(sample: Sample) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from common import values
 from common.errors import ConfigError, MixosError
 from common.tomlfile import Strict
 from daemon.core.method import ADMINS, Caller, Method, Nothing
@@ -23,6 +24,7 @@ from daemon.parts.metrics.processes import processes, unit_of
 from daemon.parts.metrics.sample import Sample, take
 
 if TYPE_CHECKING:
+    from daemon.parts.metrics.answers import EndpointState, Health, History, Now, Text, Tops
     from daemon.parts.metrics.http import Endpoint  # imported when it is on
 
 _LEASE = 3600.0  # seconds for which the hour goes on being recorded after somebody asked
@@ -30,22 +32,24 @@ _FRESH = 1.0  # seconds for which a sample serves several questions
 
 
 class Window(Strict):
-    """Over how many seconds rates are measured; the answer takes as long."""
+    """Parameters of what is measured."""
 
-    seconds: float = Field(0.5, ge=0.1, le=10.0)
+    seconds: float = Field(
+        0.5, ge=0.1, le=10.0, description="over how long rates are measured; the answer takes as long"
+    )
 
 
 class Top(Window):
     """Which processes, and how many."""
 
-    sort: Literal["cpu", "memory", "pid", "name"] = "cpu"
-    count: int = Field(20, ge=0, le=500)
+    sort: Literal["cpu", "memory", "pid", "name"] = Field("cpu", description="what comes first")
+    count: int = Field(20, ge=0, le=500, description="the most that are wanted")
 
 
 class Period(Strict):
     """How much of the record."""
 
-    minutes: float = Field(60.0, gt=0, le=60.0)
+    minutes: float = Field(60.0, gt=0, le=60.0, description="so far back")
 
 
 class Metrics:
@@ -105,13 +109,13 @@ class Metrics:
 
     # -- methods -----------------------------------------------------------------------------------------------------
 
-    async def _now(self, _: Caller, params: Window) -> object:
+    async def _now(self, _: Caller, params: Window) -> Now:
         self._record()
         before = take(self.groups)
         await asyncio.sleep(params.seconds)
         return figures(before, take(self.groups))
 
-    async def _top(self, _: Caller, params: Top) -> object:
+    async def _top(self, _: Caller, params: Top) -> Tops:
         before, then = take(self.groups), await processes()
         await asyncio.sleep(params.seconds)
         after, now = take(self.groups), await processes()
@@ -122,17 +126,21 @@ class Metrics:
             "process-count": len(now),
         }
 
-    async def _history(self, _: Caller, params: Period) -> object:
+    async def _history(self, _: Caller, params: Period) -> History:
         self._record()
-        return {"step": ring.STEP, "columns": ring.COLUMNS, "rows": self._ring.since(time.time() - 60 * params.minutes)}
+        return {
+            "step": ring.STEP,
+            "columns": list(ring.COLUMNS),
+            "rows": self._ring.since(time.time() - 60 * params.minutes),
+        }
 
-    async def _health(self, _: Caller, __: Nothing) -> object:
+    async def _health(self, _: Caller, __: Nothing) -> Health:
         return health(self._sample())
 
-    async def _prometheus(self, _: Caller, __: Nothing) -> object:
+    async def _prometheus(self, _: Caller, __: Nothing) -> Text:
         return self._document()
 
-    async def _reload(self, _: Caller, __: Nothing) -> object:
+    async def _reload(self, _: Caller, __: Nothing) -> EndpointState:
         try:
             await self._apply(config.read(self.context.etc))
         except MixosError as error:
@@ -171,7 +179,7 @@ class Metrics:
 
         endpoint = Endpoint(self._document, CONTENT_TYPE)
         try:
-            await endpoint.start(*config.split(address))
+            await endpoint.start(*values.address(address))
         except OSError as error:
             raise ConfigError(
                 f"{self.context.etc}/metrics.toml: cannot listen on {address}: {error.strerror}",

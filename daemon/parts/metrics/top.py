@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from common.safe import one_line, printable, printable_json
-from common.units import size
-from daemon.client.cli.common import ask, columns, share
+from common.units import percent, rate, size
+from daemon.client.cli.common import ask
 from daemon.client.console.terminal import CLEAR, Terminal
-from daemon.parts.metrics.verbs import units
+from daemon.client.show import Column, Listing
+from daemon.parts.metrics.verbs import UNITS
 
 SORTS = ("cpu", "memory", "pid", "name")
 _KEYS = {"c": "cpu", "m": "memory", "p": "pid", "n": "name"}
@@ -21,7 +22,7 @@ _END = ("q", "Q", "ctrl-c", "ctrl-d", "escape")
 
 
 @click.command()
-@click.option("--interval", type=click.FloatRange(0.5, 10.0), default=2.0, show_default=True, help="Seconds per round.")
+@click.option("--interval", type=click.FloatRange(0.1, 10.0), default=2.0, show_default=True, help="Seconds per round.")
 @click.option("--sort", type=click.Choice(SORTS), default="cpu", show_default=True, help="What comes first.")
 @click.option("--count", type=click.IntRange(0, 500), help="Processes shown; default: what fits, or 20.")
 @click.option("--rounds", type=click.IntRange(1), help="End after so many; default: 1 unless on a terminal.")
@@ -84,25 +85,12 @@ def screen(found: Any, sort: str) -> str:
         *([] if hot is None else [f"{hot:.0f} degrees"]),
     ]
     traffic = [
-        *(f"{one['name']} in {size(one['receive'])}/s out {size(one['send'])}/s" for one in found["network"]),
-        *(f"{one['name']} read {size(one['read'])}/s write {size(one['write'])}/s" for one in found["disks"]),
+        *(f"{one['name']} in {rate(one['receive'])} out {rate(one['send'])}" for one in found["network"]),
+        *(f"{one['name']} read {rate(one['read'])} write {rate(one['write'])}" for one in found["disks"]),
     ]
     busy = sorted(found["units"], key=lambda one: (-(one["cpu"] or 0), -(one["memory"] or 0), one["name"]))[:8]
-    rows = [
-        [
-            str(one["pid"]),
-            user(one["uid"]),
-            share(one["cpu"]),
-            size(one["memory"]),
-            one["state"],
-            one["unit"] or "-",
-            one_line(one["name"], 40),
-        ]
-        for one in found["processes"]
-    ]
-    parts = [", ".join(head), "; ".join(traffic), *(["", units(busy)] if busy else []), ""]
-    table = columns(["pid", "user", "cpu %", "memory", "state", "unit", "name"], rows)
-    return "\n".join([*parts, f"{found['process-count']} processes by {sort}", table])
+    parts = [", ".join(head), "; ".join(traffic), *(["", UNITS.table(busy)] if busy else []), ""]
+    return "\n".join([*parts, f"{found['process-count']} processes by {sort}", _PROCESSES.table(found["processes"])])
 
 
 def user(uid: int) -> str:
@@ -111,3 +99,17 @@ def user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+_PROCESSES = Listing(
+    "metrics.top processes[]",
+    (
+        Column("pid", "pid"),
+        Column("user", "uid", user),
+        Column("cpu", "cpu", percent),
+        Column("memory", "memory", size),
+        Column("state", "state"),
+        Column("unit", "unit"),
+        Column("name", lambda one: one_line(one["name"], 40)),
+    ),
+)

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from common.units import size
-from daemon.client.cli.common import ask, columns, json_option, share, show
+from common.units import percent, rate, size
+from daemon.client.cli.common import ask, columns, json_option, show
+from daemon.client.show import Column, Listing, labelled
 
 _BLOCKS = " .:-=+*#%@"  # from nothing to all; plain ASCII, for serial lines
 
@@ -62,20 +63,22 @@ def summary(found: Any) -> str:
     if found["swap"]["total"]:
         rows.append(("swap", f"{size(found['swap']['used'])} of {size(found['swap']['total'])}"))
     rows += [(one["path"], f"{size(one['free'])} free of {size(one['size'])}") for one in found["filesystems"]]
-    rows += [(one["name"], f"{size(one['read'])}/s read, {size(one['write'])}/s written") for one in found["disks"]]
-    rows += [(one["name"], f"{size(one['receive'])}/s in, {size(one['send'])}/s out") for one in found["network"]]
+    rows += [(one["name"], f"{rate(one['read'])} read, {rate(one['write'])} written") for one in found["disks"]]
+    rows += [(one["name"], f"{rate(one['receive'])} in, {rate(one['send'])} out") for one in found["network"]]
     rows += [(one["name"], f"{one['celsius']:.0f} degrees Celsius") for one in found["temperatures"]]
-    lines = [f"{label:<14} {value}" for label, value in rows]
-    return "\n".join(lines + (["", units(found["units"])] if found["units"] else []))
+    return labelled(rows) + (f"\n\n{UNITS.table(found['units'])}" if found["units"] else "")
 
 
-def units(rows: Any) -> str:
-    """The table of units."""
-    cells = [
-        [one["name"], share(one["cpu"]), size(one["memory"]), number(one["tasks"]), number(one["oom-kills"])]
-        for one in rows
-    ]
-    return columns(["unit", "cpu %", "memory", "tasks", "oom"], cells)
+UNITS = Listing(
+    "metrics.now units[]",
+    (
+        Column("unit", "name"),
+        Column("cpu", "cpu", percent),
+        Column("memory", "memory", size),
+        Column("tasks", "tasks"),
+        Column("oom", "oom-kills"),
+    ),
+)
 
 
 def record(found: Any) -> str:
@@ -95,12 +98,7 @@ def record(found: Any) -> str:
                 f"{mean['cpu']:5.1f} {bar}",
                 f"{mean['load']:.2f}",
                 size(mean["memory"]),
-                *(f"{size(mean[name])}/s" for name in ("receive", "send", "read", "write")),
+                *(rate(mean[name]) for name in ("receive", "send", "read", "write")),
             ]
         )
     return columns(["time", "cpu %", "load", "memory", "in", "out", "read", "written"], cells)
-
-
-def number(count: int | None) -> str:
-    """A count, or "-" when it is not known."""
-    return "-" if count is None else str(count)

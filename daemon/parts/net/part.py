@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field
 
@@ -30,20 +30,33 @@ from daemon.parts.net.netfile import NetworkFile
 from daemon.parts.net.plan import Step, describe, look, managed, missing, plan
 from daemon.parts.net.report import rows, show
 
+if TYPE_CHECKING:
+    from daemon.parts.net.answers import (
+        Applied,
+        Checked,
+        Clock,
+        Confirmed,
+        Edited,
+        Report,
+        Reverted,
+        Shown,
+        Status,
+    )
+
 SETTLE_SECONDS = 1.0  # interfaces that appear together are handled together
 
 
 class Named(Strict):
     """Parameters of `net.show`."""
 
-    name: InterfaceName
+    name: InterfaceName = Field(description="the interface")
 
 
 class Set(Strict):
-    """Parameters of `net.set`: keys of `[interface.NAME]` to values, null to take one out. `name` "" is the file."""
+    """Parameters of `net.set`."""
 
-    name: InterfaceName | None = None
-    values: dict[str, Any] = Field(max_length=32)
+    name: InterfaceName | None = Field(default=None, description="the interface; none: the file as a whole")
+    values: dict[str, Any] = Field(max_length=32, description="key → value; null takes the key out")
 
 
 class Interfaces:
@@ -99,7 +112,7 @@ class Interfaces:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def status(self) -> Mapping[str, Any]:
+    def status(self) -> Status:
         """What of the file is in force: file is "ok", "trial", "reverted" or "error"."""
         engine, waiting = self.engine, self.context.changes.waits("net")
         problem = engine.problem
@@ -113,7 +126,7 @@ class Interfaces:
 
     # -- methods -----------------------------------------------------------------------------------------------------
 
-    async def report(self, _: Caller, __: Nothing) -> dict[str, Any]:
+    async def report(self, _: Caller, __: Nothing) -> Report:
         """`net.status`."""
         with Rtnl() as rtnl:
             seen = look(rtnl, self.proc)
@@ -125,7 +138,7 @@ class Interfaces:
             "interfaces": rows(seen, self.engine.config, self.engine.early.claimed()),
         }
 
-    async def show(self, _: Caller, params: Named) -> dict[str, Any]:
+    async def show(self, _: Caller, params: Named) -> Shown:
         """`net.show`. Raises NotFoundError `net-interface`."""
         with Rtnl() as rtnl:
             seen = look(rtnl, self.proc)
@@ -137,7 +150,7 @@ class Interfaces:
             )
         return show(params.name, seen, self.engine.config)
 
-    async def check(self, _: Caller, __: Nothing) -> dict[str, Any]:
+    async def check(self, _: Caller, __: Nothing) -> Checked:
         """`net.check`. Raises ConfigError, RefusedError `net-conflict`."""
         wanted = self._on_disk()
         with Rtnl() as rtnl:
@@ -145,23 +158,23 @@ class Interfaces:
         steps = plan(wanted, self.engine.config, seen)
         return {"steps": [describe(step) for step in steps], "missing": missing(wanted, seen)}
 
-    async def apply(self, caller: Caller, wish: Wish) -> dict[str, Any]:
+    async def apply(self, caller: Caller, wish: Wish) -> Applied:
         """`net.apply`. What failed on the way is undone; then raises what the kernel said."""
         async with self._lock:
             answer = await self.context.changes.make(caller, wish, "net apply", parts=("net",))
         return {**answer, "missing": await self.engine.missing(), "confirm-seconds": answer["confirm"] or 0}
 
-    async def confirm(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+    async def confirm(self, caller: Caller, _: Nothing) -> Confirmed:
         """`net.confirm`. Raises RefusedError `change-nothing`."""
         changes = self.context.changes
         return await changes.confirm(caller, changes.find("net"))
 
-    async def revert(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+    async def revert(self, caller: Caller, _: Nothing) -> Reverted:
         """`net.revert`. Raises RefusedError `change-nothing`."""
         changes = self.context.changes
         return await changes.revert(changes.find("net"), f"by {caller.name}")
 
-    async def set(self, _: Caller, params: Set) -> dict[str, Any]:
+    async def set(self, _: Caller, params: Set) -> Edited:
         """`net.set`: comments and order of the file stay. Raises ConfigError, RefusedError `config-edit`."""
         table = ["interface", params.name] if params.name else []
         try:
@@ -175,9 +188,9 @@ class Interfaces:
             steps = plan(wanted, self.engine.config, look(rtnl, self.proc))
         return {"file": os.fspath(self.engine.file), "steps": [describe(step) for step in steps]}
 
-    async def time(self, _: Caller, __: Nothing) -> dict[str, Any]:
+    async def time(self, _: Caller, __: Nothing) -> Clock:
         """`net.time`."""
-        return timesync.status(self.etc)
+        return cast("Clock", timesync.status(self.etc))
 
     def _text(self) -> str:
         return read_text(self.engine.file) if self.engine.file.exists() else ""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING
 
 from daemon.linux.rtnl import Link
 from daemon.parts.net.netfile import NetworkFile
 from daemon.parts.net.plan import Seen, managed
 
+if TYPE_CHECKING:
+    from daemon.parts.net.answers import Actual, Interface, Shown
 
-def rows(seen: Seen, config: NetworkFile, claimed: Collection[str]) -> list[dict[str, Any]]:
+
+def rows(seen: Seen, config: NetworkFile, claimed: Collection[str]) -> list[Interface]:
     """One object for each interface but the loopback, by number."""
     links = sorted(seen.links.values(), key=lambda link: link.index)
     return [_row(link, seen, config, claimed) for link in links if link.name != "lo"]
 
 
-def _row(link: Link, seen: Seen, config: NetworkFile, claimed: Collection[str]) -> dict[str, Any]:
+def _row(link: Link, seen: Seen, config: NetworkFile, claimed: Collection[str]) -> Interface:
     entry = managed(config).get(link.name)
     return {
         "name": link.name,
@@ -33,12 +36,12 @@ def _row(link: Link, seen: Seen, config: NetworkFile, claimed: Collection[str]) 
     }
 
 
-def show(name: str, seen: Seen, config: NetworkFile) -> dict[str, Any]:
+def show(name: str, seen: Seen, config: NetworkFile) -> Shown:
     """`wanted` (null when the file does not name it), `actual` (null when it is not there) and its `routes`."""
     entry = managed(config).get(name)
     link = seen.links.get(name)
     by_index = {other.index: other.name for other in seen.links.values()}
-    actual = None
+    actual: Actual | None = None
     if link is not None:
         actual = {
             **_row(link, seen, config, ()),

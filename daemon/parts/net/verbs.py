@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from common.units import clock, duration
 from daemon.client.cli.change import change_options, changed, ended, wish
-from daemon.client.cli.common import ask, columns, json_option, show
+from daemon.client.cli.common import ask, json_option, show
 from daemon.client.console.names import names as known
+from daemon.client.show import Column, Listing, labelled
 
 
 @click.group()
@@ -41,7 +43,7 @@ def _status(result: dict[str, Any]) -> str:
     words = {"ok": "in force", "trial": "on trial", "reverted": "not confirmed, not in force", "error": "not in force"}
     lines = [f"network.toml  {words[result['file']]}"]
     if result["confirm-seconds"] is not None:
-        lines.append(f"              goes back in {result['confirm-seconds']} s; keep it with: mixctl confirm")
+        lines.append(f"              goes back in {duration(result['confirm-seconds'])}; keep it with: mixctl confirm")
     elif result["changed"]:
         lines.append("              the file says something else: mixctl net check")
     if result["problem"]:
@@ -49,18 +51,20 @@ def _status(result: dict[str, Any]) -> str:
     if result["missing"]:
         lines.append(f"missing       {', '.join(result['missing'])}")
     lines.append(f"name servers  {', '.join(result['dns']) or 'none'}")
-    return "\n".join([*lines, "", _rows(result["interfaces"])])
+    return "\n".join([*lines, "", _INTERFACES.table(result["interfaces"])])
 
 
-def _rows(rows: Sequence[dict[str, Any]]) -> str:
-    head = ("interface", "kind", "state", "by", "mode", "addresses")
-    return columns(
-        head,
-        [
-            (row["name"], row["kind"], row["state"], row["by"], row["mode"] or "-", " ".join(row["addresses"]) or "-")
-            for row in rows
-        ],
-    )
+_INTERFACES = Listing(
+    "net.status interfaces[]",
+    (
+        Column("interface", "name"),
+        Column("kind", "kind"),
+        Column("state", "state"),
+        Column("by", "by"),
+        Column("mode", "mode"),
+        Column("addresses", "addresses"),
+    ),
+)
 
 
 @net.command("list")
@@ -72,7 +76,7 @@ def list_(as_json: bool) -> None:
     Example:
       mixctl net list --json
     """
-    show(ask("net.status")["interfaces"], as_json, _rows)
+    show(ask("net.status")["interfaces"], as_json, _INTERFACES.table)
 
 
 @net.command("show")
@@ -224,15 +228,12 @@ def time_(as_json: bool) -> None:
 
 
 def _time(result: dict[str, Any]) -> str:
-    import time
-
-    now = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(result["now"]))
     state = "set by time servers" if result["synchronised"] else "not set by anybody"
-    error = f"{result['maximum-error']:g} s" if "maximum-error" in result else "unknown"
+    error = duration(result.get("maximum-error"))
     rows = [
-        ("time", now),
+        ("time", clock(result["now"])),
         ("clock", f"{state}, at most {error} wrong" if result["synchronised"] else state),
         ("ntpd", "runs" if result["running"] else "does not run"),
         ("servers", ", ".join(result["servers"]) or "none"),
     ]
-    return "\n".join(f"{key:8} {value}" for key, value in rows)
+    return labelled(rows)

@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints
@@ -36,6 +36,9 @@ from daemon.core.change.files import Step, Trees
 from daemon.core.change.record import Contents
 from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
+
+if TYPE_CHECKING:
+    from daemon.parts.proxy.answers import Changed, Fetched, Setting
 
 FILE, SECRET = "etc/mixos/proxy.toml", "etc/mixos/proxy.secret.toml"
 ALWAYS = ("localhost", "127.0.0.0/8", "::1")  # never through a proxy
@@ -80,6 +83,7 @@ def parse_exception(text: str) -> str:
 
 WebProxy = Annotated[str, AfterValidator(lambda text: parse_proxy(text, ("http", "https")))]
 SocksProxy = Annotated[str, AfterValidator(lambda text: parse_proxy(text, ("socks5", "socks5h")))]
+Empty = Annotated[str, StringConstraints(max_length=0)]
 Exceptions = Annotated[tuple[Annotated[str, AfterValidator(parse_exception)], ...], Field(max_length=200)]
 
 
@@ -120,18 +124,22 @@ class Credentials(Strict):
 class Set(Wish):
     """What to change; what is left out stays, an empty text removes a proxy. password only together with user."""
 
-    http: WebProxy | Annotated[str, StringConstraints(max_length=0)] | None = None
-    https: WebProxy | Annotated[str, StringConstraints(max_length=0)] | None = None
-    socks: SocksProxy | Annotated[str, StringConstraints(max_length=0)] | None = None
-    no_proxy: Exceptions | None = None
-    user: User | None = None
-    password: SecretStr | None = None
+    http: WebProxy | Empty | None = Field(default=None, description="the proxy for http, such as http://host:3128")
+    https: WebProxy | Empty | None = Field(default=None, description="the same for https")
+    socks: SocksProxy | Empty | None = Field(default=None, description="for the rest, such as socks5h://host:1080")
+    no_proxy: Exceptions | None = Field(
+        default=None, description="what is reached without: addresses, networks, hosts, .suffixes, or * for all"
+    )
+    user: User | None = Field(default=None, description="who the device is to the proxy")
+    password: SecretStr | None = Field(default=None, description="the user's")
 
 
 class Try(Strict):
     """What to fetch."""
 
-    url: Annotated[str, StringConstraints(max_length=2000, pattern=r"^https?://[\x21-\x7e]+$")]
+    url: Annotated[str, StringConstraints(max_length=2000, pattern=r"^https?://[\x21-\x7e]+$")] = Field(
+        description="of http or https"
+    )
 
 
 @dataclass(frozen=True)
@@ -246,18 +254,20 @@ class Proxy:
         """Whether a proxy is set; problem: why it is not what the file says."""
         return {"set": bool(self.settings.environment()), "problem": self.problem.message if self.problem else None}
 
-    async def _show(self, caller: Caller, _: Nothing) -> dict[str, Any]:
+    async def _show(self, caller: Caller, _: Nothing) -> Setting:
         return self._shown()
 
-    def _shown(self) -> dict[str, Any]:
+    def _shown(self) -> Setting:
         settings = self.settings
         return {
-            **{kind: settings.url(kind, masked=True) for kind in ("http", "https", "socks")},
+            "http": settings.url("http", masked=True),
+            "https": settings.url("https", masked=True),
+            "socks": settings.url("socks", masked=True),
             "no-proxy": list(dict.fromkeys([*ALWAYS, *settings.file.no_proxy])),
             "user": settings.credentials.user if settings.credentials else None,
         }
 
-    async def _set(self, caller: Caller, wish: Set) -> dict[str, Any]:
+    async def _set(self, caller: Caller, wish: Set) -> Changed:
         if (wish.password is None) != (wish.user is None):
             raise RefusedError("user and password go together", reason="proxy-credentials")
         secret: Contents = {}
@@ -279,13 +289,13 @@ class Proxy:
 
         return await self._make(caller, wish, "proxy set", edited)
 
-    async def _clear(self, caller: Caller, wish: Wish) -> dict[str, Any]:
+    async def _clear(self, caller: Caller, wish: Wish) -> Changed:
         return await self._make(caller, wish, "proxy clear", lambda: {FILE: None, SECRET: None})
 
-    async def _apply(self, caller: Caller, wish: Wish) -> dict[str, Any]:
+    async def _apply(self, caller: Caller, wish: Wish) -> Changed:
         return await self._make(caller, wish, "proxy apply", dict)
 
-    async def _make(self, caller: Caller, wish: Wish, why: str, contents: Callable[[], Contents]) -> dict[str, Any]:
+    async def _make(self, caller: Caller, wish: Wish, why: str, contents: Callable[[], Contents]) -> Changed:
         answer = await self.context.changes.make(caller, wish, why, contents, parts=(self.name,))
         return {**answer, **self._shown()}
 
@@ -319,7 +329,7 @@ class Proxy:
     async def kept(self) -> None:
         """The files are all that the next boot needs."""
 
-    async def _test(self, caller: Caller, wish: Try) -> dict[str, Any]:
+    async def _test(self, caller: Caller, wish: Try) -> Fetched:
         from daemon.parts.proxy.trial import fetch
 
         return await fetch(wish.url, self.settings)

@@ -11,11 +11,14 @@ import base64
 import ipaddress
 import ssl
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from common.errors import MixosError
 from daemon.parts.proxy.part import Settings
+
+if TYPE_CHECKING:
+    from daemon.parts.proxy.answers import Fetched
 
 SECONDS = 15.0
 _LINES = 200  # of a header
@@ -31,7 +34,7 @@ class ProxyError(MixosError):
     exit_code = 10
 
 
-async def fetch(url: str, settings: Settings) -> dict[str, Any]:
+async def fetch(url: str, settings: Settings) -> Fetched:
     """The status of `url` and the way there: {"url", "proxy" (masked, None: direct), "status", "seconds"}."""
     target = urlsplit(url)
     try:

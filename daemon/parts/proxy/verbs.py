@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from common.units import duration
 from daemon.client.cli.change import change_options, changed, wish
 from daemon.client.cli.common import ask, json_option, show
 
@@ -127,6 +128,6 @@ def test(url: str, as_json: bool) -> None:
 
 
 def _tested(result: Mapping[str, Any]) -> str:
-    return f"{result['status']} in {result['seconds']} s, " + (
+    return f"{result['status']} in {duration(result['seconds'])}, " + (
         f"through {result['proxy']}" if result["proxy"] else "directly"
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field, StringConstraints
 
 from common.errors import RefusedError
 from common.tomlfile import Strict
 from common.values import Name
-from daemon.core.method import EVERYONE, OPERATORS, Caller, Method
+from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.core.profiles import Profile, names, read_profile
 from daemon.core.transfer import Accepts, Content
@@ -20,28 +20,36 @@ from daemon.linux.cgroup import Tree
 from daemon.linux.sandbox.policy import Changed, Network, Overlay, Policy, Shown, Word, tighten
 from daemon.parts.sandbox.run import Ended, Runner
 
+if TYPE_CHECKING:
+    from daemon.parts.sandbox.answers import Explained, Explanation, Item, ProfileFacts, WholeProfile
+
 Value = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00]*$")]
 
 
 class Named(Strict):
     """A profile."""
 
-    profile: Name = "tool"
+    profile: Name = Field(default="tool", description="the profile's name")
 
 
 class Command(Strict):
-    """A command to run. read_only, read_write: paths of the caller's own; environment: variables, of which those pass
-    that the profile names; input: standard input, of any size and at any pace."""
+    """A command to run."""
 
-    command: tuple[str, ...] = Field(min_length=1, max_length=1000)
-    profile: Name = "tool"
-    read_only: tuple[Shown, ...] = Field(default=(), max_length=64)
-    read_write: tuple[Changed, ...] = Field(default=(), max_length=64)
-    network: Network | None = None
-    directory: str | None = None
-    overlay: Overlay = Overlay()
-    environment: dict[Word, Value] = Field(default={}, max_length=64)
-    input: Annotated[Content, Accepts(None, idle=None)] | None = None
+    command: tuple[str, ...] = Field(min_length=1, max_length=1000, description="the program and its arguments")
+    profile: Name = Field(default="tool", description="the profile's name")
+    read_only: tuple[Shown, ...] = Field(default=(), max_length=64, description="paths of the caller's own to show")
+    read_write: tuple[Changed, ...] = Field(
+        default=(), max_length=64, description="paths of the caller's own that may be changed"
+    )
+    network: Network | None = Field(default=None, description="less network than the profile gives")
+    directory: str | None = Field(default=None, description="the working folder inside")
+    overlay: Overlay = Field(default=Overlay(), description="keys of a profile, which take away from this one")
+    environment: dict[Word, Value] = Field(
+        default={}, max_length=64, description="variables, of which those pass that the profile names"
+    )
+    input: Annotated[Content, Accepts(None, idle=None)] | None = Field(
+        default=None, description="standard input, of any size and at any pace"
+    )
 
 
 class Sandbox:
@@ -76,30 +84,31 @@ class Sandbox:
         """How many run."""
         return {"running": len(self.runner.running)}
 
-    async def profiles(self, _: Caller, __: Strict) -> object:
-        """`[{"name", "description", "network", "user", "seccomp", "origin", "broken"}]`."""
+    async def profiles(self, _: Caller, __: Nothing) -> list[ProfileFacts]:
+        """All profiles, by name."""
         return [_summary(read_profile(self.context, name)) for name in names(self.context)]
 
-    async def show(self, _: Caller, wanted: Named) -> object:
+    async def show(self, _: Caller, wanted: Named) -> WholeProfile:
         """The whole policy, with where it comes from."""
         profile = read_profile(self.context, wanted.profile)
-        return _summary(profile) | {"policy": profile.policy.model_dump(mode="json", by_alias=True)}
+        return {**_summary(profile), "policy": profile.policy.model_dump(mode="json", by_alias=True)}
 
-    async def explain(self, caller: Caller, wanted: Named) -> object:
+    async def explain(self, caller: Caller, wanted: Named) -> Explained:
         """See `daemon.parts.sandbox.explain.explain`."""
         from daemon.parts.sandbox.explain import explain
 
         profile = read_profile(self.context, wanted.profile)
-        return _summary(profile) | await explain(self.runner, profile.policy.for_account(caller.uid, caller.gid))
+        found = await explain(self.runner, profile.policy.for_account(caller.uid, caller.gid))
+        return {**_summary(profile), **cast("Explanation", found)}
 
-    async def run(self, caller: Caller, wanted: Command) -> AsyncIterator[object]:
+    async def run(self, caller: Caller, wanted: Command) -> AsyncIterator[Item]:
         """Items `{"stream": 1 or 2, "data": base64}`, at the end `{"code", "timeout", "facts"}`."""
         policy = command_policy(read_profile(self.context, wanted.profile).policy, caller, wanted)
         running = self.runner.run(policy, wanted.command, wanted.input, wanted.environment)
         async with aclosing(running) as items:
             async for item in items:
                 if isinstance(item, Ended):
-                    yield item._asdict()
+                    yield cast("Item", item._asdict())
                 else:
                     yield {"stream": item.stream, "data": base64.b64encode(item.data).decode()}
 
@@ -133,7 +142,7 @@ def _first(error: ValueError) -> str:
     return str(details[0]["msg"]).removeprefix("Value error, ") if details else str(error)
 
 
-def _summary(profile: Profile) -> dict[str, Any]:
+def _summary(profile: Profile) -> ProfileFacts:
     policy = profile.policy
     return {
         "name": profile.name,

@@ -14,9 +14,10 @@ from typing import Any
 
 import click
 
-from daemon.client.cli.common import ask, columns, follow, json_option, show
+from daemon.client.cli.common import ask, follow, json_option, show
 from daemon.client.cli.content import opened
 from daemon.client.console.names import names as known
+from daemon.client.show import Column, Listing
 
 ENVIRONMENT = ("TERM", "COLORTERM", "COLUMNS", "LINES", "LANG", "TZ")  # offered; the profile decides
 
@@ -132,14 +133,7 @@ def profiles(as_json: bool) -> None:
     Example:
       mixctl sandbox profiles
     """
-    head = ("name", "network", "user", "filter", "description")
-    show(
-        ask("sandbox.profiles"),
-        as_json,
-        lambda found: columns(
-            head, [[*(str(one[key]) for key in ("name", "network", "user", "seccomp")), _text(one)] for one in found]
-        ),
-    )
+    show(ask("sandbox.profiles"), as_json, _PROFILES.table)
 
 
 @sandbox.command("show")
@@ -163,12 +157,26 @@ def _text(profile: Mapping[str, Any]) -> str:
     )
 
 
+_PROFILES = Listing(
+    "sandbox.profiles []",
+    (
+        Column("name", "name"),
+        Column("network", "network"),
+        Column("user", "user"),
+        Column("filter", "seccomp"),
+        Column("description", _text),
+    ),
+)
+_PROMISES = Listing(
+    "sandbox.explain rows[]", (Column("enforced", "enforced"), Column("what", "what"), Column("how", "how"))
+)
+
+
 def _explained(found: Mapping[str, Any]) -> str:
     kernel = found["kernel"]
     head = f"profile {found['name']} on Linux {kernel['release']}, Landlock ABI {kernel['landlock']}"
-    rows = [(row["enforced"], row["what"], row["how"]) for row in found["rows"]]
     warning = f"\n\nbroken: {found['broken']}\n  the last good policy is in force" if found["broken"] else ""
-    return f"{head}\n\n{columns(('enforced', 'what', 'how'), rows)}{warning}"
+    return f"{head}\n\n{_PROMISES.table(found['rows'])}{warning}"
 
 
 def _policy(found: Mapping[str, Any]) -> str:

@@ -8,9 +8,9 @@ import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from common.errors import MixosError
 from common.tomlfile import Strict
@@ -22,6 +22,25 @@ from daemon.parts.service.service import Service
 from daemon.parts.service.states import RESTING, State
 
 if TYPE_CHECKING:
+    from daemon.core.answers import JsonObject
+    from daemon.parts.service.answers import (
+        Disabled,
+        Enabled,
+        End,
+        Facts,
+        Graph,
+        Killed,
+        Line,
+        Problems,
+        Reloaded,
+        Reset,
+        Rows,
+        Signal,
+        Stopped,
+        Unit,
+        Units,
+        Usage,
+    )
     from daemon.parts.service.part import Manager
 
 WAIT = 30.0  # seconds that a call waits for what it asked for
@@ -39,56 +58,61 @@ class ServiceError(MixosError):
 class One(Strict):
     """Parameters: one unit."""
 
-    name: Name
+    name: Name = Field(description="the unit")
 
 
 class These(Strict):
     """Parameters: units, at least one."""
 
-    names: tuple[Name, ...] = Field(min_length=1, max_length=100)
+    names: tuple[Name, ...] = Field(min_length=1, max_length=100, description="the units")
 
 
 class Several(These):
-    """wait: seconds to wait for what becomes of them."""
+    """Parameters: units, and how long to wait for them."""
 
-    wait: float = Field(default=WAIT, ge=0, le=LONGEST)
+    wait: float = Field(default=WAIT, ge=0, le=LONGEST, description="seconds to wait for what becomes of them")
 
 
 class Start(Several):
-    """now: units with a timer or sockets are run at once."""
+    """Parameters of a start."""
 
-    now: bool = False
+    now: bool = Field(default=False, description="run units with a timer or sockets at once")
 
 
 class Shutdown(Strict):
-    """seconds: for all units together; what is left then is killed."""
+    """Parameters of a shutdown."""
 
-    seconds: float = Field(default=20, ge=0, le=LONGEST - 10)
+    seconds: float = Field(
+        default=20, ge=0, le=LONGEST - 10, description="for all units together; what is left then is killed"
+    )
 
 
 class Kill(One):
-    """everyone: all processes of the unit, not just the main one."""
+    """Parameters: a unit and a signal."""
 
-    signal: SignalNumber = signal.SIGTERM
-    everyone: bool = False
+    signal: Annotated[SignalNumber, WithJsonSchema({"type": "string"})] = Field(
+        default=signal.SIGTERM, description="the signal's name, with or without SIG"
+    )
+    everyone: bool = Field(default=False, description="to all processes of the unit, not just to the main one")
 
 
 class Some(Strict):
-    """Parameters: units; none: all."""
+    """Parameters: units, or all."""
 
-    names: tuple[Name, ...] = Field(default=(), max_length=100)
+    names: tuple[Name, ...] = Field(default=(), max_length=100, description="the units; none: all")
 
 
 class Log(Some):
-    """since, until: seconds since 1970; last: the newest lines only; boot: "current" or the beginning of a boot id;
-    contains: text that must occur; follow: go on with what comes."""
+    """Parameters: which lines."""
 
-    since: float | None = None
-    until: float | None = None
-    last: int | None = Field(default=None, ge=0, le=100_000)
-    boot: Annotated[str, Field(pattern=r"^([0-9a-f-]{0,36}|current)$")] = ""
-    contains: str = Field(default="", max_length=200)
-    follow: bool = False
+    since: float | None = Field(default=None, description="from then on, in seconds since 1970")
+    until: float | None = Field(default=None, description="up to then, in seconds since 1970")
+    last: int | None = Field(default=None, ge=0, le=100_000, description="only so many, the newest ones")
+    boot: str = Field(
+        default="", pattern=r"^([0-9a-f-]{0,36}|current)$", description="the beginning of a boot id, or current"
+    )
+    contains: str = Field(default="", max_length=200, description="only lines with this text")
+    follow: bool = Field(default=False, description="go on with what comes")
 
 
 def methods(manager: Manager) -> Sequence[Method]:
@@ -120,29 +144,34 @@ class _Calls:
         known = self.manager.graph.known
         return [self.manager.services[known(name)] for name in names or sorted(self.manager.services)]
 
-    async def list(self, _caller: Caller, _params: Strict) -> object:
+    async def list(self, _caller: Caller, _params: Strict) -> Units:
         rows = [row(self.manager, service) for service in self.services(())]
         broken = {name: text for name, text in self.manager.loaded.broken.items() if name not in self.manager.services}
         return {"units": rows, "broken": broken}
 
-    async def show(self, _caller: Caller, params: One) -> object:
+    async def show(self, _caller: Caller, params: One) -> Facts:
         (service,) = self.services([params.name])
         await service.refresh()
         return facts(self.manager, service)
 
-    async def graph(self, _caller: Caller, params: Some) -> object:
+    async def graph(self, _caller: Caller, params: Some) -> Graph:
         graph = self.manager.graph
         order = graph.start(params.names or [name for name in graph.units if self.manager.is_enabled(name)])
-        return {"text": graph.text(params.names), "dot": graph.dot(), "order": order.steps, "missing": order.missing}
+        return {
+            "text": graph.text(params.names),
+            "dot": graph.dot(),
+            "order": [list(step) for step in order.steps],
+            "missing": list(order.missing),
+        }
 
-    async def check(self, _caller: Caller, _params: Strict) -> object:
+    async def check(self, _caller: Caller, _params: Strict) -> Problems:
         return self.manager.check()
 
-    async def start(self, _caller: Caller, params: Start) -> object:
+    async def start(self, _caller: Caller, params: Start) -> Rows:
         self.manager.begin(params.names, now=params.now)
         return await self.settled(params)
 
-    async def restart(self, _caller: Caller, params: Several) -> object:
+    async def restart(self, _caller: Caller, params: Several) -> Rows:
         names = [one.name for one in self.services(params.names)]
         task = self.manager.errand(self.manager.restart(names))
         await asyncio.wait([task], timeout=params.wait)
@@ -150,7 +179,7 @@ class _Calls:
             task.result()
         return await self.settled(params)
 
-    async def settled(self, params: Several) -> object:
+    async def settled(self, params: Several) -> Rows:
         """Wait until it is known what became of a start. Raises ServiceError when one has failed, or tries again."""
         services = self.services(params.names)
         await asyncio.gather(*(_settle(one, params.wait) for one in services))
@@ -163,37 +192,40 @@ class _Calls:
                 )
         return [row(self.manager, one) for one in services]
 
-    async def stop(self, _caller: Caller, params: Several) -> object:
+    async def stop(self, _caller: Caller, params: Several) -> Stopped:
         services = self.services(params.names)
         task = self.manager.errand(self.manager.halt(params.names))
         await asyncio.wait([task], timeout=params.wait)
-        return {"stopped": task.result() if task.done() else [], "units": [row(self.manager, one) for one in services]}
+        return {
+            "stopped": list(task.result()) if task.done() else [],
+            "units": [row(self.manager, one) for one in services],
+        }
 
-    async def kill(self, _caller: Caller, params: Kill) -> object:
+    async def kill(self, _caller: Caller, params: Kill) -> Signal:
         await self.services([params.name])[0].kill(params.signal, everyone=params.everyone)
         return {"signal": signal.Signals(params.signal).name}
 
-    async def reset(self, _caller: Caller, params: Some) -> object:
+    async def reset(self, _caller: Caller, params: Some) -> Reset:
         failed = [one for one in self.services(params.names) if one.state is State.FAILED]
         for one in failed:
             one.stop()
         return {"reset": [one.name for one in failed]}
 
-    async def enable(self, _caller: Caller, params: These) -> object:
+    async def enable(self, _caller: Caller, params: These) -> Enabled:
         self.manager.set_enabled(params.names, True)
-        return {"enabled": params.names}
+        return {"enabled": list(params.names)}
 
-    async def disable(self, _caller: Caller, params: These) -> object:
+    async def disable(self, _caller: Caller, params: These) -> Disabled:
         self.manager.set_enabled(params.names, False)
-        return {"disabled": params.names}
+        return {"disabled": list(params.names)}
 
-    async def reload(self, _caller: Caller, _params: Strict) -> object:
+    async def reload(self, _caller: Caller, _params: Strict) -> Reloaded:
         return {**await self.manager.reload(), "messages": dict(self.manager.loaded.broken)}
 
-    async def shutdown(self, _caller: Caller, params: Shutdown) -> object:
-        return {"killed": await self.manager.shutdown(params.seconds)}
+    async def shutdown(self, _caller: Caller, params: Shutdown) -> Killed:
+        return {"killed": list(await self.manager.shutdown(params.seconds))}
 
-    async def logs(self, _caller: Caller, params: Log) -> AsyncIterator[object]:
+    async def logs(self, _caller: Caller, params: Log) -> AsyncIterator[Line]:
         reader = Reader(self.manager.context.log / "units", Present.now(self.manager.boot))
         kept = reader.units()
         query = Query(
@@ -206,12 +238,12 @@ class _Calls:
         )
         if params.follow:
             async for record in reader.follow(query):
-                yield record.as_json()
+                yield cast("Line", record.as_json())
             return
         records = reader.read(query)
         while batch := await asyncio.to_thread(_take, records):
             for record in batch:
-                yield record.as_json()
+                yield cast("Line", record.as_json())
 
 
 async def _settle(service: Service, seconds: float) -> None:
@@ -227,7 +259,7 @@ def _take(records: Any) -> list[Record]:
     return list(islice(records, _BATCH))
 
 
-def row(manager: Manager, service: Service) -> dict[str, Any]:
+def row(manager: Manager, service: Service) -> Unit:
     """One unit in a list. since: seconds since 1970; memory: bytes or None; pid: 0 when there is no process."""
     known = service.known
     running = known is not None and service.populated
@@ -253,7 +285,7 @@ def _since(service: Service) -> float:
     return time.time() - (time.monotonic() - began) if began else 0.0
 
 
-def facts(manager: Manager, service: Service) -> dict[str, Any]:
+def facts(manager: Manager, service: Service) -> Facts:
     """All there is to know about a unit."""
     known, graph, name = service.known, manager.graph, service.name
     missing = service.unenforced or manager.not_enforced(service.definition)
@@ -272,15 +304,15 @@ def facts(manager: Manager, service: Service) -> dict[str, Any]:
             "dropped": known.dropped if known is not None else 0,
             "lost": known.lost if known is not None else 0,
         },
-        "usage": manager.usage(name),
+        "usage": cast("Usage", manager.usage(name)),
         "not_enforced": sorted(missing),
         "next_run": _next_run(service),
         "last_run": service.history.last_run,
-        "ends": [end.model_dump() for end in reversed(service.history.ends)],
+        "ends": [cast("End", end.model_dump()) for end in reversed(service.history.ends)],
     }
 
 
-def _definition(service: Service) -> dict[str, Any]:
+def _definition(service: Service) -> JsonObject:
     """What the unit says, but for the values of its variables: they may be secret."""
     found = service.unit.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     if "environment" in found.get("service", {}):

@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import ConfigError, MixosError, RefusedError
 from common.files import write_atomically
@@ -30,6 +30,9 @@ from daemon.parts.service.prepare import Places
 from daemon.parts.service.service import Service
 from daemon.parts.service.shim import Shim, ShimError
 from daemon.parts.service.states import PROCESS, State, Then
+
+if TYPE_CHECKING:
+    from daemon.parts.service.answers import Changes, Problem
 
 Result = TypeVar("Result")
 CROWD = 8  # shims that are started at the same time
@@ -195,7 +198,7 @@ class Manager:
         ended.cancel()
         return late
 
-    async def reload(self) -> dict[str, list[str]]:
+    async def reload(self) -> Changes:
         """Read all files again and apply what differs: {added, changed, removed, restarted, broken: names}.
 
         A broken file changes nothing. A running service is restarted only when its process would be another one.
@@ -243,13 +246,13 @@ class Manager:
         write_atomically(self.context.etc / ENABLED, "".join(lines).encode())
         self.enabled = enabled
 
-    def check(self) -> list[dict[str, str]]:
+    def check(self) -> list[Problem]:
         """What is wrong with the files as they are now, and with what they name: [{unit, level, reason, message}].
 
         level: "error" (not in force, or cannot start) or "warning" (limits that this host does not enforce).
         """
         loaded = load(self.folders, {})
-        found = [
+        found: list[Problem] = [
             {"unit": name, "level": "error", "reason": "unit-broken", "message": message}
             for name, message in sorted(loaded.broken.items())
         ]

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from common.units import size
-from daemon.client.cli.common import ask, columns, follow, json_option, show
+from common.units import clock, duration, size, word
+from daemon.client.cli.common import ask, follow, json_option, show
 from daemon.client.console.names import names as known
+from daemon.client.show import Column, Listing, labelled
 
 _BAD = ("failed", "unhealthy", "backoff")
 _AGO = re.compile(r"(\d+)([smhd])")
@@ -111,7 +112,7 @@ def restart(names: tuple[str, ...], wait: float, as_json: bool) -> None:
 
 
 @service.command()
-@click.option("--seconds", type=click.FloatRange(0, 280), default=20.0, show_default=True, help="For all together.")
+@click.option("--seconds", type=click.FloatRange(0, 590), default=20.0, show_default=True, help="For all together.")
 @json_option
 def shutdown(seconds: float, as_json: bool) -> None:
     """Stop all units in order, and start none until the next boot. init does this when the device goes down.
@@ -300,20 +301,7 @@ def moment(text: str, now: float) -> float:
 
 
 def _table(result: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            one["name"],
-            one["state"] + ("*" if one["stale"] else ""),
-            _since(one["since"]) if one["since"] else "-",
-            str(one["pid"] or "-"),
-            size(one["memory"]),
-            str(one["restarts"]),
-            "yes" if one["enabled"] else "no",
-            _note(one),
-        ]
-        for one in result["units"]
-    ]
-    lines = [columns(["unit", "state", "since", "pid", "memory", "restarts", "boot", ""], rows)]
+    lines = [_UNITS.table(result["units"])]
     if any(one["stale"] for one in result["units"]):
         lines.append("* runs with an older definition; 'mixctl service restart' applies the new one")
     broken = {**result["broken"], **{one["name"]: one["broken"] for one in result["units"] if one["broken"]}}
@@ -326,29 +314,51 @@ def _note(one: Mapping[str, Any]) -> str:
     return str(one["reason"] or one["description"])[:60]
 
 
+_UNITS = Listing(
+    "service.list units[]",
+    (
+        Column("unit", "name"),
+        Column("state", lambda one: one["state"] + ("*" if one["stale"] else "")),
+        Column("since", lambda one: _ago(one["since"])),
+        Column("pid", lambda one: str(one["pid"] or "-")),
+        Column("memory", "memory", size),
+        Column("restarts", "restarts"),
+        Column("boot", "enabled"),
+        Column("", _note),
+    ),
+)
+_ENDS = Listing(
+    "service.show ends[]",
+    (
+        Column("ended", "at", clock),
+        Column("ran", "ran", duration),
+        Column("how", lambda end: end["reason"] or "ended well"),
+    ),
+)
+
+
 def _facts(one: Mapping[str, Any]) -> str:
     usage = one["usage"]
+    reason = f" ({one['reason']})" if one["reason"] else ""
     rows = [
         ("unit", one["name"] + (f": {one['description']}" if one["description"] else "")),
-        ("state", f"{one['state']} for {_since(one['since'])}" + (f" ({one['reason']})" if one["reason"] else "")),
+        ("state", f"{one['state']} for {_ago(one['since'])}{reason}"),
         ("file", one["file"] + (" (older text in force)" if one["broken"] else "")),
         ("at boot", "started" if one["enabled"] else "not started"),
         ("process", f"{one['pid']} (shim {one['shim']})" if one["pid"] else "-"),
-        ("says", one["status"] or "-"),
-        ("restarts", str(one["restarts"])),
+        ("says", word(one["status"])),
+        ("restarts", word(one["restarts"])),
         ("memory", f"{size(usage.get('memory'))} (peak {size(usage.get('memory_peak'))})"),
-        ("processes", _or_dash(usage.get("processes"))),
-        ("cpu", "-" if usage.get("cpu_seconds") is None else f"{usage['cpu_seconds']:.1f} s"),
-        ("not enforced", ", ".join(one["not_enforced"]) or "-"),
-        ("after", " ".join([*one["first"]["up"], *(f"{name} (its end)" for name in one["first"]["ended"])]) or "-"),
-        ("needed by", " ".join(one["needed_by"]) or "-"),
+        ("processes", word(usage.get("processes"))),
+        ("cpu", duration(usage.get("cpu_seconds"))),
+        ("not enforced", word(one["not_enforced"])),
+        ("after", word([*one["first"]["up"], *(f"{name} (its end)" for name in one["first"]["ended"])])),
+        ("needed by", word(one["needed_by"])),
         ("logs", f"{one['log']['folder']}" + (f", {one['log']['dropped']} dropped" if one["log"]["dropped"] else "")),
     ]
     if one["next_run"]:
-        rows.append(("next run", _clock(one["next_run"])))
-    text = "\n".join(f"{label:<14}{value}" for label, value in rows)
-    ends = [[_clock(end["at"]), f"{end['ran']:.1f} s", end["reason"] or "ended well"] for end in one["ends"]]
-    return text + ("\n\n" + columns(["ended", "ran", "how"], ends) if ends else "")
+        rows.append(("next run", clock(one["next_run"])))
+    return labelled(rows) + (f"\n\n{_ENDS.table(one['ends'])}" if one["ends"] else "")
 
 
 def _brief(units: Sequence[Mapping[str, Any]]) -> str:
@@ -376,23 +386,12 @@ def _problem(one: Mapping[str, str]) -> str:
 
 def _record(record: Mapping[str, Any], named: bool) -> str:
     """One line of a log for people."""
-    at = _clock(record["realtime"] / 1e9)
+    at = clock(record["realtime"] / 1e9)
     unit = f" {record['unit']}" if named else ""
     mark = {"shim": " --", "stderr": " !"}.get(record["stream"], "")
     return f"{at}{unit}{mark} {record['text']}"
 
 
-def _clock(at: float) -> str:
-    return datetime.datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _since(at: float) -> str:
-    seconds = max(0, int(time.time() - at))
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"
-
-
-def _or_dash(value: object) -> str:
-    return "-" if value is None else str(value)
+def _ago(at: float) -> str:
+    """How long ago, of a time that is 0 when it never was."""
+    return duration(max(0, int(time.time() - at))) if at else "-"

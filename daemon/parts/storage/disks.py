@@ -7,10 +7,13 @@ kernel repeats in their uevent files. `root` is the tree to read from: "/" on a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from daemon.linux.facts import ROOT, slot, text
 from daemon.linux.mounts import Mount, holding, mounts
+
+if TYPE_CHECKING:
+    from daemon.parts.storage.answers import Disk, Kind, Partition
 
 SECTOR = 512  # bytes: sizes in /sys are in these, whatever the disk's own are
 
@@ -25,14 +28,14 @@ def names(root: Path = ROOT) -> list[str]:
     )
 
 
-def disks(root: Path = ROOT) -> list[dict[str, Any]]:
+def disks(root: Path = ROOT) -> list[Disk]:
     """A row per disk; sizes in bytes, None for what the disk does not tell."""
     table = mounts(root)
     boot = _boot_disk(root, table)
     return [_disk(root, name, table, boot) for name in names(root)]
 
 
-def _disk(root: Path, name: str, table: list[Mount], boot: str | None) -> dict[str, Any]:
+def _disk(root: Path, name: str, table: list[Mount], boot: str | None) -> Disk:
     folder = root / "sys/block" / name
     parts = sorted((one.parent for one in folder.glob("*/partition")), key=lambda one: _number(one / "partition") or 0)
     device = folder / "device"
@@ -55,7 +58,7 @@ def _disk(root: Path, name: str, table: list[Mount], boot: str | None) -> dict[s
     }
 
 
-def kind(name: str, root: Path = ROOT) -> str:
+def kind(name: str, root: Path = ROOT) -> Kind:
     """How the disk is attached: nvme, ata, usb, virtio, mmc, scsi or other."""
     if name.startswith("nvme"):
         return "nvme"
@@ -71,7 +74,7 @@ def kind(name: str, root: Path = ROOT) -> str:
     return "scsi" if name.startswith("sd") else "other"
 
 
-def _partition(folder: Path, table: list[Mount]) -> dict[str, Any]:
+def _partition(folder: Path, table: list[Mount]) -> Partition:
     uevent = dict(line.split("=", 1) for line in (text(folder / "uevent") or "").splitlines() if "=" in line)
     return {
         "name": folder.name,

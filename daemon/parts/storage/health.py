@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from common.errors import MixosError
 from daemon.linux.facts import ROOT, text
 from daemon.parts.storage import disks
 from daemon.parts.storage.verdict import Finding, unknown, verdict
+
+if TYPE_CHECKING:
+    from daemon.parts.storage.answers import Health
 
 _WITHOUT = {
     "virtio": "a virtual disk has no SMART: ask the machine that it belongs to",
@@ -18,9 +21,10 @@ _WITHOUT = {
 }
 
 
-def health(root: Path = ROOT) -> list[dict[str, Any]]:
+def health(root: Path = ROOT) -> list[Health]:
     """A row per disk: name, kind, state, findings and what else it tells."""
-    return [{"name": name, "kind": disks.kind(name, root), **one(name, root)} for name in disks.names(root)]
+    rows = ({"name": name, "kind": disks.kind(name, root), **one(name, root)} for name in disks.names(root))
+    return [cast("Health", row) for row in rows]
 
 
 def one(name: str, root: Path = ROOT) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field, field_validator
 
 from common.errors import MixosError, RefusedError
 from common.tomlfile import Strict
+from common.values import size as parse_size
 from daemon.core.method import ADMINS, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.core.tasks import background
@@ -30,39 +30,38 @@ from daemon.parts.storage.quota import MAX_LIMIT, Quotas
 from daemon.parts.storage.trim import trim
 from daemon.parts.storage.verdict import STATES
 
+if TYPE_CHECKING:
+    from daemon.parts.storage.answers import Breakdown, Disk, FileSystem, Health, Quota, Trimmed, Usage
+
 FULL, ROOM = 90.0, 85.0  # percent: the event, and the end of it
 _MINUTE, _HOUR = 60.0, 3600.0
 _PATIENCE = 20.0  # seconds that the start waits for quotas
 _FRESH = 60.0  # seconds for which a walk over the files serves
-_SIZE = re.compile(r"(\d{1,15})([KMGT]?)")
-_FACTORS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 class Ask(Strict):
-    """fresh: count again, even when it was done within the last minute."""
+    """Parameters of `storage.usage`."""
 
-    fresh: bool = False
+    fresh: bool = Field(default=False, description="count again, even when it was done within the last minute")
 
 
 class Limit(Strict):
-    """size: bytes, or with K, M, G or T (powers of 1024); none takes the limit away."""
+    """Parameters of `storage.quota`."""
 
-    unit: Annotated[str, Field(max_length=48)]
-    size: Annotated[str, Field(max_length=20)] | None = None
+    unit: Annotated[str, Field(max_length=48, description="the unit")]
+    size: Annotated[str | None, Field(max_length=20, description="bytes, or with K, M, G, T; none: no limit")] = None
 
     @field_validator("size")
     @classmethod
     def _is_size(cls, value: str | None) -> str | None:
-        found = _SIZE.fullmatch(value or "")
-        if value is not None and not (found and 0 < int(found[1]) << _FACTORS[found[2]] <= MAX_LIMIT):
+        if value is not None and not 0 < parse_size(value) <= MAX_LIMIT:
             raise ValueError("must be a size such as 200M, not zero and at most 1048576T")
         return value
 
     @property
     def bytes(self) -> int | None:
         """The size as a number."""
-        found = _SIZE.fullmatch(self.size or "")
-        return int(found[1]) << _FACTORS[found[2]] if found else None
+        return None if self.size is None else parse_size(self.size)
 
 
 class Storage:
@@ -79,9 +78,9 @@ class Storage:
         self._states: dict[str, str] = {}  # disk → health
         self._full = False
         self._enforcing: asyncio.Task[None] | None = None
-        self._usage: tuple[float, dict[str, Any]] | None = None
+        self._usage: tuple[float, Breakdown] | None = None
         self._counting = asyncio.Lock()
-        self._asking: asyncio.Future[list[dict[str, Any]]] | None = None
+        self._asking: asyncio.Future[list[Health]] | None = None
         self._tasks: Sequence[asyncio.Task[None]] = ()
 
     def methods(self) -> Sequence[Method]:
@@ -148,17 +147,17 @@ class Storage:
 
     # -- methods -----------------------------------------------------------------------------------------------------
 
-    async def _disks(self, _: Caller, __: Nothing) -> list[dict[str, Any]]:
+    async def _disks(self, _: Caller, __: Nothing) -> list[Disk]:
         return await asyncio.to_thread(disks.disks, self.root)
 
-    async def _use(self, _: Caller, params: Ask) -> dict[str, Any]:
+    async def _use(self, _: Caller, params: Ask) -> Usage:
         table = mounts.mounts(self.root)
         return {
-            "filesystems": mounts.file_systems(table, self.root),
+            "filesystems": cast("list[FileSystem]", mounts.file_systems(table, self.root)),
             "data": await self._breakdown(params.fresh, table),
         }
 
-    async def _breakdown(self, fresh: bool, table: list[mounts.Mount]) -> dict[str, Any] | None:
+    async def _breakdown(self, fresh: bool, table: list[mounts.Mount]) -> Breakdown | None:
         """One walk at a time; whoever comes meanwhile gets its result."""
         if not self.data.is_dir():
             return None
@@ -171,18 +170,18 @@ class Storage:
                 self._usage = time.monotonic(), found
             return {**self._usage[1], "age": round(time.monotonic() - self._usage[0], 1)}
 
-    async def _quotas(self, _: Caller, __: Nothing) -> list[dict[str, Any]]:
+    async def _quotas(self, _: Caller, __: Nothing) -> list[Quota]:
         return await asyncio.to_thread(self.quotas.rows)
 
-    async def _quota(self, _: Caller, params: Limit) -> dict[str, Any]:
+    async def _quota(self, _: Caller, params: Limit) -> Quota:
         row = await asyncio.to_thread(self.quotas.set, params.unit, params.bytes)
         self.problems = {unit: reason for unit, reason in self.problems.items() if unit != params.unit}
         return row
 
-    async def _health(self, _: Caller, __: Nothing) -> list[dict[str, Any]]:
+    async def _health(self, _: Caller, __: Nothing) -> list[Health]:
         return await self._examine()
 
-    async def _trim(self, _: Caller, __: Nothing) -> dict[str, Any]:
+    async def _trim(self, _: Caller, __: Nothing) -> Trimmed:
         return {"path": os.fspath(self.data), "bytes": await asyncio.to_thread(trim, self.data)}
 
     # -- watching ----------------------------------------------------------------------------------------------------
@@ -199,7 +198,7 @@ class Storage:
                 log("warning", f"storage: {type(error).__name__}: {error}")
             await asyncio.sleep(_MINUTE)
 
-    async def _examine(self) -> list[dict[str, Any]]:
+    async def _examine(self) -> list[Health]:
         """Ask the disks, and tell what changed. Whoever comes meanwhile gets the same answer: a disk that hangs holds
         one thread, however often it is asked."""
         if self._asking is None or self._asking.done():
@@ -229,10 +228,10 @@ class Storage:
             self._full = False
             self.context.events.publish("storage.space", os.fspath(self.data), percent=percent)
 
-    def _judge(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _judge(self, rows: Sequence[Health]) -> None:
         """Tell of disks whose state changed to or from a bad one."""
         for row in rows:
-            name, state = str(row["name"]), str(row["state"])
+            name, state = row["name"], row["state"]
             before, self._states[name] = self._states.get(name, "unknown"), state
             if state != before and max(map(STATES.index, (state, before))) >= STATES.index("warning"):
                 findings = [one["slug"] for one in row["findings"]]

@@ -11,7 +11,7 @@ import contextlib
 import json
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError
 
@@ -24,6 +24,9 @@ from daemon.linux import quotactl
 from daemon.linux.mounts import Mount, backing, mounts
 from daemon.linux.quotactl import QuotaError
 from daemon.parts.storage.verdict import HealthError
+
+if TYPE_CHECKING:
+    from daemon.parts.storage.answers import Quota
 
 MAX_LIMIT = 1 << 60  # bytes
 _FIRST = 1000  # of the project numbers: lower ones are left to people
@@ -55,7 +58,7 @@ class Quotas:
         except (OSError, ValueError, TypeError, ValidationError) as error:
             raise HealthError(f"{self.path} is damaged", reason="quota-file") from error
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Quota]:
         """Every unit that keeps state: its folder, limit, and what it uses; `enforced` says whether the file system
         takes part, `problem` why not."""
         kept, table = self.read(), mounts()
@@ -63,8 +66,7 @@ class Quotas:
         limited = {unit for unit, one in kept.items() if one.limit is not None}
         return [self._row(unit, found.get(unit), kept.get(unit), table) for unit in sorted({*found, *limited})]
 
-    def _row(self, unit: str, folder: str | None, kept: Kept | None, table: list[Mount]) -> dict[str, Any]:
-        row: dict[str, Any] = {"unit": unit, "folder": folder, "limit": kept.limit if kept else None}
+    def _row(self, unit: str, folder: str | None, kept: Kept | None, table: list[Mount]) -> Quota:
         used, problem, enforced = None, None, False
         if kept and folder:
             try:
@@ -72,9 +74,17 @@ class Quotas:
                 used, enforced = usage.used, usage.limit is not None
             except (MixosError, OSError) as error:
                 problem = error.reason if isinstance(error, MixosError) else "quota-failed"
-        return {**row, "used": used, "enforced": enforced, "problem": problem}
+        limit = kept.limit if kept else None
+        return {
+            "unit": unit,
+            "folder": folder,
+            "limit": limit,
+            "used": used,
+            "enforced": enforced,
+            "problem": problem,
+        }
 
-    def set(self, unit: str, limit: int | None) -> dict[str, Any]:
+    def set(self, unit: str, limit: int | None) -> Quota:
         """Limit a unit (None: no longer), at once. Raises NotFoundError `quota-unit`, RefusedError
         `quota-unsupported`, QuotaError `quota-failed`, `quota-too-many`; then the limit is what it was."""
         folder = function("state-folders")(self.context).get(unit)

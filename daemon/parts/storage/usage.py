@@ -12,7 +12,10 @@ import time
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from daemon.parts.storage.answers import Breakdown
 
 SECONDS = 5.0
 MAX_NAMES = 500_000
@@ -60,7 +63,7 @@ class _Walk:
         return facts.st_blocks * _BLOCK
 
 
-def breakdown(data: Path, lib: Path, log: Path, seconds: float = SECONDS) -> dict[str, Any]:
+def breakdown(data: Path, lib: Path, log: Path, seconds: float = SECONDS) -> Breakdown:
     """Bytes by owner. data: the partition; lib, log: where /var/lib and /var/log are on it.
 
     units: what is below /var/lib, the largest first, without the daemon's own; complete: false when time was up, all
@@ -90,6 +93,7 @@ def breakdown(data: Path, lib: Path, log: Path, seconds: float = SECONDS) -> dic
         "other": max(0, used - known),
         "used": used,
         "complete": walk.complete,
+        "age": 0.0,
     }
 
 

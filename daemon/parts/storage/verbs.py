@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from common.units import size
+from common.units import percent, size
 from daemon.client.cli.common import ask, columns, json_option, show
 from daemon.client.console.names import names as known
+from daemon.client.show import Column, Listing
 
 
 @click.group()
@@ -60,7 +62,7 @@ def quota(context: click.Context, as_json: bool) -> None:
       mixctl storage quota clear web
     """
     if context.invoked_subcommand is None:
-        show(ask("storage.quotas"), as_json, _quotas)
+        show(ask("storage.quotas"), as_json, _QUOTAS.table)
 
 
 @quota.command(name="set")
@@ -74,7 +76,7 @@ def set_(unit: str, limit: str, as_json: bool) -> None:
     Example:
       mixctl storage quota set web 200M
     """
-    show(ask("storage.quota", {"unit": unit, "size": limit}, seconds=65.0), as_json, lambda row: _quotas([row]))
+    show(ask("storage.quota", {"unit": unit, "size": limit}, seconds=65.0), as_json, lambda row: _QUOTAS.table([row]))
 
 
 @quota.command()
@@ -87,7 +89,7 @@ def clear(unit: str, as_json: bool) -> None:
     Example:
       mixctl storage quota clear web
     """
-    show(ask("storage.quota", {"unit": unit}, seconds=65.0), as_json, lambda row: _quotas([row]))
+    show(ask("storage.quota", {"unit": unit}, seconds=65.0), as_json, lambda row: _QUOTAS.table([row]))
 
 
 @storage.command()
@@ -100,7 +102,7 @@ def health(as_json: bool) -> int:
       mixctl storage health
     """
     rows = ask("storage.health", seconds=35.0)
-    show(rows, as_json, _health)
+    show(rows, as_json, _HEALTH.table)
     return int(any(row["state"] in ("warning", "failing") for row in rows))
 
 
@@ -131,12 +133,9 @@ def _disks(rows: list[dict[str, Any]]) -> str:
 
 
 def _usage(found: dict[str, Any]) -> str:
-    cells = [
-        [row["path"], row["type"], size(row["size"]), size(row["free"]), f"{row['percent']:.0f} %"]
-        for row in found["filesystems"]
-        if row["type"] not in ("squashfs", "overlay")  # always full; and the same as /data
-    ]
-    text = columns(["path", "type", "size", "free", "used"], cells)
+    text = _FILE_SYSTEMS.table(
+        row for row in found["filesystems"] if row["type"] not in ("squashfs", "overlay")
+    )  # always full; and the same as /data
     data = found["data"]
     if data is None:
         return f"{text}\n\nthere is no data partition"
@@ -148,21 +147,38 @@ def _usage(found: dict[str, Any]) -> str:
     return f"{text}\n\n{columns(['on the data partition', 'takes'], rows)}{note}"
 
 
-def _quotas(rows: list[dict[str, Any]]) -> str:
-    cells = [
-        [row["unit"], size(row["limit"]), size(row["used"]), row["problem"] or ("yes" if row["enforced"] else "-")]
-        for row in rows
-    ]
-    return columns(["unit", "limit", "used", "enforced"], cells) if cells else "no unit keeps state"
+_FILE_SYSTEMS = Listing(
+    "storage.usage filesystems[]",
+    (
+        Column("path", "path"),
+        Column("type", "type"),
+        Column("size", "size", size),
+        Column("free", "free", size),
+        Column("used", "percent", percent),
+    ),
+)
+_QUOTAS = Listing(
+    "storage.quotas []",
+    (
+        Column("unit", "unit"),
+        Column("limit", "limit", size),
+        Column("used", "used", size),
+        Column("enforced", lambda row: row["problem"] or ("yes" if row["enforced"] else "-")),
+    ),
+    none="no unit keeps state",
+)
 
 
-def _health(rows: list[dict[str, Any]]) -> str:
-    cells = []
-    for row in rows:
-        celsius = row.get("temperature")
-        words = [one["text"] for one in row["findings"]]
-        words += [f"{row['used-percent']} % worn"] if row.get("used-percent") is not None else []
-        words += [f"{celsius} degrees Celsius"] if celsius is not None else []
-        words += [f"{row['power-on-hours']} hours on"] if row.get("power-on-hours") is not None else []
-        cells.append([row["name"], row["kind"], row["state"], ", ".join(words)])
-    return columns(["disk", "kind", "state", "facts"], cells) if cells else "no disks"
+def _words(row: Mapping[str, Any]) -> str:
+    words = [one["text"] for one in row["findings"]]
+    words += [f"{row['used-percent']} % worn"] if row.get("used-percent") is not None else []
+    words += [f"{row['temperature']} degrees Celsius"] if row.get("temperature") is not None else []
+    words += [f"{row['power-on-hours']} hours on"] if row.get("power-on-hours") is not None else []
+    return ", ".join(words)
+
+
+_HEALTH = Listing(
+    "storage.health []",
+    (Column("disk", "name"), Column("kind", "kind"), Column("state", "state"), Column("facts", _words)),
+    none="no disks",
+)

@@ -6,12 +6,15 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.linux import power
 from daemon.linux.log import log
+
+if TYPE_CHECKING:
+    from daemon.parts.system.answers import Facts, Pong, Status, Version, Word
 
 
 class SystemPart:
@@ -51,26 +54,26 @@ class SystemPart:
         """The number of power buttons."""
         return {"power-buttons": self._buttons}
 
-    async def _ping(self, caller: Caller, params: Nothing) -> str:
+    async def _ping(self, caller: Caller, params: Nothing) -> Pong:
         return "pong"
 
-    async def _version(self, caller: Caller, params: Nothing) -> dict[str, Any]:
+    async def _version(self, caller: Caller, params: Nothing) -> Version:
         from daemon.linux.facts import release
 
         return {"version": release().get("MIXOS_VERSION", "unknown")}
 
-    async def _status(self, caller: Caller, params: Nothing) -> dict[str, Any]:
+    async def _status(self, caller: Caller, params: Nothing) -> Status:
         from daemon.linux.facts import status  # loaded with the first question, not at boot
 
-        return {**status(), "parts": self._parts()}
+        return {**cast("Facts", status()), "parts": {name: dict(one) for name, one in self._parts().items()}}
 
-    async def _reboot(self, caller: Caller, params: Nothing) -> str:
+    async def _reboot(self, caller: Caller, params: Nothing) -> Word:
         return self._soon(signal.SIGTERM, "reboot")
 
-    async def _poweroff(self, caller: Caller, params: Nothing) -> str:
+    async def _poweroff(self, caller: Caller, params: Nothing) -> Word:
         return self._soon(signal.SIGUSR2, "poweroff")
 
-    def _soon(self, number: signal.Signals, word: str) -> str:
+    def _soon(self, number: signal.Signals, word: Word) -> Word:
         asyncio.get_running_loop().call_later(0.2, self._ask_init, number, word)  # the answer goes first
         return word
 

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -16,6 +16,9 @@ from daemon.core.dispatch import Dispatcher
 from daemon.core.method import EVERYONE, Caller, Method
 from daemon.core.spool import IDLE, PIECE, Spool
 from daemon.core.transfer import MAX_ID, accepted
+
+if TYPE_CHECKING:
+    from daemon.parts.transfer.answers import Begun, Received, State
 
 Ident = Annotated[str, Field(max_length=MAX_ID, description="what transfer.begin answered")]
 
@@ -75,8 +78,7 @@ class TransferPart:
         """How many transfers there are, and their bytes."""
         return self._spool.status()
 
-    async def _begin(self, caller: Caller, params: Begin) -> dict[str, Any]:
-        """`{"id", "piece": the most bytes of one write}`."""
+    async def _begin(self, caller: Caller, params: Begin) -> Begun:
         method = self._dispatcher.find(caller, params.purpose)
         limits = [one.most for one in accepted(method.params).values()]
         if not limits:
@@ -87,16 +89,14 @@ class TransferPart:
         self._expire_later()
         return {"id": name, "piece": PIECE}
 
-    async def _write(self, caller: Caller, params: Write) -> dict[str, Any]:
-        """`{"received": bytes that are there now}`."""
+    async def _write(self, caller: Caller, params: Write) -> Received:
         try:
             data = base64.b64decode(params.data, validate=True)
         except binascii.Error as error:
             raise RefusedError("the piece is not base64", reason="transfer-data") from error
         return {"received": self._spool.write(caller.uid, params.id, params.offset, data)}
 
-    async def _status(self, caller: Caller, params: Named) -> dict[str, Any]:
-        """`{"purpose", "size", "received"}`, bytes."""
+    async def _status(self, caller: Caller, params: Named) -> State:
         found = self._spool.get(caller.uid, params.id)
         return {"purpose": found.purpose, "size": found.size, "received": found.received}
 

@@ -10,14 +10,13 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import netvalues as values
 from common.errors import MixosError, RefusedError
-from common.tomlfile import Strict
 from daemon.core.change.applier import Wish
 from daemon.core.change.record import Contents
-from daemon.core.method import ADMINS, Caller, Handler, Method, Nothing
+from daemon.core.method import ADMINS, Caller, Handler, Method, Nothing, Params
 from daemon.core.part import Context
 from daemon.core.tasks import background
 from daemon.linux.log import log
@@ -29,6 +28,23 @@ from daemon.parts.vpn.engine import Engine
 from daemon.parts.vpn.model import PeerEntry, Tunnel
 from daemon.parts.vpn.requests import AddPeer, ChangeInterface, ChangePeer, Import, Init, OfInterface, OfPeer, Rotate
 from daemon.parts.vpn.tunnel import own_key, peer_key, peer_psk
+
+if TYPE_CHECKING:
+    from daemon.parts.vpn.answers import (
+        Added,
+        Applied,
+        Changed,
+        Exported,
+        Imported,
+        New,
+        Peer,
+        PeerChanged,
+        PeerConfig,
+        Report,
+        Rotated,
+        RotatedOwn,
+        TunnelRow,
+    )
 
 TICK_SECONDS = 30.0
 
@@ -85,23 +101,26 @@ class Vpn:
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
-    async def report(self, _: Caller, __: Nothing) -> dict[str, Any]:
+    async def report(self, _: Caller, __: Nothing) -> Report:
         """`vpn.status`. The kernel's counters; ages in seconds, null for never."""
         tunnels = self.engine.config.read().interface
-        rows = []
-        for name, entry in tunnels.items():
-            row: dict[str, Any] = {"name": name, "wanted": "up" if entry.up else "down", "addresses": entry.addresses}
-            device = self.engine.device(name)
-            row["state"] = "up" if device else "down"
-            row["public-key"] = keys.encode(device.public) if device else None
-            row["port"] = device.port if device else entry.port
-            problem = self.engine.problems.get(name) or self.engine.file_problem
-            row["problem"] = problem.message if problem else None
-            row["peers"] = [_peer_row(title, peer, device) for title, peer in entry.peer.items()]
-            rows.append(row)
-        return {"interfaces": rows}
+        return {"interfaces": [self._row(name, entry) for name, entry in tunnels.items()]}
 
-    async def show(self, _: Caller, params: OfPeer) -> dict[str, Any]:
+    def _row(self, name: str, entry: Tunnel) -> TunnelRow:
+        device = self.engine.device(name)
+        problem = self.engine.problems.get(name) or self.engine.file_problem
+        return {
+            "name": name,
+            "wanted": "up" if entry.up else "down",
+            "addresses": list(entry.addresses),
+            "state": "up" if device else "down",
+            "public-key": keys.encode(device.public) if device else None,
+            "port": device.port if device else entry.port,
+            "problem": problem.message if problem else None,
+            "peers": [_peer_row(title, peer, device) for title, peer in entry.peer.items()],
+        }
+
+    async def show(self, _: Caller, params: OfPeer) -> PeerConfig:
         """`vpn.config`. Raises RefusedError `vpn-key-not-kept`."""
         config = self.engine.config
         name, entry, peer = config.peer(params.interface, params.peer)
@@ -114,14 +133,14 @@ class Vpn:
         private = config.store.read(peer_key(name, params.peer))
         return {"peer": params.peer, "config": await self._client(config, name, entry, params.peer, private)}
 
-    async def export(self, _: Caller, params: OfInterface) -> dict[str, Any]:
+    async def export(self, _: Caller, params: OfInterface) -> Exported:
         """`vpn.export`."""
         name, entry = self.engine.config.tunnel(params.interface)
         return {"interface": name, "config": clients.export(entry)}
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
-    async def init(self, caller: Caller, params: Init) -> dict[str, Any]:
+    async def init(self, caller: Caller, params: Init) -> New:
         """`vpn.init`. Raises RefusedError `vpn-exists`, `vpn-address`."""
         pair = await keys.make_pair()
         addresses = params.addresses
@@ -138,9 +157,9 @@ class Vpn:
         _, changed = await self._make(
             caller, params, params.name, lambda config: config.add_tunnel(params.name, pair.private, settings)
         )
-        return {**changed, "public-key": keys.encode(pair.public), "addresses": addresses}
+        return {**changed, "public-key": keys.encode(pair.public), "addresses": list(addresses)}
 
-    async def add(self, caller: Caller, params: AddPeer) -> dict[str, Any]:
+    async def add(self, caller: Caller, params: AddPeer) -> Added:
         """`vpn.add-peer`: with a key of its own when none is given; its private half is in the answer and nowhere else,
         unless `keep-key`. Raises RefusedError `vpn-exists`, `vpn-full`, KeyProblem, ConfigError.
         """
@@ -168,13 +187,13 @@ class Vpn:
         text = await self._client(config, name, config.tunnel(name)[1], params.peer, private)
         return {**changed, "peer": params.peer, "config": text}
 
-    async def remove(self, caller: Caller, params: ChangePeer) -> dict[str, Any]:
+    async def remove(self, caller: Caller, params: ChangePeer) -> PeerChanged:
         """`vpn.remove`."""
         name = self._files().peer(params.interface, params.peer)[0]
         _, changed = await self._make(caller, params, name, lambda config: config.remove_peer(name, params.peer))
         return {**changed, "peer": params.peer}
 
-    async def delete(self, caller: Caller, params: ChangeInterface) -> dict[str, Any]:
+    async def delete(self, caller: Caller, params: ChangeInterface) -> Changed:
         """`vpn.delete`. The name must be given."""
         if params.interface is None:
             raise RefusedError("name the interface to delete", reason="vpn-which")
@@ -185,7 +204,7 @@ class Vpn:
 
         return (await self._make(caller, params, name, edit))[1]
 
-    async def rotate(self, caller: Caller, params: Rotate) -> dict[str, Any]:
+    async def rotate(self, caller: Caller, params: Rotate) -> Rotated | RotatedOwn:
         """`vpn.rotate`: what the other sides need is in `configs`, by peer."""
         if params.peer is None:
             return await self._rotate_own(caller, params)
@@ -211,7 +230,7 @@ class Vpn:
         text = await self._client(config, name, config.tunnel(name)[1], title, pair.private)
         return {**changed, "peer": title, "configs": {title: text}}
 
-    async def _rotate_own(self, caller: Caller, params: Rotate) -> dict[str, Any]:
+    async def _rotate_own(self, caller: Caller, params: Rotate) -> RotatedOwn:
         name = self._files().tunnel(params.interface)[0]
         pair = await keys.make_pair()
         config, changed = await self._make(
@@ -224,20 +243,21 @@ class Vpn:
         }
         return {**changed, "public-key": keys.encode(pair.public), "configs": sections}
 
-    async def up(self, caller: Caller, params: ChangeInterface) -> dict[str, Any]:
+    async def up(self, caller: Caller, params: ChangeInterface) -> Changed:
         """`vpn.up`. Raises what keeps it down."""
         return await self._switch(caller, params, True)
 
-    async def down(self, caller: Caller, params: ChangeInterface) -> dict[str, Any]:
+    async def down(self, caller: Caller, params: ChangeInterface) -> Changed:
         """`vpn.down`."""
         return await self._switch(caller, params, False)
 
-    async def apply(self, caller: Caller, wish: Wish) -> dict[str, Any]:
+    async def apply(self, caller: Caller, wish: Wish) -> Applied:
         """`vpn.apply`. Raises ConfigError; problems of single tunnels are in the answer."""
         answer = await self.context.changes.make(caller, wish, "vpn apply", parts=("vpn",))
-        return {**answer, **self.status()}
+        down = {name: error.message for name, error in self.engine.problems.items()}
+        return {**answer, "up": sorted(self.engine.up), "down": down}
 
-    async def bring_in(self, caller: Caller, params: Import) -> dict[str, Any]:
+    async def bring_in(self, caller: Caller, params: Import) -> Imported:
         """`vpn.import`. Raises ConfigError `vpn-import`, `vpn-import-unsupported`, KeyProblem."""
         quick = wgquick.parse(params.text.get_secret_value(), params.file)
         config, changed = await self._make(
@@ -245,7 +265,7 @@ class Vpn:
         )
         return {**changed, "peers": list(config.tunnel(params.name)[1].peer)}
 
-    async def _switch(self, caller: Caller, params: ChangeInterface, up: bool) -> dict[str, Any]:
+    async def _switch(self, caller: Caller, params: ChangeInterface, up: bool) -> Changed:
         name = self._files().tunnel(params.interface)[0]
 
         def edit(config: VpnConfig) -> None:
@@ -263,7 +283,7 @@ class Vpn:
 
     async def _make(
         self, caller: Caller, wish: Wish, name: str, edit: Callable[[VpnConfig], object]
-    ) -> tuple[VpnConfig, dict[str, Any]]:
+    ) -> tuple[VpnConfig, Changed]:
         """Edit the files and put them in force. What does not work then is in the answer: the change itself is made."""
         config = self._files()
 
@@ -275,11 +295,10 @@ class Vpn:
             caller, wish, f"vpn {type(wish).__name__.lower()} {name}", edited, parts=("vpn",)
         )
         problem = self.engine.problems.get(name)
-        state = "up" if name in self.engine.up else "down"
         return config, {
             **answer,
             "interface": name,
-            "state": state,
+            "state": "up" if name in self.engine.up else "down",
             "problem": problem.message if problem else None,
         }
 
@@ -309,12 +328,12 @@ def _preshared(config: VpnConfig, name: str, title: str, peer: PeerEntry) -> byt
     return config.store.read(peer_psk(name, title)) if peer.psk else None
 
 
-def _change(name: str, summary: str, handler: Handler, params: type[Strict]) -> Method:
+def _change(name: str, summary: str, handler: Handler[Params, object], params: type[Params]) -> Method:
     """A method for admins that changes something. Names of endpoints may take a while; answers may hold keys."""
     return Method(name, summary, handler, ADMINS, params, changes=True, seconds=90.0, secret=True)
 
 
-def _peer_row(title: str, entry: PeerEntry, device: Device | None) -> dict[str, Any]:
+def _peer_row(title: str, entry: PeerEntry, device: Device | None) -> Peer:
     """state: online (a session that carries packets), stale, never (no handshake yet), down.
 
     The handshake's age is null, too, when the clock was set back since.

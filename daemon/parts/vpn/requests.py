@@ -20,15 +20,15 @@ def _place(text: str) -> str:
 
 
 class OfInterface(Strict):
-    """A tunnel; null for the only one."""
+    """A tunnel."""
 
-    interface: InterfaceName | None = None
+    interface: InterfaceName | None = Field(default=None, description="the tunnel; none: the only one")
 
 
 class OfPeer(OfInterface):
     """A peer of a tunnel."""
 
-    peer: PeerName
+    peer: PeerName = Field(description="the peer's name")
 
 
 class ChangeInterface(Wish, OfInterface):
@@ -40,37 +40,45 @@ class ChangePeer(Wish, OfPeer):
 
 
 class Init(Wish):
-    """`vpn.init`. addresses: chosen at random when empty; endpoint: how clients reach this device, port optional."""
+    """A new tunnel."""
 
-    name: InterfaceName = "wg0"
-    addresses: tuple[InterfaceAddress, ...] = ()
-    port: Annotated[int, Field(ge=1, le=65535, strict=True)] = 51820
-    endpoint: Annotated[str, AfterValidator(_place)] | None = None
-    client_dns: tuple[HostAddress, ...] = ()
-    client_routes: tuple[NetworkText, ...] = ()
+    name: InterfaceName = Field(default="wg0", description="the interface's name")
+    addresses: tuple[InterfaceAddress, ...] = Field(
+        default=(), description="with prefix length; none: private ones are chosen at random"
+    )
+    port: Annotated[int, Field(ge=1, le=65535, strict=True)] = Field(default=51820, description="the UDP port")
+    endpoint: Annotated[str, AfterValidator(_place)] | None = Field(
+        default=None, description="how clients reach this device: a name or address, port optional"
+    )
+    client_dns: tuple[HostAddress, ...] = Field(default=(), description="name servers of clients")
+    client_routes: tuple[NetworkText, ...] = Field(
+        default=(), description="what clients send into the tunnel; none: its own networks"
+    )
 
 
 class AddPeer(ChangePeer):
-    """`vpn.add-peer`. public-key: a pair is made when there is none; keep-key: keep its private half here."""
+    """A new peer."""
 
-    public_key: str | None = None
-    allowed_ips: tuple[NetworkText, ...] = ()
-    endpoint: EndpointText | None = None
-    keepalive: Seconds = 0
-    psk: bool = False
-    keep_key: bool = False
+    public_key: str | None = Field(default=None, description="in base64; none: a pair of keys is made")
+    allowed_ips: tuple[NetworkText, ...] = Field(
+        default=(), description="networks behind it; none: the next free address of each of the tunnel's networks"
+    )
+    endpoint: EndpointText | None = Field(default=None, description="where it is; none: it begins")
+    keepalive: Seconds = Field(default=0, description="seconds between packets that keep the way open; 0: none")
+    psk: bool = Field(default=False, description="with a preshared key as well")
+    keep_key: bool = Field(default=False, description="keep its private key here, so that vpn.config can tell it")
 
 
 class Rotate(ChangeInterface):
-    """`vpn.rotate`: without a peer the tunnel's own key; with one its preshared key, or with `key` its key pair."""
+    """New keys."""
 
-    peer: PeerName | None = None
-    key: bool = False
+    peer: PeerName | None = Field(default=None, description="whose; none: the tunnel's own")
+    key: bool = Field(default=False, description="of a peer: a new pair of keys, not only a preshared key")
 
 
 class Import(Wish):
-    """`vpn.import`. text: the file's content, a secret; file: its name, for messages."""
+    """A file of wg-quick."""
 
-    name: InterfaceName
-    text: Annotated[SecretStr, Field(max_length=MAX_BYTES)]
-    file: Annotated[str, Field(max_length=200)] = "the file"
+    name: InterfaceName = Field(description="the interface's name")
+    text: Annotated[SecretStr, Field(max_length=MAX_BYTES)] = Field(description="what is in the file")
+    file: Annotated[str, Field(max_length=200)] = Field(default="the file", description="its name, for messages")

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from common.errors import MixosError
-from common.units import size
+from common.units import duration, size
 from daemon.client.cli.change import change_options, changed, wish
-from daemon.client.cli.common import Function, ask, columns, json_option, show
+from daemon.client.cli.common import Function, ask, json_option, show
 from daemon.client.console.names import names as known
+from daemon.client.show import Column, Listing
 
 _SECONDS = 100.0  # looking up names of endpoints takes as long as the name servers need to give up
 
@@ -62,30 +63,22 @@ def _tunnel(row: Mapping[str, Any]) -> str:
     lines += [f"public key  {row['public-key']}"] if row["public-key"] else []
     lines += [f"problem: {row['problem']}"] if row["problem"] else []
     if row["peers"]:
-        head = ("peer", "state", "handshake", "received", "sent", "endpoint", "allowed ips")
-        lines.append(columns(head, [_peer(peer) for peer in row["peers"]]))
+        lines.append(_PEERS.table(row["peers"]))
     return "\n".join(lines)
 
 
-def _peer(peer: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        peer["name"],
-        peer["state"],
-        _age(peer["handshake-age"]),
-        size(peer["received"]),
-        size(peer["sent"]),
-        peer["endpoint"] or "-",
-        ", ".join(peer["allowed-ips"]) or "-",
-    )
-
-
-def _age(seconds: int | None) -> str:
-    if seconds is None:
-        return "-"
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length} {unit} ago"
-    return f"{seconds} s ago"
+_PEERS = Listing(
+    "vpn.status interfaces[].peers[]",
+    (
+        Column("peer", "name"),
+        Column("state", "state"),
+        Column("last handshake", "handshake-age", duration),
+        Column("received", "received", size),
+        Column("sent", "sent", size),
+        Column("endpoint", "endpoint"),
+        Column("allowed ips", "allowed-ips"),
+    ),
+)
 
 
 @vpn.command()
@@ -294,7 +287,7 @@ def _applied(result: Mapping[str, Any]) -> str:
     if not result["applied"]:
         return changed(result)
     lines = [f"{name} is up" for name in result["up"]]
-    lines += [f"{name or 'vpn.toml'}: {text}" for name, text in result["problems"].items()]
+    lines += [f"{name or 'vpn.toml'}: {text}" for name, text in result["down"].items()]
     lines += [_trial(result)] if result["confirm"] else []
     return "\n".join(lines) or "nothing is up"
 
