@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -14,19 +15,53 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def write_whole(path: Path, data: bytes, mode: int) -> None:
+    """Replace `path` by `data` in one go, as whoever reads it sees it, also when we are killed. A power cut may lose
+    it: for what counts until the next boot only."""
+    temporary = path.with_name(f".{path.name}.new")
+    _write(temporary, data, mode, durable=False)
+    temporary.rename(path)
+
+
+def write_all(folder: Path, files: Mapping[str, bytes], mode: int) -> None:
+    """`write_atomically` for many files of a folder: each has its old content or the new one after a crash.
+
+    The disk is waited for once, not once for each.
+    """
+    written = {name: folder / f".{name}.new" for name in files}
+    for name, temporary in written.items():
+        _write(temporary, files[name], mode, durable=False)
+    for temporary in written.values():
+        _sync(temporary, os.O_RDONLY)
+    for name, temporary in written.items():
+        temporary.rename(folder / name)
+    if written:
+        sync_folder(folder)
+
+
 def write_durably(path: Path, data: bytes, mode: int) -> None:
     """Create or truncate `path`, write everything, fsync. The mode is set whatever the umask."""
+    _write(path, data, mode, durable=True)
+
+
+def _write(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
-        stream.flush()
+    with os.fdopen(descriptor, "wb", buffering=0) as stream:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[stream.write(rest) :]
         os.fchmod(descriptor, mode)
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
     """Make renames and new names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -24,6 +24,10 @@ MOUNT = Path("/sys/fs/cgroup")
 CONTROLLERS = ("cpu", "io", "memory", "pids")
 _PERIOD = 100_000  # microseconds, of cpu.max
 _READ = 64 << 10  # bytes of a file at most
+_DEFAULTS = {  # of a new group
+    "memory.max": "max", "memory.high": "max", "memory.swap.max": "max", "memory.oom.group": "0", "pids.max": "max",
+    "cpu.max": f"max {_PERIOD}", "cpu.weight": "100", "io.weight": "default 100",
+}  # fmt: skip
 
 
 class CgroupError(MixosError):
@@ -103,22 +107,33 @@ class Usage:
 
 
 class Leaf:
-    """The group of one unit."""
+    """The group of one unit. fresh: just made, nothing was written into it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
         self.path = path
+        self._fresh = fresh
 
     def limit(self, limits: Limits) -> tuple[str, ...]:
-        """Write all limits; those that are None go back to the default, except devices that `io` does not name.
+        """Put all limits in force; those that are None go back to the default, except devices that `io` does not name.
+        Only what differs is written.
 
         Returns what was asked for and is not enforced: names of files that are missing ("memory.max": no controller) or
         refuse the value.
         """
         failed = []
         for name, content, asked in limits.files():
+            if content == self._present(name, asked):
+                continue
             if not _write(self.path / name, content) and asked:
                 failed.append(name)
+        self._fresh = False
         return tuple(dict.fromkeys(failed))
+
+    def _present(self, name: str, asked: bool) -> str | None:
+        """What is in force; None when that must be tried, or is not known."""
+        if self._fresh:
+            return None if asked else _DEFAULTS.get(name)
+        return (_read(self.path / name) or "").strip()
 
     def usage(self) -> Usage:
         """Read what is used. Raises CgroupError `cgroup-missing` when the group has gone."""
@@ -193,11 +208,13 @@ class Tree:
 
     def _make(self, path: Path) -> Leaf:
         try:
-            path.mkdir(exist_ok=True)
+            path.mkdir()
+        except FileExistsError:
+            return Leaf(path)
         except OSError as error:
             reason = "cgroup-missing" if error.errno == errno.ENOENT else "cgroup-system"
             raise CgroupError(f"{path}: {error.strerror}", reason=reason) from error
-        return Leaf(path)
+        return Leaf(path, fresh=True)
 
 
 def _amount(value: int | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess  # noqa: TID251  # its error alone; this module is the door
 from collections.abc import Mapping, Sequence
@@ -97,6 +98,54 @@ async def capture(
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)  # its session: what it has started holds our pipes, too
             await child.wait()
+
+
+async def launch(argv: Sequence[str], *, seconds: float) -> tuple[int, bytes]:
+    """Run a program that goes into the background by itself; its first process's status, and what that said on stderr.
+
+    Less work than `capture`: no thread, and one pipe. argv[0] is an absolute path. Raises MixosError
+    `program-missing` or `program-timeout` (after `seconds`; it is killed then).
+    """
+    ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1)]
+        actions = [*null, (os.POSIX_SPAWN_DUP2, theirs, 2)]
+        try:
+            pid = os.posix_spawn(
+                argv[0], list(argv), _ENVIRONMENT, file_actions=actions, setsigdef=(signal.SIGPIPE, signal.SIGXFSZ)
+            )
+        except OSError as error:
+            raise MixosError(f"{argv[0]} cannot be started: {error.strerror}", reason="program-missing") from error
+        try:
+            status = await _ended(pid, seconds)
+        except TimeoutError as error:
+            raise MixosError(f"{argv[0]} did not end within {seconds:g} s", reason="program-timeout") from error
+        try:
+            return status, os.read(ours, select.PIPE_BUF)
+        except BlockingIOError:
+            return status, b""
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+async def _ended(pid: int, seconds: float) -> int:
+    """The status of a child of ours when it has ended; it is killed when it takes longer, or nobody waits any more."""
+    loop = asyncio.get_running_loop()
+    process = os.pidfd_open(pid)
+    try:
+        done = asyncio.Event()
+        loop.add_reader(process, done.set)
+        async with asyncio.timeout(seconds):
+            await done.wait()
+    except BaseException:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    finally:
+        loop.remove_reader(process)
+        os.close(process)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _run_as(runner: Runner, stack: contextlib.ExitStack) -> dict[str, Any]:

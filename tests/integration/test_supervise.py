@@ -247,8 +247,8 @@ def test_one_that_ignores_sigterm_and_one_that_floods_its_log_still_stop(place: 
             assert ends(place, "deaf") == [(-1, 9)]
             assert ends(place, "flood") == [(-1, 15)]
             assert sum(path.stat().st_size for path in folder.iterdir()) <= 3 * (64 << 10)
-            assert flood.last is not None
-            assert flood.last.dropped > 0
+            assert flood.known is not None
+            assert flood.known.dropped > 0
 
     asyncio.run(main())
 
@@ -404,15 +404,15 @@ def test_timers_follow_the_clocks(place: Context):
             await eventually(lambda: lines(place.log / "often") >= 3)
             assert ends(place, "nightly") == []
             now = Clock(now.boot, now.wall + 86400)  # somebody sets the clock, which was wrong
-            nightly.live()
+            nightly.wake()
             await eventually(lambda: glances[-1] == now)
             assert (nightly.state, ends(place, "nightly")) == (S.SCHEDULED, [])
             now = Clock(now.boot + 86400, now.wall + 86400)  # a day passes
-            nightly.live()  # instead of waiting for its next glance
+            nightly.wake()  # instead of waiting for its next glance
             await eventually(lambda: ends(place, "nightly") == [(4, 0)])
             assert (await reach(nightly, S.SCHEDULED)).memory.slug == "service-exit"
             now = Clock(now.boot, now.wall - 3600)  # and back
-            nightly.live()
+            nightly.wake()
             await eventually(lambda: glances[-1] == now)
             assert (nightly.state, ends(place, "nightly")) == (S.SCHEDULED, [(4, 0)])
             manager.begin(["nightly"], now=True)

@@ -102,7 +102,7 @@ def test_kill_9_at_every_step_of_a_start_loses_no_end_and_repeats_nothing(name: 
     assert step > 12
 
 
-@pytest.mark.parametrize("first", [6, 14])  # the first daemon has started a shim, or told it to start the service
+@pytest.mark.parametrize("first", [7, 11])  # the first daemon has started a shim, or told it to start the service
 def test_kill_9_at_every_step_of_an_adoption(first: int):
     died, step = True, 0
     while died:
@@ -146,6 +146,28 @@ def test_a_daemon_that_comes_back_leaves_alone_what_was_stopped_and_what_has_fai
             assert manager.services["stopped"].state is S.INACTIVE
             assert manager.services["failed"].state is S.FAILED
             assert manager.services["failed"].memory.slug == "service-exit"
+
+    asyncio.run(main())
+
+
+def test_units_that_wait_for_each_other_are_taken_over(place: Context):
+    """The one that waits has no shim, and so is known before the one that it requires."""
+    flag = place.log / "flag"
+    ready = "[ready]\nhow = 'fd:3'"
+    slow = f"until test -e {flag}; do sleep 0.05; done; echo >&3; {SLEEP}"
+    unit(place, "slow", shell(slow, unit_="enabled = true", rest=ready))
+    for number in range(5):
+        about = f"enabled = true\nrequires = ['{f'w{number - 1}' if number else 'slow'}']"
+        unit(place, f"w{number}", shell(SLEEP, unit_=about))
+
+    async def main() -> None:
+        async with managed(place, leave=True) as manager:
+            await eventually(lambda: manager.services["slow"].populated)
+            assert manager.services["w4"].state is S.WAITING
+        async with managed(place) as manager:
+            assert manager.services["w4"].memory.reason == "for w3"
+            flag.touch()
+            await reach(manager.services["w4"], S.RUNNING)
 
     asyncio.run(main())
 

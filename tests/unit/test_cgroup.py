@@ -178,3 +178,33 @@ def test_group_in_use_is_not_removed(kernel):
     with pytest.raises(CgroupError) as caught:
         leaf.remove()
     assert caught.value.reason == "cgroup-busy"
+
+
+def test_only_what_differs_is_written(kernel):
+    root, _, written = kernel
+    tree = Tree(root / "mixos")
+    tree.prepare()
+
+    def writes(unit: str, limits: Limits) -> list[str]:
+        written.clear()
+        tree.leaf(unit).limit(limits)
+        return [path.rpartition("/")[2] for path, _ in written]
+
+    assert writes("plain", Limits()) == ["memory.oom.group"]
+    small = Limits(memory_max=1 << 20, pids_max=10)
+    assert writes("small", small) == ["memory.max", "memory.oom.group", "pids.max"]
+    again = writes("small", small)  # this kernel shows no file that was never written
+    assert not set(again) & {"memory.max", "memory.oom.group", "pids.max"}
+    assert writes("small", small) == []
+    assert writes("small", Limits(memory_max=2 << 20, pids_max=10)) == ["memory.max"]
+    assert writes("small", Limits()) == ["memory.max", "pids.max"]
+
+
+def test_a_limit_that_equals_the_default_is_still_tried(kernel):
+    """Else nobody would say that its controller is missing."""
+    root, given, _ = kernel
+    given.discard("cpu")
+    tree = Tree(root / "mixos")
+    tree.prepare()
+    assert tree.leaf("x").limit(Limits(cpu_weight=100)) == ("cpu.weight",)
+    assert tree.leaf("x").limit(Limits(cpu_weight=100)) == ("cpu.weight",)

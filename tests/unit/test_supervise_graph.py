@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from common.errors import MixosError
 from daemon.parts.service.graph import Graph
+from daemon.parts.service.order import Obstacle, obstacle
+from daemon.parts.service.states import State
 from daemon.parts.service.unit import Unit
 
 
@@ -100,3 +103,49 @@ def test_texts():
     assert one.text() == "a\n  requires b\n    wants c\n  after-exit c"
     assert '"a" -> "b" [style=solid];' in one.dot()
     assert one.text(["b"]) == "b\n  wants c"
+
+
+# -- what a unit waits for -------------------------------------------------------------------------------------------
+
+
+class Other(NamedTuple):
+    state: State = State.INACTIVE
+    up: bool = False
+    active: bool = False
+
+
+STARTING, RUNNING = Other(State.STARTING, active=True), Other(State.RUNNING, up=True, active=True)
+TRIED, FAILED = Other(State.BACKOFF, active=True), Other(State.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("about", "other", "pausing", "found"),
+    [
+        ({}, STARTING, False, None),
+        ({"after": ["b"]}, STARTING, False, Obstacle("for b")),
+        ({"after": ["b"]}, RUNNING, False, None),
+        ({"after": ["b"]}, RUNNING, True, Obstacle("for b")),
+        ({"after": ["b"]}, TRIED, False, None),
+        ({"after": ["b"]}, FAILED, False, None),
+        ({"requires": ["b"]}, STARTING, False, Obstacle("for b")),
+        ({"requires": ["b"]}, TRIED, False, Obstacle("for b")),
+        ({"requires": ["b"]}, RUNNING, False, None),
+        ({"requires": ["b"]}, FAILED, False, Obstacle("requires b, which is failed", fatal=True)),
+        ({"after-exit": ["b"]}, RUNNING, False, Obstacle("for the end of b")),
+        ({"after-exit": ["b"]}, FAILED, False, None),
+        ({"conflicts": ["b"]}, RUNNING, False, Obstacle("until b has stopped")),
+        ({"conflicts": ["b"]}, Other(), False, None),
+    ],
+)
+def test_what_a_unit_waits_for(about, other, pausing, found):
+    one = graph(a=about, b={})
+    assert obstacle("a", one, {"a": Other(), "b": other}, {"b"} if pausing else ()) == found
+    assert (one.followers["b"] == {"a"}) == bool(about)
+
+
+def test_one_that_is_required_must_be_up_until_all_others_are():
+    one = graph(a={"requires": ["b"], "after": ["c"]}, b={}, c={})
+    assert obstacle("a", one, {"b": RUNNING, "c": STARTING}, ()) == Obstacle("for c")
+    failed = obstacle("a", one, {"b": FAILED, "c": STARTING}, ())
+    assert failed is not None
+    assert failed.fatal

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
-from common.files import write_atomically
+from common.files import write_whole
 from daemon.core.part import Context
 from daemon.parts.service.accounts import Account
 from daemon.parts.service.spec import ANYBODY, Spec
@@ -61,7 +61,7 @@ def sandboxed(spec: Spec, service: Service, who: Account, context: Context, laun
         changes["capabilities"] = service.capabilities
     data = compile_policy(policy.model_copy(update=changes), uid_locks=context.run / "uids")
     folder.mkdir(mode=0o755, exist_ok=True)
-    write_atomically(folder / POLICY, data, 0o600)
+    write_whole(folder / POLICY, data, 0o600)
     # The launcher wants to know exactly: so there is no store, see `contradictions`.
     keep = sockets + (spec.ready_fd > 0)
     argv = (os.fspath(launcher), "--keep", str(keep), os.fspath(folder / POLICY), "--", *spec.argv)

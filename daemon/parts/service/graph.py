@@ -45,6 +45,7 @@ class Graph:
         self.ends: dict[str, set[str]] = {name: set() for name in units}  # must have ended before
         self.needed_by: dict[str, set[str]] = {name: set() for name in units}
         self.rivals: dict[str, set[str]] = {name: set() for name in units}
+        self.followers: dict[str, set[str]] = {name: set() for name in units}  # those that may be waiting for it
         for name, unit in units.items():
             about = unit.unit
             self.ups[name] |= {*about.requires, *about.after} & units.keys()
@@ -56,6 +57,9 @@ class Graph:
             for other in set(about.conflicts) & units.keys():
                 self.rivals[name].add(other)
                 self.rivals[other].add(name)
+        for name in units:
+            for other in self.ups[name] | self.ends[name] | self.rivals[name]:
+                self.followers[other].add(name)
 
     def first(self, name: str) -> set[str]:
         """The units that come before `name`, when they start or stop together."""

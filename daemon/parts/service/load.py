@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import ConfigError
-from common.files import write_atomically
+from common.files import write_all
 from common.positions import Position, nearest, positions
 from common.tomlfile import parse, read_text
 from common.values import NAME
@@ -191,13 +191,12 @@ class LastGood:
         """Keep exactly the texts of `units`; only what differs is written."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for path in unit_files(self.folder):
-                if path.stem not in units:
-                    path.unlink()
-            for name, one in units.items():
-                path = self.folder / f"{name}.toml"
-                if not path.exists() or path.read_bytes() != one.text.encode():
-                    write_atomically(path, one.text.encode(), 0o600)
+            kept = {path.name: path for path in unit_files(self.folder)}
+            wanted = {f"{name}.toml": one.text.encode() for name, one in units.items()}
+            for name in kept.keys() - wanted.keys():
+                kept[name].unlink()
+            new = {name for name, text in wanted.items() if name not in kept or kept[name].read_bytes() != text}
+            write_all(self.folder, {name: wanted[name] for name in new}, 0o600)
         except OSError as error:  # a full disk must not keep units from starting
             log("err", f"{self.folder}: the accepted unit files are not kept: {error.strerror}")
 

@@ -1,17 +1,18 @@
 """What must outlive the daemon: per unit a small file in /run (this boot), and a history in /var/lib (for good).
 
-Each is written before the deed that it announces. A daemon that was killed at any moment reads them, looks at the shim,
+Each is written before what it announces is done. A daemon that was killed at any moment reads them, looks at the shim,
 and knows how far its predecessor came. A disk that is full costs just that: units live on, and the log says so.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.files import write_atomically
+from common.files import write_atomically, write_whole
 from daemon.linux.log import log
 from daemon.parts.service.backoff import Attempts
 from daemon.parts.service.shimstate import Phase
@@ -54,7 +55,7 @@ class Memory(_Record):
 
     def write(self, folder: Path) -> None:
         """Keep it in the unit's runtime folder."""
-        _keep(folder / FILE, self, 0o755)
+        _keep(folder / FILE, self, 0o755, write_whole)
 
     @classmethod
     def read(cls, folder: Path, boot: str) -> Memory | None:
@@ -106,7 +107,7 @@ class History(_Record):
 
     def write(self, path: Path) -> None:
         """Keep it."""
-        _keep(path, self, 0o700)
+        _keep(path, self, 0o700, write_atomically)
 
     def ended(self, end: End) -> History:
         """With one more end, unless it is known already."""
@@ -119,9 +120,13 @@ class History(_Record):
         return self.model_copy(update={"last_run": at})
 
 
-def _keep(path: Path, record: _Record, mode: int) -> None:
+def _keep(path: Path, record: _Record, mode: int, write: Callable[[Path, bytes, int], None]) -> None:
+    data = record.model_dump_json().encode()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=mode)
-        write_atomically(path, record.model_dump_json().encode(), 0o600)
+        try:
+            write(path, data, 0o600)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=mode)
+            write(path, data, 0o600)
     except OSError as error:
         log("err", f"{path} cannot be written: {error.strerror}")

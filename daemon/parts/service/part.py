@@ -23,9 +23,10 @@ from daemon.core.part import Context
 from daemon.linux.cgroup import CONTROLLERS, CgroupError, Tree
 from daemon.linux.log import log
 from daemon.parts.service import prepare
-from daemon.parts.service.ending import KILL_PATIENCE
 from daemon.parts.service.graph import Graph, Plan
 from daemon.parts.service.load import Definition, LastGood, Loaded, load
+from daemon.parts.service.machine import KILL_PATIENCE
+from daemon.parts.service.order import Obstacle, obstacle
 from daemon.parts.service.prepare import Places
 from daemon.parts.service.service import Service
 from daemon.parts.service.shim import Shim, ShimError
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from daemon.parts.service.answers import Changes, Problem
 
 Result = TypeVar("Result")
-CROWD = 8  # shims that are started at the same time
+SPAWNING = 8  # shims that are started at the same time
 ENABLED = "enabled.toml"
 _KEYS = {  # of [limits], by file of the cgroup
     "memory.max": "memory", "memory.high": "memory-high", "memory.swap.max": "swap", "pids.max": "pids",
@@ -51,7 +52,7 @@ class Enabled(Strict):
 
 
 class Manager:
-    """The part `service`. See `House` for what the services use of it."""
+    """The part `service`. See `Supervisor` for what the services use of it."""
 
     name = "service"
 
@@ -65,14 +66,15 @@ class Manager:
         self.services: dict[str, Service] = {}
         self.loaded = Loaded()
         self.enabled = Enabled()
-        self.crowd = asyncio.Semaphore(CROWD)
-        self.pausing: set[str] = set()
+        self.spawning = asyncio.Semaphore(SPAWNING)
+        self.pausing: set[str] = set()  # about to be restarted: nobody may build on them, even if they are still up
         self.closing = False  # the device goes down
         self.missing: tuple[str, ...] = ()  # cgroup controllers that this host does not give
         self.no_cgroups = ""  # why there are none at all
         self._tree = Tree(cgroups or context.cgroups)
         self._shims = ""
         self._last_good = LastGood(context.state / "units")
+        self._keeping: asyncio.Task[None] | None = None  # of the accepted texts
         self._errands: set[asyncio.Task[Any]] = set()
 
     # -- a part of the daemon ------------------------------------------------------------------------------------------
@@ -96,6 +98,7 @@ class Manager:
         }
         self._use(Loaded({**loaded.units, **kept}, {**loaded.broken, **gone}))
         await asyncio.gather(*map(self._put_away, self._strays()))
+        self._keeping = asyncio.create_task(self._keep(self.loaded, None))  # no unit waits for the disk
         adopted = await asyncio.gather(*(service.adopt() for service in self.services.values()))
         for name, known in zip(self.services, adopted, strict=True):
             try:
@@ -103,12 +106,17 @@ class Manager:
                     self.begin([name])
             except MixosError as error:
                 log("err", f"unit {name} is not started: {error.message}")
+        for service, known in zip(self.services.values(), adopted, strict=True):
+            if known:  # by now all are: they look at each other
+                service.wake()
 
     async def stop(self) -> None:
         """The daemon ends, the services go on."""
         for errand in self._errands:
             errand.cancel()
         await asyncio.gather(*(service.leave() for service in self.services.values()))
+        if self._keeping is not None:
+            await self._keeping
 
     def status(self) -> Mapping[str, Any]:
         """How many units are in which state, which have failed, what is wrong."""
@@ -181,7 +189,7 @@ class Manager:
         for name in names:
             if name in self.pausing:
                 self.pausing.discard(name)
-                self.services[name].wake()
+                self._wake_followers(name)
 
     async def shutdown(self, deadline: float) -> tuple[str, ...]:
         """The device ends: stop everything in order, `deadline` seconds at most, then kill. Returns what was killed."""
@@ -193,7 +201,7 @@ class Manager:
         for name in late:
             log("warning", f"unit {name}: killed, the time for the shutdown is over")
             self.services[name].stop()
-            await self.services[name].end_now()
+            self.services[name].kill_now()
         await asyncio.wait([ended], timeout=KILL_PATIENCE)
         ended.cancel()
         return late
@@ -215,6 +223,8 @@ class Manager:
         )
         added = sorted(loaded.units.keys() - previous.keys())
         self._use(loaded)
+        self._keeping = asyncio.create_task(self._keep(self.loaded, self._keeping))
+        await asyncio.shield(self._keeping)
         stale = sorted(name for name in changed if self.services[name].stale)
         if stale:
             await self.restart(stale)
@@ -266,10 +276,10 @@ class Manager:
                 found.append({"unit": name, "level": "warning", "reason": "limits-missing", "message": message})
         return found
 
-    # -- what services need (House) ------------------------------------------------------------------------------------
+    # -- what services need (Supervisor) -------------------------------------------------------------------------------
 
     def confine(self, service: Service) -> tuple[str, str, tuple[str, ...]]:
-        """See House. Raises CgroupError, ConfigError `unit-device`."""
+        """See Supervisor. Raises CgroupError, ConfigError `unit-device`."""
         limits = prepare.group_limits(service.unit.limits)
         if self.no_cgroups:
             return "", "", self.not_enforced(service.definition)
@@ -285,7 +295,7 @@ class Manager:
         return tuple(key for key in asked if ("memory" if key == "swap" else key.partition("-")[0]) in missing)
 
     def clear(self, name: str, *, remove: bool) -> bool:
-        """See House."""
+        """See Supervisor."""
         if self.no_cgroups or not (self._tree.root / name).is_dir():
             return True
         leaf = self._tree.leaf(name)
@@ -300,11 +310,26 @@ class Manager:
             return False
         return True
 
+    def obstacle(self, name: str) -> Obstacle | None:
+        """See Supervisor."""
+        return obstacle(name, self.graph, self.services, self.pausing)
+
     def changed(self, service: Service, old: State) -> None:
-        """See House: what requires a unit that has failed cannot go on; what is meant for its failure starts."""
-        if service.state is not State.FAILED or old is State.FAILED:
-            return
-        log("err", f"unit {service.name} has failed: {service.memory.reason}")
+        """See Supervisor. What follows from it for others happens right after, not in the middle of a step."""
+        loop = asyncio.get_running_loop()
+        if self.graph.followers.get(service.name):
+            loop.call_soon(self._wake_followers, service.name)
+        if service.state is State.FAILED and old is not State.FAILED:
+            log("err", f"unit {service.name} has failed: {service.memory.reason}")
+            loop.call_soon(self._has_failed, service)
+
+    def _wake_followers(self, name: str) -> None:
+        for other in self.graph.followers.get(name, ()):
+            if self.services[other].state is State.WAITING:
+                self.services[other].wake()
+
+    def _has_failed(self, service: Service) -> None:
+        """What requires a unit that has failed cannot go on; what is meant for its failure starts."""
         for name in sorted(self.graph.needed_by.get(service.name, ())):
             other = self.services[name]
             if other.active and other.state is not State.WAITING:  # who waits sees it itself
@@ -356,13 +381,22 @@ class Manager:
         self.loaded, self.graph, self.services = loaded, graph, services
         for name, one in loaded.units.items():
             services[name].redefine(one)
-        self._last_good.write({name: one for name, one in loaded.units.items() if one.path.parent == self.local})
+        for service in services.values():
+            if service.state is State.WAITING:  # perhaps for what is not there any more
+                service.wake()
         path = self.context.etc / ENABLED
         try:
             self.enabled = load_toml(path, Enabled) if path.exists() else Enabled()
         except ConfigError as error:
             log("err", error.message)
             self.loaded = Loaded(loaded.units, {**loaded.broken, ENABLED: error.message})
+
+    async def _keep(self, loaded: Loaded, before: asyncio.Task[None] | None) -> None:
+        """Keep the texts of the local units. Until that is done the files themselves have them."""
+        if before is not None:
+            await before
+        texts = {name: one for name, one in loaded.units.items() if one.path.parent == self.local}
+        await asyncio.to_thread(self._last_good.write, texts)
 
     def _has_shim(self, name: str) -> bool:
         return (self.context.run / "units" / name / "control").exists()

@@ -1,7 +1,6 @@
-"""One unit over time: its state, what was decided, its shim. Here is what others may ask; how it lives is in `life`.
+"""The runner of a unit: gives its machine what happens, and carries out what the machine asks for.
 
-The state is written down before the deed that it announces, and each state's handler in `life` begins by looking how
-far things are. So a new daemon reads the state, runs the same handler, and goes on where the old one was killed.
+The memory is on disk before an operation that it announces begins; an end is in the history before the memory says so.
 """
 
 from __future__ import annotations
@@ -11,46 +10,47 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from common.errors import MixosError, RefusedError
+from common.errors import ConfigError, MixosError, NotFoundError, RefusedError
 from daemon.core.part import Context
 from daemon.linux.log import log
-from daemon.parts.service import judge, prepare, sockets
-from daemon.parts.service.backoff import Attempts
-from daemon.parts.service.graph import Graph
+from daemon.parts.service import events, leftovers, machine, prepare, ready, sockets
+from daemon.parts.service.events import Event, Operation, Seen, Tick, Watch
+from daemon.parts.service.life import Life, due, watches
+from daemon.parts.service.link import Link
 from daemon.parts.service.load import Definition
 from daemon.parts.service.memory import History, Memory, guess
+from daemon.parts.service.order import Obstacle
 from daemon.parts.service.prepare import Places
-from daemon.parts.service.shim import Extend, Gone, Shim, ShimError, Watchdog, load_state
+from daemon.parts.service.shim import Event as ShimEvent
+from daemon.parts.service.shim import Shim, ShimError
 from daemon.parts.service.shim import State as ShimState
 from daemon.parts.service.spec import Spec
-from daemon.parts.service.states import RESTING, TRANSITIONS, UP, State, Then
+from daemon.parts.service.states import RESTING, UP, State, Then
 from daemon.parts.service.timer import Clock
 from daemon.parts.service.unit import Service as Policy
 from daemon.parts.service.unit import Unit
+from daemon.parts.service.watch import watch
 
-Result = TypeVar("Result")
 _APPLIED_LIVE = {  # changes of these need no restart of the process
     "restart", "restart_delay", "restart_delay_max", "stable_time", "start_limit", "permanent_failure", "stop_timeout",
     "start_timeout",
 }  # fmt: skip
 
 
-class House(Protocol):
-    """What a service needs from the manager."""
+class Supervisor(Protocol):
+    """What a unit needs from the manager of all units."""
 
     context: Context
     places: Places
     boot: str
-    graph: Graph
-    crowd: asyncio.Semaphore  # how many shims are being started at the same time
-    pausing: set[str]  # about to be restarted: nobody may build on them, even if they are still up
+    spawning: asyncio.Semaphore  # so many shims are started at the same time
 
-    @property
-    def services(self) -> Mapping[str, Service]:
-        """All units."""
+    def obstacle(self, name: str) -> Obstacle | None:
+        """What the unit has to wait for."""
 
     def confine(self, service: Service) -> tuple[str, str, tuple[str, ...]]:
         """Make its cgroup and set its limits: folders for the service and its shim ("" without cgroups), and the limits
@@ -66,27 +66,29 @@ class House(Protocol):
 class Service:
     """A unit that the manager knows."""
 
-    def __init__(self, definition: Definition, house: House) -> None:
+    def __init__(self, definition: Definition, supervisor: Supervisor) -> None:
         self.name = definition.name
         self.definition = definition
-        self.house = house
-        self.folder = house.context.run / "units" / self.name
-        self.memory = Memory(boot=house.boot)
+        self.supervisor = supervisor
+        self.folder = supervisor.context.run / "units" / self.name
         self.history = History.read(self.history_path)
-        self.shim: Shim | None = None
-        self.gone = False  # the shim went away by itself
-        self.last: ShimState | None = None  # what is known of a shim that is gone
         self.unenforced: tuple[str, ...] = ()
-        self.sentence: tuple[str, str] | None = None  # (slug, reason) for which it is being ended
-        self.pinged = 0.0  # when it last said that it lives (watchdog)
-        self.limit: asyncio.Timeout | None = None  # of the start
         self.clock: Callable[[], Clock] = Clock.now
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._pump: asyncio.Task[None] | None = None
-        self.chores = asyncio.Lock()
-        # The unit and step that the shim was made ready for when it was started; for whoever starts them right away.
-        self.prepared: tuple[Unit, int] | None = None
+        self.link = Link(self.folder, self._heard)
+        self.listening: tuple[int, ...] = ()
+        self._life = Life(
+            self.name, definition.unit, _digest(definition.unit), Memory(boot=supervisor.boot),
+            self.history.last_run, released=True,
+        )  # fmt: skip
+        self._spec: Spec | None = None  # for the next start, when the shim has something older
+        self._events: list[Event] = []
+        self._busy = False
+        self._left = False
+        self._operation: asyncio.Task[None] | None = None
+        self._watches: dict[Watch, asyncio.Task[None]] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at: float | None = None
+        self._changed = asyncio.Event()
 
     # -- facts -------------------------------------------------------------------------------------------------------
 
@@ -98,12 +100,17 @@ class Service:
     @property
     def policy(self) -> Policy:
         """Its [service]; milestones have delays only."""
-        return self.unit.service or judge.MILESTONE
+        return self._life.policy
+
+    @property
+    def memory(self) -> Memory:
+        """What is kept of it."""
+        return self._life.memory
 
     @property
     def state(self) -> State:
         """Where it is."""
-        return self.memory.state
+        return self._life.memory.state
 
     @property
     def active(self) -> bool:
@@ -117,9 +124,14 @@ class Service:
         return self.state in UP or (oneshot and self.state is State.DONE)
 
     @property
+    def shim(self) -> Shim | None:
+        """Its shim, if there is one."""
+        return self.link.shim
+
+    @property
     def known(self) -> ShimState | None:
-        """The newest word of its shim."""
-        return self.shim.state if self.shim is not None and not self.gone else self.last
+        """The newest word of its shim, or the last one of a shim that has gone."""
+        return self.link.state
 
     @property
     def populated(self) -> bool:
@@ -127,30 +139,22 @@ class Service:
         return self.known is not None and self.known.populated
 
     @property
-    def digest(self) -> str:
-        """Of what a running process was started with: when it differs, only a restart applies the change."""
-        unit = self.unit
-        service = unit.service.model_dump_json(exclude=_APPLIED_LIVE) if unit.service else ""
-        sockets = "".join(one.model_dump_json() for one in unit.socket)
-        return hashlib.sha256(f"{service}{sockets}{unit.readiness.how}{unit.logs}".encode()).hexdigest()[:16]
-
-    @property
     def stale(self) -> bool:
         """Whether its process runs with an older definition."""
-        return self.memory.launch > 0 and self.active and self.memory.digest not in ("", self.digest)
+        return self._life.stale
 
     @property
     def history_path(self) -> Path:
         """Where its history is kept."""
-        return self.house.context.state / "services" / f"{self.name}.json"
+        return self.supervisor.context.state / "services" / f"{self.name}.json"
 
     async def until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
         """Wait until `condition` holds, looked at whenever something happens here; False after `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not condition():
-                    self._wake.clear()
-                    await self._wake.wait()
+                    self._changed.clear()
+                    await self._changed.wait()
                 return True
         return condition()
 
@@ -158,247 +162,303 @@ class Service:
 
     def begin(self, *, now: bool = False) -> None:
         """Start; if it waits to be tried again, at once. now: do not wait for its timer or for a connection."""
-        if self.state in RESTING:  # all of before is forgotten
-            clock = self.clock()
-            self.memory = Memory(boot=self.memory.boot, state=self.state, armed_boot=clock.boot, armed_wall=clock.wall)
-            self.to(State.WAITING)
-        elif self.state is State.STOPPING:
-            self.remember(then=Then.RESTART)
-            return
-        elif self.state is State.BACKOFF:
-            self.to(State.WAITING, attempts=Attempts())
-        elif now and self.state in (State.LISTENING, State.SCHEDULED):
-            self.attempt()
-        else:
-            return
-        self.live()
+        self.send(events.Begin(now))
 
     def stop(self, then: Then = Then.INACTIVE, slug: str = "", reason: str = "") -> None:
         """Begin to stop; `then` says what comes after."""
-        if self.state in RESTING:
-            if then is Then.INACTIVE and self.state is not State.INACTIVE:
-                self.to(State.INACTIVE)
-        elif self.state is State.STOPPING:
-            self.remember(then=then)
-        else:
-            self.to(State.STOPPING, slug, reason, then=then)
-            self.live()
+        self.send(events.Stop(then, slug, reason))
+
+    def kill_now(self) -> None:
+        """While it is stopping: no more patience."""
+        self.send(events.KillNow())
+
+    def wake(self) -> None:
+        """Something that it waits for may have changed: look again."""
+        self.send(Tick())
 
     async def kill(self, number: int, *, everyone: bool) -> None:
         """Send a signal. Raises RefusedError `service-not-running`, ShimError."""
-        if self.shim is None or self.gone or not self.shim.state.populated:
+        if self.shim is None or not self.populated:
             raise RefusedError(f"{self.name} has no process", reason="service-not-running")
-        await self.chore(self.shim.signal(number, everyone=everyone))
+        await self.link.command(lambda shim: shim.signal(number, everyone=everyone))
 
-    def condemn(self, slug: str, reason: str) -> None:
-        """It must be ended, and counts as failed, for this reason."""
-        self.sentence = (slug, reason)
-        self._wake.set()
-
-    async def end_now(self) -> None:
-        """While it is stopping: no more patience."""
+    async def refresh(self) -> None:
+        """Let the shim tell what it only counts, if there is one."""
         with contextlib.suppress(ShimError):
-            if self.shim is not None and not self.gone:
-                await self.chore(self.shim.stop(0))
+            await self.link.command(lambda shim: shim.refresh())
 
     def redefine(self, definition: Definition) -> None:
         """Another definition holds: timers, checks, limits and policy from now on, the rest from the next start on."""
         old, self.definition = self.definition, definition
-        if not self.active or old.unit == definition.unit:
+        if old.unit == definition.unit:
             return
         if self.unit.service is not None and self.state in (State.STARTING, State.RUNNING, State.UNHEALTHY):
             try:
-                self.unenforced = self.house.confine(self)[2]
+                self.unenforced = self.supervisor.confine(self)[2]
             except MixosError as error:
                 log("err", f"unit {self.name}: {error.message}")
-        self.live()
+        self._end_watches(self._watches)  # they go by the old one
+        self.send(events.Redefined(self.unit, _digest(self.unit)))
 
-    # -- the shim ----------------------------------------------------------------------------------------------------
+    async def adopt(self) -> bool:
+        """Take over what an earlier daemon of this boot left; False: it never had to do with this unit.
 
-    async def held(self) -> Shim:
-        """The shim; started when there is none. Raises ShimError and what `prepare.specification` raises."""
-        return await self.chore(self._hold())
+        It goes on with `wake`, when all units have been taken over.
+        """
+        memory = Memory.read(self.folder, self.supervisor.boot)
+        if not await self.link.adopt(self.supervisor.boot) and memory is None:
+            return False
+        steps = len(self.unit.service.pre_start) if self.unit.service else 0
+        memory = memory or guess(self.known, steps, self.supervisor.boot)
+        self._life = Life(self.name, self.unit, self._life.digest, memory, self.history.last_run)
+        if self.active and self.unit.service is not None:
+            with contextlib.suppress(MixosError):
+                self.unenforced = self.supervisor.confine(self)[2]
+        return True
 
-    async def _hold(self) -> Shim:
-        if self.shim is not None and not self.gone:
-            return self.shim
-        self._forget()
-        unit, step = self.unit, self.memory.step
-        spec = self.specify()
-        async with self.house.crowd:
-            try:
-                shim = await Shim.spawn(self.house.places.shim, self.folder, spec)
-                self.prepared = unit, step
-            except ShimError as error:
-                if error.reason != "shim-running":
-                    raise
-                shim = await Shim.connect(self.folder)  # one that a daemon before us had just started
-        self.remember(launch=0, recorded=shim.state.starts)
-        self._take(shim)
-        return shim
+    async def leave(self) -> None:
+        """The daemon ends: let go of everything, touch nothing."""
+        self._left = True
+        tasks = [*self._watches.values(), *([self._operation] if self._operation else [])]
+        self._end_watches(self._watches)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._operation is not None:
+            self._operation.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._close_sockets()
+        self.link.close()
+
+    # -- the machine -------------------------------------------------------------------------------------------------
+
+    def send(self, event: Event) -> None:
+        """Let the machine know; what it asks for is begun when this returns."""
+        self._events.append(event)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._events and not self._left:
+                self._advance(self._events.pop(0))
+        finally:
+            self._busy = False
+        self._changed.set()
+
+    def _heard(self, event: ShimEvent) -> None:
+        self.send(events.ShimSaid(event))
+
+    def _seen(self) -> Seen:
+        link = self.link
+        return Seen(
+            time.monotonic(), self.clock(), link.shim is not None, link.state, self.supervisor.obstacle(self.name)
+        )
+
+    def _advance(self, event: Event) -> None:
+        seen, old = self._seen(), self._life
+        life, actions = machine.step(old, event, seen)
+        for action in actions:
+            match action:
+                case events.KeepEnd(end=end):
+                    self.history = self.history.ended(end)
+                    self.history.write(self.history_path)
+                case events.KeepRun(at=at):
+                    self.history = self.history.ran(at)
+                    self.history.write(self.history_path)
+        self._life = life
+        if life.memory is not old.memory and life.memory != old.memory:
+            life.memory.write(self.folder)
+        for action in actions:
+            self._act(action)
+        if life.state not in (State.WAITING, State.LISTENING):
+            self._close_sockets()
+        self._look_out(seen)
+
+    def _act(self, action: events.Action) -> None:
+        publish = self.supervisor.context.events.publish
+        match action:
+            case events.KeepEnd(end=end):
+                publish("service.exited", self.name, code=end.code, signal=end.signal, oom=end.oom)
+                if end.oom:
+                    log("err", f"unit {self.name}: out of memory")
+                    publish("service.oom", self.name, limit=self.unit.limits.memory)
+            case events.StateChanged(state=state, old=old, slug=slug, reason=reason):
+                publish("service.state", self.name, state=state, old=old, slug=slug, reason=reason)
+                self.supervisor.changed(self, old)
+            case events.Log(level=level, text=text):
+                log(level, text)
+            case events.KillGroup():
+                self.supervisor.clear(self.name, remove=False)
+            case events.Cancel() if self._operation is not None:
+                self._operation.cancel()
+            case Operation():
+                self._operation = asyncio.create_task(self._carry_out(action))
+
+    def _look_out(self, seen: Seen) -> None:
+        """Watch what the machine wants to know, and wake it when something is due."""
+        wanted = watches(self._life, seen)
+        self._end_watches(self._watches.keys() - wanted)
+        for what in wanted - self._watches.keys():
+            self._watches[what] = asyncio.create_task(self._watch(what))
+        at = due(self._life, seen)
+        if at == self._alarm_at:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm, self._alarm_at = None, at
+        if at is not None:
+            self._alarm = asyncio.get_running_loop().call_at(at, self._ring)  # its clock is CLOCK_MONOTONIC, too
+
+    def _ring(self) -> None:
+        self._alarm = self._alarm_at = None
+        self.send(Tick())
+
+    def _end_watches(self, which: Any) -> None:
+        for what in tuple(which):
+            self._watches.pop(what).cancel()
+
+    async def _watch(self, what: Watch) -> None:
+        """What goes wrong with a check of its health is said, and costs it nothing; all else is a failure."""
+        outcome: Event
+        try:
+            await watch(what, self)
+            return
+        except MixosError as error:
+            outcome = await self._failed(error, watch=True)
+        except Exception as error:  # noqa: BLE001  # a defect of ours must not leave a unit in no state
+            outcome = self._defect(error, watch=True)
+        if what is Watch.HEALTH:
+            log("err", f"unit {self.name} is not watched any more")
+            return
+        del self._watches[what]
+        self.send(outcome)
+
+    # -- operations -------------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, operation: Operation) -> None:
+        outcome: Event
+        try:
+            outcome = events.Done(bool(await self._operations[operation](self)))
+        except MixosError as error:
+            outcome = await self._failed(error)
+        except Exception as error:  # noqa: BLE001  # a defect of ours must not leave a unit in no state
+            outcome = self._defect(error)
+        self.send(outcome)
+
+    async def _failed(self, error: MixosError, *, watch: bool = False) -> Event:
+        """What an error means for the machine."""
+        if error.reason == "shim-gone" and self.shim is not None and await self.link.regain(self.shim):
+            return Tick() if watch else events.Reconnected()
+        hopeless = isinstance(error, ConfigError | NotFoundError | RefusedError)
+        return events.Rejected(error.reason, error.message, hopeless, watch)
+
+    def _defect(self, error: Exception, *, watch: bool = False) -> Event:
+        log("err", f"unit {self.name}: {type(error).__name__}: {error}")
+        return events.Rejected("service-internal", "internal error, see the log", watch=watch)
+
+    async def _spawn(self) -> bool:
+        async with self.supervisor.spawning:
+            return await self.link.spawn(self.supervisor.places.shim, self.specify())
 
     def specify(self) -> Spec:
         """What the shim needs for the present step; the cgroup is made, and limits are put in force.
 
         Raises CgroupError and what `prepare.specification` raises.
         """
-        group, shims, self.unenforced = self.house.confine(self)
-        house = self.house
+        supervisor, self._spec = self.supervisor, None
+        group, shims, self.unenforced = supervisor.confine(self)
         return prepare.specification(
-            self.name, self.unit, house.context, house.places, step=self.memory.step, group=group, shims=shims
+            self.name, self.unit, supervisor.context, supervisor.places, step=self.memory.step, group=group, shims=shims
         )
 
-    async def release(self) -> None:
-        """Nothing runs any more: end the shim, remove the cgroup."""
-        await self.chore(self._release())
+    async def _open_sockets(self) -> None:
+        """Open those that the shim does not hold yet, and give them to it; we keep copies to wait for connections."""
+        self._close_sockets()
+        held = await self.link.command(lambda shim: shim.fds())
+        names = [one.name for one in self.unit.socket]
+        sockets.close([descriptor for name, descriptor in held if name not in names])
+        copies = [descriptor for name, descriptor in held if name in names]
+        try:
+            for wanted in self.unit.socket:
+                if wanted.name not in [name for name, _ in held]:
+                    copies.append(sockets.open_socket(wanted).detach())
+                    await self.link.command(partial(Shim.store, name=wanted.name, descriptor=copies[-1]))
+        except BaseException:
+            sockets.close(copies)
+            raise
+        self.listening = tuple(copies)
+
+    def _close_sockets(self) -> None:
+        copies, self.listening = self.listening, ()
+        sockets.close(copies)
+
+    async def _prepare(self) -> None:
+        self._spec = self.specify()
+        await self._pass()
+
+    async def _pass(self) -> None:
+        context = self.supervisor.context
+        await context.gates.pass_through(context, self.name)
+
+    async def _launch(self) -> None:
+        spec, self._spec = self._spec, None
+        service = self.unit.service
+        if service is not None and service.pid_file is not None:
+            with contextlib.suppress(OSError):  # many programs do not start where there is one
+                Path(service.pid_file).unlink()
+        await self.link.command(lambda shim: shim.start(spec))
+
+    async def _halt(self) -> None:
+        await self.link.command(lambda shim: shim.stop(max(0.0, self._life.stop_by - time.monotonic())))
+
+    async def _mark_ready(self) -> None:
+        await self.link.command(lambda shim: shim.mark_ready())
+
+    async def _kill_leftovers(self) -> None:
+        """Its cgroup has all of it; without one, what did not want to get away is found by its session."""
+        known = self.known
+        if known is None:
+            return
+        log("err", f"unit {self.name}: its shim was killed")
+        deadline = time.monotonic() + machine.KILL_PATIENCE
+        while not self.supervisor.clear(self.name, remove=False) or leftovers.kill(known.main):
+            if time.monotonic() > deadline:
+                log("err", f"unit {self.name}: processes are left that cannot be killed")
+                break
+            await asyncio.sleep(0.05)
+        self.link.leftovers_killed()
 
     async def _release(self) -> None:
-        shim = self.shim
-        if shim is not None and not self.gone:
-            self.last = shim.state
-            try:
-                await shim.quit()
-            except ShimError as error:
-                if error.reason != "shim-gone":
-                    log("warning", f"unit {self.name}: its shim stays: {error.message}")
-                    return
-        self._forget()
-        sockets.remove_files(self.unit.socket)
-        self.house.clear(self.name, remove=True)
-
-    async def chore(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Do something to the shim that must not be left half done, even if who asked for it is cancelled."""
-
-        async def alone() -> Result:
-            async with self.chores:
-                return await work
-
-        task = asyncio.create_task(alone())
-        task.add_done_callback(
-            lambda done: done.cancelled() or done.exception()
-        )  # somebody may not be there to hear it
-        return await asyncio.shield(task)
-
-    def _take(self, shim: Shim) -> None:
-        self.shim, self.gone = shim, False
-        self._pump = asyncio.create_task(self._listen(shim))
-
-    async def _listen(self, shim: Shim) -> None:
-        """Hear what the shim says. Its state says most; what else there is, is kept here."""
-        async for event in shim.events():
-            match event:
-                case Watchdog(trigger=trigger):
-                    self.pinged = time.monotonic()
-                    if trigger:
-                        self.sentence = ("service-watchdog", "said itself that it does not work (WATCHDOG=trigger)")
-                case Extend(seconds=seconds) if self.limit is not None:
-                    self.limit.reschedule(asyncio.get_running_loop().time() + seconds)
-                case Gone():
-                    await self.regain(shim)
-            self._wake.set()
-
-    async def regain(self, lost: Shim | None = None) -> bool:
-        """The connection to the shim (`lost`, or the present one) has gone: connect again. False: the shim has gone."""
-        return await self.chore(self._regain(lost or self.shim))
-
-    async def _regain(self, lost: Shim | None) -> bool:
-        if lost is None or lost is not self.shim:
-            return self.shim is not None and not self.gone  # somebody was quicker
         try:
-            shim = await Shim.connect(self.folder)
-        except ShimError:
-            self.gone, self.last = True, lost.state
-        else:
-            self._take(shim)
-        self._wake.set()
-        return not self.gone
+            await self.link.quit()
+        except ShimError as error:
+            log("warning", f"unit {self.name}: its shim stays: {error.message}")
+            return
+        sockets.remove_files(self.unit.socket)
+        self.supervisor.clear(self.name, remove=True)
 
-    def _forget(self) -> None:
-        if self._pump is not None:
-            self._pump.cancel()
-        if self.shim is not None:
-            self.shim.close()
-        self.shim = self._pump = None
-        self.gone = False
+    _operations: Mapping[Operation, Callable[[Service], Coroutine[Any, Any, object]]] = {
+        Operation.SPAWN: _spawn,
+        Operation.SOCKETS: _open_sockets,
+        Operation.PREPARE: _prepare,
+        Operation.PASS: _pass,
+        Operation.LAUNCH: _launch,
+        Operation.HALT: _halt,
+        Operation.MARK_READY: _mark_ready,
+        Operation.KILL_LEFTOVERS: _kill_leftovers,
+        Operation.RELEASE: _release,
+    }
 
-    async def refresh(self) -> None:
-        """Let the shim tell what it only counts, if there is one."""
-        with contextlib.suppress(ShimError):
-            if self.shim is not None and not self.gone:
-                await self.chore(self.shim.refresh())
+    def asker(self) -> Callable[[], ready.Asker]:
+        """What its checks run with."""
+        service, supervisor = self.unit.service, self.supervisor
+        if service is None:
+            return ready.Asker
+        group = self.known.cgroup if self.known is not None else ""
+        return partial(prepare.asker, self.name, service, supervisor.context, supervisor.places, group)
 
-    # -- adoption and bookkeeping ------------------------------------------------------------------------------------
 
-    async def adopt(self) -> bool:
-        """Take over what an earlier daemon of this boot left; False: it never had to do with this unit."""
-        memory = Memory.read(self.folder, self.house.boot)
-        state = load_state(self.folder)
-        self.last = state if state is not None and state.boot == self.house.boot else None
-        with contextlib.suppress(ShimError):
-            self._take(await Shim.connect(self.folder))
-        if memory is None and self.shim is None and self.last is None:
-            return False
-        steps = len(self.unit.service.pre_start) if self.unit.service else 0
-        self.memory = memory or guess(self.known, steps, self.house.boot)
-        if self.active and self.unit.service is not None:
-            with contextlib.suppress(MixosError):
-                self.unenforced = self.house.confine(self)[2]
-        self.live()
-        return True
-
-    def live(self) -> None:
-        """Let the handler of the present state run, instead of the one that is running now."""
-        from daemon.parts.service.life import live
-
-        previous = self._task
-        if previous is not None:
-            previous.cancel()
-        self._task = asyncio.create_task(live(self, previous))
-
-    async def leave(self) -> None:
-        """The daemon ends: let go of everything, touch nothing."""
-        tasks = [task for task in (self._task, self._pump) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self.shim is not None:
-            self.shim.close()
-
-    def remember(self, **changes: Any) -> None:
-        """Change the note of this unit, on disk first."""
-        memory = self.memory.model_copy(update=changes)
-        memory.write(self.folder)
-        self.memory = memory
-
-    def to(self, state: State, slug: str = "", reason: str = "", **changes: Any) -> None:
-        """Enter a state that may follow the present one, and tell everybody."""
-        old = self.state
-        assert state in TRANSITIONS[old], f"{self.name}: {old} → {state}"
-        self.remember(state=state, since=time.monotonic(), slug=slug, reason=reason, **changes)
-        self._wake.set()
-        self.house.context.events.publish("service.state", self.name, state=state, old=old, slug=slug, reason=reason)
-        self.house.changed(self, old)
-
-    def attempt(self, **changes: Any) -> None:
-        """Enter `starting` with a fresh attempt."""
-        now = time.monotonic()
-        attempts = self.memory.attempts.started(now, self.policy)
-        self.to(
-            State.STARTING,
-            step=0,
-            launch=0,
-            began=now,
-            attempts=attempts,
-            digest=self.digest,
-            then=Then.JUDGE,
-            **changes,
-        )
-
-    def wake(self) -> None:
-        """Let those who wait in `until` look again."""
-        self._wake.set()
-
-    def because(self, reason: str) -> None:
-        """Say what it is waiting for."""
-        if reason != self.memory.reason:
-            self.remember(reason=reason)
+def _digest(unit: Unit) -> str:
+    """Of what a process is started with: when it differs, only a restart applies the change."""
+    service = unit.service.model_dump_json(exclude=_APPLIED_LIVE) if unit.service else ""
+    opened = "".join(one.model_dump_json() for one in unit.socket)
+    return hashlib.sha256(f"{service}{opened}{unit.readiness.how}{unit.logs}".encode()).hexdigest()[:16]

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.files import write_atomically
+from common.files import write_whole
 from daemon.linux import process
 from daemon.parts.service.shimstate import (
     EVENTS,
@@ -99,10 +99,10 @@ class Shim:
         The shim detaches itself: it is no child of ours. Raises ShimError `shim-spec`, `shim-running`, `shim-system`.
         """
         _write(folder, spec)
-        done = await process.capture([str(binary), str(folder)], seconds=SECONDS)
-        if done.status != 0:
-            reason, _, text = done.err.decode("utf-8", "replace").strip().partition(" ")
-            raise _error(folder, reason or "system", text or f"status {done.status}")
+        status, said = await process.launch([str(binary), str(folder)], seconds=SECONDS)
+        if status != 0:
+            reason, _, text = said.decode("utf-8", "replace").strip().partition(" ")
+            raise _error(folder, reason or "system", text or f"status {status}")
         return await cls.connect(folder)
 
     @classmethod
@@ -284,7 +284,7 @@ def _write(folder: Path, spec: Spec) -> None:
     data = bytes(spec)
     try:
         folder.mkdir(mode=0o755, exist_ok=True)
-        write_atomically(folder / "spec", data, 0o600)
+        write_whole(folder / "spec", data, 0o600)
     except OSError as error:
         raise _error(folder, "system", f"its specification cannot be written: {error.strerror}") from error
 

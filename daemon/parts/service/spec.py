@@ -170,16 +170,21 @@ _LOG_RANGES = {"size": (65536, 1 << 32), "files": (0, 100), "rate": (0, 1_000_00
 _PLAIN = frozenset(range(0x21, 0x7F)) - {ord("%")}
 _UNIT = re.compile(r"[A-Za-z0-9@._:-]{1,64}")
 _PATH = re.compile(r"(/[!-~]+)?")
+_AS_IT_IS = re.compile(rb"[!-$&-~]*")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})|([!-$&-~])")
 
 
 def encode(word: bytes) -> bytes:
     """Percent-encode one word: printable ASCII without space and percent sign stays."""
+    if _AS_IT_IS.fullmatch(word):
+        return word
     return b"".join(bytes((byte,)) if byte in _PLAIN else b"%%%02X" % byte for byte in word)
 
 
 def decode(word: bytes) -> bytes:
     """The reverse of `encode`. Raises ValueError for anything that `encode` does not make."""
+    if _AS_IT_IS.fullmatch(word):
+        return word
     found = list(_ESCAPE.finditer(word))
     if sum(len(match[0]) for match in found) != len(word):
         raise ValueError("not percent-encoded")

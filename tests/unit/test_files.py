@@ -1,0 +1,106 @@
+"""Files that are replaced whole: after a crash at any step each has its old content or the new one."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from common.files import write_all, write_atomically, write_whole
+
+NEW = {"a": b"new a", "b": b"", "c": b"x" * 100_000}
+
+
+class Crash(Exception):
+    """The power goes."""
+
+
+@pytest.fixture
+def crash(monkeypatch):
+    """Let the system call of that number, and all behind it, not happen; 0: none. Returns how many were asked for."""
+    count = 0
+
+    def at(last: int) -> None:
+        nonlocal count
+        count = 0
+
+        def counted(owner: object, name: str) -> None:
+            real = getattr(owner, name)
+
+            def call(*given: object, **more: object) -> object:
+                nonlocal count
+                count += 1
+                if last and count >= last:
+                    raise Crash
+                return real(*given, **more)
+
+            monkeypatch.setattr(owner, name, call)
+
+        for owner, name in ((os, "open"), (os, "fsync"), (os, "fchmod"), (Path, "rename")):
+            counted(owner, name)
+
+    yield at
+    monkeypatch.undo()
+
+
+def test_many_files_at_once_are_old_or_new_after_a_crash_at_any_step(tmp_path, crash, monkeypatch):
+    step, crashed = 0, True
+    while crashed:
+        step += 1
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        for name in NEW:
+            (folder / name).write_bytes(b"old")
+        crash(step)
+        try:
+            write_all(folder, NEW, 0o640)
+            crashed = False
+        except Crash:
+            pass
+        monkeypatch.undo()
+        for name, data in NEW.items():
+            assert (folder / name).read_bytes() in (b"old", data)
+        assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == set(NEW)
+    assert {name: (folder / name).read_bytes() for name in NEW} == NEW
+    assert {stat.S_IMODE((folder / name).stat().st_mode) for name in NEW} == {0o640}
+    assert sorted(path.name for path in folder.iterdir()) == sorted(NEW)
+    assert step > 15
+
+
+def test_each_of_many_files_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(f"rename {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    write_all(tmp_path, NEW, 0o600)
+    assert done == [
+        *(f"sync .{name}.new" for name in NEW),
+        *(f"rename {name}" for name in NEW),
+        f"sync {tmp_path.name}",
+    ]
+    done.clear()
+    write_all(tmp_path, {}, 0o600)
+    write_whole(tmp_path / "a", b"1", 0o600)
+    assert done == ["rename a"]
+    write_atomically(tmp_path / "a", b"2", 0o600)
+    assert done == ["rename a", "sync .a.new", "rename a", f"sync {tmp_path.name}"]
+
+
+def test_a_link_in_the_way_is_not_followed(tmp_path):
+    (tmp_path / "other").write_bytes(b"kept")
+    (tmp_path / ".a.new").symlink_to(tmp_path / "other")
+    for write in (lambda: write_whole(tmp_path / "a", b"1", 0o600), lambda: write_all(tmp_path, {"a": b"1"}, 0o600)):
+        with pytest.raises(OSError, match=r"\.a\.new"):
+            write()
+    assert (tmp_path / "other").read_bytes() == b"kept"
