@@ -28,7 +28,6 @@ PROGRAMS = {
     "mixos-console": "usr/libexec",
     "mixos-firstboot": "usr/libexec",
     "mixos-preseed": "usr/libexec",
-    "mixos-mdns": "usr/libexec",
 }
 # Folder of data below daemon/ → where the device has it. Other *.toml lie beside the modules that read them.
 DATA = {

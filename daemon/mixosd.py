@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import fcntl
 import hashlib
 import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.errors import MixosError
+from daemon.core import crashes
 from daemon.core.audit import Audit, AuditError
 from daemon.core.dispatch import Dispatcher
 from daemon.core.keys import Keys
@@ -28,6 +29,7 @@ from daemon.core.parts import Parts, Source, source
 from daemon.core.peer import ACCOUNTS
 from daemon.core.spool import Spool
 from daemon.core.tasks import background
+from daemon.core.worker.forks import Forks
 from daemon.doors.server import Server
 from daemon.linux.facts import ROOT, text
 from daemon.linux.log import log
@@ -76,7 +78,7 @@ class Daemon:
         given = [source(one, context) for one in manifests() if one.part] if parts is None else parts
 
         def dbus() -> Part:
-            from daemon.doors.dbus import DbusPart  # its library: last, in its thread, and not needed to answer
+            from daemon.doors.dbus import DbusPart  # last, in its thread, and not needed to answer
 
             return DbusPart(context, self.dispatcher, accounts, bus, limits)
 
@@ -99,6 +101,7 @@ class Daemon:
         await asyncio.to_thread(self.context.changes.open)  # before any part reads its files
         starting = asyncio.create_task(self.parts.start())
         watching = background("denials", self._record_denials)
+        beating = background("beat", self.context.forks.beat) if self.context.forks.watch else None
         try:
             await serving
         finally:
@@ -107,6 +110,9 @@ class Daemon:
             await asyncio.gather(starting, watching, return_exceptions=True)
             await self.context.changes.stop()
             await self.parts.stop()
+            if beating is not None:
+                beating.cancel()
+            await self.context.forks.close()
             with contextlib.suppress(OSError):
                 self.audit.close()
 
@@ -131,7 +137,7 @@ async def run(daemon: Daemon) -> None:
     await daemon.run(stop)
 
 
-def on_host(arguments: Sequence[str]) -> Daemon:
+def on_host(arguments: Sequence[str], forks: Forks) -> Daemon:
     """A daemon for an ordinary Linux host or a container, all its folders below one; its user is the administrator."""
     import argparse
 
@@ -144,22 +150,24 @@ def on_host(arguments: Sequence[str]) -> Daemon:
     places = {name: options.folder.absolute() / name for name in ("run", "state", "etc", "lib", "log", "libexec")}
     root = cgroups()
     name = f"{root.name}-{hashlib.sha256(os.fsencode(options.folder.absolute())).hexdigest()[:8]}"
-    context = Context(**places, cgroups=root.with_name(name), shared=False)
+    context = Context(**places, cgroups=root.with_name(name), shared=False, forks=forks)
     chosen = [source(one, context) for name, one in parts.items() if name in (options.part or usual)]
     return Daemon(
         context, chosen, {os.geteuid(): Role.ADMIN}, bus=str(context.run / "bus")
     )  # the host's own bus is not ours to be on
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
-    daemon = on_host(given) if given else Daemon(Context())
+def main(arguments: Sequence[str], forks: Forks) -> int:
+    """Serve until told to end; returns the exit code. See `daemon.main`."""
+    daemon = on_host(arguments, forks) if arguments else Daemon(Context(forks=forks))
     context = daemon.context
+    faulthandler.enable()  # the watchdog's SIGABRT says on the console where the loop stands
     try:
         context.run.mkdir(parents=True, exist_ok=True)
         held = lock(context.run / "mixosd.lock")
+        crashes.begin(context.run, forks.note)
         asyncio.run(run(daemon))
+        crashes.end(context.run)
         os.close(held)
     except MixosError as error:
         log("err", error.message)
@@ -168,7 +176,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log("err", f"cannot serve: {error}")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -162,10 +162,12 @@ def running(
     more: Sequence[Source] = (),
     bus: str = "/nonexistent/bus",
     accounts: Mapping[int, Role] | None = None,
+    context: Context | None = None,
 ) -> Iterator[Running]:
     """A daemon on a socket in `folder`, for this test's account in `role`."""
     sample, ready, holder = Sample(), threading.Event(), {}
-    context = Context(run=folder, state=folder / "state", etc=folder, lib=folder, log=folder / "log")
+    places = (folder, folder / "state", folder, folder, folder / "log")
+    context = context or Context(*places, cgroups=folder / "no-cgroups", shared=False)
     table = accounts if accounts is not None else {os.getuid(): role} if role else {}
     daemon = Daemon(context, [Source("sample", lambda: sample), *more], table, limits, bus)
     path = folder / "mixosd.sock"

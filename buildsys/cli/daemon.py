@@ -54,7 +54,7 @@ def daemon(
     )
     words = [word for part in parts for word in ("--part", part)]
     os.chdir(project.root)
-    os.execv(sys.executable, [sys.executable, "-m", "daemon.mixosd", "--folder", os.fspath(home), *words])
+    os.execv(sys.executable, [sys.executable, "-m", "daemon.main", "--folder", os.fspath(home), *words])
 
 
 def prepare(home: Path, helpers: Path, profiles: Path) -> None:

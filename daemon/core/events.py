@@ -29,9 +29,12 @@ class Bus:
     def __init__(self) -> None:
         self._listeners: set[_Listener] = set()
 
-    def publish(self, topic: str, subject: str, **data: Any) -> None:
+    def publish(self, topic: str, subject: str, /, **data: Any) -> None:
         """Tell every listener; never blocks, never fails. `data` must be what JSON can say."""
-        event = Event(topic, subject, time.time(), data)
+        self.hand(Event(topic, subject, time.time(), data))
+
+    def hand(self, event: Event) -> None:
+        """Hand an event to the listeners of this process."""
         for listener in self._listeners:
             listener.offer(event)
 

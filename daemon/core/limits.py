@@ -33,10 +33,10 @@ class Bucket:
         self._tokens = burst
         self._at = clock()
 
-    def delay(self) -> float:
-        """Take one token; seconds to wait until it is really there."""
+    def delay(self, tokens: float = 1.0) -> float:
+        """Take tokens; seconds to wait until they are really there."""
         self._fill()
-        self._tokens -= 1
+        self._tokens -= tokens
         return max(0.0, -self._tokens / self._rate)
 
     def take(self) -> bool:

@@ -46,14 +46,32 @@ class Names(NamedTuple):
     member: str = "name"
 
 
+class Process(NamedTuple):
+    """A process of its own, without capabilities and with `no_new_privs` (see `daemon.core.worker`).
+
+    account: of /etc/passwd; profile: of AppArmor; memory (bytes), tasks: limits of its control group. runs: the class
+    that runs in it, made with a `daemon.core.worker.child.Host` by the part, which stays in mixosd; "": all of the part
+    runs there. tells: what topics of its events begin with; hears: the same for events that it is told of.
+    """
+
+    account: str
+    profile: str
+    memory: int
+    tasks: int = 8
+    runs: str = ""
+    tells: tuple[str, ...] = ()
+    hears: tuple[str, ...] = ()
+
+
 class Manifest(NamedTuple):
     """See the module.
 
     name: also what its methods begin with. part: its class, "" for what the daemon itself makes. after: parts that
-    start before it. on_host: whether an ordinary host has it too. claims: a function of the context and a unit's name
-    that tells from files alone whether the part has something to enforce for the unit (see `daemon.core.gates`).
-    functions: what other parts may ask without it running, by a name of its own. backup: section → paths in a backup's
-    names; passing: paths that are never kept; secret: those that a backup without secrets leaves out.
+    start before it. on_host: whether an ordinary host has it too. process: of its own, for all or some of it. claims:
+    a function of the context and a unit's name that tells from files alone whether the part has something to enforce
+    for the unit (see `daemon.core.gates`). functions: what other parts may ask without it running, by a name of its
+    own. backup: section → paths in a backup's names; passing: paths that are never kept; secret: those that a backup
+    without secrets leaves out.
     """
 
     name: str
@@ -63,6 +81,7 @@ class Manifest(NamedTuple):
     files: tuple[File, ...] = ()
     verbs: Mapping[str, Verb] = {}
     names: Mapping[str, Names] = {}
+    process: Process | None = None
     claims: str = ""
     functions: Mapping[str, str] = {}
     backup: Mapping[str, tuple[str, ...]] = {}
@@ -106,6 +125,8 @@ def check(found: Sequence[Manifest]) -> None:
     _unique("parts", [one.name for one in found])
     known = {one.name for one in found}
     for one in found:
+        if one.claims and one.process is not None and not one.process.runs:
+            raise ManifestError(f"{one.name} confines units, which only a part in mixosd itself can")
         if missing := set(one.after) - known:
             raise ManifestError(f"{one.name} comes after {', '.join(sorted(missing))}, which is no part")
 

@@ -12,6 +12,7 @@ from daemon.core.change.engine import Changes
 from daemon.core.events import Bus
 from daemon.core.gates import Gates
 from daemon.core.method import Method
+from daemon.core.worker.forks import Forks
 
 
 def cgroups() -> Path:
@@ -37,6 +38,7 @@ class Context:
     shared: bool = True  # whether accounts of this system other than ours may use it, by their groups
     events: Bus = field(default_factory=Bus)
     gates: Gates = field(default_factory=Gates)
+    forks: Forks = field(default_factory=Forks)
 
     @cached_property
     def changes(self) -> Changes:

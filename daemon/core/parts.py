@@ -31,6 +31,10 @@ def source(manifest: Manifest, context: Context) -> Source:
     """The part that a manifest names, made of the context alone."""
 
     def make() -> Part:
+        if manifest.process is not None and not manifest.process.runs:
+            from daemon.core.worker.part import ProcessPart  # only where there is such a part
+
+            return ProcessPart(manifest, context)
         part: Part = manifest.find(manifest.part)(context)
         return part
 

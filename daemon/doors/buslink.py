@@ -1,4 +1,4 @@
-"""A connection to the system bus that owns our name. Only this module and `dbus` know the library, dbus-fast."""
+"""A connection to the system bus that owns our name. Only this module and `busdoor` know the library, dbus-fast."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dbus_fast.constants import NameFlag, RequestNameReply
 from dbus_fast.errors import AuthError, DBusError, InvalidAddressError
 from dbus_fast.message import Message
 
-from daemon.doors import interface as names
+from daemon.doors import names
 
 HANDSHAKE_SECONDS = 20.0
 PROBLEMS = (OSError, AuthError, DBusError, EOFError, InvalidAddressError)  # what `connect` raises

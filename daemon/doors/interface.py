@@ -23,17 +23,10 @@ from daemon.core.answers import answer_schema
 from daemon.core.method import Method
 from daemon.core.schema import Schema, present, rows
 from daemon.core.transfer import Content
+from daemon.doors.names import EVENT, NOTHING, camel, interface, path
 from daemon.doors.values import signature as signature_of
 
-BUS_NAME = "org.mixos"
-ROOT_PATH = "/org/mixos"
 OPTIONS = "a{sv}"
-TEXT: Schema = {"type": "string"}
-FACTS: Schema = {"type": "object"}
-NOTHING: Schema = {"type": "null"}
-ANYTHING: Schema = {}
-# The signal `Event` of every interface.
-EVENT = (("what", TEXT), ("subject", TEXT), ("at", {"type": "number"}), ("data", FACTS))
 PROPERTIES = {"Version": "s", "Status": "a{sv}"}  # of Manager1
 _PLAIN = ((bool, "b"), (int, "x"), (float, "d"), (str, "s"), (SecretStr, "s"), (PurePath, "s"), (Content, "s"))
 
@@ -79,21 +72,6 @@ class Member:
     def result(self) -> str:
         """The signature of the answer; empty for none."""
         return "" if self.answer == NOTHING else signature_of(self.answer)
-
-
-def camel(name: str) -> str:
-    """`add-peer` → `AddPeer`, `rule.add` → `RuleAdd`."""
-    return "".join(word[:1].upper() + word[1:] for word in name.replace(".", "-").split("-"))
-
-
-def interface(part: str) -> str:
-    """The interface's name of a part."""
-    return f"{BUS_NAME}.{camel(part)}1"
-
-
-def path(part: str) -> str:
-    """The object's path of a part."""
-    return ROOT_PATH if part == "manager" else f"{ROOT_PATH}/{part.replace('-', '_')}"
 
 
 def by_part(methods: Iterable[Method]) -> dict[str, dict[str, Member]]:

@@ -17,6 +17,10 @@ profile mixosd /usr/bin/mixosd flags=(attach_disconnected) {
   /usr/sbin/nft Px,
   /usr/bin/dbus-daemon Px,
 
+  # Processes of its parts, which parse what strangers send: the fork server enters their profiles.
+  change_profile -> {dbus-door,mdns,metrics-endpoint,sandbox-proxy},
+  @{PROC}/@{pid}/attr/apparmor/current w,
+
   /{etc,var,run,data,tmp}/** wkl,
   /dev/{null,zero,full,random,urandom,console,kmsg,log,tty,ptmx,tty[0-9]*,ttyS[0-9]*} wk,
   /dev/{pts,shm}/** wk,

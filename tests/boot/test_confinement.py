@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tests.boot.guest import Guest, wait_until
 
 
 def test_policy_is_enforced_for_every_profile(guest: Guest) -> None:
     rows = guest.lines("cat /sys/kernel/security/apparmor/profiles")
-    assert {row.split()[0] for row in rows} >= {"dbus-daemon", "mdns", "mixosd", "nft", "ntpd", "syslogd", "udhcpc"}
+    assert {row.split()[0] for row in rows} >= {
+        "dbus-daemon", "dbus-door", "mdns", "metrics-endpoint", "mixosd", "nft", "ntpd", "sandbox-proxy", "syslogd",
+        "udhcpc",
+    }  # fmt: skip
     assert all(row.endswith("(enforce)") for row in rows)
 
 
@@ -24,6 +28,30 @@ def test_services_run_under_their_profiles(guest: Guest) -> None:
         assert guest.run(f"cat /proc/{pid}/attr/current").strip("\0\n ") == f"{profile} (enforce)"
     daemon = guest.run("cat /proc/$(head -n 1 /run/mixos/mixosd.lock)/attr/current")
     assert daemon.strip("\0\n ") == "mixosd (enforce)"
+
+
+def test_processes_of_parts_are_what_they_should_be(guest: Guest) -> None:
+    """Account, profile, capabilities, limits: nothing is missing on a device, and a dead one comes back."""
+    for part, account, profile in (("mdns", 82, "mdns"), ("dbus", 83, "dbus-door")):
+        assert wait_until(lambda name=part: process_of(guest, name)["state"] == "running", 60.0)  # type: ignore[misc]
+        process = process_of(guest, part)
+        assert process["not-enforced"] == []
+        place = f"/proc/{process['pid']}"
+        assert guest.run(f"cat {place}/attr/current").strip("\0\n ") == f"{profile} (enforce)"
+        lines = guest.lines(f"cat {place}/status")
+        status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
+        assert set(status["Uid"]) == {str(account)}
+        assert {status[name][0] for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+        assert (status["NoNewPrivs"], status["Groups"]) == (["1"], [])
+        assert guest.run(f"cat {place}/cgroup").strip() == f"0::/mixos/.parts/{part}"
+    guest.run(f"kill -KILL {process['pid']}")
+    assert wait_until(lambda: process_of(guest, "dbus")["restarts"] == 1, 60.0)
+    assert wait_until(lambda: process_of(guest, "dbus")["state"] == "running", 60.0)
+
+
+def process_of(guest: Guest, part: str) -> dict[str, Any]:
+    """The status of a part's process."""
+    return dict(guest.status()["parts"][part]["process"])
 
 
 def test_an_access_outside_a_profile_is_denied_and_logged(guest: Guest) -> None:

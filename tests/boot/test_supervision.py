@@ -58,7 +58,7 @@ def test_every_controller_is_there(guest: Guest) -> None:
 
 def test_shipped_units_are_up(guest: Guest) -> None:
     states = {unit["name"]: unit["state"] for unit in mixctl(guest, "service list")["units"]}
-    assert states == {"dbus": "running", "mdns": "running", "network": "running", "ntp": "running", "trim": "scheduled"}
+    assert states == {"dbus": "running", "network": "running", "ntp": "running", "trim": "scheduled"}
 
 
 def test_the_kernel_enforces_limits(guest: Guest) -> None:

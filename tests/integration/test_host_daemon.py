@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 def daemon(home: Path, number: signal.Signals = signal.SIGTERM) -> Iterator[Process]:
     """A daemon until the end of the block, which ends it with this signal."""
     with (home / "said").open("ab") as log:
-        process = spawn([sys.executable, "-m", "daemon.mixosd", "--folder", str(home)], cwd=ROOT, log=log)
+        process = spawn([sys.executable, "-m", "daemon.main", "--folder", str(home)], cwd=ROOT, log=log)
     try:
         yield process
     finally:
@@ -98,13 +99,63 @@ def test_units_sandboxes_and_a_successor(home: Path):
         assert running(home) == pid
         assert attempt(home, "service", "stop", "hello").status == 0
         assert not Path(f"/proc/{pid}").exists()
-        again = run([sys.executable, "-m", "daemon.mixosd", "--folder", home], cwd=ROOT, allow=range(256))
+        again = run([sys.executable, "-m", "daemon.main", "--folder", home], cwd=ROOT, allow=range(256))
         assert again.status == 12
     assert attempt(home, "ping").status == 10
 
 
+def processes(pid: int) -> set[int]:
+    """A process and all below it."""
+    found = {pid}
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found |= processes(int(child))
+    return found
+
+
+def test_processes_of_parts_a_loop_that_stands_still_and_the_end(home: Path):
+    """The endpoint of metrics as a process; SIGKILL leaves none of the processes, and is counted."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    (home / "etc/metrics.toml").write_text(f'[prometheus]\nenable = true\nlisten = "127.0.0.1:{port}"\n')
+    with daemon(home, signal.SIGKILL) as process:
+        deadline = time.monotonic() + 60
+        while not (found := mixctl(home, "status")["parts"]["metrics"].get("process")) or found["state"] != "running":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert {"account", "apparmor"} <= set(found["not-enforced"])
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            assert b"mixos_uptime_seconds" in answer.read()
+        below = processes(process.pid) - {process.pid}
+        assert found["pid"] in below
+    while any(running_still(pid) for pid in below):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with daemon(home):
+        running_part(home)
+        assert mixctl(home, "status")["parts"]["system"]["crashes"] == 1
+    with daemon(home):
+        running_part(home)
+        assert mixctl(home, "status")["parts"]["system"]["crashes"] == 1
+
+
+def running_part(home: Path) -> None:
+    """Once all parts are up."""
+    deadline = time.monotonic() + 60
+    while {part["state"] for part in mixctl(home, "status")["parts"].values()} != {"running"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def running_still(pid: int) -> bool:
+    """Whether a process runs; one that has ended may wait for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_part_alone_and_one_that_there_is_not(home: Path):
-    argv = [sys.executable, "-m", "daemon.mixosd", "--folder", str(home), "--part"]
+    argv = [sys.executable, "-m", "daemon.main", "--folder", str(home), "--part"]
     assert run([*argv, "nonsense"], cwd=ROOT, allow=range(256)).status == 2
     with (home / "said").open("ab") as log:
         process = spawn([*argv, "config"], cwd=ROOT, log=log)

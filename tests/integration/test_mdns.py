@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,11 @@ from typing import Any
 import pytest
 
 from common.errors import MixosError
-from daemon.core.method import Caller, Role
-from daemon.core.part import Context
+from daemon.client.connection import call
 from daemon.linux import process
-from daemon.parts.mdns.part import MdnsPart
 from tests.integration.namespaces import Space, cable, spaces
 from tests.waiting import PATIENCE
 
-ME = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
-SSH = {"type": "_ssh._tcp", "port": 22, "name": None, "txt": {}}
 BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><listen>unix:path={path}</listen><policy context="default"><allow send_destination="*" eavesdrop="true"/>
@@ -36,6 +32,9 @@ publish-workstation=yes
 """
 
 
+WEB = '[services.web]\ntype = "_http._tcp"\nport = 8080\nname = "My web"\ntxt = { path = "/x" }\n'
+
+
 @dataclass(frozen=True)
 class Bench:
     """Two namespaces, `one` with 192.0.2.1 and `two` with 192.0.2.2, and a folder."""
@@ -44,26 +43,37 @@ class Bench:
     two: Space
     folder: Path
 
-    def write(self, name: str, host: str, services: Sequence[dict[str, Any]] = (SSH,), enabled: bool = True) -> None:
-        body = {"enabled": enabled, "hostname": host, "interfaces": [], "services": list(services)}
-        (self.folder / f"{name}.json").write_text(json.dumps(body))
+    def write(self, name: str, host: str, more: str = "") -> None:
+        (self.folder / name / "etc").mkdir(parents=True, exist_ok=True)
+        (self.folder / name / "etc/mdns.toml").write_text(f'hostname = "{host}"\n{more}')
 
-    async def ask(self, name: str, **question: object) -> dict[str, Any]:
-        reader, writer = await asyncio.open_unix_connection(self.folder / name)
-        writer.write(json.dumps(question).encode() + b"\n")
-        answer = json.loads(await reader.readuntil(b"\n"))
-        writer.close()
-        return answer  # type: ignore[no-any-return]
+    async def ask(self, name: str, method: str, **params: object) -> Any:
+        """A question to a daemon, which may take all the time that it needs."""
+        return await asyncio.to_thread(
+            call, f"mdns.{method}", params, self.folder / name / "run/mixosd.sock", timeout=60.0
+        )
+
+    async def reason(self, name: str, method: str, **params: object) -> str:
+        with pytest.raises(MixosError) as caught:
+            await self.ask(name, method, **params)
+        return caught.value.reason
+
+    async def status(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(await self.ask(name, "status"))
+        except MixosError:  # not up yet
+            return {}
 
     async def host(self, name: str) -> str | None:
-        try:
-            return (await self.ask(name, do="status")).get("host")
-        except OSError:
-            return None
+        return (await self.status(name)).get("host")
+
+    async def services(self, name: str) -> list[str]:
+        return [row["name"] for row in (await self.status(name)).get("services", [])]
 
     @asynccontextmanager
     async def responder(self, name: str, space: Space) -> AsyncIterator[asyncio.subprocess.Process]:
-        program = [sys.executable, "-m", "daemon.parts.mdns.process", self.folder / f"{name}.json", self.folder / name]
+        """mixosd with this part alone, in a namespace."""
+        program = [sys.executable, "-m", "daemon.main", "--folder", self.folder / name, "--part", "mdns"]
         async with background("ip", "netns", "exec", space.name, *map(str, program)) as child:
             yield child
 
@@ -101,11 +111,10 @@ async def background(*words: str, **environment: str) -> AsyncIterator[asyncio.s
     finally:
         if child.returncode is None:
             child.terminate()
-        await over(child)
+        await ended(child)
 
 
-async def over(child: asyncio.subprocess.Process) -> int:
-    """Its exit code, once it has ended."""
+async def ended(child: asyncio.subprocess.Process) -> int:
     return await asyncio.wait_for(child.wait(), PATIENCE)
 
 
@@ -129,8 +138,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_avahi_finds_us_and_we_find_avahi(bench):
-    web = {"type": "_http._tcp", "port": 8080, "name": "My web", "txt": {"path": "/x"}}
-    bench.write("a", "kitchen", [SSH, web])
+    bench.write("a", "kitchen", WEB)
 
     async def main() -> None:
         async with bench.avahi("laptop") as avahi, bench.responder("a", bench.one) as child:
@@ -139,14 +147,14 @@ def test_avahi_finds_us_and_we_find_avahi(bench):
             rows = [line.split(";") for line in (await avahi("avahi-browse", "-rpt", "_ssh._tcp")).splitlines()]
             assert ["kitchen", "kitchen.local", "22"] in [[row[3], row[6], row[8]] for row in rows if row[0] == "="]
             assert '8080;"path=/x"' in await avahi("avahi-browse", "-rpt", "_http._tcp")
-            found = await bench.ask("a", do="browse", type="_workstation._tcp", seconds=3)
+            found = await bench.ask("a", "browse", type="_workstation._tcp", seconds=3)
             assert [row["host"] for row in found["services"]] == ["laptop.local"]
             assert "192.0.2.2" in found["services"][0]["addresses"]
-            types = (await bench.ask("a", do="browse", type=None, seconds=3))["types"]
+            types = (await bench.ask("a", "browse", seconds=3))["types"]
             assert {"_ssh._tcp", "_workstation._tcp"} <= set(types)
             # Goodbye: what was announced is gone for others at once, not when it would have expired.
             child.terminate()
-            assert await over(child) == 0
+            assert await ended(child) == 0
 
             async def gone() -> bool:
                 return "kitchen" not in await avahi("avahi-browse", "-rpt", "_ssh._tcp")
@@ -162,7 +170,7 @@ def test_a_name_that_avahi_has_is_not_taken(bench):
     async def main() -> None:
         async with bench.avahi("kitchen") as avahi, bench.responder("a", bench.one):
             await eventually(lambda: bench.host("a"))
-            status = await bench.ask("a", do="status")
+            status = await bench.status("a")
             assert (status["host"], status["wanted"]) == ("kitchen-2.local", "kitchen.local")
             assert "192.0.2.1" in await avahi("avahi-resolve", "-4", "-n", "kitchen-2.local")
             assert "192.0.2.2" in await avahi("avahi-resolve", "-4", "-n", "kitchen.local")
@@ -207,14 +215,17 @@ def test_it_waits_for_a_network_and_follows_addresses(bench):
     bench.one.ip("address", "flush", "dev", "eth0")
     bench.one.ip("link", "set", "eth0", "down")
 
+    async def running(name: str) -> bool:
+        return bool((await bench.status(name)).get("running"))
+
     async def addresses() -> list[str]:
-        return (await bench.ask("a", do="status")).get("addresses", [])  # type: ignore[no-any-return]
+        return (await bench.status("a")).get("addresses", [])  # type: ignore[no-any-return]
 
     async def main() -> None:
         async with bench.responder("a", bench.one):
-            await eventually((bench.folder / "a").exists)
+            await eventually(lambda: running("a"))
             assert await addresses() == []
-            assert (await bench.ask("a", do="browse", type=None, seconds=1))["error"] == "mdns-no-network"
+            assert await bench.reason("a", "browse", seconds=1) == "mdns-no-network"
             bench.one.ip("link", "set", "eth0", "up")
             for address, gone in (("192.0.2.7", "none"), ("192.0.2.8", "192.0.2.7")):
                 if gone != "none":
@@ -230,73 +241,53 @@ def test_it_waits_for_a_network_and_follows_addresses(bench):
     asyncio.run(main())
 
 
-def test_garbage_at_the_socket_harms_nothing(bench):
+def test_what_is_no_name_and_a_process_that_dies(bench):
     bench.write("a", "kitchen")
-
-    async def send(data: bytes) -> bytes:
-        reader, writer = await asyncio.open_unix_connection(bench.folder / "a")
-        writer.write(data)
-        writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), PATIENCE)
-        writer.close()
-        return answer
 
     async def main() -> None:
         async with bench.responder("a", bench.one):
             await eventually(lambda: bench.host("a"))
-            for data in (b"", b"\n", b"{", b"[" * 5000 + b"\n", b"x" * 200_000, b"\xff\n", b"null\n", b'{"do": 1}\n'):
-                assert await send(data) in (b"", b'{"error": "mdns-question"}\n')
             for kind in ("_http", "x" * 300, "_a._b._c", "", "..", "_http._tcp\u0000"):
-                answer = await bench.ask("a", do="browse", type=kind, seconds="x")
-                assert answer in ({"error": "mdns-browse"}, {"services": []})
+                assert await bench.reason("a", "browse", type=kind) == "rpc-params"
             assert await bench.host("a") == "kitchen.local"
+            status = await asyncio.to_thread(call, "status", {}, bench.folder / "a/run/mixosd.sock")
+            os.kill(status["parts"]["mdns"]["process"]["pid"], signal.SIGKILL)
+
+            async def restarted() -> bool:
+                found = await asyncio.to_thread(call, "status", {}, bench.folder / "a/run/mixosd.sock")
+                return bool(found["parts"]["mdns"]["process"]["restarts"])
+
+            await eventually(restarted)
+            await eventually(lambda: bench.host("a"))
 
     asyncio.run(main())
 
 
-def test_the_daemons_part_switches_it_and_follows_units(bench):
-    folders = [bench.folder / name for name in ("run", "state", "etc", "lib", "log")]
-    for folder in folders:
-        folder.mkdir()
-    context = Context(*folders)
-    (context.etc / "mdns.toml").write_text(
-        "hostname = 'kitchen'\n[services.web]\ntype = '_http._tcp'\nport = 80\nunit = 'web'\n"
-    )
-    part = MdnsPart(context, bench.folder / "control")
-    methods = {method.name: method for method in part.methods()}
-    program = [sys.executable, "-m", "daemon.parts.mdns.process", str(context.run / "mdns.json"), str(part.control)]
+def test_it_is_switched_and_follows_units(bench):
+    bench.write("a", "kitchen", "[services.web]\ntype = '_http._tcp'\nport = 80\nunit = 'web'\n")
 
-    async def call(name: str, **params: object) -> Any:
-        method = methods[f"mdns.{name}"]
-        return await method.handler(ME, method.params.model_validate(params))  # type: ignore[misc]
-
-    async def services() -> list[str]:
-        return [row["name"] for row in (await call("status")).get("services", [])]
+    async def announced(wanted: list[str]) -> bool:
+        return await bench.services("a") == wanted
 
     async def main() -> None:
-        await part.start()
-        assert await call("status") == {"enabled": True, "running": False}
-        with pytest.raises(MixosError) as caught:
-            await call("browse")
-        assert caught.value.reason == "mdns-off"
-        async with background("ip", "netns", "exec", bench.one.name, *program) as child:
-
-            async def announced(wanted: list[str]) -> bool:
-                return await services() == wanted
-
+        async with bench.responder("a", bench.one):
             await eventually(lambda: announced(["kitchen._ssh._tcp"]))
-            state = context.run / "units/web/state"
+            state = bench.folder / "a/run/units/web/state"
             state.parent.mkdir(parents=True)
             state.write_text("phase running\npid 1\n")
-            context.events.publish("service.state", "web", state="running")
+            assert await bench.ask("a", "apply") == {"enabled": True}
             await eventually(lambda: announced(["kitchen._ssh._tcp", "kitchen._http._tcp"]))
-            found = await call("browse", type="_http._tcp", seconds=1)
+            found = await bench.ask("a", "browse", type="_http._tcp", seconds=1)
             assert [row["port"] for row in found["services"]] == [80]
-            assert await call("off") == {"enabled": False}
-            assert await over(child) == 0
-        assert "enabled = false" in (context.etc / "mdns.toml").read_text()
-        async with background("ip", "netns", "exec", bench.one.name, *program) as child:
-            assert await over(child) == 0  # off: nothing runs
-        await part.stop()
+            assert await bench.ask("a", "off") == {"enabled": False}
+            assert await bench.ask("a", "status") == {"enabled": False, "running": False}
+            assert await bench.reason("a", "browse") == "mdns-off"
+            assert "enabled = false" in (bench.folder / "a/etc/mdns.toml").read_text()
+        async with bench.responder("a", bench.one):
+            await eventually(lambda: bench.status("a"))
+            status = await asyncio.to_thread(call, "status", {}, bench.folder / "a/run/mixosd.sock")
+            assert status["parts"]["mdns"]["process"]["pid"] is None  # off: nothing runs
+            assert await bench.ask("a", "on") == {"enabled": True}
+            await eventually(lambda: bench.host("a"))
 
     asyncio.run(main())

@@ -32,6 +32,7 @@ from daemon.client.connection import call
 from daemon.core import rpc
 from daemon.core.limits import Bucket
 from daemon.core.method import EVERYONE, Method, Role, holds_secrets
+from daemon.core.part import Context
 from daemon.core.parts import Source
 from daemon.core.peer import Credentials
 from daemon.doors import server
@@ -69,8 +70,14 @@ def converse(path: Path, data: bytes, seconds: float = 10) -> bytes:
 # -- calls -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("shared", "mode"), [(True, 0o660), (False, 0o600)])
+def test_who_may_come_to_the_socket(tmp_path, shared, mode):
+    place = Context(tmp_path, tmp_path / "state", tmp_path, tmp_path, tmp_path / "log", shared=shared)
+    with running(tmp_path, context=place) as found:
+        assert stat.S_IMODE(found.path.stat().st_mode) == mode
+
+
 def test_call(device):
-    assert stat.S_IMODE(device.path.stat().st_mode) == 0o660
     assert device.call("ping") == "pong"
     assert device.call("sample.echo", {"text": "ä"}) == {"text": "ä", "count": 1}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from buildsys.run import find_tool, run
+from daemon.core.manifest import manifests
+from daemon.doors.dbus import PROCESS
 from daemon.install import PROGRAMS
 from tests.apparmor import Policy, read_policy
 
@@ -17,6 +19,7 @@ SKELETON = ROOT / "rootfs/skeleton"
 NAMES = sorted(path.stem for path in PROFILES.glob("*.profile"))
 CAPABILITIES = {"net_admin": 12, "sys_module": 16, "sys_rawio": 17, "sys_admin": 21, "sys_time": 25, "mknod": 27}
 CAPABILITIES |= {"mac_override": 32, "mac_admin": 33, "perfmon": 38, "bpf": 39}
+ENTERED = ("dbus-door", "mdns", "metrics-endpoint", "sandbox-proxy")  # by mixosd's fork server, not by a program's path
 POLICY_FILES = [f"/sys/kernel/security/apparmor/.{verb}" for verb in ("load", "replace", "remove")]
 SECRETS = [
     "/etc/shadow",
@@ -87,7 +90,10 @@ def test_profiles_attach_to_their_program_alone(policy):
     }
     ours |= {"/usr/sbin/nft", "/usr/bin/dbus-daemon", "/usr/libexec/mixos/shim", "/usr/libexec/mixos/sandbox"}
     attached = {name: {path for path in ours if found.attaches(path)} for name, found in policy.items()}
-    for name, found in policy.items():
+    for name in ENTERED:
+        assert not attached.pop(name)
+    for name in attached:
+        found = policy[name]
         (path,) = re.findall(rf"^profile {name} (/\S+) ", (PROFILES / f"{name}.profile").read_text(), re.MULTILINE)
         assert found.attaches(path)
         assert attached[name] <= {path}
@@ -114,8 +120,29 @@ def test_what_services_need(policy):
     assert policy["dbus-daemon"].may("/usr/share/dbus-1/system.d/org.mixos.conf") == "r"
     assert policy["nft"].capabilities >> CAPABILITIES["net_admin"] & 1
     assert policy["nft"].may("/etc/mixos/rules.nft") == "r"
-    assert policy["mdns"].may("/run/mixos-mdns/control") == "rwak"
     assert policy["mdns"].may("/usr/lib/python3.13/site-packages/zeroconf/__init__.py") == "rm"
+    assert policy["dbus-door"].may("/run/dbus/system_bus_socket") == "rwa"
+    assert policy["sandbox-proxy"].may("/etc/resolv.conf") == "r"
+
+
+@pytest.mark.parametrize("name", ENTERED)
+def test_processes_of_parts_execute_nothing_and_change_nothing(policy, name):
+    found = policy[name]
+    assert found.capabilities == 0
+    for path in ("/usr/bin/busybox", "/usr/bin/python3.13", "/usr/bin/mixosd", "/usr/libexec/mixos/sandbox", "/tmp/x"):
+        assert not set(found.may(path, owner=True)) & set("xwi")
+    for path in ("/etc/mixos/mdns.toml", "/run/mixos/mixosd.sock", "/var/lib/mixos/x", "/proc/1/environ", "/data/x"):
+        assert found.may(path, owner=True) == ""
+    assert policy["mixosd"].may("/proc/42/attr/apparmor/current") == "rwamix"
+
+
+def test_every_process_of_a_part_has_its_profile_and_account():
+    processes = [one.process for one in manifests() if one.process is not None] + [PROCESS]
+    accounts = {line.split(":")[0] for line in (SKELETON / "etc/passwd").read_text().splitlines()}
+    assert {one.profile for one in processes} == set(ENTERED)
+    assert {one.account for one in processes} <= accounts
+    (rule,) = re.findall(r"change_profile -> \{(.*)\},", (PROFILES / "mixosd.profile").read_text())
+    assert set(rule.split(",")) == set(ENTERED)
 
 
 def test_the_daemon_administers(policy):

@@ -1,33 +1,81 @@
-"""mdns.toml, what the process is told, and what it makes of damage."""
+"""mdns.toml, what the process is told, and what is shown."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from common.errors import ConfigError
 from common.tomlfile import parse
 from daemon.core.part import Context
 from daemon.parts.mdns.part import MdnsFile, MdnsPart
-from daemon.parts.mdns.process import read
 from daemon.parts.mdns.verbs import _found, _status
 
 PATH = Path("mdns.toml")
 
 
+class Asked:
+    """In place of the process: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.state = "off"
+        self.told: list[dict[str, Any]] = []
+
+    def begin(self) -> None:
+        self.state = "running"
+
+    async def stop(self) -> None:
+        self.state = "off"
+
+    async def call(self, name: str, params: Any, seconds: float) -> Any:
+        assert name == "want"
+        self.told.append(params)
+        return {}
+
+
+def part_in(folder: Path) -> tuple[MdnsPart, Asked]:
+    part, asked = MdnsPart(Context(run=folder, etc=folder)), Asked()
+    part.worker = cast(Any, asked)
+    return part, asked
+
+
 def test_the_default_announces_ssh_under_the_systems_name(tmp_path):
-    part = MdnsPart(Context(run=tmp_path, etc=tmp_path), tmp_path / "nobody")
+    part, asked = part_in(tmp_path)
     asyncio.run(part.refresh())
-    told = json.loads((tmp_path / "mdns.json").read_text())
     host = Path("/proc/sys/kernel/hostname").read_text().strip().partition(".")[0]
-    assert (told["enabled"], told["hostname"], told["interfaces"]) == (True, host, [])
+    (told,) = asked.told
+    assert (asked.state, told["hostname"], told["interfaces"]) == ("running", host, [])
     assert [(one["type"], one["port"]) for one in told["services"]] == [("_ssh._tcp", 22)]
-    assert read(tmp_path / "mdns.json") == told
+
+
+def test_it_follows_units_and_is_told_only_what_is_new(tmp_path):
+    (tmp_path / "mdns.toml").write_text("[services.web]\ntype = '_http._tcp'\nport = 80\nunit = 'web'\n")
+    part, asked = part_in(tmp_path)
+
+    async def main() -> None:
+        await part.start()
+        await asyncio.sleep(0)
+        part.context.events.publish("service.state", "other", state="running")
+        (tmp_path / "units/web").mkdir(parents=True)
+        (tmp_path / "units/web/state").write_text("phase running\npid 1\n")
+        part.context.events.publish("service.state", "web", state="running")
+        while len(asked.told) < 2:
+            await asyncio.sleep(0.01)
+        await part.stop()
+
+    asyncio.run(main())
+    assert [len(one["services"]) for one in asked.told] == [1, 2]
+
+
+def test_off_means_that_nothing_runs(tmp_path):
+    (tmp_path / "mdns.toml").write_text("enabled = false\n")
+    part, asked = part_in(tmp_path)
+    asked.begin()
+    asyncio.run(part.refresh())
+    assert (asked.state, asked.told) == ("off", [])
 
 
 @pytest.mark.parametrize(
@@ -50,15 +98,6 @@ def test_mistakes(text):
     with pytest.raises(ConfigError) as caught:
         parse(text, PATH, MdnsFile)
     assert caught.value.reason == "config-value"
-
-
-@settings(deadline=None)
-@given(st.one_of(st.binary(max_size=80), st.dictionaries(st.text(), st.none()).map(lambda x: json.dumps(x).encode())))
-def test_a_damaged_file_means_the_default(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("mdns") / "mdns.json"
-    path.write_bytes(data)
-    assert read(path)["services"][0]["type"] == "_ssh._tcp"
-    assert read(path.with_name("missing"))["enabled"] is True
 
 
 def test_strangers_do_not_write_to_the_terminal():

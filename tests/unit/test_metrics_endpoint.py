@@ -6,7 +6,9 @@ import asyncio
 import os
 import select
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,6 @@ from daemon.parts.metrics import http
 from daemon.parts.metrics.exposition import text
 from daemon.parts.metrics.http import Endpoint, judge
 from tests.metricsamples import SAMPLE, UNIT
-from tests.ports import held_port
 from tests.waiting import eventually
 
 
@@ -89,18 +90,39 @@ def test_any_bytes_get_a_status(head):
     assert judge(head).status in http._STATUS
 
 
+class InProcess:
+    """What the endpoint has of mixosd, here: a listening socket, and `document`."""
+
+    def __init__(self, document: Callable[[], str]) -> None:
+        self.listener = http.listen("127.0.0.1", 0)
+        self.files = [os.dup(self.listener.fileno())]
+        self.port = self.listener.getsockname()[1]
+        self.document = document
+
+    async def ask(self, name: str, params: object = None, seconds: float = 0.0) -> str:
+        assert name == "document"
+        return self.document()
+
+
+@asynccontextmanager
+async def endpoint(document: Callable[[], str]) -> AsyncIterator[int]:
+    """An endpoint's port."""
+    place = InProcess(document)
+    found = Endpoint(cast(Any, place))
+    await found.start()
+    try:
+        yield place.port
+    finally:
+        await found.stop()
+        place.listener.close()
+
+
 def serve(client: Callable[[int], Awaitable[object]], document: Callable[[], str] = lambda: "a 1\n") -> object:
     """Run `client` against an endpoint."""
 
     async def both() -> object:
-        endpoint = Endpoint(document, "text/plain; version=0.0.4")
-        with held_port() as port:
-            await endpoint.start("127.0.0.1", port)
-            try:
-                async with asyncio.timeout(30):
-                    return await client(port)
-            finally:
-                await endpoint.stop()
+        async with endpoint(document) as port, asyncio.timeout(30):
+            return await client(port)
 
     return asyncio.run(both())
 
@@ -188,21 +210,18 @@ def test_a_client_that_reads_nothing_is_cut_off(monkeypatch):
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    async def script(port: int) -> None:
-        endpoint = Endpoint(lambda: "x" * (16 << 20), "text/plain")
-        await endpoint.start("127.0.0.1", port)
-        listening = descriptors()
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect(("127.0.0.1", port))
-            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-            await eventually(lambda: select.select([client], [], [], 0)[0])  # it is being answered
-            await eventually(lambda: descriptors() == listening + 1)  # the client's own
-            await endpoint.stop()
+    async def script() -> None:
+        async with endpoint(lambda: "x" * (16 << 20)) as port:
+            listening = descriptors()
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect(("127.0.0.1", port))
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                await eventually(lambda: select.select([client], [], [], 0)[0])  # it is being answered
+                await eventually(lambda: descriptors() == listening + 1)  # the client's own
             await eventually(lambda: descriptors() == listening)
 
-    with held_port() as port:
-        asyncio.run(script(port))
+    asyncio.run(script())
 
 
 def test_a_flood_of_connections_is_cut_off(monkeypatch):

@@ -7,6 +7,7 @@ import json
 import socket
 import urllib.request
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,13 +28,18 @@ from tests.waiting import PATIENCE
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 
 
+def place(folder: Path) -> Context:
+    """Folders of a host."""
+    return Context(run=folder, etc=folder, cgroups=folder / "none", shared=False)
+
+
 def play(tmp_path, script: Callable[[Metrics], Awaitable[object]], text: str | None = None) -> Any:
     """Run `script` with a started part whose configuration is `text`."""
     if text is not None:
         (tmp_path / "metrics.toml").write_text(text)
 
     async def run() -> object:
-        metrics = Metrics(Context(etc=tmp_path), tmp_path / "cgroup")
+        metrics = Metrics(place(tmp_path), tmp_path / "cgroup")
         await metrics.start()
         try:
             async with asyncio.timeout(PATIENCE):

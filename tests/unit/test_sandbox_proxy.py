@@ -18,9 +18,12 @@ import pytest
 
 from common.errors import ConfigError
 from daemon.core.events import Bus, Event
+from daemon.core.part import Context
+from daemon.linux.sandbox.policy import Policy
 from daemon.linux.sandbox.proxy_rules import Address, Rules, parse_address
 from daemon.parts.sandbox.proxy import Limits, Proxy, serving
 from daemon.parts.sandbox.proxy_reach import Upstream, _connect, direct
+from daemon.parts.sandbox.run import Runner
 from tests.clienthello import extended, hello, named
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -141,7 +144,10 @@ async def stage(
 
 
 def always(url: str) -> Upstream:
-    return lambda target: {target.partition(":")[0]: url}
+    async def upstream(target: str) -> Mapping[str, str]:
+        return {target.partition(":")[0]: url}
+
+    return upstream
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -629,3 +635,39 @@ def test_when_the_other_proxy_fails_nothing_goes_past_it(tmp_path: Path, url: st
             assert b"upstream" in answer
 
     play(act)
+
+
+def test_a_sandbox_gets_a_proxy_in_a_process_of_its_own(tmp_path: Path):
+    """What is allowed passes, what is not is told under the name of the sandbox, and the process ends with it."""
+    context = Context(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path, cgroups=tmp_path / "none", shared=False)
+    runner = Runner(context, None)
+
+    async def main() -> tuple[bytes, bytes, Event]:
+        far = Server()
+        async with await asyncio.start_server(far.serve, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            wanted = Policy.model_validate({"network": "proxy", "allow": [f"127.0.0.1:{port}"]})
+            events = context.events.listen("sandbox.")
+            heard = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0)
+
+            async def get(path: str, to: int) -> bytes:
+                reader, writer = await asyncio.open_unix_connection(path)
+                writer.write(f"CONNECT 127.0.0.1:{to} HTTP/1.1\r\nHost: 127.0.0.1:{to}\r\n\r\n".encode())
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.close()
+                return head
+
+            async with runner._way_out("box-1", wanted) as policy:
+                path = str(policy.proxy_socket)
+                allowed, denied = await get(path, port), await get(path, 1)
+                event = await heard
+            assert not os.path.exists(path)
+            assert context.forks._server == 0
+            return allowed, denied, event
+
+    allowed, denied, event = asyncio.run(main())
+    assert (allowed[:12], denied[:12]) == (b"HTTP/1.1 200", b"HTTP/1.1 403")
+    assert (event.topic, event.subject) == ("sandbox.denied", "box-1")
+    assert (event.data["host"], event.data["port"]) == ("127.0.0.1", 1)
+    assert set(event.data) == {"host", "port", "reason", "more"}

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, StringConstraints, 
 from common.errors import RefusedError
 from common.tomlfile import Strict
 from common.values import Duration, Mode, Size
-from daemon.linux.sandbox.proxy_rules import Allowed
+from daemon.linux.sandbox.proxy_rules import rule
 from daemon.linux.sandbox.seccomp import Family, Level
 
 Capability = Annotated[str, StringConstraints(pattern=r"^CAP_[A-Z_]+$")]
@@ -57,6 +57,11 @@ def _changed(text: str) -> str:
     return text
 
 
+def _allowed(text: str) -> str:
+    rule(text)
+    return text
+
+
 def _guarded(text: str) -> str:
     _path(text.removesuffix("/"))
     return text
@@ -75,6 +80,7 @@ def _word(text: str) -> str:
 
 
 Umask = Annotated[Mode, PlainSerializer(lambda value: f"{value:04o}")]
+Allowed = Annotated[str, AfterValidator(_allowed)]
 Shown = Annotated[str, AfterValidator(_shown)]  # "?/path": may be missing
 Changed = Annotated[str, AfterValidator(_changed)]
 Guarded = Annotated[str, AfterValidator(_guarded)]  # "/path/": made as a folder when it does not exist

@@ -20,9 +20,7 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Annotated, NamedTuple
-
-from pydantic import AfterValidator
+from typing import NamedTuple
 
 from common.errors import RefusedError
 
@@ -201,14 +199,6 @@ def _ports(text: str, whole: str) -> tuple[range, ...]:
             raise ValueError(f"{whole!r}: ports are written as 443, 80,443 or 8000-8099")
         found.append(range(first, last + 1))
     return tuple(found)
-
-
-def _checked(text: str) -> str:
-    rule(text)
-    return text
-
-
-Allowed = Annotated[str, AfterValidator(_checked)]  # for the model that holds the list
 
 
 class Rules:

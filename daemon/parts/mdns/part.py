@@ -1,8 +1,7 @@
 """mDNS as a part of the daemon: what is announced, and the questions to the process that does it.
 
-The responder is a process of its own (`mdns_main`, the unit `mdns`): it speaks with the network, needs no privileges
-and costs nothing while it is off. This part turns mdns.toml into the one small file that the process reads
-(/run/mixos/mdns.json), keeps it up to date as units come and go, and asks over the process's socket.
+The responder runs in a process of its own (`daemon.parts.mdns.process`): it speaks with the network, needs no
+privileges, and is not there while it is off. This part says what is wanted by mdns.toml and the units that run now.
 
     # /etc/mixos/mdns.toml
     enabled = true
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -31,13 +29,14 @@ from common.tomlfile import Strict, load, parse, read_text
 from daemon.core.method import ADMINS, PEOPLE, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.core.tasks import background
+from daemon.core.worker.worker import Worker
 from daemon.linux.log import log
+from daemon.parts.mdns.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from daemon.parts.mdns.answers import Found, Status, Switched
 
-CONTROL = Path("/run/mixos-mdns/control")  # made by the process in its runtime directory
-_ANSWER = 1 << 20
+_SECONDS = 5.0  # for an answer that takes no time
 
 # RFC 6763 section 7: up to 15 letters, digits and hyphens behind an underscore
 ServiceType = Annotated[str, StringConstraints(pattern=r"^_[a-z0-9](?:[a-z0-9-]{0,13}[a-z0-9])?\._(?:tcp|udp)$")]
@@ -75,16 +74,17 @@ class Browse(Strict):
 
 
 class MdnsPart:
-    """The part. control: the socket of the process."""
+    """The part."""
 
     name = "mdns"
 
-    def __init__(self, context: Context, control: Path = CONTROL) -> None:
+    def __init__(self, context: Context) -> None:
         self.context = context
-        self.control = control
         self.path = context.etc / "mdns.toml"
-        self.wanted = context.run / "mdns.json"
         self.enabled = False
+        self.wanted: dict[str, Any] = {}
+        self._told: dict[str, Any] = {}  # what the process has been told
+        self.worker = Worker.of(context, MANIFEST, settings=lambda: self.wanted)
         self._follower: asyncio.Task[None] | None = None
 
     def methods(self) -> Sequence[Method]:
@@ -93,41 +93,48 @@ class MdnsPart:
             Method("mdns.status", "Whether it runs, under which name, and what is announced.", self._status),
             Method("mdns.browse", "What others announce.", self._browse, PEOPLE, Browse, seconds=40.0),
             Method("mdns.apply", "Announce what mdns.toml says now.", self._apply, ADMINS, changes=True),
-            Method("mdns.on", "Announce again; the unit `mdns` must run.", self._on, ADMINS, changes=True),
-            Method("mdns.off", "Say goodbye and stay silent; the unit `mdns` ends.", self._off, ADMINS, changes=True),
+            Method("mdns.on", "Announce again.", self._on, ADMINS, changes=True),
+            Method("mdns.off", "Say goodbye and stay silent.", self._off, ADMINS, changes=True),
         )
 
     async def start(self) -> None:
-        """Write what is to be announced, and keep it so. A broken file raises ConfigError; what was announced stays."""
+        """Announce what mdns.toml says, and keep it so. A broken file raises ConfigError, and nothing is announced."""
         await self.refresh()
         self._follower = background("mdns-units", self._follow)
 
     async def stop(self) -> None:
-        """The process goes on."""
+        """Say goodbye."""
         if self._follower:
             self._follower.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._follower
+        await self.worker.stop()
 
     def status(self) -> Mapping[str, Any]:
-        """Whether it is switched on."""
-        return {"enabled": self.enabled}
+        """Whether it is switched on, and the process."""
+        return {"enabled": self.enabled, "process": self.worker.status()}
 
     async def refresh(self) -> None:
-        """Tell the process what holds now, if anything changed."""
+        """Tell the process what is wanted now, if anything changed; begin or end it with `enabled`."""
         file = load(self.path, MdnsFile) if self.path.exists() else MdnsFile()
         ssh = [Announced.model_validate({"type": "_ssh._tcp", "port": 22})] if file.ssh else []
         services = [one for one in file.services.values() if one.unit is None or self._runs(one.unit)]
         hostname = file.hostname or Path("/proc/sys/kernel/hostname").read_text().strip()
-        fields = {"enabled": file.enabled, "hostname": hostname.partition(".")[0], "interfaces": file.interfaces}
-        data = json.dumps(
-            {**fields, "services": [one.model_dump(mode="json") for one in (*ssh, *services)]}, sort_keys=True
-        ).encode()
+        self.wanted = {
+            "hostname": hostname.partition(".")[0],
+            "interfaces": list(file.interfaces),
+            "services": [one.model_dump(mode="json") for one in (*ssh, *services)],
+        }
         self.enabled = file.enabled
-        if not self.wanted.exists() or self.wanted.read_bytes() != data:
-            write_atomically(self.wanted, data)
-            with contextlib.suppress(UnreachableError):  # it reads the file when it starts
-                await self._ask({"do": "reload"}, 5)
+        if not file.enabled:
+            await self.worker.stop()
+            return
+        self.worker.begin()
+        if self.wanted != self._told:
+            wanted = self.wanted
+            with contextlib.suppress(UnreachableError):  # it gets it when it starts
+                await self._ask("want", wanted, _SECONDS)
+                self._told = wanted
 
     def _runs(self, unit: str) -> bool:
         """Whether a unit runs, as its shim recorded it."""
@@ -138,7 +145,7 @@ class MdnsPart:
         return "phase running" in lines
 
     async def _follow(self) -> None:
-        async for _ in self.context.events.listen(("service.", "config.restored")):
+        async for _ in self.context.events.listen(("service.", "config.restored", "process.started")):
             try:
                 await self.refresh()
             except (MixosError, OSError) as error:
@@ -146,14 +153,13 @@ class MdnsPart:
 
     async def _status(self, caller: Caller, _: Nothing) -> Status:
         try:
-            told = cast("Status", await self._ask({"do": "status"}, 5))
+            told = cast("Status", await self._ask("status", None, _SECONDS))
             return {**told, "enabled": self.enabled, "running": True}
         except UnreachableError:
             return {"enabled": self.enabled, "running": False}
 
     async def _browse(self, caller: Caller, wish: Browse) -> Found:
-        question = {"do": "browse", **wish.model_dump(mode="json")}
-        return cast("Found", await self._ask(question, wish.seconds + 15))
+        return cast("Found", await self._ask("browse", [wish.type, wish.seconds], wish.seconds + 15))
 
     async def _apply(self, caller: Caller, _: Nothing) -> Switched:
         await self.refresh()
@@ -173,24 +179,17 @@ class MdnsPart:
         self.context.events.publish("mdns.on" if on else "mdns.off", "mdns")
         return {"enabled": self.enabled}
 
-    async def _ask(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """One line to the process, one line back. Raises UnreachableError `mdns-off`, MixosError with its reason."""
+    async def _ask(self, question: str, params: Any, seconds: float) -> dict[str, Any]:
+        """What the process answers. Raises UnreachableError `mdns-off`, MixosError as the process does."""
         try:
-            async with asyncio.timeout(seconds):
-                reader, writer = await asyncio.open_unix_connection(self.control, limit=_ANSWER)
-                try:
-                    writer.write(json.dumps(question).encode() + b"\n")
-                    await writer.drain()
-                    answer = json.loads(await reader.readuntil(b"\n"))
-                finally:
-                    writer.close()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            answer = await self.worker.call(question, params, seconds)
+        except (MixosError, TimeoutError) as error:
+            if isinstance(error, MixosError) and error.reason != "process-gone":
+                raise
+            hint = "mixctl mdns status" if self.enabled else "mixctl mdns on"
             raise UnreachableError(
-                "the mDNS responder is not running", reason="mdns-off", hint="mixctl mdns on", retryable=True
+                "the mDNS responder is not running", reason="mdns-off", hint=hint, retryable=True
             ) from error
-        except (ValueError, RecursionError, asyncio.LimitOverrunError) as error:
-            raise MixosError("the mDNS responder answered nonsense", reason="mdns-answer") from error
-        if not isinstance(answer, dict) or "error" in answer:
-            reason = str(answer.get("error")) if isinstance(answer, dict) else "mdns-answer"
-            raise MixosError("the mDNS responder could not do it", reason=reason)
+        if not isinstance(answer, dict):
+            raise MixosError("the mDNS responder answered nonsense", reason="mdns-answer")
         return answer

@@ -95,9 +95,7 @@ def on(as_json: bool) -> None:
     Example:
       mixctl mdns on
     """
-    result = ask("mdns.on")
-    ask("service.start", {"names": ["mdns"]}, seconds=70.0)
-    show(result, as_json, lambda _: "on")
+    show(ask("mdns.on"), as_json, lambda _: "on")
 
 
 @mdns.command()

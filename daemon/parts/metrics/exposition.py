@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from daemon.parts.metrics.health import STATES, health
 from daemon.parts.metrics.sample import Sample
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 Labels = Mapping[str, str]
 Rows = Iterable[tuple[Labels, float | None]]
 

@@ -1,7 +1,8 @@
 """A very small HTTP/1.1 server for one document (RFC 9110, RFC 9112): GET and HEAD of /metrics, a request a connection.
 
-Everything is bounded: the head in bytes and seconds, the answer in seconds, the connections in number. A body is
-neither expected nor read.
+It runs in a process of its own, which gets the listening socket and asks mixosd for the document. Everything is
+bounded: the head in bytes and seconds, the answer in seconds, the connections in number. A body is neither expected nor
+read.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from daemon.core.worker.channel import Handler
+from daemon.core.worker.child import Host
 
 PATH = "/metrics"
 MAX_HEAD = 8 << 10  # bytes
 HEAD_SECONDS = 5.0
 SEND_SECONDS = 10.0
 MAX_CONNECTIONS = 8
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _FREEBIND, _IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # RFC 9110 section 5.6.2
@@ -67,35 +72,49 @@ def judge(head: bytes) -> Answer:
     return Answer(200, words[0] == b"HEAD")
 
 
-class Endpoint:
-    """The server. document: makes the body; content_type: what it is."""
+def listen(host: str, port: int) -> socket.socket:
+    """Listen; the address need not be there yet (ip(7), IP_FREEBIND): a lease may come later. Raises OSError."""
+    six = ":" in host
+    listener = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if six:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.setsockopt(*((socket.IPPROTO_IPV6, _IPV6_FREEBIND) if six else (socket.IPPROTO_IP, _FREEBIND)), 1)
+        listener.bind((host, port))
+        listener.listen(16)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
-    def __init__(self, document: Callable[[], str], content_type: str) -> None:
-        self.document = document
-        self.content_type = content_type
+
+class Endpoint:
+    """The server, in its process. It gets the listening socket as its file; mixosd answers `document`, a text."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._open = 0
         self._server: asyncio.Server | None = None
 
-    async def start(self, host: str, port: int) -> None:
-        """Listen; the address need not be there yet (ip(7), IP_FREEBIND): a lease may come later. Raises OSError."""
-        six = ":" in host
-        listener = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if six:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.setsockopt(*((socket.IPPROTO_IPV6, _IPV6_FREEBIND) if six else (socket.IPPROTO_IP, _FREEBIND)), 1)
-            listener.bind((host, port))
-            self._server = await asyncio.start_server(self._connection, sock=listener, limit=MAX_HEAD, backlog=16)
-        except BaseException:
-            listener.close()
-            raise
+    def handlers(self) -> Mapping[str, Handler]:
+        """Nothing is asked of it."""
+        return {}
+
+    async def start(self) -> None:
+        """Serve."""
+        listener = socket.socket(fileno=self._host.files[0])
+        self._server = await asyncio.start_server(self._connection, sock=listener, limit=MAX_HEAD, backlog=16)
 
     async def stop(self) -> None:
         """Stop listening; what is being answered is answered."""
         if self._server is not None:
             self._server.close()
             self._server = None
+
+    def status(self) -> Mapping[str, Any]:
+        """How many are being answered."""
+        return {"connections": self._open}
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         transport = writer.transport
@@ -121,21 +140,21 @@ class Endpoint:
             answer = Answer(431)
         except (asyncio.IncompleteReadError, ConnectionError):
             return  # the client went away
-        writer.write(self._encode(answer))
+        writer.write(await self._encode(answer))
         await asyncio.wait_for(writer.drain(), SEND_SECONDS)
         writer.write_eof()
         # What was sent after the head is read away: closing over it would reset the connection (RFC 9112 9.6).
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(reader.read(MAX_HEAD), 1.0)
 
-    def _encode(self, answer: Answer) -> bytes:
+    async def _encode(self, answer: Answer) -> bytes:
         body = f"{answer.status} {_STATUS[answer.status]}\n".encode()
         kind = "text/plain; charset=utf-8"
         if answer.status == 200:
             try:
-                body, kind = self.document().encode(), self.content_type
+                body, kind = str(await self._host.ask("document", None, SEND_SECONDS)).encode(), CONTENT_TYPE
             except Exception:  # noqa: BLE001  # a sensor that fails must not end the server
-                return self._encode(Answer(500))
+                return await self._encode(Answer(500))
         allow = "Allow: GET, HEAD\r\n" if answer.status == 405 else ""
         head = (
             f"HTTP/1.1 {answer.status} {_STATUS[answer.status]}\r\nContent-Type: {kind}\r\n"

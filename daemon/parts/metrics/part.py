@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,16 +17,17 @@ from common.errors import ConfigError, MixosError
 from common.tomlfile import Strict
 from daemon.core.method import ADMINS, Caller, Method, Nothing
 from daemon.core.part import Context
+from daemon.core.worker.worker import Worker
 from daemon.linux.log import log
 from daemon.parts.metrics import cgroups, config, ring
 from daemon.parts.metrics.figures import busiest, figures
 from daemon.parts.metrics.health import health
+from daemon.parts.metrics.manifest import MANIFEST
 from daemon.parts.metrics.processes import processes, unit_of
 from daemon.parts.metrics.sample import Sample, take
 
 if TYPE_CHECKING:
     from daemon.parts.metrics.answers import EndpointState, Health, History, Now, Text, Tops
-    from daemon.parts.metrics.http import Endpoint  # imported when it is on
 
 _LEASE = 3600.0  # seconds for which the hour goes on being recorded after somebody asked
 _FRESH = 1.0  # seconds for which a sample serves several questions
@@ -65,7 +67,8 @@ class Metrics:
         self._ring = ring.Ring()
         self._wanted_until = 0.0  # monotonic
         self._recorder: asyncio.Task[None] | None = None
-        self._endpoint: Endpoint | None = None
+        self._listener: socket.socket | None = None
+        self._endpoint: Worker | None = None
         self._last: Sample | None = None
 
     def methods(self) -> Sequence[Method]:
@@ -89,9 +92,7 @@ class Metrics:
 
     async def stop(self) -> None:
         """End the endpoint and the record."""
-        if self._endpoint is not None:
-            await self._endpoint.stop()
-            self._endpoint = None
+        await self._close()
         if self._recorder is not None:
             self._recorder.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -103,6 +104,7 @@ class Metrics:
         return {
             "health": health(self._sample()),
             "endpoint": self.config.prometheus.listen if self._endpoint is not None else None,
+            "process": self._endpoint.status() if self._endpoint is not None else None,
             "recording": self._recorder is not None,
             "problem": self.problem,
         }
@@ -162,31 +164,42 @@ class Metrics:
     async def _move(self, address: str | None) -> None:
         """Listen there, and not where it was. Raises ConfigError `metrics-listen`, everything then being as it was."""
         before = self.config.prometheus.listen if self._endpoint is not None else None
-        if self._endpoint is not None:  # first: both may have the same port
-            await self._endpoint.stop()
-            self._endpoint = None
+        await self._close()  # first: both may have the same port
         try:
-            self._endpoint = await self._listen(address) if address else None
+            if address:
+                self._open(address)
         except ConfigError:
             if before:
                 with contextlib.suppress(ConfigError):
-                    self._endpoint = await self._listen(before)
+                    self._open(before)
             raise
 
-    async def _listen(self, address: str) -> Endpoint:
-        from daemon.parts.metrics.exposition import CONTENT_TYPE
-        from daemon.parts.metrics.http import Endpoint
+    def _open(self, address: str) -> None:
+        """Listen here, where a port below 1024 may be had, and serve in a process that may nothing."""
+        from daemon.parts.metrics.http import listen
 
-        endpoint = Endpoint(self._document, CONTENT_TYPE)
         try:
-            await endpoint.start(*values.address(address))
+            self._listener = listen(*values.address(address))
         except OSError as error:
             raise ConfigError(
                 f"{self.context.etc}/metrics.toml: cannot listen on {address}: {error.strerror}",
                 reason="metrics-listen",
                 hint="is the port taken?",
             ) from error
-        return endpoint
+        handlers = {"document": self._told}
+        self._endpoint = Worker.of(self.context, MANIFEST, files=[self._listener], handlers=handlers)
+        self._endpoint.begin()
+
+    async def _close(self) -> None:
+        if self._endpoint is not None:
+            await self._endpoint.stop()
+            self._endpoint = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    async def _told(self, _: object) -> object:
+        return self._document()
 
     def _document(self) -> str:
         from daemon.linux.facts import release

@@ -30,6 +30,7 @@ from daemon.parts.sandbox import proxy_http as http
 from daemon.parts.sandbox.proxy_link import CHUNK, Link
 from daemon.parts.sandbox.proxy_reach import Lookup, Reach, Resolver, Upstream, direct
 from daemon.parts.sandbox.proxy_tls import HANDSHAKE, client_hello
+from daemon.parts.sandbox.sockets import listen
 
 # What a client did wrong, rather than where it wanted to go.
 _ITS_FAULT = frozenset({"malformed", "framing", "name-invalid", "host-mismatch"})
@@ -263,18 +264,6 @@ def _check_name(said: str | None, to: Target) -> None:
     if to.address is not None or host != to.host:
         message = f"the handshake names {host}, the tunnel is for {to.host}"
         raise DeniedError(message, reason="sni-mismatch", host=host, port=to.port)
-
-
-def listen(path: Path) -> socket.socket:
-    """The socket, for every account: which sandbox reaches it is decided by where it is shown. The folder is closed."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.parent.chmod(0o700)
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    path.chmod(0o666)
-    listener.listen(64)
-    return listener
 
 
 @contextlib.asynccontextmanager

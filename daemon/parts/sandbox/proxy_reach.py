@@ -24,14 +24,14 @@ from daemon.parts.sandbox.proxy_http import END, MAX_HEAD
 from daemon.parts.sandbox.proxy_link import Link
 
 Lookup = Callable[[str], Awaitable[Sequence[Address]]]
-Upstream = Callable[[str], Mapping[str, str]]  # what the part `proxy` offers as proxies-for
+Upstream = Callable[[str], Awaitable[Mapping[str, str]]]  # what the part `proxy` offers as proxies-for
 
 MAX_ANSWERS = 8
 ATTEMPT = 5.0  # seconds for one address of several
 _THREADS = 4
 
 
-def direct(_: str) -> Mapping[str, str]:
+async def direct(_: str) -> Mapping[str, str]:
     """An `Upstream` for a device that needs no proxy."""
     return {}
 
@@ -79,7 +79,7 @@ class Reach:
         scheme = "http" if kind == "http" else "https"
         try:
             async with asyncio.timeout(self._seconds):
-                proxy = self._upstream(f"{scheme}://{to}").get(scheme)
+                proxy = (await self._upstream(f"{scheme}://{to}")).get(scheme)
                 if proxy is not None:
                     return await _through(urlsplit(proxy), to, kind, self._lookup)
                 return Way(await _connect(await self._addresses(to), to.port, to))

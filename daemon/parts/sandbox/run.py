@@ -23,9 +23,12 @@ from common.files import write_atomically
 from daemon.core.manifest import function
 from daemon.core.part import Context
 from daemon.core.transfer import Content
+from daemon.core.worker.worker import Worker
 from daemon.linux.cgroup import Leaf, Limits, Tree
 from daemon.linux.sandbox.compile import compile_policy
 from daemon.linux.sandbox.policy import Policy
+from daemon.parts.sandbox.manifest import MANIFEST
+from daemon.parts.sandbox.sockets import listen
 
 REFUSED = 125  # exit code of the launcher: nothing was run
 MAX_RUNNING = 16
@@ -111,6 +114,8 @@ class Runner:
         """Remove what an earlier daemon's sandboxes left: they ended with it."""
         for group in self.tree.root.glob("sandbox-*") if self.tree is not None else ():
             self._remove(Leaf(group))
+        for group in (self.context.cgroups / ".parts").glob("proxy-*"):
+            self._remove(Leaf(group))
         for path in (*self.folder.glob("*.policy"), *self.folder.glob("proxies/*.sock")):
             path.unlink(missing_ok=True)
 
@@ -135,13 +140,35 @@ class Runner:
         if policy.network != "proxy" or policy.proxy_socket is not None:
             yield policy
             return
-        from daemon.linux.sandbox.proxy_rules import Rules
-        from daemon.parts.sandbox.proxy import Proxy, serving
+        path = self.folder / "proxies" / f"{name}.sock"
+        with listen(path) as listener:
+            worker = Worker.of(
+                self.context,
+                MANIFEST,
+                f"proxy-{name}",
+                settings=lambda: {"name": name, "allow": list(policy.allow)},
+                files=[listener],
+                handlers={"upstream": self._upstream},
+                tell=partial(self._denied, name),
+            )
+            try:
+                await worker.start()
+                yield policy.model_copy(update={"proxy_socket": str(path)})
+            finally:
+                await worker.stop()
+                path.unlink(missing_ok=True)
 
-        upstream = partial(function("proxies-for"), etc=self.context.etc)
-        proxy = Proxy(name, Rules(policy.allow), self.context.events, upstream=upstream)
-        async with serving(self.folder / "proxies", proxy) as path:
-            yield policy.model_copy(update={"proxy_socket": str(path)})
+    async def _upstream(self, url: Any) -> object:
+        """The device's own proxy for a URL. Raises MixosError for a setting that is broken."""
+        if not isinstance(url, str) or len(url) > 1000:
+            raise RefusedError("this is no URL", reason="sandbox-url")
+        return function("proxies-for")(url, etc=self.context.etc)
+
+    def _denied(self, name: str, topic: str, subject: str, data: Mapping[str, Any]) -> None:
+        """What a proxy refused is an event; of what its process says, nothing but these facts passes."""
+        host, reason = (str(data.get(key, ""))[:255] for key in ("host", "reason"))
+        port, more = (found if isinstance(found := data.get(key), int) else 0 for key in ("port", "more"))
+        self.context.events.publish(topic, name, host=host, port=port, reason=reason, more=more)
 
     @contextlib.contextmanager
     def _prepared(self, name: str, policy: Policy) -> Iterator[Place]:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from daemon.core import crashes
 from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.linux import power
@@ -51,8 +52,9 @@ class SystemPart:
         """Nothing to keep."""
 
     def status(self) -> Mapping[str, Any]:
-        """The number of power buttons."""
-        return {"power-buttons": self._buttons}
+        """The number of power buttons; how often mixosd has crashed since the device started, and why the last time."""
+        count, last = crashes.read(self._context.run)
+        return {"power-buttons": self._buttons, "crashes": count, "last-crash": last}
 
     async def _ping(self, caller: Caller, params: Nothing) -> Pong:
         return "pong"
