@@ -133,6 +133,6 @@ class Display:
         return self._done > 0
 
     def summary(self) -> str:
-        """One closing sentence: what was done and how much of it was there already."""
+        """The closing line: what was done and how much of it was there already."""
         seconds = time.monotonic() - self._begin
         return f"{self._done} actions in {seconds:.1f} s, {self._cached} of them from the store"

@@ -87,7 +87,7 @@ class Executor:
         except StoreError as error:
             if error.reason != "store-damaged":
                 raise
-            problem = self.store.condemn(output) or "its listing"
+            problem = self.store.remove_damaged(output) or "its listing"
             raise DamagedInput(source.action, output, problem) from error
 
     def _path_digest(self, source: FromPath) -> str:
@@ -178,7 +178,7 @@ class Executor:
         with self._guard:
             if digest in self._verified:
                 return self.store.tree(digest)
-        problem = self.store.condemn(digest)
+        problem = self.store.remove_damaged(digest)
         if problem is not None:
             raise DamagedInput(name, digest, problem)
         with self._guard:

@@ -194,7 +194,7 @@ class Store:
         different = sorted(path for path in {*listed, *found} if listed.get(path) != found.get(path))
         return different[0] if different else "its listing"
 
-    def condemn(self, digest: str) -> str | None:
+    def remove_damaged(self, digest: str) -> str | None:
         """As `damage`, and a damaged tree is dropped at once; of two builds that look, one does it."""
         with self._lock(f"tree-{digest}", exclusive=True, wait=True):
             problem = self.damage(digest)

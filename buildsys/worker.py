@@ -10,7 +10,7 @@ sys.path[:0] = ["/mixos/src", "/mixos/site"]
 
 
 def main() -> int:
-    """0, or 1 after printing what went wrong: one plain sentence for expected failures, a traceback for defects."""
+    """0, or 1 after printing what went wrong: one plain message for expected failures, a traceback for defects."""
     from buildsys.job import Job
     from common.errors import MixosError
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class MixosError(Exception):
-    """Base of all expected failures: a sentence for people (`message`), a next step (`hint`), a stable word for
+    """Base of all expected failures: a message for people (`message`), a next step (`hint`), a stable word for
     programs (`reason`, asserted by tests), and whether trying again may help. The class decides the exit code."""
 
     exit_code = 1

@@ -48,7 +48,7 @@ def verify(context: Context, as_json: bool) -> None:
     damaged: dict[str, str] = {}
     with store.session():
         for digest in store.digests():
-            problem = store.condemn(digest)
+            problem = store.remove_damaged(digest)
             if problem is not None:
                 damaged[digest] = problem
     text = "\n".join(f"damaged, removed: {digest} ({path})" for digest, path in damaged.items())

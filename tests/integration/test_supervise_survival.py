@@ -280,7 +280,7 @@ def test_kill_9_of_a_shim_that_is_stopping_its_service(place: Context):
         async with managed(place, shim=halting(place, "stopping")) as manager:
             manager.begin(["x"])
             await reach(manager.services["x"], S.RUNNING)
-            stop = manager.errand(manager.halt(["x"]))
+            stop = manager.background(manager.halt(["x"]))
             await eventually(lambda: standing(place))
             for pid in standing(place):
                 os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Whatever goes wrong, `mixos` ends with a sentence or one JSON object and the exit code of its class."""
+"""Whatever goes wrong, `mixos` ends with a message or one JSON object and the exit code of its class."""
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ def changed(answer: Mapping[str, Any]) -> str:
         return "\n".join([*(parts or ["nothing would change"]), *warning])
     lines = list(answer["steps"])
     if answer["confirm"]:
-        lines.append(f"on trial for {answer['confirm']} s; keep it with: mixctl confirm")
+        why = "this could cut your connection, so it is " if answer["cuts-off"] else ""
+        lines.append(f"{why}on trial for {answer['confirm']} s; keep it with: mixctl confirm")
     else:
         lines.append("in force" if answer["changed"] else "in force (nothing changed)")
     return "\n".join([*lines, *problems(answer)])

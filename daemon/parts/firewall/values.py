@@ -1,6 +1,6 @@
 """The small values of firewall files: networks, ports, limits, interfaces. Text in, normalised text or numbers out.
 
-Every function raises ValueError with a sentence that pydantic's error can carry to the line where the value stands.
+Every function raises ValueError with a message that pydantic's error can carry to the line where the value stands.
 """
 
 from __future__ import annotations

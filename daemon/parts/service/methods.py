@@ -173,7 +173,7 @@ class _Calls:
 
     async def restart(self, _caller: Caller, params: Several) -> Rows:
         names = [one.name for one in self.services(params.names)]
-        task = self.manager.errand(self.manager.restart(names))
+        task = self.manager.background(self.manager.restart(names))
         await asyncio.wait([task], timeout=params.wait)
         if task.done():
             task.result()
@@ -194,7 +194,7 @@ class _Calls:
 
     async def stop(self, _caller: Caller, params: Several) -> Stopped:
         services = self.services(params.names)
-        task = self.manager.errand(self.manager.halt(params.names))
+        task = self.manager.background(self.manager.halt(params.names))
         await asyncio.wait([task], timeout=params.wait)
         return {
             "stopped": list(task.result()) if task.done() else [],

@@ -75,7 +75,7 @@ class Manager:
         self._shims = ""
         self._last_good = LastGood(context.state / "units")
         self._keeping: asyncio.Task[None] | None = None  # of the accepted texts
-        self._errands: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- a part of the daemon ------------------------------------------------------------------------------------------
 
@@ -112,8 +112,8 @@ class Manager:
 
     async def stop(self) -> None:
         """The daemon ends, the services go on."""
-        for errand in self._errands:
-            errand.cancel()
+        for task in self._tasks:
+            task.cancel()
         await asyncio.gather(*(service.leave() for service in self.services.values()))
         if self._keeping is not None:
             await self._keeping
@@ -138,7 +138,7 @@ class Manager:
         plan = self._plan(names)
         rivals = [name for name in plan.stops if self.services[name].active]
         if rivals:
-            self.errand(self.halt(rivals))
+            self.background(self.halt(rivals))
         for name in plan.names:
             self.services[name].begin(now=now and name in names)
         return plan
@@ -421,9 +421,9 @@ class Manager:
             log("warning", f"unit {folder.name}: {error.message}")
         self.clear(folder.name, remove=True)
 
-    def errand(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+    def background(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Do something beside everything else, whoever waits for it or not."""
         task = asyncio.create_task(work)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
