@@ -25,7 +25,7 @@ def put(guest: Guest, text: str) -> None:
 def clean(guest: Guest) -> Iterator[Guest]:
     """Afterwards there is no network.toml, and the settings count again."""
     yield guest
-    guest.run("rm -f /etc/mixos/network.toml && mixctl net apply")
+    guest.run("rm -f /etc/mixos/network.toml && mixctl net apply --force")
 
 
 def test_without_a_file_the_settings_count(guest: Guest) -> None:
@@ -67,6 +67,22 @@ def test_what_cuts_the_operator_off_is_undone(clean: Guest) -> None:
     assert guest.run("pidof udhcpc").split()
 
 
+def test_what_cuts_the_operator_off_is_on_trial_by_itself(clean: Guest) -> None:
+    """Without --confirm, and through `config put` as well: the file is not written until somebody confirms."""
+    guest = clean
+    text = '[interface.eth0]\nmode = "static"\naddresses = ["198.51.100.77/24"]\n'
+    guest.run("cat >/run/cuts.toml", stdin=text.encode())
+    told = json.loads(guest.run("mixctl config put network.toml /run/cuts.toml --dry-run --json"))
+    assert (told["applied"], told["cuts-off"]) == (False, True)
+    guest.attempt("(mixctl config put network.toml /run/cuts.toml --confirm 20; true) >/run/applied 2>&1 &")
+    guest.hang_up()
+    assert wait_until(lambda: "on trial" in guest.run("cat /run/applied"), SECONDS)
+    assert wait_until(lambda: guest.run("mixctl change list").startswith("nothing"), SECONDS)
+    assert guest.attempt("test -e /etc/mixos/network.toml").status == 1
+    (eth0,) = [row for row in net(guest, "list") if row["name"] == "eth0"]
+    assert "198.51.100.77/24" not in eth0["addresses"]
+
+
 def test_a_bridge_takes_over_the_lease(clean: Guest) -> None:
     """The DHCP client moves from eth0 to the bridge, and SSH with it."""
     guest = clean
@@ -79,7 +95,7 @@ def test_a_bridge_takes_over_the_lease(clean: Guest) -> None:
     assert any(":" not in address for address in lan["actual"]["addresses"])
     assert not [a for a in net(guest, "show eth0")["actual"]["addresses"] if ":" not in a]
     guest.run("rm /etc/mixos/network.toml")
-    guest.attempt("mixctl net apply >/run/applied 2>&1 &")
+    guest.attempt("mixctl net apply --force >/run/applied 2>&1 &")
     guest.hang_up()
     assert wait_until(lambda: guest.attempt("mixctl net show lan").status == 4, SECONDS)
     assert wait_until(lambda: bool(guest.run("cat /run/mixos/net/eth0.address").strip()), SECONDS)

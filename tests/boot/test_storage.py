@@ -140,7 +140,7 @@ def test_a_restore_brings_settings_units_and_state_back(device: Guest) -> None:
     mixctl(device, "service reload")
     assert device.attempt("mixctl backup restore /tmp/backup --passphrase-file /tmp/wrong").status == 8
     told = mixctl(device, f"backup restore /tmp/backup --dry-run {secret}")
-    assert {"etc/mixos/units/ledger.toml", "var/lib/ledger"} <= set(told["changed"])
+    assert {"etc/mixos/units/ledger.toml", "var/lib/ledger"} <= set(told["changed-files"])
     assert "etc/mixos/units/later.toml" in told["removed"]
     assert device.run("cat /var/lib/ledger/book") == "changed"
 
@@ -205,7 +205,7 @@ def test_the_endpoint_is_off_then_on_then_undone(device: Guest) -> None:
     assert {sample.labels["unit"] for sample in families["mixos_unit_tasks"].samples} >= {"dbus", "ntp"}
 
     undone = mixctl(device, "config undo")
-    assert (undone["revision"], undone["changed"]) == (before, ["metrics.toml"])
+    assert (undone["revision"], undone["changed-files"]) == (before, ["metrics.toml"])
     assert device.attempt("test -e /etc/mixos/metrics.toml").status == 1
     assert wait_until(lambda: scrape(device) == "refused", SECONDS)
 
@@ -223,7 +223,7 @@ def test_an_undo_changes_what_is_in_force(device: Guest) -> None:
     mixctl(device, "service reload")
     assert wait_until(lambda: newest(device)["id"] > before, SECONDS)
     undone = mixctl(device, f"config undo {before}")
-    assert undone["changed"] == ["units/ledger.toml"]
+    assert undone["changed-files"] == ["units/ledger.toml"]
     assert wait_until(lambda: mixctl(device, "service show ledger")["description"] == "as it was", SECONDS)
 
 

@@ -711,6 +711,38 @@ def test_peers_that_are_added_at_once_get_addresses_of_their_own(vpn: Vpn) -> No
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("origin", "connection", "seconds"),
+    [
+        ("local", "", None),
+        ("ssh 192.0.2.77", "192.0.2.77 50000 192.0.2.5 22", None),  # its network is on the link
+        ("ssh 203.0.113.9", "203.0.113.9 50000 192.0.2.5 22", 60),  # answers would go into the tunnel
+    ],
+)
+def test_a_tunnel_that_takes_everything_is_on_trial(
+    vpn: Vpn, origin: str, connection: str, seconds: int | None
+) -> None:
+    text = f"[Interface]\nPrivateKey = {'A' * 42}E=\nAddress = 10.99.0.2/32\n\n[Peer]\nPublicKey = {'C' * 42}E=\n"
+    text += "AllowedIPs = 0.0.0.0/0\nEndpoint = 192.0.2.2:9\n"
+
+    async def scenario() -> None:
+        cable()
+        for words in ("address add 192.0.2.5/24 dev eth0", "link set eth0 up", "route add default via 192.0.2.1"):
+            run(["ip", *words.split()])
+        await vpn.start()
+        caller = CALLER._replace(origin=origin, connection=connection)
+        answer = await vpn.bring_in(caller, Import.model_validate({"name": "wgall", "text": text}))
+        assert answer["confirm"] == seconds
+        if seconds:
+            with pytest.raises(MixosError) as caught:
+                await vpn.delete(caller, ChangeInterface.model_validate({"interface": "wgall"}))
+            assert caught.value.reason == "change-pending"
+        await vpn.context.changes.stop()
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
 def test_a_broken_file_is_reported_once(vpn: Vpn) -> None:
     async def scenario() -> list[str]:
         vpn.context.etc.mkdir()

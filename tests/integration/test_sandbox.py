@@ -808,7 +808,8 @@ USER = Caller(Role.OPERATOR, NOBODY, NOBODY, 1, "nobody", "local")
 @pytest.fixture
 def part(launcher: Path) -> Iterator[Sandbox]:
     folder = Path(tempfile.mkdtemp(dir=launcher.parent))
-    context = Context(run=folder / "run", state=folder / "state", etc=folder / "etc", lib=folder / "lib")
+    places = {name: folder / name for name in ("run", "state", "etc", "lib")}
+    context = Context(**places, shared=False)  # this host has no accounts of ours
     (folder / "run").mkdir()
     folder.chmod(0o755)
     yield Sandbox(context, Runner(context, None, launcher=launcher))

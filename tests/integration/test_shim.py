@@ -621,9 +621,11 @@ def test_service_that_ignores_sigterm(place, leaf, grouped):
             assert shim.state.cgroup == spec.cgroup
             await eventually(lambda: len(sleeping(place)) == 4, SECONDS)  # one that is in execve(2) shows none
             if grouped:
-                members = [int(line) for line in (leaf / "main/cgroup.procs").read_text().split()]
-                assert sorted(members) == sorted(sleeping(place))
-                assert shim.state.shim.pid not in members
+                members = leaf / "main/cgroup.procs"
+                await eventually(
+                    lambda: sorted(map(int, members.read_text().split())) == sorted(sleeping(place)), SECONDS
+                )
+                assert shim.state.shim.pid not in map(int, members.read_text().split())
             await shim.stop(60)
             await shim.signal(0)
             assert shim.state.phase == Phase.STOPPING

@@ -409,7 +409,7 @@ def test_a_file_of_ones_own_that_was_undone_is_not_taken_up_again(tmp_path):
     problems: list[Any] = []
 
     async def look(changes: Changes) -> None:
-        problems.append(changes.refused(box.parts[0]))
+        problems.append(changes.unconfirmed(box.parts[0]) is not None)
 
     box = Box(tmp_path)
     box.run(look)

@@ -197,14 +197,8 @@ class Changes:
 
     def _candidates(self, applier: Applier) -> list[Candidate]:
         """The files as they are, unless they were undone; then what was good last."""
-        found, problem = [], None
-        if self.refused(applier):
-            problem = MixosError(
-                f"what the files of {applier.name} say was tried and not confirmed",
-                reason="change-unconfirmed",
-                hint=f"mixctl {applier.name} apply",
-            )
-        else:
+        found, problem = [], self.unconfirmed(applier)
+        if problem is None:
             found.append(Candidate(View(self.places), files=True))
         good = self.memory.good(applier.name)
         if good is not None:
@@ -221,9 +215,20 @@ class Changes:
         except (MixosError, OSError) as error:  # it is in force all the same
             self._problem(f"{applier.name}: what the next boot needs could not be written: {error}")
 
-    def refused(self, applier: Applier) -> bool:
-        """Whether what stands in the files of a part now was undone, and not confirmed since."""
-        return self.memory.refused(applier.name, View(self.places))
+    def unconfirmed(self, applier: Applier) -> MixosError | None:
+        """Why what stands in the files of a part now is not in force, if it was tried and not confirmed since."""
+        if not self.memory.refused(applier.name, View(self.places)):
+            return None
+        return MixosError(
+            f"what the files of {applier.name} say was tried and not confirmed",
+            reason="change-unconfirmed",
+            hint=f"mixctl {applier.name} apply",
+        )
+
+    def refuse_during_trial(self, applier: Applier) -> None:
+        """For what reads the files of a part to change them: while they are on trial they are not what is in force.
+        Raises RefusedError `change-pending`."""
+        self._refuse_during_trial([applier], ())
 
     def _refuse(self, applier: Applier, record: Record) -> None:
         """What stands in the files, if it is what was undone, is not taken up at the next start."""

@@ -157,7 +157,7 @@ class Engine:
             return "broken"
         if self.plan and source == self.plan.source:
             return "missing" if view.read(FILE) is None else "same"
-        return "undone" if self.context.changes.refused(self) else "different"
+        return "undone" if self.context.changes.unconfirmed(self) else "different"
 
 
 def origin(caller: Caller) -> Packet | None:

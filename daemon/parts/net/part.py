@@ -115,8 +115,8 @@ class Interfaces:
     def status(self) -> Status:
         """What of the file is in force: file is "ok", "trial", "reverted" or "error"."""
         engine, waiting = self.engine, self.context.changes.waits("net")
-        problem = engine.problem
-        undone = problem is not None and problem.reason == "change-unconfirmed"
+        undone = None if waiting else self.context.changes.unconfirmed(engine)
+        problem = undone or engine.problem
         return {
             "file": "trial" if waiting else "reverted" if undone else "error" if problem else "ok",
             "problem": problem.message if problem else None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from daemon.core.method import Caller
 from daemon.core.part import Context
 from daemon.linux.log import log
 from daemon.linux.nameservers import Names
-from daemon.linux.rtnl import Rtnl
+from daemon.linux.rtnl import MAIN_TABLE, Rtnl
 from daemon.linux.wireguard import Device, Endpoint, WireGuard, stale
 from daemon.parts.vpn import keys, resolve, tunnel
 from daemon.parts.vpn.edits import FILE, VpnConfig
@@ -218,9 +219,17 @@ def _describe(now: Mapping[str, Tunnel], new: Mapping[str, Tunnel]) -> Iterator[
 
 def _cuts(way: Connection, changed: set[str], now: Mapping[str, Tunnel], new: Mapping[str, Tunnel]) -> bool:
     """Whether the connection comes through a tunnel that changes, or its answers would go another way: into a tunnel
-    that takes everything, or no longer into one."""
+    that takes everything, or no longer into one. That takes no more special route than the default one."""
 
     def all_in(tunnels: Mapping[str, Tunnel]) -> set[str]:
         return {name for name, entry in tunnels.items() if entry.up and entry.takes_everything}
 
-    return way.interface in changed or all_in(now) != all_in(new)
+    return way.interface in changed or (all_in(now) != all_in(new) and not _has_own_route(way.peer))
+
+
+def _has_own_route(peer: str) -> bool:
+    """Whether an address is reached by a route of the main table that is not a default route."""
+    address = ipaddress.ip_address(peer.partition("%")[0])
+    with Rtnl() as rtnl:
+        networks = [ipaddress.ip_network(route.to) for route in rtnl.routes() if route.table == MAIN_TABLE]
+    return any(address in network for network in networks if network.prefixlen)

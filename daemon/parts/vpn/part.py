@@ -278,7 +278,8 @@ class Vpn:
         return answer
 
     def _files(self) -> VpnConfig:
-        """The files as they are on the disk, to be edited."""
+        """The files as they are on the disk, to be edited. Raises RefusedError `change-pending`."""
+        self.context.changes.refuse_during_trial(self.engine)
         return VpnConfig(self.context.changes.places)
 
     async def _make(
