@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -541,6 +542,34 @@ os.write(9, b"\\n")
                 await again.start()  # 64 descriptors from 3 on: 9 is not free for readiness
             assert caught.value.reason == "shim-system"
             await again.quit()
+
+    asyncio.run(scenario())
+
+
+def test_descriptors_beyond_the_limit_of_open_files_are_an_error(place):
+    """The kernel leaves out what does not fit (unix(7), MSG_CTRUNC): that is told, and the next answer is whole."""
+
+    async def scenario() -> None:
+        async with shim_of(place, place.py("")) as shim:
+            for number in range(8):
+                await shim.store(f"n{number}", 0)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 3, hard))
+            try:
+                with pytest.raises(ShimError) as caught:
+                    await shim.fds()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert caught.value.reason == "shim-system"
+            copies = await shim.fds()
+            assert [name for name, _ in copies] == [f"n{number}" for number in range(8)]
+            for _, descriptor in copies:
+                os.close(descriptor)
+            assert os.dup(0) == free  # none was left open
+            os.close(free)
+            await shim.quit()
 
     asyncio.run(scenario())
 

@@ -79,12 +79,14 @@ class ForkServer:
             packet = json.loads(data)
             if "beat" in packet:
                 self.silent = 0.0
+            elif flags & socket.MSG_CTRUNC:  # the limit of open files is reached: the kernel left some out
+                self.answer({"id": packet["id"], "error": "there are too many open files"})
             else:
                 self.answer({"id": packet["id"], **self.fork(packet, descriptors)})
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        return not flags & socket.MSG_CTRUNC
+        return True
 
     def answer(self, packet: dict[str, Any]) -> None:
         """Say something, if mixosd is there."""

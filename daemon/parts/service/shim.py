@@ -249,11 +249,11 @@ class Shim:
     def _read(self) -> None:
         """Take one message off the socket; the loop calls again while there are more."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._channel, _MESSAGE, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            data, fds, flags, _ = socket.recv_fds(self._channel, _MESSAGE, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
-            data, fds = b"", []
+            data, fds, flags = b"", [], 0
         try:
             if not data:
                 return self.close()
@@ -262,7 +262,11 @@ class Shim:
             kind, *words = first.decode("utf-8", "replace").split(" ")
             if kind in EVENTS:
                 self._add(EVENTS[kind](words, self.state))
-            elif kind in ("ok", "error", "fds") and self._answer is not None and not self._answer.done():
+            elif kind not in ("ok", "error", "fds") or self._answer is None or self._answer.done():
+                pass  # nobody waits for it any more
+            elif flags & socket.MSG_CTRUNC:  # the limit of open files is reached: the kernel left some out
+                self._answer.set_exception(_error(self.folder, "system", "there are too many open files"))
+            else:
                 self._answer.set_result(_Answer(kind, words, fds))
                 fds = []
         except (ShimError, ValueError, IndexError):
