@@ -15,7 +15,7 @@ from daemon.core.keys import Keys
 from daemon.core.method import Role
 from daemon.core.spool import Spool
 from daemon.doors.dbus import Calls
-from tests.unit.test_api_server import Sample
+from tests.daemons import Sample
 
 ECHO = ["/org/mixos/sample", "org.mixos.Sample1", "Echo"]
 
