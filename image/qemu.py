@@ -15,10 +15,11 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from buildsys.files import data_ranges
 from buildsys.run import CommandError, find_tool, run, spawn
@@ -30,10 +31,12 @@ from image.qmp import Qmp
 
 DISK = "disk.img"
 _PID_FILE = "qemu.pid"
+_PCAP_HEADER = 24  # bytes
 _RECORD = "machine.json"
 _LOCK = "lock"
 _PORT_TRIES = 5
 _START_SECONDS = 60.0
+_PAUSE = 5.0  # seconds between attempts to reach an SSH server of which nothing is known yet
 BUTTON_SECONDS = 10.0  # between two presses of the power button
 
 
@@ -59,7 +62,6 @@ def prepare_disk(image: Path, disk: Path, size: int | None = None, preseed: str 
     finally:
         fresh.unlink(missing_ok=True)
     return disk
-
 
 @dataclass(frozen=True)
 class Running:
@@ -209,21 +211,60 @@ def free_port() -> int:
         return port
 
 
+@contextmanager
+def _guest_packets(running: Running) -> Iterator[Callable[[], bool]]:
+    """Tells whether the guest has sent a packet since: QEMU writes their first bytes to a file meanwhile."""
+    path = running.state.resolve() / "packets.pcap"
+    about = {"qom-type": "filter-dump", "id": "packets", "netdev": "net0", "queue": "rx", "maxlen": 64}
+
+    def command(name: str, **arguments: Any) -> None:
+        with suppress(ImageError), Qmp(running.state / MONITOR) as monitor:
+            monitor.command(name, **arguments)
+
+    command("object-del", id="packets")  # of a waiter that was killed
+    command("object-add", file=str(path), **about)
+    try:
+        yield lambda: path.is_file() and path.stat().st_size > _PCAP_HEADER
+    finally:
+        command("object-del", id="packets")
+        path.unlink(missing_ok=True)
+
+
 def wait_ssh(running: Running, seconds: float) -> str:
     """Wait until the guest's SSH server greets and return its banner. Raises ImageError "vm-died" or "ssh-timeout"."""
     if running.ssh_port is None:
         raise UsageError("the machine has no forwarded port", reason="bad-machine")
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not running.alive():
-            raise ImageError(f"the machine ended; its last words:\n{running.serial_tail()}", reason="vm-died")
-        # QEMU itself accepts the connection; only the banner proves that the guest answers.
-        with suppress(OSError), socket.create_connection(("127.0.0.1", running.ssh_port), timeout=2) as link:
-            link.settimeout(max(0.5, min(5.0, deadline - time.monotonic())))
-            banner = link.recv(255)
-            if banner.startswith(b"SSH-"):
-                return banner.split(b"\r\n")[0].split(b"\n")[0].decode("ascii", "replace")
-        time.sleep(0.1)
+    began = following = time.monotonic()
+    attempts: dict[socket.socket, float] = {}  # and when each is given up
+    with _guest_packets(running) as sent, ExitStack() as links:
+        spoke = None
+        while (now := time.monotonic()) < began + seconds:
+            if not running.alive():
+                raise ImageError(f"the machine ended; its last words:\n{running.serial_tail()}", reason="vm-died")
+            if spoke is None and sent():
+                spoke = following = now
+            for link in [link for link, end in attempts.items() if end < now]:
+                del attempts[link]
+                link.close()
+            if following <= now:
+                # QEMU itself accepts the connection; only the banner proves that the guest answers. What QEMU sends to
+                # a guest without an address it sends again only seconds later, even when the connection is closed, and
+                # the server counts it as an attack: few attempts, and most of them when the guest is about to answer.
+                pause = _PAUSE if spoke is None else max(_PAUSE / 20, (now - spoke) / 4)
+                following = now + pause
+                with suppress(OSError):
+                    link = links.enter_context(socket.create_connection(("127.0.0.1", running.ssh_port), timeout=2))
+                    attempts[link] = now + max(_PAUSE / 5, pause)
+            for link in select.select(list(attempts), [], [], 0.05)[0]:
+                banner = b""
+                with suppress(OSError):
+                    banner = link.recv(255)
+                if banner.startswith(b"SSH-"):
+                    return banner.split(b"\r\n")[0].split(b"\n")[0].decode("ascii", "replace")
+                # Closed: the guest has an address, its server does not listen yet.
+                del attempts[link]
+                link.close()
+                following = min(following, time.monotonic() + 0.1)
     raise ImageError(
         f"no SSH banner after {seconds:.0f} s; the console's last words:\n{running.serial_tail()}",
         reason="ssh-timeout",

@@ -191,6 +191,24 @@ def test_waiting_for_ssh(tmp_path: Path) -> None:
     assert caught.value.reason == "vm-died"
 
 
+def test_an_attempt_that_the_guest_never_sees_does_not_hold_up_the_next(tmp_path: Path) -> None:
+    own = qemu._start_time(os.getpid())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        running = qemu.Running(tmp_path, os.getpid(), own or 0, server.getsockname()[1], "tcg", "d")
+
+        def guest() -> None:
+            lost, _ = server.accept()
+            with lost, server.accept()[0] as link:
+                link.sendall(b"SSH-2.0-OpenSSH_10.0\r\n")
+                lost.settimeout(10)
+                assert lost.recv(1) == b""  # it was still open until the other one was answered
+
+        thread = threading.Thread(target=guest, daemon=True)
+        thread.start()
+        assert qemu.wait_ssh(running, 10) == "SSH-2.0-OpenSSH_10.0"
+        joined(thread)
+
+
 @pytest.mark.parametrize("end", ["kill -ABRT $$", "exit 1", "exit 0", "exec sleep 60"])
 def test_an_acceleration_that_does_not_run_a_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     """QEMU aborts on some hosts instead of starting a KVM guest; on others the guest hangs."""
