@@ -118,7 +118,8 @@ class Daemon:
 
     async def _call(self, caller: Caller, method: str) -> object:
         """Have a part read changed files again, for whoever changed them."""
-        return await self.dispatcher.call(caller, self.dispatcher.prepare(caller, method, {}))
+        call = self.dispatcher.prepare(caller, method, {})
+        return await self.dispatcher.call(caller, call._replace(within=True))
 
     async def _record_denials(self) -> None:
         """What the proxies of sandboxes refused belongs to the audit, beside what people were refused."""

@@ -36,13 +36,14 @@ _DENIED_RATE, _DENIED_BURST = 0.1, 10.0  # per account: entries of the audit abo
 
 class Call(NamedTuple):
     """A call that may be made. contents: of its parameters; whoever prepared the call and does not make it closes
-    them."""
+    them. within: it is part of another call, whose event `api.changed` tells of both."""
 
     method: Method
     params: Strict
     given: Mapping[str, Any]
     key: str | None
     contents: tuple[Content, ...] = ()
+    within: bool = False
 
     def close(self) -> None:
         """Nothing of its contents is read any more."""
@@ -205,7 +206,8 @@ class Dispatcher:
         try:
             yield
             outcome = "ok"
-            self._events.publish("api.changed", call.method.name, who=caller.name, origin=caller.origin)
+            if not call.within:
+                self._events.publish("api.changed", call.method.name, who=caller.name, origin=caller.origin)
         except MixosError as error:
             outcome = error.reason
             raise
