@@ -305,7 +305,7 @@ class Changes:
         if record.deadline is not None:
             self._tell(record, "trial")
             return {**answer, "confirm": round(record.left), "change": record.number}
-        return {**answer, "problems": await self._after(record, wanted.caller)}
+        return {**answer, "problems": await self._after(record, wanted.caller, wanted.changed)}
 
     def _refuse_during_trial(self, appliers: Sequence[Applier], names: Iterable[str]) -> None:
         """Raises RefusedError `change-pending`."""
@@ -416,9 +416,11 @@ class Changes:
                 await self._appliers[name].undo(record.before.get(name, {}), View(self.places, record.was))
                 self.step(f"back {name}")
 
-    async def _after(self, record: Record, caller: Caller) -> list[Problem]:
-        """Have the other parts read changed files again. What fails is told; the files stay."""
-        paths = [one.name.removeprefix(ETC) for one in record.renames.changes if one.name.startswith(ETC)]
+    async def _after(self, record: Record, caller: Caller, also: Iterable[str] = ()) -> list[Problem]:
+        """Have the other parts read changed files again, and those that somebody wants in force though they hold that
+        already. What fails is told; the files stay."""
+        names = dict.fromkeys([*(one.name for one in record.renames.changes), *also])
+        paths = [name.removeprefix(ETC) for name in names if name.startswith(ETC)]
         problems: list[Problem] = []
         for method in methods_for(paths):
             if method.partition(".")[0] in record.parts:
