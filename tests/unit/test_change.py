@@ -439,6 +439,20 @@ def test_a_file_of_ones_own_that_was_undone_is_not_taken_up_again(tmp_path):
     assert state(tmp_path) == ("mine", "mine")
 
 
+@pytest.mark.parametrize("text", ["one", None])
+def test_a_trial_that_changes_nothing_leaves_the_file_in_force(tmp_path, text):
+    async def work(changes: Changes) -> bool:
+        await put(text)(changes)
+        await changes.make(CALLER, TRY, "apply", {}, parts=("gadget",))
+        await changes.revert(changes.find("gadget"), "time")
+        return changes.unconfirmed(box.parts[0]) is None
+
+    box = Box(tmp_path)
+    assert box.run(work)
+    assert Box(tmp_path).run(nothing) is None
+    assert state(tmp_path) == (text, text or "")
+
+
 def test_a_broken_file_leaves_what_was_good(tmp_path):
     Box(tmp_path).run(put("one"))
     (tmp_path / "etc/mixos/gadget.toml").write_text("broken")

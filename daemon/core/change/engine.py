@@ -231,11 +231,14 @@ class Changes:
         self._refuse_during_trial([applier], ())
 
     def _refuse(self, applier: Applier, record: Record) -> None:
-        """What stands in the files, if it is what was undone, is not taken up at the next start."""
+        """What stands in the files, if it is what was undone, is not taken up at the next start; unless it had been in
+        force before the trial as well."""
         view = View(self.places)
         wanted = {name: data for name, data in record.wanted.items() if applier.owns(name)}
         try:
-            if wanted and all(view.read(name) == data for name, data in wanted.items()):
+            if any(record.was.get(name) != data for name, data in wanted.items()) and all(
+                view.read(name) == data for name, data in wanted.items()
+            ):
                 self.memory.refuse(applier.name, wanted)
         except OSError as error:
             log("err", f"{applier.name}: {error}")
