@@ -20,13 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     folder = _folder(given)
     note = NOTE if folder is None else Path(folder, "run", NOTE.name)
-    control = forkserver.start(True, note)
+    server, control = forkserver.start(True, note)
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "1"  # it would read the metadata of all packages to look for some
 
     from daemon.core.worker.forks import Forks
     from daemon.mixosd import main as serve
 
-    return serve(given, Forks(control, watch=True, note=note))
+    return serve(given, Forks(control, server=server, watch=True, note=note))
 
 
 def _folder(given: Sequence[str]) -> str | None:
