@@ -38,6 +38,7 @@ from daemon.parts.system.part import SystemPart
 from daemon.parts.transfer.part import TransferPart
 
 GROUP = "mixos"
+_MAX_SOCKET = 107  # bytes of a socket's path (unix(7))
 
 
 class BusyError(MixosError):
@@ -53,7 +54,7 @@ def lock(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise BusyError("mixosd is running already", reason="already-running") from error
+        raise BusyError(f"mixosd is running already, {path} is its", reason="already-running") from error
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
     return descriptor
@@ -118,7 +119,8 @@ class Daemon:
 
     async def _call(self, caller: Caller, method: str) -> object:
         """Have a part read changed files again, for whoever changed them."""
-        return await self.dispatcher.call(caller, self.dispatcher.prepare(caller, method, {}))
+        call = self.dispatcher.prepare(caller, method, {})
+        return await self.dispatcher.call(caller, call._replace(within=True))
 
     async def _record_denials(self) -> None:
         """What the proxies of sandboxes refused belongs to the audit, beside what people were refused."""
@@ -141,17 +143,26 @@ def on_host(arguments: Sequence[str], forks: Forks) -> Daemon:
     """A daemon for an ordinary Linux host or a container, all its folders below one; its user is the administrator."""
     import argparse
 
-    parser = argparse.ArgumentParser(prog="mixosd", description="Without options: the daemon of a device.")
+    parser = argparse.ArgumentParser(
+        prog="mixosd", description="Without options: the daemon of a device.", allow_abbrev=False
+    )
     parser.add_argument("--folder", type=Path, required=True, help="run, state, etc, lib, libexec and log are below it")
     parts = {one.name: one for one in manifests() if one.part}
     usual = [name for name, one in parts.items() if one.on_host]
-    parser.add_argument("--part", choices=tuple(parts), action="append", help=f"default: {', '.join(usual)}")
+    parser.add_argument(
+        "--part", choices=tuple(parts), action="append", help=f"default: {', '.join(usual)}; change is always there"
+    )
     options = parser.parse_args(arguments)
+    if len(os.fsencode(options.folder.absolute() / "run/mixosd.sock")) > _MAX_SOCKET:
+        parser.error(
+            f"argument --folder: {options.folder}: too long a path for a socket; choose one such as /tmp/mixosd"
+        )
     places = {name: options.folder.absolute() / name for name in ("run", "state", "etc", "lib", "log", "libexec")}
     root = cgroups()
     name = f"{root.name}-{hashlib.sha256(os.fsencode(options.folder.absolute())).hexdigest()[:8]}"
     context = Context(**places, cgroups=root.with_name(name), shared=False, forks=forks)
-    chosen = [source(one, context) for name, one in parts.items() if name in (options.part or usual)]
+    wanted = {"change", *(options.part or usual)}  # whatever alters something may be on trial, and must be confirmed
+    chosen = [source(one, context) for name, one in parts.items() if name in wanted]
     return Daemon(
         context, chosen, {os.geteuid(): Role.ADMIN}, bus=str(context.run / "bus")
     )  # the host's own bus is not ours to be on
@@ -173,6 +184,6 @@ def main(arguments: Sequence[str], forks: Forks) -> int:
         log("err", error.message)
         return error.exit_code
     except OSError as error:
-        log("err", f"cannot serve: {error}")
+        log("err", f"cannot serve: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
         return 1
     return 0

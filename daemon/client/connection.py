@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from common.errors import RpcError, UnreachableError
 from daemon.core import rpc
 
-SOCKET = os.environ.get("MIXOS_SOCKET") or "/run/mixos/mixosd.sock"
+_OURS = "/run/mixos/mixosd.sock"
+SOCKET = os.environ.get("MIXOS_SOCKET") or _OURS
 # Seconds to wait for a daemon that init is starting: sshd is up some seconds before it, and so may a person be.
 PATIENCE = 30.0
 STARTING = "part-starting"  # the server's reason when the part that has the method is not up yet
@@ -128,9 +129,11 @@ def _open(channel: socket.socket, asked: _Asked, deadline: float) -> tuple[Any, 
         ) from error
     except OSError as error:
         raise UnreachableError(
-            f"mixosd is not running ({path}: {error.strerror})",
+            f"mixosd is not running ({path}: {error.strerror or error})",
             reason="daemon-unreachable",
-            hint="init starts it again within a second; /var/log/messages says why it ended",
+            hint="init starts it again within a second; /var/log/messages says why it ended"
+            if path == _OURS
+            else "MIXOS_SOCKET names the socket of a daemon that runs",
             retryable=True,
         ) from error
     return rpc.decode_answer(answer, 1), lines

@@ -41,25 +41,51 @@ def answer(method: str, as_json: bool) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 for a wrong command line, else the error's own."""
     arguments = tuple(sys.argv[1:] if argv is None else argv)
+    _streams()
     try:
         plain = _PLAIN.get(arguments)
         if plain is None:
             return _parsed(arguments)
         print(answer(*plain), flush=True)
     except MixosError as error:
-        if wants_json(arguments):
-            sys.stderr.write(json.dumps(error.as_json()) + "\n")
-        else:
-            hint = f"  {error.hint}\n" if error.hint else ""
-            sys.stderr.write(printable(f"mixctl: {error.message}\n{hint}"))
-        return error.exit_code
+        return _failed(error, arguments)
     except KeyboardInterrupt:
         sys.stderr.write("\n")  # behind the terminal's ^C
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; the interpreter must not complain about it
         return 141
+    except OSError as error:  # a file that cannot be read, or a full disk behind our output
+        return _failed(_told(error), arguments)
     return 0
+
+
+def _streams() -> None:
+    """Whoever starts us may have closed them; what is opened next must not take their places."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  # for as long as we run
+
+
+def _told(error: OSError) -> MixosError:
+    """What could not be read or written: a file with a name, or our output, of which the rest is dropped then."""
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        where = "standard output"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return MixosError(f"{where or 'a file'}: {error.strerror or error}", reason="file-io")
+
+
+def _failed(error: MixosError, arguments: Sequence[str]) -> int:
+    """Tell an error; its exit code."""
+    if wants_json(arguments):
+        sys.stderr.write(json.dumps(error.as_json()) + "\n")
+    else:
+        hint = f"  {error.hint}\n" if error.hint else ""
+        sys.stderr.write(printable(f"mixctl: {error.message}\n{hint}"))
+    return error.exit_code
 
 
 def wants_json(arguments: Sequence[str]) -> bool:

@@ -114,11 +114,11 @@ def waiting(parts: Mapping[str, Any]) -> list[str]:
     """What waits for a decision: approvals that were asked for, changes that will be undone unless confirmed."""
     count = sum(part["approvals"] for part in parts.values() if isinstance(part.get("approvals"), int))
     found = [f"{count} {'approval' if count == 1 else 'approvals'}"] if count else []
-    if parts.get("firewall", {}).get("state") == "unconfirmed":
-        found.append("a change of the firewall (mixctl firewall confirm)")
-    if (seconds := parts.get("net", {}).get("confirm-seconds")) is not None:
-        found.append(f"a change of the network, {seconds} s more (mixctl net confirm)")
-    return found
+    change = parts.get("change", {})
+    for one in change.get("changes", ()):
+        left = f"{one['seconds']} s more (mixctl confirm)" if one["state"] == "trial" else "being undone"
+        found.append(f"{one['what']}, {left}")
+    return [*found, *map(str, change.get("problems", ()))]
 
 
 def not_running(parts: Mapping[str, Any]) -> list[str]:

@@ -36,13 +36,14 @@ _DENIED_RATE, _DENIED_BURST = 0.1, 10.0  # per account: entries of the audit abo
 
 class Call(NamedTuple):
     """A call that may be made. contents: of its parameters; whoever prepared the call and does not make it closes
-    them."""
+    them. within: it is part of another call, whose event `api.changed` tells of both."""
 
     method: Method
     params: Strict
     given: Mapping[str, Any]
     key: str | None
     contents: tuple[Content, ...] = ()
+    within: bool = False
 
     def close(self) -> None:
         """Nothing of its contents is read any more."""
@@ -128,9 +129,11 @@ class Dispatcher:
 
     def _unknown(self, caller: Caller, name: str) -> MixosError:
         known = [method.name for method in self.methods.values() if caller.role in method.roles]
-        near = difflib.get_close_matches(name, known, n=1)
+        near, part = difflib.get_close_matches(name, known, n=1, cutoff=0.8), name.partition(".")[0]
         hint = f"did you mean {near[0]}?" if near else "api.methods lists them"
-        return rpc.failure("there is no such method", code=rpc.METHOD_NOT_FOUND, reason="rpc-method", hint=hint)
+        if not near and "." in name and not any(one.startswith(f"{part}.") for one in self.methods):
+            hint = "its part does not run here; status tells which do"
+        return rpc.failure(f"there is no method {name[:64]}", code=rpc.METHOD_NOT_FOUND, reason="rpc-method", hint=hint)
 
     def _deny(self, caller: Caller, name: str) -> None:
         """Record a denied call; of a flood only some, with the number that were left out."""
@@ -205,7 +208,8 @@ class Dispatcher:
         try:
             yield
             outcome = "ok"
-            self._events.publish("api.changed", call.method.name, who=caller.name, origin=caller.origin)
+            if not call.within:
+                self._events.publish("api.changed", call.method.name, who=caller.name, origin=caller.origin)
         except MixosError as error:
             outcome = error.reason
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from common.tomlfile import Strict
 from daemon.core import rpc
 from daemon.core.method import Method
 
+_KIND = re.compile(r"^constrained-|\[")
 USAGE = 2  # the exit code of a wrong command line: that is where wrong parameters come from
 
 
@@ -22,7 +24,10 @@ def validate(method: Method, params: Mapping[str, Any]) -> Strict:
     try:
         return method.params.model_validate(dict(params))
     except ValidationError as error:
-        lines = [_explain(detail, fields(method.params)) for detail in error.errors()[:20]]
+        details = {
+            _place(detail): detail for detail in reversed(error.errors()[:20])
+        }  # of a union what its first kind says
+        lines = [_explain(detail, fields(method.params)) for detail in reversed(details.values())]
         raise wrong("\n".join(lines), f"{method.name} takes {_usage(method)}") from error
     except RecursionError as error:
         raise wrong("nested too deeply", None) from error
@@ -43,9 +48,15 @@ def _usage(method: Method) -> str:
     return ", ".join(names) or "no parameters"
 
 
+def _place(detail: ErrorDetails) -> str:
+    """Where it is, without pydantic's names for the kinds of a union."""
+    first, *more = detail["loc"] or ("",)
+    inner = (part for part in more if isinstance(part, int) or not _KIND.search(part))
+    return ".".join(map(str, (first, *inner)))[:200]
+
+
 def _explain(detail: ErrorDetails, known: Mapping[str, bool]) -> str:
-    location = detail["loc"]
-    name = ".".join(str(part) for part in location)[:200]
+    location, name = detail["loc"], _place(detail)
     if detail["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1])[:64], known, n=1) if len(location) == 1 else []
         return f"unknown parameter '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")

@@ -34,6 +34,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from common.errors import MixosError, RefusedError
 from common.tomlfile import Strict
+from common.units import size as in_words
 from daemon.core.peer import credentials
 from daemon.core.rpc import MAX_DESCRIPTORS
 from daemon.linux.ready import readable, writable
@@ -185,7 +186,7 @@ def source(descriptor: int, streams: bool) -> Source:
     try:
         facts, flags = os.fstat(descriptor), fcntl.fcntl(descriptor, fcntl.F_GETFL)
         if flags & os.O_PATH or flags & (os.O_WRONLY | os.O_RDWR) not in (os.O_RDONLY, os.O_RDWR):
-            raise _wrong_kind("the descriptor is not open for reading")
+            raise _wrong_kind("a file that is open for reading")
         if stat.S_ISREG(facts.st_mode):
             return _File(descriptor, facts.st_size)
         if streams and stat.S_ISFIFO(facts.st_mode):
@@ -337,7 +338,7 @@ class Content:
 
     def _limit(self, size: int) -> None:
         if self.accepts.most is not None and size > self.accepts.most:
-            raise RefusedError(f"it has more than {self.accepts.most} bytes", reason="transfer-too-big")
+            raise RefusedError(f"it has more than {in_words(self.accepts.most)}", reason="transfer-too-big")
 
 
 def _poll(descriptor: int) -> None:

@@ -160,6 +160,9 @@ def test_what_goes_wrong(mixos, tmp_path, secret, capsys):
     assert ends("create", file, "--state", "db", *options) == "backup-no-state"
     assert ends("create", file, "--plain", "--json") == "backup-plain"
     assert not list(tmp_path.glob("*file*"))  # nothing half is left
+    os.mkfifo(tmp_path / "special")
+    assert ends("create", str(tmp_path / "special"), "--force", *options) == "backup-file"
+    assert (tmp_path / "special").is_fifo()  # so a device is not replaced either
     assert mixctl.main(["backup", "create", file, "--plain", "--no-secrets"]) == 0
     assert ends("restore", file, *options) == "backup-not-encrypted"
     assert mixctl.main(["backup", "restore", file, "--plain"]) == 0

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from buildsys.run import run
 from daemon.client import connection as client
 from daemon.client import mixctl
 from daemon.client.cli.common import columns
 from daemon.client.console.terminal import width_of
 from tests.daemons import Running, running
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -97,3 +101,46 @@ def test_a_cell_of_a_table_stays_in_its_row():
 def test_help_has_an_example(device, capsys, argv):
     assert mixctl.main(argv) == 0
     assert "Example:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff", "config-encoding"),
+        (b"#" * 70_000, "config-too-large"),
+        ("# é".encode() + "é".encode() * 40_000, "config-too-large"),  # the limit is within a character
+        (b"\x01" * 20_000, "config-too-large"),  # each is six bytes of JSON
+        (b'"\n' * 16_000, "rpc-method"),
+        (None, "config-unreadable"),
+    ],
+)
+def test_what_cannot_be_put_is_told_with_its_name_and_class(
+    device: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, reason: str
+):
+    file = tmp_path / "odd.toml" if content is not None else Path("/proc/self/mem")
+    if content is not None:
+        file.write_bytes(content)
+    code = mixctl.main(["config", "put", "firewall.toml", str(file), "--json"])
+    error = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert (error["reason"], error["exit_code"]) == (reason, code)
+    assert code == (11 if reason == "rpc-method" else 3)
+    assert reason == "rpc-method" or error["error"].startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize("verb", ["ping", "events --help", "completion bash", "audit"])
+def test_a_full_disk_behind_the_output_is_no_traceback(device: Running, verb: str):
+    code = "import sys; from daemon.client.mixctl import main; sys.exit(main())"
+    line = f'"{sys.executable}" -c "{code}" {verb} >/dev/full'
+    done = run(["/bin/sh", "-c", line], env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, split=True, allow=(1,))
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.startswith(b"mixctl: standard output: ")
+
+
+@pytest.mark.parametrize(
+    ("verb", "code"),
+    [("config put firewall.toml", 11), ("vpn import -", 11), ("backup verify - --plain", 8), ("ping", 0)],
+)
+def test_streams_that_were_closed_are_empty(device: Running, verb: str, code: int):
+    program = "import sys; from daemon.client.mixctl import main; sys.exit(main())"
+    line = f'"{sys.executable}" -c "{program}" {verb} <&- >&-'
+    run(["/bin/sh", "-c", line], env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, split=True, allow=(code,))

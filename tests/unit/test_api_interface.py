@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from pydantic import Field, SecretStr
 from typing_extensions import TypedDict
 
+from common.errors import RpcError
 from common.tomlfile import Strict
 from daemon import reference
 from daemon.core.answers import Bytes, JsonObject, answer, answer_schema, schema
 from daemon.core.method import Caller, Method, Nothing
+from daemon.core.params import validate
 from daemon.core.schema import rows
 from daemon.doors import interface
 from daemon.doors.values import pack, signature
@@ -305,3 +307,19 @@ def test_every_method_says_what_it_takes_and_what_it_answers():
             assert one.get("additionalProperties") is not True, method.name
         for row in rows(said):
             assert row.meaning, (method.name, row.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "places"),
+    [
+        ("proxy.set", {"http": "x", "https": "y"}, ["http", "https"]),
+        ("firewall.block", {"content": -1}, ["content"]),
+        ("firewall.allow", {"service": "ssh", "from": ["300.1.1.1", "y"]}, ["from.0", "from.1"]),
+    ],
+)
+def test_a_mistake_is_told_once_at_the_callers_own_name(name: str, params: dict[str, object], places: list[str]):
+    """Not once for each kind of a union, with pydantic's names for them."""
+    method = next(one for one in reference.methods() if one.name == name)
+    with pytest.raises(RpcError) as caught:
+        validate(method, params)
+    assert [line.partition(":")[0] for line in caught.value.message.splitlines()] == places

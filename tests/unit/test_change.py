@@ -167,14 +167,26 @@ def test_what_could_cut_the_caller_off_is_on_trial_by_itself(tmp_path, text, wis
     assert Box(tmp_path).run(put(text, wish))["confirm"] == seconds
 
 
-def test_what_cannot_be_tried_is_refused(tmp_path):
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize(
+    ("name", "force", "reason"), [("units/x", False, "change-no-trial"), ("gadget", True, "change-force-confirm")]
+)
+def test_what_cannot_be_tried_is_refused(tmp_path, dry, name, force, reason):
+    """Also by a dry run, which foretells what would be done."""
+
     async def work(changes: Changes) -> str:
-        with pytest.raises(RefusedError) as caught:
-            await changes.make(CALLER, TRY, "units", {"etc/mixos/units/x.toml": b""})
+        wish = Wish(confirm=600, force=force).model_copy(update={"dry_run": dry})
+        with pytest.raises(MixosError) as caught:
+            await changes.make(CALLER, wish, "it", {f"etc/mixos/{name}.toml": b""})
         return caught.value.reason
 
-    assert Box(tmp_path).run(work) == "change-no-trial"
+    assert Box(tmp_path).run(work) == reason
     assert left(tmp_path) == []
+
+
+def test_what_changes_nothing_needs_no_trial(tmp_path):
+    made = Box(tmp_path).run(lambda changes: changes.make(CALLER, TRY, "nothing", {}))
+    assert (made["changed"], made["confirm"]) == (False, None)
 
 
 def test_what_the_next_boot_needs_and_cannot_be_written_is_told(tmp_path, monkeypatch):
@@ -254,11 +266,15 @@ def test_one_trial_of_a_part_at_a_time(tmp_path):
         await put("one", TRY, "widget")(changes)
         with pytest.raises(RefusedError) as several:
             changes.find()
+        with pytest.raises(RefusedError) as none:
+            changes.find(number="7")
         with pytest.raises(RefusedError) as caught:
             await put("two")(changes)
-        return f"{several.value.reason} {caught.value.reason}"
+        assert [changes.find(number=number).number for number in ("1", "00000002")] == ["00000001", "00000002"]
+        assert all(text in (none.value.hint or "") for text in ("00000001", "00000002"))
+        return f"{several.value.reason} {none.value.reason} {caught.value.reason}"
 
-    assert Box(tmp_path, parts=("gadget", "widget")).run(work) == "change-which change-pending"
+    assert Box(tmp_path, parts=("gadget", "widget")).run(work) == "change-which change-nothing change-pending"
 
 
 @pytest.mark.parametrize("text", ["broken", "fails"])
@@ -352,9 +368,11 @@ def test_others_are_asked_to_read_their_files_again(tmp_path):
 
     box.changes.call = call
     contents = {"etc/mixos/mdns.toml": b"", "etc/mixos/units/x.toml": b""}
-    answer = box.run(lambda changes: changes.make(CALLER, GOOD, "two files", contents))
-    assert sorted(asked) == [("ada", "mdns.apply"), ("ada", "service.reload")]
-    assert answer["problems"] == [{"method": "mdns.apply", "reason": "mdns-no", "message": "no"}]
+    for _ in range(2):  # the second time they hold it already, and what was refused is not in force
+        asked.clear()
+        answer = box.run(lambda changes: changes.make(CALLER, GOOD, "two files", contents))
+        assert sorted(asked) == [("ada", "mdns.apply"), ("ada", "service.reload")]
+        assert answer["problems"] == [{"method": "mdns.apply", "reason": "mdns-no", "message": "no"}]
 
 
 # -- starts ----------------------------------------------------------------------------------------------------------
@@ -419,6 +437,20 @@ def test_a_file_of_ones_own_that_was_undone_is_not_taken_up_again(tmp_path):
     box.run(lambda changes: changes.make(CALLER, GOOD, "apply", parts=("gadget",)))
     Box(tmp_path).run(nothing)
     assert state(tmp_path) == ("mine", "mine")
+
+
+@pytest.mark.parametrize("text", ["one", None])
+def test_a_trial_that_changes_nothing_leaves_the_file_in_force(tmp_path, text):
+    async def work(changes: Changes) -> bool:
+        await put(text)(changes)
+        await changes.make(CALLER, TRY, "apply", {}, parts=("gadget",))
+        await changes.revert(changes.find("gadget"), "time")
+        return changes.unconfirmed(box.parts[0]) is None
+
+    box = Box(tmp_path)
+    assert box.run(work)
+    assert Box(tmp_path).run(nothing) is None
+    assert state(tmp_path) == (text, text or "")
 
 
 def test_a_broken_file_leaves_what_was_good(tmp_path):

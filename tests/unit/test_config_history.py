@@ -7,6 +7,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from common.errors import ConfigError, MixosError, NotFoundError, RefusedError
+from daemon.core.manifest import manifests
 from daemon.core.method import Caller, Nothing, Role
 from daemon.core.part import Context
+from daemon.core.parts import source
 from daemon.parts.config import history as history_module
 from daemon.parts.config.history import MAX_FILE, History
 from daemon.parts.config.part import BY_HAND, Config, Named, Page, Put, Removed, Target
+from tests.daemons import running
 
 ADMIN = Caller(Role.ADMIN, 1000, 1000, 1, "admin", "local")
 
@@ -348,6 +352,20 @@ def test_an_undo_that_was_cut_off_is_finished_at_the_next_start(tmp_path: Path):
     asyncio.run(part(tmp_path).start())
     assert (config.context.etc / "b.toml").read_text() == "y = 1\n"
     assert not journal.exists()
+
+
+def test_a_revision_says_what_was_done_not_what_it_led_to(tmp_path: Path):
+    """Parts that read their files again, and a confirmation, are in the history as what they belong to."""
+    places = dict.fromkeys(("run", "lib", "log", "cgroups"), tmp_path / "d")
+    context = replace(part(tmp_path).context, shared=False, **places)
+    wanted = [source(one, context) for one in manifests() if one.name in ("change", "config", "metrics", "proxy")]
+    with running(tmp_path / "d", more=wanted, context=context) as device:
+        device.call("config.put", {"path": "metrics.toml", "text": "[prometheus]\n"})
+        device.call("config.put", {"path": "proxy.toml", "text": 'http = "http://192.0.2.1:3128"\n', "confirm": 600})
+        device.call("change.confirm")
+        device.call("proxy.clear")
+        rows = device.call("config.history")
+    assert [row["why"] for row in rows][:3] == ["proxy.clear", "config put proxy.toml", "config put metrics.toml"]
 
 
 # -- files that people write -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,10 @@ from buildsys.run import run
 from common.errors import UnreachableError
 from daemon.client import connection as client
 from daemon.client import mixctl, show
+from daemon.core.change.record import Record, boot_id, boottime
+from daemon.core.part import Context
 from daemon.linux import dm, facts
+from daemon.parts.change.part import Change
 from tests.hostpackages import ROOT
 
 SAMPLE = {
@@ -73,15 +77,17 @@ def test_status_of_an_empty_tree(tmp_path):
     assert show.table(status)
 
 
-def test_one_screen_tells_what_needs_attention(root):
+def test_one_screen_tells_what_needs_attention(root, tmp_path):
     """Every part as it really tells its status; a value with a newline cannot make a line of its own."""
     up = {"state": "running", "error": None}
+    tried = Change(Context(run=tmp_path))
+    one = Record("00000007", "trial", "ada", "local", "vpn init wg0", boot_id(), deadline=boottime() + 40)
+    tried.changes.waiting = {one.number: one, "00000008": replace(one, number="00000008", state="undoing")}
     finding = {"check": "space", "state": "warning", "text": "only 5% of /data is free"}
     parts = {
         "service": {**up, "units": {"running": 4, "failed": 1}, "failed": ["hello"], "unhealthy": [], "broken": []},
         "metrics": {**up, "health": {"state": "warning", "findings": [finding]}},
-        "firewall": {**up, "state": "unconfirmed", "problem": None},
-        "net": {**up, "confirm-seconds": 40},
+        "change": {**up, **tried.status()},
         "agents": {**up, "approvals": 2},
         "vpn": {"state": "failed", "error": "x\ny: z"},
     }
@@ -91,7 +97,8 @@ def test_one_screen_tells_what_needs_attention(root):
     assert rows["services"] == "4 running, 1 failed"
     assert rows["failed"] == "hello"
     assert rows["approvals"].startswith("2 approvals; ")
-    assert "40 s" in rows["approvals"]
+    assert "vpn init wg0, 40 s more" in rows["approvals"]
+    assert "being undone" in rows["approvals"]
     assert rows["NOT RUNNING"] == "vpn: x\\ny: z"
     assert {"slot", "load", "memory", "data", "eth0"} <= rows.keys()
     assert len(lines) <= 23

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from common.errors import ConfigError, MixosError, NotFoundError, RefusedError
 from common.tomlfile import parse
+from daemon.client.cli.content import opened
 from daemon.core.change.applier import View
 from daemon.core.part import Context
 from daemon.parts.firewall import edits, forwarding, lists, requests
@@ -236,13 +237,25 @@ def test_the_kernel_routes_only_while_something_needs_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"203.0.113.1\n\xff\n", "config-unreadable"), (b"203.0.113.1\nnonsense\n", "firewall-list")],
+    [
+        (b"203.0.113.1\n\xff\n", "config-unreadable"),
+        (b"203.0.113.1\nnonsense\n", "firewall-list"),
+        (b"# \n", "firewall-list"),
+        (b"", "firewall-list"),
+    ],
 )
 def test_a_list_that_is_none_is_refused_with_its_line(data, reason):
     with pytest.raises(ConfigError) as caught:
         lists.entries(data)
     assert caught.value.reason == reason
-    assert reason != "firewall-list" or caught.value.message.startswith("line 2:")
+    assert b"nonsense" not in data or caught.value.message.startswith("line 2:")
+
+
+@pytest.mark.parametrize("reason", ["firewall-list", "transfer-too-big"])
+def test_what_the_daemon_says_of_a_file_has_its_name(tmp_path, reason):
+    with pytest.raises(MixosError) as caught, opened(os.fspath(tmp_path)):
+        raise RefusedError("it is wrong", reason=reason)
+    assert caught.value.message.startswith(f"{tmp_path}: ")
 
 
 def test_a_list_goes_as_a_descriptor(monkeypatch, tmp_path):

@@ -30,6 +30,7 @@ from daemon.core.worker.forks import Forks
 from daemon.core.worker.worker import Worker
 from tests.daemons import Running, running
 from tests.hostpackages import ROOT
+from tests.waiting import PATIENCE
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 PROCESS = Process("nobody", "none", memory=256 << 20, runs="kettleprocess:Bare")
@@ -581,7 +582,7 @@ HUNG = """
 import pathlib, signal, sys, time
 from daemon.core.worker import forkserver
 forkserver.TICK, forkserver.SILENT, forkserver.GRACE = 0.05, 0.5, 0.5
-control = forkserver.start(True, pathlib.Path(sys.argv[1]))
+_, control = forkserver.start(True, pathlib.Path(sys.argv[1]))
 if sys.argv[2] == "deaf":
     signal.signal(signal.SIGABRT, signal.SIG_IGN)
 deadline = time.monotonic() + float(sys.argv[3])
@@ -633,6 +634,31 @@ def test_beats_keep_a_server_there(tmp_path: Path):
         second = forks._server
         beating.cancel()
         await forks.close()
+        async with asyncio.timeout(PATIENCE):
+            while Path(f"/proc/{first}").exists():  # nobody waited for it
+                await asyncio.sleep(0.01)
         return second != first and not alive(second)
 
     assert asyncio.run(run())
+
+
+DIES = """
+import asyncio, os, pathlib, signal, sys
+from daemon.core.worker import forkserver
+server, control = forkserver.start(False, pathlib.Path(sys.argv[1]))
+from daemon.core.worker.forks import Forks
+
+async def run():
+    forks = Forks(control, server=server)
+    forks.attach()
+    os.kill(server, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        while os.path.exists(f"/proc/{server}"):
+            await asyncio.sleep(0.01)
+
+asyncio.run(run())
+"""
+
+
+def test_the_first_server_leaves_no_zombie_either(tmp_path: Path):
+    assert spawn([sys.executable, "-c", DIES, str(tmp_path / "why")], cwd=ROOT).wait(60) == 0

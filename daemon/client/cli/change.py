@@ -49,7 +49,7 @@ def changed(answer: Mapping[str, Any]) -> str:
     if answer["confirm"]:
         why = "this could cut your connection, so it is " if answer["cuts-off"] else ""
         lines.append(f"{why}on trial for {answer['confirm']} s; keep it with: mixctl confirm")
-    else:
+    elif not answer["problems"]:
         lines.append("in force" if answer["changed"] else "in force (nothing changed)")
     return "\n".join([*lines, *problems(answer)])
 

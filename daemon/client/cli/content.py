@@ -19,13 +19,19 @@ _WITHOUT_SIZE = 16 << 20  # bytes of a file without size that are read
 
 @contextmanager
 def opened(file: str) -> Iterator[int]:
-    """A descriptor of a file, or of standard input for `-`. Raises MixosError `file-unreadable`, `file-too-large`."""
+    """A descriptor of a file, or of standard input for `-`. Raises MixosError `file-unreadable`, `file-too-large`.
+
+    What the daemon says of its content while it is open gets its name, which the daemon does not know."""
     try:
         descriptor = _sized(os.dup(0) if file == "-" else os.open(file, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise MixosError(f"{file}: {error.strerror}", reason="file-unreadable") from error
     try:
         yield descriptor
+    except MixosError as error:
+        if error.reason.startswith("transfer-") or error.reason == "firewall-list":
+            error.message = f"{'standard input' if file == '-' else file}: {error.message}"
+        raise
     finally:
         os.close(descriptor)
 

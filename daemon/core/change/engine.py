@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from common.errors import MixosError, RefusedError
+from common.errors import MixosError, RefusedError, UsageError
 from daemon.core.change import files
 from daemon.core.change.applier import ETC, Applier, Candidate, Plan, View, Wish
 from daemon.core.change.files import Renames, Trees
@@ -231,11 +231,14 @@ class Changes:
         self._refuse_during_trial([applier], ())
 
     def _refuse(self, applier: Applier, record: Record) -> None:
-        """What stands in the files, if it is what was undone, is not taken up at the next start."""
+        """What stands in the files, if it is what was undone, is not taken up at the next start; unless it had been in
+        force before the trial as well."""
         view = View(self.places)
         wanted = {name: data for name, data in record.wanted.items() if applier.owns(name)}
         try:
-            if wanted and all(view.read(name) == data for name, data in wanted.items()):
+            if any(record.was.get(name) != data for name, data in wanted.items()) and all(
+                view.read(name) == data for name, data in wanted.items()
+            ):
                 self.memory.refuse(applier.name, wanted)
         except OSError as error:
             log("err", f"{applier.name}: {error}")
@@ -283,9 +286,10 @@ class Changes:
             if not wish.dry_run:
                 self._refuse_during_trial(appliers, wanted.changed)
             plans = {one.name: await one.prepare(view, wanted.caller, wish.dry_run) for one in appliers}
+            seconds = _seconds(wanted, plans)
             if wish.dry_run:
                 return {**_answer(plans, wanted), "files": await asyncio.to_thread(self._difference, wanted)}
-            record = self._record(wanted, appliers, plans)
+            record = self._record(wanted, appliers, plans, seconds)
             renames = await asyncio.to_thread(self._stage, record.number, wanted)
             record = replace(record, renames=renames)
             self.step("staged")
@@ -304,7 +308,7 @@ class Changes:
         if record.deadline is not None:
             self._tell(record, "trial")
             return {**answer, "confirm": round(record.left), "change": record.number}
-        return {**answer, "problems": await self._after(record, wanted.caller)}
+        return {**answer, "problems": await self._after(record, wanted.caller, wanted.changed)}
 
     def _refuse_during_trial(self, appliers: Sequence[Applier], names: Iterable[str]) -> None:
         """Raises RefusedError `change-pending`."""
@@ -313,19 +317,12 @@ class Changes:
             if wanted & set(record.parts) or files_ & {one.name for one in record.renames.changes}:
                 tried = record.state == "trial"
                 state = f"on trial for {record.left:.0f} s more" if tried else "being undone"
-                hint = "mixctl confirm, or mixctl revert" if tried else "mixctl change list says why"
+                ends = f"mixctl confirm {record.number}, or mixctl revert {record.number}"
+                hint = ends if tried else "mixctl change list says why"
                 what = f"{record.why} is {state}"
                 raise RefusedError(what, reason="change-pending", hint=hint)
 
-    def _record(self, wanted: _Wanted, appliers: Sequence[Applier], plans: Mapping[str, Plan]) -> Record:
-        wish, cuts = wanted.wish, any(plan.cuts for plan in plans.values())
-        seconds = 0 if wish.force else (TRIAL_SECONDS if cuts else 0) if wish.confirm is None else wish.confirm
-        if seconds and not appliers:
-            raise RefusedError(
-                f"{wanted.why} cannot be tried: it is read after its files were written",
-                reason="change-no-trial",
-                hint="leave out --confirm",
-            )
+    def _record(self, wanted: _Wanted, appliers: Sequence[Applier], plans: Mapping[str, Plan], seconds: int) -> Record:
         disk = View(self.places)
         was = {name: disk.read(name) for name in wanted.changed if any(one.owns(name) for one in appliers)}
         for one in appliers:
@@ -422,9 +419,11 @@ class Changes:
                 await self._appliers[name].undo(record.before.get(name, {}), View(self.places, record.was))
                 self.step(f"back {name}")
 
-    async def _after(self, record: Record, caller: Caller) -> list[Problem]:
-        """Have the other parts read changed files again. What fails is told; the files stay."""
-        paths = [one.name.removeprefix(ETC) for one in record.renames.changes if one.name.startswith(ETC)]
+    async def _after(self, record: Record, caller: Caller, also: Iterable[str] = ()) -> list[Problem]:
+        """Have the other parts read changed files again, and those that somebody wants in force though they hold that
+        already. What fails is told; the files stay."""
+        names = dict.fromkeys([*(one.name for one in record.renames.changes), *also])
+        paths = [name.removeprefix(ETC) for name in names if name.startswith(ETC)]
         problems: list[Problem] = []
         for method in methods_for(paths):
             if method.partition(".")[0] in record.parts:
@@ -472,13 +471,13 @@ class Changes:
     def find(self, part: str | None = None, number: str | None = None) -> Record:
         """The change that waits: of a part, by number, or the only one. Raises RefusedError `change-nothing`,
         `change-which`."""
-        found = [
-            one
-            for one in self.waiting.values()
-            if (part is None or part in one.parts) and (number is None or number == one.number) and one.state == "trial"
-        ]
+        tried = [one for one in self.waiting.values() if one.state == "trial" and (part is None or part in one.parts)]
+        found = [one for one in tried if number is None or int(number) == int(one.number)]
         if not found:
-            raise RefusedError("no change is on trial", reason="change-nothing", hint="mixctl change list")
+            what = f"change {number} is not on trial" if number is not None else "no change is on trial"
+            there = ", ".join(f"{one.number} ({one.why})" for one in tried)
+            hint = f"on trial: {there}" if tried else "mixctl change list"
+            raise RefusedError(what, reason="change-nothing", hint=hint)
         if len(found) > 1:
             raise RefusedError(
                 f"there are several: {', '.join(f'{one.number} ({one.why})' for one in found)}",
@@ -624,6 +623,26 @@ class _Wanted(NamedTuple):
             if one.kind != "tree"
         }
         return {**self.contents, **staged}
+
+
+def _seconds(wanted: _Wanted, plans: Mapping[str, Plan]) -> int:
+    """How long it is on trial, 0: not at all. Raises UsageError `change-force-confirm`, RefusedError
+    `change-no-trial`."""
+    wish, cuts = wanted.wish, any(plan.cuts for plan in plans.values())
+    if wish.force and wish.confirm:
+        raise UsageError(
+            "force is for good, confirm is for a trial", reason="change-force-confirm", hint="leave one of them out"
+        )
+    seconds = 0 if wish.force else (TRIAL_SECONDS if cuts else 0) if wish.confirm is None else wish.confirm
+    if plans or not seconds:
+        return seconds
+    if wanted.changed or wanted.staged[1].changes:
+        raise RefusedError(
+            f"{wanted.why} cannot be tried: no part puts these files in force before they are written",
+            reason="change-no-trial",
+            hint="leave out --confirm; mixctl config undo goes back",
+        )
+    return 0
 
 
 def _answer(plans: Mapping[str, Plan], wanted: _Wanted) -> Made:

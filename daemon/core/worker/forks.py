@@ -30,15 +30,17 @@ class Forked(NamedTuple):
 class Forks:
     """The fork server that there is, or the next one.
 
-    control: the socket of one that was forked already; watch: whether it is to be mixosd's watchdog: then there is
-    always one, else only while there are processes.
+    control, server: the socket and the process id of one that was forked already; watch: whether it is to be mixosd's
+    watchdog: then there is always one, else only while there are processes.
     """
 
-    def __init__(self, control: socket.socket | None = None, *, watch: bool = False, note: Path = NOTE) -> None:
+    def __init__(
+        self, control: socket.socket | None = None, *, server: int = 0, watch: bool = False, note: Path = NOTE
+    ) -> None:
         self._control = control
         self.watch = watch
         self.note = note
-        self._server = 0  # process id of one that was executed
+        self._server = server  # its process id
         self._loop: asyncio.AbstractEventLoop | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
@@ -114,9 +116,8 @@ class Forks:
             log("err", "the fork server has ended, and the processes of parts with it")
             server, self._server = self._server, 0
             self._detach()
-            if server:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(server, os.WNOHANG)
+            if server:  # its socket is closed a moment before it can be waited for
+                asyncio.get_running_loop().run_in_executor(None, _wait, server)
             return
         packet = json.loads(data)
         if "ended" in packet:

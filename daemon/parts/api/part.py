@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -126,7 +127,11 @@ class ApiPart:
         allowed = [method for method in self._dispatcher.methods.values() if caller.role in method.roles]
         found = [one for one in allowed if name in (None, one.name, one.part)]
         if not found:
-            raise NotFoundError(f"there is no method {name}", reason="method-unknown", hint="api.methods")
+            near = difflib.get_close_matches(
+                name or "", {text for one in allowed for text in (one.name, one.part)}, n=1
+            )
+            hint = f"did you mean {near[0]}?" if near else "mixctl api methods lists them"
+            raise NotFoundError(f"there is no method or part {name!r}", reason="method-unknown", hint=hint)
         return sorted(found, key=lambda one: one.name)
 
     async def _follow(self, caller: Caller, params: Follow) -> AsyncIterator[Event]:

@@ -116,7 +116,9 @@ class Backup:
         """Items {"data": base64}, then one {"summary": …}."""
         if params.passphrase is None and params.secrets:
             raise RefusedError(
-                "a backup with secrets must be encrypted", reason="backup-plain", hint="leave the secrets out as well"
+                "a backup with secrets must be encrypted",
+                reason="backup-plain",
+                hint="leave the secrets out as well: --no-secrets",
             )
         state = await asyncio.to_thread(contents.chosen, self.context, params.state)
         made = _Made(self.trees, manifest_now(params.secrets, state))

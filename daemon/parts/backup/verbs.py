@@ -179,7 +179,8 @@ def _passphrase(path: str | None, plain: bool, confirm: bool = False) -> str | N
             line = _first_line(path)
             text = line.rstrip(b"\r\n").decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise click.UsageError(f"{path}: the passphrase cannot be read ({error})") from error
+            why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise click.UsageError(f"{path}: the passphrase cannot be read ({why})") from error
         if not text or len(text) > 1024:
             raise click.UsageError(f"{path}: the first line must have 1 to 1024 characters")
         return text
@@ -219,10 +220,17 @@ def _input(file: str) -> Iterator[BinaryIO]:
 def _output(file: str) -> Iterator[BinaryIO]:
     """A file that gets its name when it is whole."""
     if file == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise MixosError(f"standard output: {error.strerror}", reason="backup-file") from error
         return
     target = Path(file)
+    if target.exists() and not target.is_file():  # renamed over, a device would be gone
+        raise MixosError(f"{file}: not a regular file", reason="backup-file", hint="-: standard output")
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as stream:

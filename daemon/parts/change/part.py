@@ -62,8 +62,8 @@ class Change:
         """The daemon closes it."""
 
     def status(self) -> Mapping[str, Any]:
-        """How many there are, and what could not be undone or read."""
-        return {"waiting": len(self.changes.waiting), "problems": list(self.changes.problems)}
+        """What there is, and what could not be undone or read."""
+        return {"changes": self.changes.rows(), "problems": list(self.changes.problems)}
 
     async def _list(self, _: Caller, __: Nothing) -> Trials:
         return {"changes": self.changes.rows(), "problems": list(self.changes.problems)}

@@ -144,8 +144,9 @@ class Config:
             self._listener.cancel()
 
     async def _listen(self) -> None:
-        async for event in self.context.events.listen("api.changed"):
-            self.record(str(event.data.get("who", "?")), event.subject)
+        async for event in self.context.events.listen(("api.changed", "change.confirmed")):
+            # What was tried says more than that somebody confirmed it.
+            self.record(str(event.data.get("who", "?")), str(event.data.get("what", event.subject)))
 
     def status(self) -> Mapping[str, Any]:
         """The newest revision."""

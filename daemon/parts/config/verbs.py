@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import IO, Any
 
 import click
 
-from common.units import clock
+from common.errors import ConfigError
+from common.units import clock, size
 from daemon.client.cli.change import SECONDS, change_options, changed, wish
 from daemon.client.cli.common import ask, json_option, show
 from daemon.client.console.names import names as known
 from daemon.client.show import Column, Listing
 from daemon.core.rpc import MAX_LINE
+
+_AROUND = 1024  # bytes of a call beside the text
 
 
 @click.group()
@@ -94,14 +98,27 @@ def put(path: str, file: IO[bytes], as_json: bool, **values: object) -> None:
     Example:
       ssh admin@device -- mixctl config put units/hello.toml < hello.toml
     """
-    try:
-        text = file.read(MAX_LINE + 1).decode()
-    except UnicodeDecodeError as error:
-        raise click.ClickException(f"{file.name}: not UTF-8 (byte {error.start})") from error
-    if len(text) > MAX_LINE // 2:
-        raise click.ClickException(f"{file.name}: longer than {MAX_LINE // 2} characters")
-    params = {"path": path, "text": text, **wish(values)}
+    params = {"path": path, "text": _text(file), **wish(values)}
     show(ask("config.put", params, seconds=SECONDS), as_json, lambda answer: f"{path}: {_told(answer)}")
+
+
+def _text(file: IO[bytes]) -> str:
+    """All of it. Raises ConfigError `config-unreadable`, `config-too-large`, `config-encoding`."""
+    try:
+        data = file.read(MAX_LINE + 1)
+    except OSError as error:
+        raise ConfigError(f"{file.name}: {error.strerror}", reason="config-unreadable") from error
+    text = data.decode(errors="replace")
+    if len(data) > MAX_LINE or len(json.dumps(text, ensure_ascii=False).encode()) > MAX_LINE - _AROUND:
+        raise ConfigError(
+            f"{file.name}: more than a call takes ({size(MAX_LINE)}, line ends and quotes count twice)",
+            reason="config-too-large",
+            hint="long lists of addresses go in with: mixctl firewall block --file",
+        )
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file.name}: not UTF-8 (byte {error.start})", reason="config-encoding") from error
 
 
 @config.command()

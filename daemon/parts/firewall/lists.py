@@ -89,14 +89,17 @@ def lines(text: str) -> Iterator[tuple[int, str]]:
 
 def entries(data: bytes) -> tuple[str, ...]:
     """The entries of a list that somebody sends. Raises ConfigError `config-unreadable`, `firewall-list` with the lines
-    that are wrong."""
+    that are wrong, or when there is nothing in it."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError("the list is not UTF-8", reason="config-unreadable") from error
     if wrong := [f"line {line}: {message}" for line, message in problems(text)]:
         raise ConfigError("\n".join(wrong), reason="firewall-list")
-    return tuple(entry for _, entry in lines(text))
+    found = tuple(entry for _, entry in lines(text))
+    if not found:  # what should have made it has failed
+        raise ConfigError("there is no address in it", reason="firewall-list")
+    return found
 
 
 def problems(text: str, most: int = 20) -> Iterator[tuple[int, str]]:

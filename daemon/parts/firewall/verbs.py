@@ -59,13 +59,15 @@ _FILES = {
     "same": "in force",
     "missing": "not there; the default is in force",
     "different": "changed; put it into force: mixctl firewall apply",
-    "undone": "not in force: it was undone because nobody confirmed it",
+    "undone": "not in force: it was tried and not confirmed; put it into force: mixctl firewall apply",
     "broken": "BROKEN; the last good rules are in force",
 }
 
 
 def _status(result: Mapping[str, Any]) -> str:
-    lines = [f"state         {_STATES[result['state']]}", f"file          {_FILES[result['file']]}"]
+    tried = result["confirm"] and result["file"] == "different"
+    file = "as it was; what is on trial is in force" if tried else _FILES[result["file"]]
+    lines = [f"state         {_STATES[result['state']]}", f"file          {file}"]
     if result["problem"]:
         lines.append(f"problem       {result['problem']}")
     if waiting := result["confirm"]:

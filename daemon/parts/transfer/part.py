@@ -83,8 +83,8 @@ class TransferPart:
         limits = [one.most for one in accepted(method.params).values()]
         if not limits:
             raise RefusedError(f"{params.purpose} takes no content", reason="transfer-purpose")
-        if None not in limits and params.size > max(filter(None, limits)):
-            raise RefusedError(f"{params.purpose} takes less than {params.size} bytes", reason="transfer-too-big")
+        if None not in limits and params.size > (most := max(filter(None, limits))):
+            raise RefusedError(f"{params.purpose} takes at most {most} bytes", reason="transfer-too-big")
         name = self._spool.begin(caller.uid, params.purpose, params.size, params.sha256)
         self._expire_later()
         return {"id": name, "piece": PIECE}
