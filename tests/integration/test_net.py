@@ -405,6 +405,29 @@ def test_what_others_had_made_is_back(box: Box, monkeypatch: pytest.MonkeyPatch,
     asyncio.run(scenario())
 
 
+def test_an_mtu_that_is_too_small_for_ipv6_and_back(box: Box) -> None:
+    """The kernel takes everything of IPv6 away before we do, and brings it back without what others had added."""
+
+    def there() -> list[str]:
+        rows = ip("-6", "route", "show", "table", "all", "dev", "eth0")
+        found = [row["dst"] for row in rows]
+        return sorted(found + [one["local"] for row in ip("-6", "address", "show", "eth0") for one in row["addr_info"]])
+
+    async def scenario() -> None:
+        made_by_others()
+        before = there()
+        await box.apply('[interface.eth0]\nmode = "none"\nipv6 = "off"\nmtu = 600\n', confirm=600)
+        assert there() == []
+        await box.part.revert(CALLER, NOTHING)
+        for _ in range(100):
+            if there() == before:
+                break
+            await asyncio.sleep(0.1)  # for the kernel's own addresses
+        assert there() == before
+
+    asyncio.run(scenario())
+
+
 REMOTE = CALLER._replace(origin="ssh 192.0.2.77 (claimed)")
 
 
