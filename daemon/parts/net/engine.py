@@ -74,6 +74,7 @@ class Engine:
             before = {
                 "interfaces": snapshot.take(rtnl, touched, seen),
                 "claimed": sorted(self.early.claimed() & touched),
+                "leases": {name: found for name in sorted(touched) if (found := self._leases(name, seen))},
             }
         way = connection(caller.connection or caller.origin.removeprefix("ssh ").partition(" ")[0]) if caller else None
         return applier.Plan(
@@ -84,6 +85,12 @@ class Engine:
             before=before,
             data=Own(wanted, caller is None),
         )
+
+    def _leases(self, name: str, seen: Seen) -> list[str]:
+        """The addresses that a DHCP client has put on an interface."""
+        lease, link = self.early.lease(name), seen.links.get(name)
+        here = [one.address for one in seen.addresses if link and one.index == link.index]
+        return [address for address in here if lease and address.partition("/")[0] == lease]
 
     def _clients(self, wanted: NetworkFile) -> set[str]:
         """Interfaces whose DHCP client would be stopped."""
@@ -109,6 +116,8 @@ class Engine:
         self._contents = {FILE: view.read(FILE)}
         errors: list[MixosError | OSError] = []
         try:
+            for name, addresses in before.get("leases", {}).items():
+                self.early.until_lease(name, addresses)
             await self._put(wanted, tried, lambda _: None)
         except (MixosError, OSError) as error:
             errors.append(error)
