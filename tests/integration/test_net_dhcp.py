@@ -166,6 +166,27 @@ def test_a_client_that_has_just_died_does_not_come_back(box: Box) -> None:
     asyncio.run(scenario())
 
 
+def test_there_is_one_client_also_after_one_died(box: Box) -> None:
+    async def scenario() -> None:
+        folder = box.context.run / "net"
+
+        def clients() -> int:
+            found = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+            return sum(b"udhcpc\0-f" in words and str(folder).encode() in words for words in found)
+
+        await box.apply(DHCP)
+        await until(lambda: (folder / "eth0.address").exists())
+        os.kill(int((folder / "eth0.pid").read_text()), signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        again = Box(box.context.etc.parent)
+        await again.part.start()
+        await again.part.stop()
+        await asyncio.sleep(7)  # the script starts one again after 5 s
+        assert clients() == 1
+
+    asyncio.run(scenario())
+
+
 def test_routes_follow_the_lease(tmp_path: Path) -> None:
     """A router in the lease's network, outside of it (as with /32), another one, none."""
     cable()
