@@ -254,9 +254,11 @@ class Watch:
         """Readable when there is something to `take`."""
         return self._socket.fileno()
 
-    def take(self) -> set[str]:
-        """The names that something happened to."""
-        return {decode_link(part.payload).name for part in self._socket.news() if part.kind in _LINK[:2]}
+    def take(self) -> set[str] | None:
+        """The names that something happened to; None when it was too much: then to any."""
+        found = {decode_link(part.payload).name for part in self._socket.news() if part.kind in _LINK[:2]}
+        lost, self._socket.overrun = self._socket.overrun, False
+        return None if lost else found
 
     def close(self) -> None:
         """Stop watching."""

@@ -282,6 +282,26 @@ def test_an_interface_that_comes_later_is_set_up(box: Box, monkeypatch: pytest.M
     asyncio.run(scenario())
 
 
+def test_an_interface_that_comes_with_many_others_is_set_up(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel drops what it would tell of it when we have not read what it told of the others."""
+    monkeypatch.setattr(part, "SETTLE_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        box.file.write_text(STATIC)
+        await box.part.start()
+        lines = [f"link add d{n} type veth peer name p{n}\nlink set d{n} up\nlink set p{n} up\n" for n in range(30)]
+        run(["ip", "-batch", "-"], stdin="".join(lines).encode())
+        cable()
+        for _ in range(200):
+            await asyncio.sleep(0.05)
+            if "192.0.2.10/24" in addresses("eth0"):
+                break
+        assert "192.0.2.10/24" in addresses("eth0")
+        await box.part.stop()
+
+    asyncio.run(scenario())
+
+
 def test_set_changes_the_file_and_nothing_else(box: Box) -> None:
     async def scenario() -> None:
         cable()

@@ -213,7 +213,8 @@ class Interfaces:
         assert self._watch is not None
         names = self._watch.take()
         parents = {entry.vlan.parent for entry in self.engine.config.interface.values() if entry.vlan}
-        if self._settling is None and names & (managed(self.engine.config).keys() | parents):
+        ours = managed(self.engine.config).keys() | parents
+        if self._settling is None and (ours if names is None else names & ours):
             self._settling = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._spawn, self._settle)
 
     def _spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
