@@ -352,9 +352,10 @@ class Rtnl:
         self._socket.ask(_ADDRESS[0], encode_address(self.index(name), address), netlink.CREATE | netlink.REPLACE)
 
     def remove_address(self, name: str, address: str) -> None:
-        """Take an address away; one that is gone stays gone. The kernel takes all of IPv6 away (ENXIO) from an interface
-        whose MTU is too small for it."""
-        self._unless((errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO), _ADDRESS[1], encode_address(self.index(name), address))
+        """Take an address away; one that is gone stays gone. From an interface whose MTU is too
+        small for IPv6 the kernel takes all of that away (ENXIO)."""
+        gone = (errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO)
+        self._unless(gone, _ADDRESS[1], encode_address(self.index(name), address))
 
     def add_route(self, route: Route, *, replace: bool = True) -> None:
         """Add a route. One of the same destination, metric and table goes; without `replace` it stays, whosever it is,

@@ -19,11 +19,12 @@ from daemon.core.change import record
 from daemon.core.change.applier import Wish
 from daemon.core.part import Context
 from daemon.linux.netlink import NetlinkError
-from daemon.linux.rtnl import MAIN_TABLE, Route, Rtnl, Rule
+from daemon.linux.rtnl import MAIN_TABLE, Link, Route, Rtnl, Rule
 from daemon.linux.wireguard import Device
 from daemon.parts.net import engine as part_engine
 from daemon.parts.net import part
 from daemon.parts.net.part import Set
+from daemon.parts.net.plan import Seen, below
 from daemon.parts.vpn import keys, tunnel, wgquick
 from daemon.parts.vpn.model import VpnFile
 from daemon.parts.vpn.part import Vpn
@@ -471,6 +472,65 @@ def test_what_could_cut_the_caller_off_is_on_trial(box: Box, connection: str, te
         answer = await box.part.apply(REMOTE._replace(connection=connection), Wish())
         assert answer["confirm"] == seconds
         await box.context.changes.stop()
+
+    asyncio.run(scenario())
+
+
+PORT = '[interface.lan]\nmode = "static"\naddresses = ["192.0.2.10/24"]\nbridge = { ports = [%s] }\n'
+WAY_OUT = '[interface.eth1]\nmode = "static"\naddresses = ["192.0.2.10/24"]\ngateways = ["192.0.2.1"]\n'
+
+
+@pytest.mark.parametrize(
+    ("peer", "local", "first", "then"),
+    [
+        ("192.0.2.77", "192.0.2.10", PORT % '"eth1"', PORT % ""),  # the bridge has no way to the link any more
+        ("203.0.113.77", "198.51.100.9", "", WAY_OUT),  # answers would leave by another way
+    ],
+    ids=["port", "route"],
+)
+def test_what_cuts_off_without_touching_the_interface_is_on_trial(
+    box: Box, peer: str, local: str, first: str, then: str
+) -> None:
+    async def scenario() -> None:
+        cable("eth0", "far0")
+        cable("eth1", "far1")
+        for words in ("address add 198.51.100.9/24 dev eth0", "link set eth0 up", "route add default via 198.51.100.1"):
+            run(["ip", *words.split()])
+        await box.apply(first)
+        box.file.write_text(then)
+        answer = await box.part.apply(REMOTE._replace(connection=f"{peer} 50000 {local} 22"), Wish())
+        assert answer["confirm"] == 60
+        await box.context.changes.stop()
+
+    asyncio.run(scenario())
+
+
+def test_below_an_interface_is_what_carries_it() -> None:
+    """This host's kernel may have no VLANs."""
+
+    def link(index: int, name: str, kind: str = "", **others: int) -> Link:
+        values: dict[str, Any] = {"up": True, "state": "up", "mtu": 1500, "mac": "", "alias": "", "vlan": 0}
+        values |= {"stp": False, "received": 0, "sent": 0, "master": 0, "parent": 0, **others}
+        return Link(index=index, name=name, kind=kind, **values)
+
+    links = [link(1, "eth0", "veth", master=3, parent=2), link(2, "far0", "veth", parent=1), link(3, "lan", "bridge")]
+    seen = Seen({one.name: one for one in [*links, link(4, "office", "vlan", parent=3)]})
+    assert below("office", seen) == {"office", "lan", "eth0"}
+    assert below("far0", seen) == {"far0"}
+    assert below("gone", seen) == set()
+
+
+def test_the_way_out_of_an_interface_that_the_file_does_not_name_comes_back(box: Box) -> None:
+    """The kernel has one route for a destination and a metric: a new one takes the place of anybody's."""
+
+    async def scenario() -> None:
+        made_by_others()
+        run(["ip", "route", "add", "default", "via", "203.0.113.2", "dev", "eth0", "proto", "boot"])
+        before = everything()
+        await box.apply(WAY_OUT, confirm=600)
+        assert ("default", "203.0.113.2", "eth0") not in routes()
+        await box.part.revert(CALLER, NOTHING)
+        assert everything() == before
 
     asyncio.run(scenario())
 

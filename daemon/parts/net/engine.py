@@ -7,7 +7,7 @@ this. Going back means the earlier file, and then whatever else the interfaces h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from daemon.linux.rtnl import Rtnl
 from daemon.parts.net import snapshot
 from daemon.parts.net.handover import EarlyBoot
 from daemon.parts.net.netfile import NetworkFile
-from daemon.parts.net.plan import Seen, Step, describe, execute, look, managed, missing, plan
+from daemon.parts.net.plan import Seen, Step, below, describe, execute, look, managed, missing, plan, replaced
 
 FILE = "etc/mixos/network.toml"
 _HARMLESS = ("add-address", "add-route", "set-up")  # steps that take nothing away from a connection
@@ -73,6 +73,7 @@ class Engine:
             touched = managed(self.config).keys() | managed(wanted).keys()
             before = {
                 "interfaces": snapshot.take(rtnl, touched, seen),
+                "replaced": snapshot.take_routes(rtnl, replaced(steps, seen)),
                 "claimed": sorted(self.early.claimed() & touched),
                 "leases": {name: found for name in sorted(touched) if (found := self._leases(name, seen))},
             }
@@ -81,7 +82,7 @@ class Engine:
             contents={FILE: view.read(FILE)},
             steps=[describe(step) for step in steps],
             changes=bool(steps) or wanted != self.config,
-            cuts=way is not None and _cuts(way, steps, self._clients(wanted)),
+            cuts=way is not None and _cuts(way, steps, self._clients(wanted), seen),
             before=before,
             data=Own(wanted, caller is None),
         )
@@ -124,7 +125,7 @@ class Engine:
         interfaces = before.get("interfaces", {})
         try:
             with Rtnl() as rtnl:
-                snapshot.restore(interfaces, rtnl, self.proc)
+                snapshot.restore(interfaces, rtnl, self.proc, before.get("replaced", ()))
         except (MixosError, OSError) as error:
             errors.append(error)
         if errors:
@@ -204,12 +205,14 @@ class Engine:
             return missing(self.config, await asyncio.to_thread(look, rtnl, self.proc))
 
 
-def _cuts(way: Connection, steps: Iterable[Step], clients: set[str]) -> bool:
-    """Whether steps could cut a connection: those that take something away from the interface it comes in by; without
-    knowing that, from any."""
+def _cuts(way: Connection, steps: Sequence[Step], clients: set[str], seen: Seen) -> bool:
+    """Whether steps could cut a connection: those that take something away from the interface it comes in by, or from
+    what that lies on; without knowing that, from any."""
     taking = [step for step in steps if step[0] not in _HARMLESS]
+    losing = {route.interface for route in replaced(steps, seen)} | clients
     if way.interface is None:
-        return bool(taking or clients)
+        return bool(taking or losing)
     names = {step[1].split("/")[2] if step[0] == "sysctl" else step[1] for step in taking}
     masters = {step[2] for step in taking if step[0] == "set-master"}
-    return way.interface in names | masters | clients
+    lower = {step[1] for step in taking if step[0] != "sysctl"} & below(way.interface, seen)
+    return bool(lower) or way.interface in names | masters | losing

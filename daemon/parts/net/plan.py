@@ -7,7 +7,7 @@ added before others go, so that a connection over an address that stays is never
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -222,6 +222,26 @@ def _routes(name: str, entry: Interface, seen: Seen, link: Link | None) -> Itera
 
 def _route_step(what: str, route: Route) -> Step:
     return (what, route.interface, route.to, route.via, str(route.metric), str(route.protocol))
+
+
+def replaced(steps: Iterable[Step], seen: Seen) -> list[Route]:
+    """Routes of other interfaces that the kernel takes away for new ones, of the same destination and metric."""
+    new = {(step[2], int(step[4])): step[1] for step in steps if step[0] == "add-route"}
+    main = (route for route in seen.routes if route.table == MAIN_TABLE)
+    return [route for route in main if new.get((route.to, route.metric), route.interface) != route.interface]
+
+
+def below(name: str, seen: Seen) -> set[str]:
+    """What an interface lies on, itself included: parents of VLANs, ports of bridges."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        link = seen.links.get(waiting.pop())
+        if link is not None and link.name not in found:
+            found.add(link.name)
+            under = link.parent if link.kind == "vlan" else 0
+            waiting += [one.name for one in seen.links.values() if one.master == link.index or one.index == under]
+    return found
 
 
 def execute(step: Step, rtnl: Rtnl, proc: Path = PROC) -> None:

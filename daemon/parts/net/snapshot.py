@@ -7,13 +7,13 @@ given back as such, as `ip route save` and `restore` of iproute2 do. A snapshot 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.errors import MixosError
-from daemon.linux.rtnl import PROTOCOL, Address, Rtnl, decode_address
+from daemon.linux.rtnl import PROTOCOL, Address, Route, Rtnl, decode_address, decode_route
 from daemon.parts.net.plan import Seen, look
 
 _LINK_LOCAL = 253  # scope of addresses that the kernel makes by itself
@@ -35,11 +35,21 @@ def take(rtnl: Rtnl, names: Iterable[str], seen: Seen) -> dict[str, Any]:
     }
 
 
-def restore(snapshot: Mapping[str, Any], rtnl: Rtnl, proc: Path) -> None:
-    """Make interfaces that are there what they were. Everything is tried; then raises the first NetlinkError, OSError,
-    or MixosError `net-snapshot` for a snapshot that is damaged."""
+def take_routes(rtnl: Rtnl, routes: Sequence[Route]) -> list[tuple[str, str]]:
+    """Single routes of interfaces that are left alone otherwise: (interface, message) of each."""
+    found = []
+    for name in sorted({route.interface for route in routes}):
+        for payload in rtnl.raw_routes(index := rtnl.index(name)):
+            if decode_route(payload, {index: name}) in routes:
+                found.append((name, payload.hex()))
+    return found
+
+
+def restore(snapshot: Mapping[str, Any], rtnl: Rtnl, proc: Path, single: Sequence[tuple[str, str]] = ()) -> None:
+    """Make interfaces that are there what they were. single: what `take_routes` gave. Everything is tried; then raises
+    the first NetlinkError, OSError, or MixosError `net-snapshot` for a snapshot that is damaged."""
     problems = []
-    for work in _work(snapshot, rtnl, proc):
+    for work in _work(snapshot, rtnl, proc, single):
         try:
             work()
         except (MixosError, OSError) as error:
@@ -50,13 +60,17 @@ def restore(snapshot: Mapping[str, Any], rtnl: Rtnl, proc: Path) -> None:
         raise problems[0]
 
 
-def _work(snapshot: Mapping[str, Any], rtnl: Rtnl, proc: Path) -> Iterator[Callable[[], None]]:
+def _work(
+    snapshot: Mapping[str, Any], rtnl: Rtnl, proc: Path, single: Sequence[tuple[str, str]]
+) -> Iterator[Callable[[], None]]:
     """The steps: links of all interfaces first, then addresses, then routes, those without a gateway before others."""
-    there = {name: was for name, was in snapshot.items() if name in look(rtnl, proc).links}
+    links = look(rtnl, proc).links
+    there = {name: was for name, was in snapshot.items() if name in links}
     yield from (partial(_link, name, was, rtnl, proc) for name, was in there.items())
     yield from (partial(_addresses, name, was, rtnl) for name, was in there.items())
     yield from (partial(_take_routes, name, was, rtnl) for name, was in there.items())
     routes = [(name, bytes.fromhex(text)) for name, was in there.items() for text in was["routes"]]
+    routes += [(name, bytes.fromhex(text)) for name, text in single if name in links]
     routes.sort(key=lambda one: one[1][6], reverse=True)  # rtm_scope: link (253) before universe (0)
     yield from (partial(rtnl.replay_route, name, payload) for name, payload in routes)
 
