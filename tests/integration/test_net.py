@@ -21,6 +21,7 @@ from daemon.core.part import Context
 from daemon.linux.netlink import NetlinkError
 from daemon.linux.rtnl import MAIN_TABLE, Link, Route, Rtnl, Rule
 from daemon.linux.wireguard import Device
+from daemon.parts.config.part import Config, Put
 from daemon.parts.net import engine as part_engine
 from daemon.parts.net import part
 from daemon.parts.net.part import Set
@@ -602,6 +603,34 @@ def test_a_name_that_somebody_took_later_is_a_problem_and_no_crash(box: Box) -> 
         await box.part._settle()
         assert box.part.engine.problem is not None
         assert box.part.engine.problem.reason == "net-conflict"
+
+    asyncio.run(scenario())
+
+
+def test_what_people_write_while_their_file_is_on_trial(box: Box) -> None:
+    """`net.set` is refused, since the file is not what is in force; an edit by hand is in the history."""
+    tried = STATIC.replace("mtu = 1400", "mtu = 1380")
+
+    async def scenario() -> None:
+        cable()
+        await box.apply(STATIC)
+        config = Config(box.context)
+        await config.start()
+        try:
+            put = Put.model_validate({"path": "network.toml", "text": tried, "confirm": 600})
+            await config.put(CALLER, put)
+            with pytest.raises(MixosError) as caught:
+                await box.part.set(CALLER, Set(name="eth0", values={"metric": 7}))
+            assert caught.value.reason == "change-pending"
+            box.file.write_text(STATIC + "# by hand\n")
+            await box.part.confirm(CALLER, NOTHING)
+            assert box.file.read_text() == tried
+            config.record("root", "net confirm")
+            newest, before = (config.history.get(number) for number in (0, -1))
+            assert (newest.who, before.who) == ("root", "by hand")
+            assert "# by hand" in config.history.content(before.files["network.toml"][0]).decode()
+        finally:
+            await config.stop()
 
     asyncio.run(scenario())
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, SecretStr
 from common.errors import MixosError, NotFoundError
 from common.tomlfile import Strict, parse, read_text
 from daemon.core.change.applier import ETC, Wish
+from daemon.core.change.record import Record
 from daemon.core.manifest import file_for, known_files, methods_for
 from daemon.core.method import ADMINS, OPERATORS, Caller, Handler, Method, Nothing, Params, Role
 from daemon.core.part import Context
@@ -136,6 +137,7 @@ class Config:
         """Record what was changed by hand."""
         await self._finish_old_undo()
         self.record(BY_HAND, "found at start")
+        self.context.changes.guards.append(self._guard)
         self._listener = background("config", self._listen)
 
     async def stop(self) -> None:
@@ -150,6 +152,11 @@ class Config:
     def status(self) -> Mapping[str, Any]:
         """The newest revision."""
         return {"revision": self._newest}
+
+    def _guard(self, record: Record) -> None:
+        """What was edited by hand while a change was on trial is kept before that is written over it."""
+        if record.deadline is not None and record.renames.changes:
+            self.record(BY_HAND, f"before {record.why} was confirmed")
 
     def record(self, who: str, why: str) -> None:
         """Keep a revision if anything changed; a folder that cannot be kept is reported, not fatal."""
