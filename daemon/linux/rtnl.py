@@ -167,12 +167,13 @@ def _durable(payload: bytes) -> bytes:
     return payload[: _RTMSG.size - 4] + bytes(4) + b"".join(parts)
 
 
-def _is_replayable(payload: bytes, index: int) -> bool:
+def _through(payload: bytes) -> int:
+    """The interface that a route which can be given back goes through; 0 for another one."""
     family, _, _, _, _, protocol, _, kind, flags = _unpack(_RTMSG, payload)
-    found = dict(attributes(payload[_RTMSG.size :]))
-    through = 4 in found and number(found[4]) == index
-    made = protocol not in (2, 9) and not flags & 0x200  # RTPROT_KERNEL, RTPROT_RA; RTM_F_CLONED
-    return family in (socket.AF_INET, socket.AF_INET6) and kind == 1 and through and made  # 1: RTN_UNICAST
+    made = protocol in (2, 9) or flags & 0x200  # RTPROT_KERNEL, RTPROT_RA; RTM_F_CLONED
+    if made or family not in (socket.AF_INET, socket.AF_INET6) or kind != 1:  # RTN_UNICAST
+        return 0
+    return number(dict(attributes(payload[_RTMSG.size :])).get(4, b"\0"))
 
 
 def decode_rule(payload: bytes) -> Rule:
@@ -301,11 +302,15 @@ class Rtnl:
         parts = self._socket.dump(_ADDRESS[2], _IFADDR.pack(0, 0, 0, 0, 0))
         return [part.payload for part in parts if _unpack(_IFADDR, part.payload)[4] == index]
 
-    def raw_routes(self, index: int) -> list[bytes]:
-        """The kernel's own messages about the unicast routes through one interface, for `replay_route`; without those
-        that it makes by itself from addresses and from what routers announce."""
-        parts = self._socket.dump(_ROUTE[2], _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0))
-        return [_durable(part.payload) for part in parts if _is_replayable(part.payload, index)]
+    def raw_routes(self) -> dict[int, list[bytes]]:
+        """The kernel's own messages about unicast routes, for `replay_route`, by the interface that they go through;
+        without those that it makes by itself from addresses and from what routers announce."""
+        found: dict[int, list[bytes]] = {}
+        for part in self._socket.dump(_ROUTE[2], _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
+            index = _through(part.payload)
+            if index:
+                found.setdefault(index, []).append(_durable(part.payload))
+        return found
 
     def rules(self) -> list[Rule]:
         """All routing rules."""

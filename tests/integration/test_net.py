@@ -635,6 +635,29 @@ def test_what_people_write_while_their_file_is_on_trial(box: Box) -> None:
     asyncio.run(scenario())
 
 
+def test_the_kernel_is_asked_for_all_routes_once(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router has a great many of them, and the loop stands still meanwhile."""
+    asked: list[None] = []
+    real = Rtnl.raw_routes
+
+    def counted(self: Rtnl) -> dict[int, list[bytes]]:
+        asked.append(None)
+        return real(self)
+
+    monkeypatch.setattr(Rtnl, "raw_routes", counted)
+
+    async def scenario() -> None:
+        for number in range(4):
+            cable(f"eth{number}", f"far{number}")
+        tables = [f'[interface.eth{n}]\nmode = "static"\naddresses = ["192.0.{n}.10/24"]\n' for n in range(4)]
+        await box.apply("".join(tables), confirm=600)
+        assert len(asked) == 1
+        await box.part.revert(CALLER, NOTHING)
+        assert len(asked) == 2
+
+    asyncio.run(scenario())
+
+
 def test_confirmed_stays(box: Box) -> None:
     async def scenario() -> None:
         cable()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ _LINK_LOCAL = 253  # scope of addresses that the kernel makes by itself
 def take(rtnl: Rtnl, names: Iterable[str], seen: Seen) -> dict[str, Any]:
     """Interface → {mtu, up, master, sysctl, addresses, routes}; those that are not there are left out."""
     by_index = {link.index: link.name for link in seen.links.values()}
+    routes = rtnl.raw_routes()
     return {
         name: {
             "mtu": seen.links[name].mtu,
@@ -29,7 +30,7 @@ def take(rtnl: Rtnl, names: Iterable[str], seen: Seen) -> dict[str, Any]:
             "master": by_index.get(seen.links[name].master, ""),
             "sysctl": {path: value for path, value in seen.sysctl.items() if path.split("/")[2] == name},
             "addresses": [payload.hex() for payload in rtnl.raw_addresses(seen.links[name].index)],
-            "routes": [payload.hex() for payload in rtnl.raw_routes(seen.links[name].index)],
+            "routes": [payload.hex() for payload in routes.get(seen.links[name].index, ())],
         }
         for name in sorted(set(names) & seen.links.keys())
     }
@@ -37,12 +38,14 @@ def take(rtnl: Rtnl, names: Iterable[str], seen: Seen) -> dict[str, Any]:
 
 def take_routes(rtnl: Rtnl, routes: Sequence[Route]) -> list[tuple[str, str]]:
     """Single routes of interfaces that are left alone otherwise: (interface, message) of each."""
-    found = []
-    for name in sorted({route.interface for route in routes}):
-        for payload in rtnl.raw_routes(index := rtnl.index(name)):
-            if decode_route(payload, {index: name}) in routes:
-                found.append((name, payload.hex()))
-    return found
+    names = {rtnl.index(name): name for name in {route.interface for route in routes}}
+    there = rtnl.raw_routes() if names else {}
+    return [
+        (name, payload.hex())
+        for index, name in names.items()
+        for payload in there.get(index, ())
+        if decode_route(payload, names) in routes
+    ]
 
 
 def restore(snapshot: Mapping[str, Any], rtnl: Rtnl, proc: Path, single: Sequence[tuple[str, str]] = ()) -> None:
@@ -68,7 +71,8 @@ def _work(
     there = {name: was for name, was in snapshot.items() if name in links}
     yield from (partial(_link, name, was, rtnl, proc) for name, was in there.items())
     yield from (partial(_addresses, name, was, rtnl) for name, was in there.items())
-    yield from (partial(_take_routes, name, was, rtnl) for name, was in there.items())
+    routes_now = cache(rtnl.raw_routes)  # asked once, for all
+    yield from (partial(_take_routes, name, was, rtnl, routes_now) for name, was in there.items())
     routes = [(name, bytes.fromhex(text)) for name, was in there.items() for text in was["routes"]]
     routes += [(name, bytes.fromhex(text)) for name, text in single if name in links]
     routes.sort(key=lambda one: one[1][6], reverse=True)  # rtm_scope: link (253) before universe (0)
@@ -117,9 +121,11 @@ def _network(address: Address) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     return ipaddress.ip_interface(address.address).network
 
 
-def _take_routes(name: str, was: Mapping[str, Any], rtnl: Rtnl) -> None:
+def _take_routes(
+    name: str, was: Mapping[str, Any], rtnl: Rtnl, routes: Callable[[], Mapping[int, Sequence[bytes]]]
+) -> None:
     """Routes of ours that were not there go."""
     kept = {bytes.fromhex(text) for text in was["routes"]}
-    for payload in rtnl.raw_routes(rtnl.index(name)):
+    for payload in routes().get(rtnl.index(name), ()):
         if payload[5] == PROTOCOL and payload not in kept:  # rtm_protocol
             rtnl.remove_raw_route(payload)
