@@ -185,7 +185,7 @@ def source(descriptor: int, streams: bool) -> Source:
     try:
         facts, flags = os.fstat(descriptor), fcntl.fcntl(descriptor, fcntl.F_GETFL)
         if flags & os.O_PATH or flags & (os.O_WRONLY | os.O_RDWR) not in (os.O_RDONLY, os.O_RDWR):
-            raise _wrong_kind("the descriptor is not open for reading")
+            raise _wrong_kind("a descriptor that is open for reading")
         if stat.S_ISREG(facts.st_mode):
             return _File(descriptor, facts.st_size)
         if streams and stat.S_ISFIFO(facts.st_mode):
