@@ -38,7 +38,9 @@ _OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "do
 
 @dataclass(frozen=True)
 class Link:
-    """An interface. kind: "vlan", "bridge", "wireguard"…, "" for hardware; parent: index of what a VLAN lies on."""
+    """An interface. kind: "vlan", "bridge", "wireguard"…, "" for hardware; parent: index of what a VLAN lies on; made:
+    by us. The kernel takes a group, but no alias, together with the link: one that was cut off before it got its alias
+    is known by it."""
 
     index: int
     name: str
@@ -54,6 +56,7 @@ class Link:
     stp: bool
     received: int
     sent: int
+    made: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ def decode_link(payload: bytes) -> Link:
         stp=kind == "bridge" and number(data.get(5, b"\0")) != 0,
         received=received,
         sent=sent,
+        made=number(found.get(27, b"\0")) == PROTOCOL,  # IFLA_GROUP
     )
 
 
@@ -198,7 +202,7 @@ def encode_link(kind: str, name: str, parent: int = 0, vlan: int = 0) -> bytes:
     if kind == "vlan":
         info.append(nested(2, [u16(1, vlan)]))
     below = u32(5, parent) if parent else b""
-    return _IFINFO.pack(0, 0, 0, 0, 0) + text(3, name) + below + nested(18, info)
+    return _IFINFO.pack(0, 0, 0, 0, 0) + text(3, name) + below + u32(27, PROTOCOL) + nested(18, info)
 
 
 def encode_address(index: int, address: str) -> bytes:

@@ -658,6 +658,43 @@ def test_the_kernel_is_asked_for_all_routes_once(box: Box, monkeypatch: pytest.M
     asyncio.run(scenario())
 
 
+def test_a_link_that_was_cut_off_before_it_was_marked_goes(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(self: Rtnl, name: str, **others: Any) -> None:
+        if "alias" in others:
+            raise OSError(errno.EIO, "cut off")
+        real(self, name, **others)
+
+    real = Rtnl.change
+
+    async def scenario() -> None:
+        cable()
+        await box.apply("")
+        with monkeypatch.context() as patch:
+            patch.setattr(Rtnl, "change", change)
+            with pytest.raises(OSError, match="cut off"):
+                await box.apply('[interface.br]\nmode = "none"\nbridge = { ports = ["eth0"] }\n')
+        assert links() == {"lo", "eth0", "far0"}
+
+    asyncio.run(scenario())
+
+
+def test_a_bridge_of_somebody_else_keeps_its_spanning_tree(box: Box) -> None:
+    def stp() -> int:
+        found: int = ip("-details", "link", "show", "br0")[0]["linkinfo"]["info_data"]["stp_state"]
+        return found
+
+    async def scenario() -> None:
+        cable()
+        run(["ip", "link", "add", "br0", "up", "type", "bridge", "stp_state", "1"])
+        await box.apply('[interface.br0]\nmode = "none"\nbridge = { ports = ["eth0"] }\n', confirm=600)
+        assert stp() == 0
+        await box.part.revert(CALLER, NOTHING)
+        assert stp() == 1
+        assert "br0" in links()
+
+    asyncio.run(scenario())
+
+
 def test_confirmed_stays(box: Box) -> None:
     async def scenario() -> None:
         cable()

@@ -8,7 +8,7 @@ added before others go, so that a connection over an address that stays is never
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.errors import RefusedError
@@ -39,7 +39,7 @@ class Seen:
 
 def look(rtnl: Rtnl, proc: Path = PROC) -> Seen:
     """Everything that a plan needs to know."""
-    links = rtnl.links()
+    links = {name: _with_alias(link) for name, link in rtnl.links().items()}
     found = {}
     for name in links:
         for path in (pattern.format(name) for pattern in _SYSCTL):
@@ -48,6 +48,12 @@ def look(rtnl: Rtnl, proc: Path = PROC) -> Seen:
             except OSError:
                 continue  # no IPv6 on this host
     return Seen(links, rtnl.addresses(), rtnl.routes(), found)
+
+
+def _with_alias(link: Link) -> Link:
+    """One of ours that was cut off before it got its alias is ours all the same."""
+    ours = link.made and not link.alias and link.kind in ("vlan", "bridge")
+    return replace(link, alias=ALIAS) if ours else link
 
 
 def plan(wanted: NetworkFile, before: NetworkFile, seen: Seen) -> list[Step]:
@@ -59,8 +65,18 @@ def plan(wanted: NetworkFile, before: NetworkFile, seen: Seen) -> list[Step]:
         *_unwanted(wanted, seen),
         *_released(wanted, before, seen),
         *_links(wanted, seen),
-        *(step for name, entry in managed(wanted).items() for step in _interface(name, entry, wanted, seen)),
+        *(step for name, entry in _upwards(wanted) for step in _interface(name, entry, wanted, seen)),
     ]
+
+
+def _upwards(wanted: NetworkFile) -> list[tuple[str, Interface]]:
+    """What the file speaks of, VLANs behind what they lie on: their MTU is at most its."""
+
+    def height(name: str) -> int:
+        entry = wanted.interface.get(name)
+        return 1 + height(entry.vlan.parent) if entry and entry.vlan else 0
+
+    return sorted(managed(wanted).items(), key=lambda one: height(one[0]))
 
 
 def managed(wanted: NetworkFile) -> dict[str, Interface]:

@@ -14,19 +14,20 @@ from typing import Any
 
 from common.errors import MixosError
 from daemon.linux.rtnl import PROTOCOL, Address, Route, Rtnl, decode_address, decode_route
-from daemon.parts.net.plan import Seen, look
+from daemon.parts.net.plan import Seen, below, look
 
 _LINK_LOCAL = 253  # scope of addresses that the kernel makes by itself
 
 
 def take(rtnl: Rtnl, names: Iterable[str], seen: Seen) -> dict[str, Any]:
-    """Interface → {mtu, up, master, sysctl, addresses, routes}; those that are not there are left out."""
+    """Interface → {mtu, up, stp, master, sysctl, addresses, routes}; those that are not there are left out."""
     by_index = {link.index: link.name for link in seen.links.values()}
     routes = rtnl.raw_routes()
     return {
         name: {
             "mtu": seen.links[name].mtu,
             "up": seen.links[name].up,
+            "stp": seen.links[name].stp,
             "master": by_index.get(seen.links[name].master, ""),
             "sysctl": {path: value for path, value in seen.sysctl.items() if path.split("/")[2] == name},
             "addresses": [payload.hex() for payload in rtnl.raw_addresses(seen.links[name].index)],
@@ -67,8 +68,10 @@ def _work(
     snapshot: Mapping[str, Any], rtnl: Rtnl, proc: Path, single: Sequence[tuple[str, str]]
 ) -> Iterator[Callable[[], None]]:
     """The steps: links of all interfaces first, then addresses, then routes, those without a gateway before others."""
-    links = look(rtnl, proc).links
-    there = {name: was for name, was in snapshot.items() if name in links}
+    seen = look(rtnl, proc)
+    links = seen.links
+    upwards = sorted(snapshot.keys() & links.keys(), key=lambda name: (len(below(name, seen)), name))
+    there = {name: snapshot[name] for name in upwards}
     yield from (partial(_link, name, was, rtnl, proc) for name, was in there.items())
     yield from (partial(_addresses, name, was, rtnl) for name, was in there.items())
     routes_now = cache(rtnl.raw_routes)  # asked once, for all
@@ -91,6 +94,8 @@ def _link(name: str, was: Mapping[str, Any], rtnl: Rtnl, proc: Path) -> None:
         place = proc / path
         if path.split("/")[2] == name and ".." not in path and place.exists() and place.read_text().strip() != value:
             place.write_text(str(value), encoding="ascii")
+    if link.kind == "bridge" and link.stp != was.get("stp", link.stp):
+        rtnl.change(name, stp=bool(was["stp"]))
     if link.up != was["up"]:
         rtnl.change(name, up=bool(was["up"]))
 

@@ -133,7 +133,8 @@ class Engine:
 
     def _take_down(self, rtnl: Rtnl, wanted: Mapping[str, Tunnel]) -> None:
         for name, link in rtnl.links().items():
-            if link.alias == tunnel.ALIAS and name not in wanted:
+            unmarked = link.made and not link.alias and link.kind == "wireguard"  # cut off when it was made
+            if (unmarked or link.alias == tunnel.ALIAS) and name not in wanted:
                 rtnl.delete(name)
                 self._told.pop(name, None)
         if not any(entry.takes_everything for entry in wanted.values()):
