@@ -482,6 +482,19 @@ def test_no_journal_breaks_the_reader(tmp_path_factory, value):
     assert [isinstance(one, Path) for one in record.Journal(folder).records()] == [True]
 
 
+def test_a_damaged_journal_on_a_disk_that_became_read_only_is_told(tmp_path, monkeypatch):
+    Box(tmp_path).run(put("one", TRY))
+    journal(tmp_path).write_bytes(b"{")
+
+    def read_only(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", read_only)
+    box = Box(tmp_path)
+    box.run(nothing)
+    assert len(box.changes.problems) == 1
+
+
 def test_a_journal_of_a_later_version_is_not_guessed_at(tmp_path):
     Box(tmp_path).run(put("one", TRY))
     path = journal(tmp_path)

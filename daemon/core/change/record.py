@@ -101,7 +101,10 @@ class Journal:
                 yield _decode(path.stem, json.loads(path.read_bytes()))
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MixosError):
                 aside = path.with_name(f"{path.name}.damaged")
-                path.rename(aside)
+                try:
+                    path.rename(aside)
+                except OSError:  # a disk that takes no writes any more: the daemon starts all the same
+                    aside = path
                 yield aside
 
     def _path(self, record: Record) -> Path:
