@@ -19,13 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     given = sys.argv[1:] if arguments is None else list(arguments)
     note = Path(given[given.index("--folder") + 1], "run", NOTE.name) if "--folder" in given[:-1] else NOTE
-    control = forkserver.start(True, note)
+    server, control = forkserver.start(True, note)
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "1"  # it would read the metadata of all packages to look for some
 
     from daemon.core.worker.forks import Forks
     from daemon.mixosd import main as serve
 
-    return serve(given, Forks(control, watch=True, note=note))
+    return serve(given, Forks(control, server, watch=True, note=note))
 
 
 if __name__ == "__main__":

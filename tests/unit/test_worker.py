@@ -407,6 +407,7 @@ def test_the_fork_server_may_die(device: Running):
     server = device.daemon.context.forks._server
     os.kill(server, signal.SIGKILL)
     eventually(lambda: state(device)["process"]["restarts"] == 1)
+    eventually(lambda: not Path(f"/proc/{server}").exists())  # not even as a zombie
     eventually(lambda: state(device)["process"]["state"] == "running")
     assert device.call("kettle.pid") != pid
     assert not alive(pid)
@@ -581,7 +582,7 @@ HUNG = """
 import pathlib, signal, sys, time
 from daemon.core.worker import forkserver
 forkserver.TICK, forkserver.SILENT, forkserver.GRACE = 0.05, 0.5, 0.5
-control = forkserver.start(True, pathlib.Path(sys.argv[1]))
+_, control = forkserver.start(True, pathlib.Path(sys.argv[1]))
 if sys.argv[2] == "deaf":
     signal.signal(signal.SIGABRT, signal.SIG_IGN)
 deadline = time.monotonic() + float(sys.argv[3])

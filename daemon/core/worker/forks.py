@@ -30,12 +30,15 @@ class Forked(NamedTuple):
 class Forks:
     """The fork server that there is, or the next one.
 
-    control: the socket of one that was forked already; watch: whether it is to be mixosd's watchdog: then there is
-    always one, else only while there are processes.
+    control, forked: the socket of one that was forked already, and its process id; watch: whether it is to be mixosd's
+    watchdog: then there is always one, else only while there are processes.
     """
 
-    def __init__(self, control: socket.socket | None = None, *, watch: bool = False, note: Path = NOTE) -> None:
+    def __init__(
+        self, control: socket.socket | None = None, forked: int = 0, *, watch: bool = False, note: Path = NOTE
+    ) -> None:
         self._control = control
+        self._forked = forked
         self.watch = watch
         self.note = note
         self._server = 0  # process id of one that was executed
@@ -112,11 +115,10 @@ class Forks:
             data = b""
         if not data:
             log("err", "the fork server has ended, and the processes of parts with it")
-            server, self._server = self._server, 0
+            server, self._server, self._forked = self._server or self._forked, 0, 0
             self._detach()
-            if server:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(server, os.WNOHANG)
+            if server:  # its socket closes before it can be waited for
+                asyncio.get_running_loop().run_in_executor(None, _wait, server)
             return
         packet = json.loads(data)
         if "ended" in packet:

@@ -174,13 +174,15 @@ def _become_child(wanted: dict[str, Any], descriptors: list[int], server: int) -
         os._exit(code)
 
 
-def start(watch: bool, note: Path) -> socket.socket:
-    """Fork the server from this process, which has one thread and knows nothing yet: mixosd's end of its socket."""
+def start(watch: bool, note: Path) -> tuple[int, socket.socket]:
+    """Fork the server from this process, which has one thread and knows nothing yet: its process id, and mixosd's end
+    of its socket."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
     gc.collect()
     gc.freeze()  # what is there already stays shared: the collector does not write to it
-    if os.fork() == 0:
+    server = os.fork()
+    if server == 0:
         code = 1
         try:
             ours.close()
@@ -191,7 +193,7 @@ def start(watch: bool, note: Path) -> socket.socket:
         finally:
             os._exit(code)
     theirs.close()
-    return ours
+    return server, ours
 
 
 def execute(watch: bool, note: Path) -> tuple[int, socket.socket]:
