@@ -263,7 +263,7 @@ class Changes:
         `change-journal`, `change-files`, `change-stuck`. It is carried through even when the caller goes away.
         """
         given = contents if callable(contents) else lambda: contents or {}
-        wanted = _Wanted(caller, wish, why, {}, tuple(parts), staged or ("", Renames()), modes or {})
+        wanted = _Wanted(caller, wish, why, {}, tuple(parts), staged or ("", Renames()), {} if modes is None else modes)
         return await self._carry_through(self._make(wanted, given))
 
     async def _carry_through(self, work: Coroutine[Any, Any, Result]) -> Result:
