@@ -26,7 +26,7 @@ from daemon.parts.net import engine as part_engine
 from daemon.parts.net import part
 from daemon.parts.net.part import Set
 from daemon.parts.net.plan import Seen, below
-from daemon.parts.vpn import keys, tunnel, wgquick
+from daemon.parts.vpn import keys, resolve, tunnel, wgquick
 from daemon.parts.vpn.model import VpnFile
 from daemon.parts.vpn.part import Vpn
 from daemon.parts.vpn.requests import AddPeer, ChangeInterface, ChangePeer, Import, Init, OfInterface, OfPeer, Rotate
@@ -930,6 +930,34 @@ def test_a_tunnel_that_takes_everything_is_on_trial(
                 await vpn.delete(caller, ChangeInterface.model_validate({"interface": "wgall"}))
             assert caught.value.reason == "change-pending"
         await vpn.context.changes.stop()
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
+def test_an_undo_waits_for_no_name(vpn: Vpn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is undone may be why nobody answers for it; other parts go back behind it."""
+    text = f"[Interface]\nPrivateKey = {'A' * 42}E=\nAddress = 10.99.0.2/32\n\n[Peer]\nPublicKey = {'C' * 42}E=\n"
+    text += "AllowedIPs = 10.99.0.0/24\nEndpoint = vpn.example.org:9\n"
+    asked: list[str] = []
+
+    async def nobody(name: str, *_: object) -> list[Any]:
+        asked.append(name)
+        await asyncio.sleep(5)
+        return []
+
+    async def scenario() -> None:
+        await vpn.start()
+        with monkeypatch.context() as patch:
+            patch.setattr(resolve, "SECONDS", 0.1)
+            await vpn.bring_in(CALLER, Import.model_validate({"name": "wgn", "text": text}))
+        monkeypatch.setattr(resolve, "endpoint", nobody)
+        await vpn.delete(CALLER, ChangeInterface.model_validate({"interface": "wgn", "confirm": 600}))
+        async with asyncio.timeout(2):
+            await vpn.context.changes.revert(vpn.context.changes.find("vpn"), "by hand")
+        assert vpn.engine.config.tunnel("wgn")[1].up
+        await asyncio.sleep(0.1)
+        assert vpn.engine.up == set() or asked == ["vpn.example.org:9"]  # a kernel without WireGuard has none up
         await vpn.stop()
 
     asyncio.run(scenario())
