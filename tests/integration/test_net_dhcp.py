@@ -198,8 +198,10 @@ def test_routes_follow_the_lease(tmp_path: Path) -> None:
     text = (INIT / "dhcp").read_text().replace("/run/mixos", str(tmp_path / "run"))
     script.write_text(text.replace("/sys/class/net", str(tmp_path / "sys")))
 
-    def lease(what: str, router: str, ip: str = "192.0.2.77", mask: str = "32") -> set[tuple[str, str, str]]:
-        given = [f"{key}={value}" for key, value in (("router", router), ("ip", ip), ("mask", mask))]
+    def lease(
+        what: str, router: str, ip: str = "192.0.2.77", mask: str = "32", mtu: str = ""
+    ) -> set[tuple[str, str, str]]:
+        given = [f"{key}={value}" for key, value in (("router", router), ("ip", ip), ("mask", mask), ("mtu", mtu))]
         run(["env", "interface=eth0", *given, "/usr/bin/busybox", "sh", script, what])
         return routes()
 
@@ -212,3 +214,6 @@ def test_routes_follow_the_lease(tmp_path: Path) -> None:
     assert lease("renew", "192.0.2.2", "192.0.2.78", "24") == {("default", "192.0.2.2", "eth0")}
     assert lease("renew", "", "192.0.2.78", "24") == set()
     assert addresses("eth0") == {"192.0.2.78/24"}
+    for mtu in ("1400", "68", "", "garbage"):  # one that switches IPv6 off is not taken
+        lease("renew", "", "192.0.2.78", "24", mtu)
+        assert (tmp_path / "sys/eth0/mtu").read_text() == "1400\n"
