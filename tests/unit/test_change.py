@@ -123,7 +123,10 @@ def state(base: Path, name: str = "gadget") -> tuple[str | None, str]:
 def left(base: Path) -> list[str]:
     """What a change left behind that should be gone."""
     staged = [*base.glob("etc/.mixos-change-*"), *base.glob("var/lib/.mixos-change-*")]
-    return sorted(path.name for path in (*staged, *base.glob("var/lib/mixos/changes/*.json")))
+    return sorted(
+        path.name
+        for path in (*staged, *base.glob("var/lib/mixos/changes/*.json"), *base.glob("var/lib/mixos/changes/*.kept"))
+    )
 
 
 # -- what comes of a change ------------------------------------------------------------------------------------------
@@ -323,6 +326,31 @@ def test_a_full_disk_keeps_what_was(tmp_path, monkeypatch):
 
     assert Box(tmp_path).run(work) == ["change-files", "change-files", "trial"]
     assert state(tmp_path) == ("one", "two")
+
+
+def test_a_confirmation_that_failed_is_not_finished_by_the_next_start(tmp_path, monkeypatch):
+    Box(tmp_path).run(put("one"))
+
+    async def work(changes: Changes) -> str:
+        await put("two", TRY)(changes)
+        real, writes = record.write_atomically, list[Any]()
+
+        def first_only(*words: Any) -> None:
+            writes.append(words)
+            if len(writes) > 1:
+                _full()
+            real(*words)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "do", _full)
+            patch.setattr(record, "write_atomically", first_only)
+            with pytest.raises(MixosError) as caught:
+                await changes.confirm(CALLER, changes.find("gadget"))
+        return caught.value.reason
+
+    assert Box(tmp_path).run(work) == "change-files"
+    Box(tmp_path).run(nothing)  # a power cut, or mixosd was killed, before the deadline
+    assert state(tmp_path)[0] == "one"
 
 
 def _full(*_: Any) -> None:

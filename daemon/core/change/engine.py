@@ -397,6 +397,8 @@ class Changes:
         try:
             for guard in self.guards:
                 guard(record)
+            if record.deadline is not None:
+                self.journal.keep(record)
             self.journal.move(record, "committing")
             self.step("committing")
             try:
@@ -408,7 +410,7 @@ class Changes:
             if record.deadline is None:
                 await self._take_back(record, [one.name for one in appliers], error)
             else:
-                self.journal.move(record, "trial")
+                self.journal.back(record)
             raise
         for one in appliers:
             await self._keep(one)
