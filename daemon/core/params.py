@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from common.errors import RpcError
@@ -22,7 +22,7 @@ USAGE = 2  # the exit code of a wrong command line: that is where wrong paramete
 def validate(method: Method, params: Mapping[str, Any]) -> Strict:
     """The model. Raises RpcError `rpc-params`, one line per mistake, each naming the field."""
     try:
-        return method.params.model_validate(dict(params))
+        model = method.params.model_validate(dict(params))
     except ValidationError as error:
         details = {
             _place(detail): detail for detail in reversed(error.errors()[:20])
@@ -31,6 +31,19 @@ def validate(method: Method, params: Mapping[str, Any]) -> Strict:
         raise wrong("\n".join(lines), f"{method.name} takes {_usage(method)}") from error
     except RecursionError as error:
         raise wrong("nested too deeply", None) from error
+    for name, field in method.params.model_fields.items():  # pydantic looks into texts, not into secret ones
+        value = getattr(model, name)
+        if isinstance(value, SecretStr) and not _is_unicode(value.get_secret_value()):
+            raise wrong(f"{field.alias or name}: half of a surrogate pair is no text", None)
+    return model
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def wrong(message: str, hint: str | None) -> RpcError:

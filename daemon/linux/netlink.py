@@ -182,6 +182,7 @@ class Socket:
         self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
         self._socket.bind((0, groups))
+        self.overrun = False  # by news: some were lost, until somebody sets it back
         self._sequence = 0
         self._families: dict[str, int] = {}
 
@@ -202,7 +203,7 @@ class Socket:
         return self._socket.fileno()
 
     def news(self) -> list[Message]:
-        """What arrived by itself since the last call, without waiting; what overran the buffer is lost."""
+        """What arrived by itself since the last call, without waiting; what overran the buffer is lost (`overrun`)."""
         found: list[Message] = []
         while True:
             try:
@@ -212,6 +213,7 @@ class Socket:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise NetlinkError(f"netlink: {error.strerror}", reason="netlink-refused") from error
+                self.overrun = True
                 continue
             if sender[0] == 0:
                 found += messages(data)

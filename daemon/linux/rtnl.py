@@ -38,7 +38,9 @@ _OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "do
 
 @dataclass(frozen=True)
 class Link:
-    """An interface. kind: "vlan", "bridge", "wireguard"…, "" for hardware; parent: index of what a VLAN lies on."""
+    """An interface. kind: "vlan", "bridge", "wireguard"…, "" for hardware; parent: index of what a VLAN lies on; made:
+    by us. The kernel takes a group, but no alias, together with the link: one that was cut off before it got its alias
+    is known by it."""
 
     index: int
     name: str
@@ -54,6 +56,7 @@ class Link:
     stp: bool
     received: int
     sent: int
+    made: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ def decode_link(payload: bytes) -> Link:
         stp=kind == "bridge" and number(data.get(5, b"\0")) != 0,
         received=received,
         sent=sent,
+        made=number(found.get(27, b"\0")) == PROTOCOL,  # IFLA_GROUP
     )
 
 
@@ -167,12 +171,13 @@ def _durable(payload: bytes) -> bytes:
     return payload[: _RTMSG.size - 4] + bytes(4) + b"".join(parts)
 
 
-def _is_replayable(payload: bytes, index: int) -> bool:
+def _through(payload: bytes) -> int:
+    """The interface that a route which can be given back goes through; 0 for another one."""
     family, _, _, _, _, protocol, _, kind, flags = _unpack(_RTMSG, payload)
-    found = dict(attributes(payload[_RTMSG.size :]))
-    through = 4 in found and number(found[4]) == index
-    made = protocol not in (2, 9) and not flags & 0x200  # RTPROT_KERNEL, RTPROT_RA; RTM_F_CLONED
-    return family in (socket.AF_INET, socket.AF_INET6) and kind == 1 and through and made  # 1: RTN_UNICAST
+    made = protocol in (2, 9) or flags & 0x200  # RTPROT_KERNEL, RTPROT_RA; RTM_F_CLONED
+    if made or family not in (socket.AF_INET, socket.AF_INET6) or kind != 1:  # RTN_UNICAST
+        return 0
+    return number(dict(attributes(payload[_RTMSG.size :])).get(4, b"\0"))
 
 
 def decode_rule(payload: bytes) -> Rule:
@@ -197,7 +202,7 @@ def encode_link(kind: str, name: str, parent: int = 0, vlan: int = 0) -> bytes:
     if kind == "vlan":
         info.append(nested(2, [u16(1, vlan)]))
     below = u32(5, parent) if parent else b""
-    return _IFINFO.pack(0, 0, 0, 0, 0) + text(3, name) + below + nested(18, info)
+    return _IFINFO.pack(0, 0, 0, 0, 0) + text(3, name) + below + u32(27, PROTOCOL) + nested(18, info)
 
 
 def encode_address(index: int, address: str) -> bytes:
@@ -254,9 +259,11 @@ class Watch:
         """Readable when there is something to `take`."""
         return self._socket.fileno()
 
-    def take(self) -> set[str]:
-        """The names that something happened to."""
-        return {decode_link(part.payload).name for part in self._socket.news() if part.kind in _LINK[:2]}
+    def take(self) -> set[str] | None:
+        """The names that something happened to; None when it was too much: then to any."""
+        found = {decode_link(part.payload).name for part in self._socket.news() if part.kind in _LINK[:2]}
+        lost, self._socket.overrun = self._socket.overrun, False
+        return None if lost else found
 
     def close(self) -> None:
         """Stop watching."""
@@ -299,11 +306,15 @@ class Rtnl:
         parts = self._socket.dump(_ADDRESS[2], _IFADDR.pack(0, 0, 0, 0, 0))
         return [part.payload for part in parts if _unpack(_IFADDR, part.payload)[4] == index]
 
-    def raw_routes(self, index: int) -> list[bytes]:
-        """The kernel's own messages about the unicast routes through one interface, for `replay_route`; without those
-        that it makes by itself from addresses and from what routers announce."""
-        parts = self._socket.dump(_ROUTE[2], _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0))
-        return [_durable(part.payload) for part in parts if _is_replayable(part.payload, index)]
+    def raw_routes(self) -> dict[int, list[bytes]]:
+        """The kernel's own messages about unicast routes, for `replay_route`, by the interface that they go through;
+        without those that it makes by itself from addresses and from what routers announce."""
+        found: dict[int, list[bytes]] = {}
+        for part in self._socket.dump(_ROUTE[2], _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
+            index = _through(part.payload)
+            if index:
+                found.setdefault(index, []).append(_durable(part.payload))
+        return found
 
     def rules(self) -> list[Rule]:
         """All routing rules."""
@@ -350,8 +361,10 @@ class Rtnl:
         self._socket.ask(_ADDRESS[0], encode_address(self.index(name), address), netlink.CREATE | netlink.REPLACE)
 
     def remove_address(self, name: str, address: str) -> None:
-        """Take an address away; one that is gone stays gone."""
-        self._unless((errno.EADDRNOTAVAIL, errno.ENODEV), _ADDRESS[1], encode_address(self.index(name), address))
+        """Take an address away; one that is gone stays gone. From an interface whose MTU is too
+        small for IPv6 the kernel takes all of that away (ENXIO)."""
+        gone = (errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO)
+        self._unless(gone, _ADDRESS[1], encode_address(self.index(name), address))
 
     def add_route(self, route: Route, *, replace: bool = True) -> None:
         """Add a route. One of the same destination, metric and table goes; without `replace` it stays, whosever it is,

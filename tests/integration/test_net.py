@@ -19,12 +19,14 @@ from daemon.core.change import record
 from daemon.core.change.applier import Wish
 from daemon.core.part import Context
 from daemon.linux.netlink import NetlinkError
-from daemon.linux.rtnl import MAIN_TABLE, Route, Rtnl, Rule
+from daemon.linux.rtnl import MAIN_TABLE, Link, Route, Rtnl, Rule
 from daemon.linux.wireguard import Device
+from daemon.parts.config.part import Config, Put
 from daemon.parts.net import engine as part_engine
 from daemon.parts.net import part
 from daemon.parts.net.part import Set
-from daemon.parts.vpn import keys, tunnel, wgquick
+from daemon.parts.net.plan import Seen, below
+from daemon.parts.vpn import keys, resolve, tunnel, wgquick
 from daemon.parts.vpn.model import VpnFile
 from daemon.parts.vpn.part import Vpn
 from daemon.parts.vpn.requests import AddPeer, ChangeInterface, ChangePeer, Import, Init, OfInterface, OfPeer, Rotate
@@ -282,6 +284,26 @@ def test_an_interface_that_comes_later_is_set_up(box: Box, monkeypatch: pytest.M
     asyncio.run(scenario())
 
 
+def test_an_interface_that_comes_with_many_others_is_set_up(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel drops what it would tell of it when we have not read what it told of the others."""
+    monkeypatch.setattr(part, "SETTLE_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        box.file.write_text(STATIC)
+        await box.part.start()
+        lines = [f"link add d{n} type veth peer name p{n}\nlink set d{n} up\nlink set p{n} up\n" for n in range(30)]
+        run(["ip", "-batch", "-"], stdin="".join(lines).encode())
+        cable()
+        for _ in range(200):
+            await asyncio.sleep(0.05)
+            if "192.0.2.10/24" in addresses("eth0"):
+                break
+        assert "192.0.2.10/24" in addresses("eth0")
+        await box.part.stop()
+
+    asyncio.run(scenario())
+
+
 def test_set_changes_the_file_and_nothing_else(box: Box) -> None:
     async def scenario() -> None:
         cable()
@@ -405,6 +427,29 @@ def test_what_others_had_made_is_back(box: Box, monkeypatch: pytest.MonkeyPatch,
     asyncio.run(scenario())
 
 
+def test_an_mtu_that_is_too_small_for_ipv6_and_back(box: Box) -> None:
+    """The kernel takes everything of IPv6 away before we do, and brings it back without what others had added."""
+
+    def there() -> list[str]:
+        rows = ip("-6", "route", "show", "table", "all", "dev", "eth0")
+        found = [row["dst"] for row in rows]
+        return sorted(found + [one["local"] for row in ip("-6", "address", "show", "eth0") for one in row["addr_info"]])
+
+    async def scenario() -> None:
+        made_by_others()
+        before = there()
+        await box.apply('[interface.eth0]\nmode = "none"\nipv6 = "off"\nmtu = 600\n', confirm=600)
+        assert there() == []
+        await box.part.revert(CALLER, NOTHING)
+        for _ in range(100):
+            if there() == before:
+                break
+            await asyncio.sleep(0.1)  # for the kernel's own addresses
+        assert there() == before
+
+    asyncio.run(scenario())
+
+
 REMOTE = CALLER._replace(origin="ssh 192.0.2.77 (claimed)")
 
 
@@ -428,6 +473,65 @@ def test_what_could_cut_the_caller_off_is_on_trial(box: Box, connection: str, te
         answer = await box.part.apply(REMOTE._replace(connection=connection), Wish())
         assert answer["confirm"] == seconds
         await box.context.changes.stop()
+
+    asyncio.run(scenario())
+
+
+PORT = '[interface.lan]\nmode = "static"\naddresses = ["192.0.2.10/24"]\nbridge = { ports = [%s] }\n'
+WAY_OUT = '[interface.eth1]\nmode = "static"\naddresses = ["192.0.2.10/24"]\ngateways = ["192.0.2.1"]\n'
+
+
+@pytest.mark.parametrize(
+    ("peer", "local", "first", "then"),
+    [
+        ("192.0.2.77", "192.0.2.10", PORT % '"eth1"', PORT % ""),  # the bridge has no way to the link any more
+        ("203.0.113.77", "198.51.100.9", "", WAY_OUT),  # answers would leave by another way
+    ],
+    ids=["port", "route"],
+)
+def test_what_cuts_off_without_touching_the_interface_is_on_trial(
+    box: Box, peer: str, local: str, first: str, then: str
+) -> None:
+    async def scenario() -> None:
+        cable("eth0", "far0")
+        cable("eth1", "far1")
+        for words in ("address add 198.51.100.9/24 dev eth0", "link set eth0 up", "route add default via 198.51.100.1"):
+            run(["ip", *words.split()])
+        await box.apply(first)
+        box.file.write_text(then)
+        answer = await box.part.apply(REMOTE._replace(connection=f"{peer} 50000 {local} 22"), Wish())
+        assert answer["confirm"] == 60
+        await box.context.changes.stop()
+
+    asyncio.run(scenario())
+
+
+def test_below_an_interface_is_what_carries_it() -> None:
+    """This host's kernel may have no VLANs."""
+
+    def link(index: int, name: str, kind: str = "", **others: int) -> Link:
+        values: dict[str, Any] = {"up": True, "state": "up", "mtu": 1500, "mac": "", "alias": "", "vlan": 0}
+        values |= {"stp": False, "received": 0, "sent": 0, "master": 0, "parent": 0, **others}
+        return Link(index=index, name=name, kind=kind, **values)
+
+    links = [link(1, "eth0", "veth", master=3, parent=2), link(2, "far0", "veth", parent=1), link(3, "lan", "bridge")]
+    seen = Seen({one.name: one for one in [*links, link(4, "office", "vlan", parent=3)]})
+    assert below("office", seen) == {"office", "lan", "eth0"}
+    assert below("far0", seen) == {"far0"}
+    assert below("gone", seen) == set()
+
+
+def test_the_way_out_of_an_interface_that_the_file_does_not_name_comes_back(box: Box) -> None:
+    """The kernel has one route for a destination and a metric: a new one takes the place of anybody's."""
+
+    async def scenario() -> None:
+        made_by_others()
+        run(["ip", "route", "add", "default", "via", "203.0.113.2", "dev", "eth0", "proto", "boot"])
+        before = everything()
+        await box.apply(WAY_OUT, confirm=600)
+        assert ("default", "203.0.113.2", "eth0") not in routes()
+        await box.part.revert(CALLER, NOTHING)
+        assert everything() == before
 
     asyncio.run(scenario())
 
@@ -499,6 +603,94 @@ def test_a_name_that_somebody_took_later_is_a_problem_and_no_crash(box: Box) -> 
         await box.part._settle()
         assert box.part.engine.problem is not None
         assert box.part.engine.problem.reason == "net-conflict"
+
+    asyncio.run(scenario())
+
+
+def test_what_people_write_while_their_file_is_on_trial(box: Box) -> None:
+    """`net.set` is refused, since the file is not what is in force; an edit by hand is in the history."""
+    tried = STATIC.replace("mtu = 1400", "mtu = 1380")
+
+    async def scenario() -> None:
+        cable()
+        await box.apply(STATIC)
+        config = Config(box.context)
+        await config.start()
+        try:
+            put = Put.model_validate({"path": "network.toml", "text": tried, "confirm": 600})
+            await config.put(CALLER, put)
+            with pytest.raises(MixosError) as caught:
+                await box.part.set(CALLER, Set(name="eth0", values={"metric": 7}))
+            assert caught.value.reason == "change-pending"
+            box.file.write_text(STATIC + "# by hand\n")
+            await box.part.confirm(CALLER, NOTHING)
+            assert box.file.read_text() == tried
+            config.record("root", "net confirm")
+            newest, before = (config.history.get(number) for number in (0, -1))
+            assert (newest.who, before.who) == ("root", "by hand")
+            assert "# by hand" in config.history.content(before.files["network.toml"][0]).decode()
+        finally:
+            await config.stop()
+
+    asyncio.run(scenario())
+
+
+def test_the_kernel_is_asked_for_all_routes_once(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router has a great many of them, and the loop stands still meanwhile."""
+    asked: list[None] = []
+    real = Rtnl.raw_routes
+
+    def counted(self: Rtnl) -> dict[int, list[bytes]]:
+        asked.append(None)
+        return real(self)
+
+    monkeypatch.setattr(Rtnl, "raw_routes", counted)
+
+    async def scenario() -> None:
+        for number in range(4):
+            cable(f"eth{number}", f"far{number}")
+        tables = [f'[interface.eth{n}]\nmode = "static"\naddresses = ["192.0.{n}.10/24"]\n' for n in range(4)]
+        await box.apply("".join(tables), confirm=600)
+        assert len(asked) == 1
+        await box.part.revert(CALLER, NOTHING)
+        assert len(asked) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_link_that_was_cut_off_before_it_was_marked_goes(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(self: Rtnl, name: str, **others: Any) -> None:
+        if "alias" in others:
+            raise OSError(errno.EIO, "cut off")
+        real(self, name, **others)
+
+    real = Rtnl.change
+
+    async def scenario() -> None:
+        cable()
+        await box.apply("")
+        with monkeypatch.context() as patch:
+            patch.setattr(Rtnl, "change", change)
+            with pytest.raises(OSError, match="cut off"):
+                await box.apply('[interface.br]\nmode = "none"\nbridge = { ports = ["eth0"] }\n')
+        assert links() == {"lo", "eth0", "far0"}
+
+    asyncio.run(scenario())
+
+
+def test_a_bridge_of_somebody_else_keeps_its_spanning_tree(box: Box) -> None:
+    def stp() -> int:
+        found: int = ip("-details", "link", "show", "br0")[0]["linkinfo"]["info_data"]["stp_state"]
+        return found
+
+    async def scenario() -> None:
+        cable()
+        run(["ip", "link", "add", "br0", "up", "type", "bridge", "stp_state", "1"])
+        await box.apply('[interface.br0]\nmode = "none"\nbridge = { ports = ["eth0"] }\n', confirm=600)
+        assert stp() == 0
+        await box.part.revert(CALLER, NOTHING)
+        assert stp() == 1
+        assert "br0" in links()
 
     asyncio.run(scenario())
 
@@ -738,6 +930,34 @@ def test_a_tunnel_that_takes_everything_is_on_trial(
                 await vpn.delete(caller, ChangeInterface.model_validate({"interface": "wgall"}))
             assert caught.value.reason == "change-pending"
         await vpn.context.changes.stop()
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
+def test_an_undo_waits_for_no_name(vpn: Vpn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is undone may be why nobody answers for it; other parts go back behind it."""
+    text = f"[Interface]\nPrivateKey = {'A' * 42}E=\nAddress = 10.99.0.2/32\n\n[Peer]\nPublicKey = {'C' * 42}E=\n"
+    text += "AllowedIPs = 10.99.0.0/24\nEndpoint = vpn.example.org:9\n"
+    asked: list[str] = []
+
+    async def nobody(name: str, *_: object) -> list[Any]:
+        asked.append(name)
+        await asyncio.sleep(5)
+        return []
+
+    async def scenario() -> None:
+        await vpn.start()
+        with monkeypatch.context() as patch:
+            patch.setattr(resolve, "SECONDS", 0.1)
+            await vpn.bring_in(CALLER, Import.model_validate({"name": "wgn", "text": text}))
+        monkeypatch.setattr(resolve, "endpoint", nobody)
+        await vpn.delete(CALLER, ChangeInterface.model_validate({"interface": "wgn", "confirm": 600}))
+        async with asyncio.timeout(2):
+            await vpn.context.changes.revert(vpn.context.changes.find("vpn"), "by hand")
+        assert vpn.engine.config.tunnel("wgn")[1].up
+        await asyncio.sleep(0.1)
+        assert vpn.engine.up == set() or asked == ["vpn.example.org:9"]  # a kernel without WireGuard has none up
         await vpn.stop()
 
     asyncio.run(scenario())

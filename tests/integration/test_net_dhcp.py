@@ -71,6 +71,7 @@ def box(tmp_path: Path) -> Iterator[Box]:
             ["/usr/bin/busybox", "ash", str(tmp_path / "init/network")],
         )
     ]
+    box.servers = pids
     yield box
     for pid in pids:
         os.killpg(pid, signal.SIGKILL)  # the script's client is in its group
@@ -114,6 +115,78 @@ def test_the_client_follows_the_file(box: Box) -> None:
     asyncio.run(scenario())
 
 
+def test_another_lease_after_a_trial_replaces_the_one_that_came_back(box: Box, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        folder = box.context.run / "net"
+        await box.apply(DHCP)
+        await until(lambda: (folder / "eth0.address").exists())
+        (old,) = addresses("eth0")
+        await box.apply(STATIC, confirm=600)
+        run(["ip", "link", "set", "far0", "down"])  # no server for a while
+        await box.part.revert(CALLER, NOTHING)
+        await until(lambda: (folder / "eth0.pid").exists())
+        await asyncio.sleep(1)
+        assert addresses("eth0") == {old}
+        # The server gives others now: what it gave to somebody else would be ours, too.
+        new = tmp_path / "udhcpd.conf"
+        new.write_text(new.read_text().replace("192.0.2.100", "192.0.2.150").replace("192.0.2.110", "192.0.2.160"))
+        (server,) = (pid for pid in box.servers if b"udhcpd" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(server, signal.SIGKILL)
+        (tmp_path / "leases").write_bytes(b"")
+        run(["ip", "link", "set", "far0", "up"])
+        argv = ["/usr/bin/busybox", "udhcpd", "-f", str(new)]
+        other = os.posix_spawn(argv[0], argv, {}, file_actions=[(os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)])
+        try:
+            await until(lambda: (folder / "eth0.address").exists())
+        finally:
+            os.kill(other, signal.SIGKILL)
+            ended(other)
+        (address,) = addresses("eth0")
+        assert address != old
+        assert not (folder / "eth0.earlier").exists()
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_has_just_died_does_not_come_back(box: Box) -> None:
+    """The script starts one again after 5 s; within them the interface has become somebody else's."""
+
+    async def scenario() -> None:
+        folder = box.context.run / "net"
+        await box.apply(DHCP)
+        await until(lambda: (folder / "eth0.address").exists())
+        os.kill(int((folder / "eth0.pid").read_text()), signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        await box.apply(STATIC)
+        await until(lambda: not (folder / "eth0.started").exists())
+        assert box.part.engine.early.client("eth0") is None
+        assert addresses("eth0") == {"192.0.2.9/24"}
+        assert (folder / "eth0.address").read_text() == "192.0.2.9\n"
+
+    asyncio.run(scenario())
+
+
+def test_there_is_one_client_also_after_one_died(box: Box) -> None:
+    async def scenario() -> None:
+        folder = box.context.run / "net"
+
+        def clients() -> int:
+            found = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+            return sum(b"udhcpc\0-f" in words and str(folder).encode() in words for words in found)
+
+        await box.apply(DHCP)
+        await until(lambda: (folder / "eth0.address").exists())
+        os.kill(int((folder / "eth0.pid").read_text()), signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        again = Box(box.context.etc.parent)
+        await again.part.start()
+        await again.part.stop()
+        await asyncio.sleep(7)  # the script starts one again after 5 s
+        assert clients() == 1
+
+    asyncio.run(scenario())
+
+
 def test_routes_follow_the_lease(tmp_path: Path) -> None:
     """A router in the lease's network, outside of it (as with /32), another one, none."""
     cable()
@@ -125,8 +198,10 @@ def test_routes_follow_the_lease(tmp_path: Path) -> None:
     text = (INIT / "dhcp").read_text().replace("/run/mixos", str(tmp_path / "run"))
     script.write_text(text.replace("/sys/class/net", str(tmp_path / "sys")))
 
-    def lease(what: str, router: str, ip: str = "192.0.2.77", mask: str = "32") -> set[tuple[str, str, str]]:
-        given = [f"{key}={value}" for key, value in (("router", router), ("ip", ip), ("mask", mask))]
+    def lease(
+        what: str, router: str, ip: str = "192.0.2.77", mask: str = "32", mtu: str = ""
+    ) -> set[tuple[str, str, str]]:
+        given = [f"{key}={value}" for key, value in (("router", router), ("ip", ip), ("mask", mask), ("mtu", mtu))]
         run(["env", "interface=eth0", *given, "/usr/bin/busybox", "sh", script, what])
         return routes()
 
@@ -139,3 +214,6 @@ def test_routes_follow_the_lease(tmp_path: Path) -> None:
     assert lease("renew", "192.0.2.2", "192.0.2.78", "24") == {("default", "192.0.2.2", "eth0")}
     assert lease("renew", "", "192.0.2.78", "24") == set()
     assert addresses("eth0") == {"192.0.2.78/24"}
+    for mtu in ("1400", "68", "", "garbage"):  # one that switches IPv6 off is not taken
+        lease("renew", "", "192.0.2.78", "24", mtu)
+        assert (tmp_path / "sys/eth0/mtu").read_text() == "1400\n"

@@ -104,6 +104,7 @@ def test_status_shows_every_part(device):
         ("sample.echo", {"text": "longer than ten"}, "rpc-params", 2),
         ("sample.echo", {"text": "a", "secret_word": "b"}, "rpc-params", 2),
         ("sample.echo", {"text": "\ud800"}, "rpc-params", 2),
+        ("sample.echo", {"text": "a", "secret-word": "\ud800"}, "rpc-params", 2),
         ("sample.echo", {"text": "a", "idempotency": "b"}, "rpc-params", 2),
         ("sample.set", {"text": "a", "idempotency": ""}, "rpc-params", 2),
         ("sample.set", {"text": "a", "idempotency": 5}, "rpc-params", 2),

@@ -123,7 +123,10 @@ def state(base: Path, name: str = "gadget") -> tuple[str | None, str]:
 def left(base: Path) -> list[str]:
     """What a change left behind that should be gone."""
     staged = [*base.glob("etc/.mixos-change-*"), *base.glob("var/lib/.mixos-change-*")]
-    return sorted(path.name for path in (*staged, *base.glob("var/lib/mixos/changes/*.json")))
+    return sorted(
+        path.name
+        for path in (*staged, *base.glob("var/lib/mixos/changes/*.json"), *base.glob("var/lib/mixos/changes/*.kept"))
+    )
 
 
 # -- what comes of a change ------------------------------------------------------------------------------------------
@@ -341,6 +344,31 @@ def test_a_full_disk_keeps_what_was(tmp_path, monkeypatch):
     assert state(tmp_path) == ("one", "two")
 
 
+def test_a_confirmation_that_failed_is_not_finished_by_the_next_start(tmp_path, monkeypatch):
+    Box(tmp_path).run(put("one"))
+
+    async def work(changes: Changes) -> str:
+        await put("two", TRY)(changes)
+        real, writes = record.write_atomically, list[Any]()
+
+        def first_only(*words: Any) -> None:
+            writes.append(words)
+            if len(writes) > 1:
+                _full()
+            real(*words)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "do", _full)
+            patch.setattr(record, "write_atomically", first_only)
+            with pytest.raises(MixosError) as caught:
+                await changes.confirm(CALLER, changes.find("gadget"))
+        return caught.value.reason
+
+    assert Box(tmp_path).run(work) == "change-files"
+    Box(tmp_path).run(nothing)  # a power cut, or mixosd was killed, before the deadline
+    assert state(tmp_path)[0] == "one"
+
+
 def _full(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
@@ -512,6 +540,19 @@ def test_no_journal_breaks_the_reader(tmp_path_factory, value):
     folder = tmp_path_factory.mktemp("journal")
     (folder / "1.json").write_text(json.dumps(value))
     assert [isinstance(one, Path) for one in record.Journal(folder).records()] == [True]
+
+
+def test_a_damaged_journal_on_a_disk_that_became_read_only_is_told(tmp_path, monkeypatch):
+    Box(tmp_path).run(put("one", TRY))
+    journal(tmp_path).write_bytes(b"{")
+
+    def read_only(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", read_only)
+    box = Box(tmp_path)
+    box.run(nothing)
+    assert len(box.changes.problems) == 1
 
 
 def test_a_journal_of_a_later_version_is_not_guessed_at(tmp_path):

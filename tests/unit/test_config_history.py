@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from common.errors import ConfigError, MixosError, NotFoundError, RefusedError
 from daemon.core.manifest import manifests
+from daemon.core.change.applier import Wish
 from daemon.core.method import Caller, Nothing, Role
 from daemon.core.part import Context
 from daemon.core.parts import source
@@ -280,6 +281,29 @@ def test_an_undo_loses_no_later_change(tmp_path: Path):
     assert (config.context.etc / "a.toml").read_text() == "x = 1\n"
     asyncio.run(config.undo(ADMIN, Target()))
     assert (config.context.etc / "a.toml").read_text() == "x = 3\n"
+
+
+def test_an_undo_behind_another_change_undoes_that_as_well(tmp_path: Path):
+    config = part(tmp_path)
+    write(config.history, "a.toml", "x = 1\n")
+    write(config.history, "b.toml", "y = 1\n")
+    config.record("admin", "one")
+    before = tree(config.context.etc)
+    write(config.history, "a.toml", "x = 2\n")
+    config.record("admin", "two")
+
+    async def scenario() -> None:
+        changes = config.context.changes
+        async with changes._lock:
+            first = asyncio.ensure_future(changes.make(ADMIN, Wish(), "other", {"etc/mixos/b.toml": b"y = 2\n"}))
+            await asyncio.sleep(0.05)
+            second = asyncio.ensure_future(config.undo(ADMIN, Target(revision=1)))
+            await asyncio.sleep(0.2)
+        await asyncio.gather(first, second)
+        assert second.result()["changed-files"] == ["a.toml", "b.toml"]
+
+    asyncio.run(scenario())
+    assert tree(config.context.etc) == before
 
 
 def test_an_undo_that_would_lose_something_is_refused(tmp_path: Path):

@@ -185,6 +185,13 @@ def test_parents_are_made_before_what_lies_on_them() -> None:
     assert made == [("create-link", "lan", "bridge", "", ""), ("create-link", "office", "vlan", "lan", "20")]
 
 
+def test_what_a_vlan_lies_on_gets_its_mtu_first() -> None:
+    """The kernel refuses a VLAN an MTU larger than that of its parent; the file may name them in any order."""
+    text = '[interface.office]\nmtu = 9000\nvlan = { parent = "eth0", id = 20 }\n[interface.eth0]\nmtu = 9000\n'
+    there = [link(2, "eth0"), link(6, "office", "vlan", alias=ALIAS, parent=2, vlan=20)]
+    assert steps(text, there) == [("set-mtu", "eth0", "9000"), ("set-mtu", "office", "9000")]
+
+
 def test_a_vlan_that_is_as_it_should_be_is_left_alone() -> None:
     bridge = link(5, "lan", "bridge", alias=ALIAS)
     there = [link(2, "eth0", master=5), bridge, link(6, "office", "vlan", alias=ALIAS, parent=5, vlan=20)]

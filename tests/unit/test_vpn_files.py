@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.linux.rtnl import MAIN_TABLE, Route, Rule
 from daemon.linux.wireguard import Device, Endpoint, Peer
-from daemon.parts.vpn import clients, keys, tunnel, wgquick
+from daemon.parts.vpn import clients, keys, resolve, tunnel, wgquick
 from daemon.parts.vpn import model as vpnfile
 from daemon.parts.vpn.edits import FILE, VpnConfig
 from daemon.parts.vpn.model import Tunnel, VpnFile
@@ -408,3 +410,20 @@ def test_a_new_peer_gets_no_address_of_another_peers_network() -> None:
         SERVER.replace('"10.8.0.2/32", "fd00:8::2/128"', '"10.8.0.0/28", "10.8.0.17/32", "0.0.0.0/0", "::/0"')
     )
     assert clients.next_addresses(entry) == ("10.8.0.16/32", "fd00:8::2/128")
+
+
+def test_names_that_nobody_answers_for_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A confirmation writes its files in a thread as well, and has a deadline."""
+    let_go = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: let_go.wait(30) and [])
+
+    async def scenario() -> None:
+        looking = [asyncio.create_task(resolve.endpoint(f"peer{n}.example.org:51820", 20.0)) for n in range(64)]
+        await asyncio.sleep(0.2)
+        try:
+            await asyncio.wait_for(asyncio.to_thread(lambda: None), 5)
+        finally:
+            let_go.set()
+        assert await asyncio.gather(*looking) == [[]] * len(looking)
+
+    asyncio.run(scenario())

@@ -408,6 +408,7 @@ def test_the_fork_server_may_die(device: Running):
     server = device.daemon.context.forks._server
     os.kill(server, signal.SIGKILL)
     eventually(lambda: state(device)["process"]["restarts"] == 1)
+    eventually(lambda: not Path(f"/proc/{server}").exists())  # not even as a zombie
     eventually(lambda: state(device)["process"]["state"] == "running")
     assert device.call("kettle.pid") != pid
     assert not alive(pid)

@@ -266,7 +266,7 @@ class Changes:
         `change-journal`, `change-files`, `change-stuck`. It is carried through even when the caller goes away.
         """
         given = contents if callable(contents) else lambda: contents or {}
-        wanted = _Wanted(caller, wish, why, {}, tuple(parts), staged or ("", Renames()), modes or {})
+        wanted = _Wanted(caller, wish, why, {}, tuple(parts), staged or ("", Renames()), {} if modes is None else modes)
         return await self._carry_through(self._make(wanted, given))
 
     async def _carry_through(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -394,6 +394,8 @@ class Changes:
         try:
             for guard in self.guards:
                 guard(record)
+            if record.deadline is not None:
+                self.journal.keep(record)
             self.journal.move(record, "committing")
             self.step("committing")
             try:
@@ -405,7 +407,7 @@ class Changes:
             if record.deadline is None:
                 await self._take_back(record, [one.name for one in appliers], error)
             else:
-                self.journal.move(record, "trial")
+                self.journal.back(record)
             raise
         for one in appliers:
             await self._keep(one)

@@ -7,6 +7,7 @@ a later version, is set aside under a name that ends with ".damaged" and told: i
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -88,8 +89,23 @@ class Journal:
         self.write(moved)
         return moved
 
+    def keep(self, record: Record) -> None:
+        """Keep the document as it is now, for `back`."""
+        try:
+            self._kept(record).unlink(missing_ok=True)
+            os.link(self._path(record), self._kept(record))
+        except OSError as error:
+            raise MixosError(f"the change cannot be written down: {error.strerror}", reason="change-journal") from error
+
+    def back(self, record: Record) -> None:
+        """Make the document what it was when it was kept, if it was: that needs no space. Raises OSError."""
+        if self._kept(record).exists():
+            self._kept(record).rename(self._path(record))
+            sync_folder(self.folder)
+
     def remove(self, record: Record) -> None:
         """It is over. Raises OSError."""
+        self._kept(record).unlink(missing_ok=True)
         if self._path(record).exists():
             self._path(record).unlink()
             sync_folder(self.folder)
@@ -101,11 +117,17 @@ class Journal:
                 yield _decode(path.stem, json.loads(path.read_bytes()))
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MixosError):
                 aside = path.with_name(f"{path.name}.damaged")
-                path.rename(aside)
+                try:
+                    path.rename(aside)
+                except OSError:  # a disk that takes no writes any more: the daemon starts all the same
+                    aside = path
                 yield aside
 
     def _path(self, record: Record) -> Path:
         return self.folder / f"{record.number}.json"
+
+    def _kept(self, record: Record) -> Path:
+        return self.folder / f"{record.number}.kept"
 
 
 def _encode(record: Record) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, SecretStr
 from common.errors import MixosError, NotFoundError
 from common.tomlfile import Strict, parse, read_text
 from daemon.core.change.applier import ETC, Wish
+from daemon.core.change.record import Record
 from daemon.core.manifest import file_for, known_files, methods_for
 from daemon.core.method import ADMINS, OPERATORS, Caller, Handler, Method, Nothing, Params, Role
 from daemon.core.part import Context
@@ -136,6 +137,7 @@ class Config:
         """Record what was changed by hand."""
         await self._finish_old_undo()
         self.record(BY_HAND, "found at start")
+        self.context.changes.guards.append(self._guard)
         self._listener = background("config", self._listen)
 
     async def stop(self) -> None:
@@ -151,6 +153,11 @@ class Config:
     def status(self) -> Mapping[str, Any]:
         """The newest revision."""
         return {"revision": self._newest}
+
+    def _guard(self, record: Record) -> None:
+        """What was edited by hand while a change was on trial is kept before that is written over it."""
+        if record.deadline is not None and record.renames.changes:
+            self.record(BY_HAND, f"before {record.why} was confirmed")
 
     def record(self, who: str, why: str) -> None:
         """Keep a revision if anything changed; a folder that cannot be kept is reported, not fatal."""
@@ -196,7 +203,9 @@ class Config:
         check = _entry(params.path)
         if check is not None:
             await asyncio.to_thread(check, text, Path(params.path))
-        return await self._change(caller, params, f"config put {params.path}", {ETC + params.path: text.encode()})
+        return await self._change(
+            caller, params, f"config put {params.path}", lambda: {ETC + params.path: text.encode()}
+        )
 
     async def remove(self, caller: Caller, params: Removed) -> Taken:
         """Like `put`. Raises NotFoundError `config-missing`, `config-unknown-file`."""
@@ -204,7 +213,7 @@ class Config:
         path = self.context.etc / params.path
         if not path.is_file():
             raise NotFoundError(f"there is no {path}", reason="config-missing")
-        answer = await self._change(caller, params, f"config remove {params.path}", {ETC + params.path: None})
+        answer = await self._change(caller, params, f"config remove {params.path}", lambda: {ETC + params.path: None})
         return {**answer, "path": params.path}
 
     async def _change(
@@ -212,15 +221,22 @@ class Config:
         caller: Caller,
         wish: Wish,
         why: str,
-        contents: Mapping[str, bytes | None],
+        contents: Callable[[], Mapping[str, bytes | None]],
         modes: Mapping[str, int] | None = None,
     ) -> Written:
+        """contents, which may fill modes: asked when no other change is being made."""
+        names: list[str] = []
+
+        def given() -> Mapping[str, bytes | None]:
+            found = contents()
+            names.extend(sorted(name.removeprefix(ETC) for name in found))
+            return found
+
         if not wish.dry_run:
             self._record(BY_HAND, f"before {why}")
-        answer = await self.context.changes.make(caller, wish, why, contents, modes=modes)
+        answer = await self.context.changes.make(caller, wish, why, given, modes=modes)
         if answer["applied"] and answer["confirm"] is None:
             self.record(caller.name, why)
-        names = sorted(name.removeprefix(ETC) for name in contents)
         return {**answer, "changed-files": names, "apply": methods_for(names)}
 
     async def revisions(self, _: Caller, params: Page) -> list[RevisionRow]:
@@ -251,17 +267,22 @@ class Config:
         if not params.dry_run:
             self._record(BY_HAND, "before an undo")
         revision = self.history.get(params.revision)
-        contents, modes = await asyncio.to_thread(self._contents, revision)
-        answer = await self._change(caller, params, f"undo to revision {revision.id}", contents, modes)
+        answer = await self._go_back(caller, params, revision)
         return {**answer, "revision": revision.id}
 
-    def _contents(self, revision: Revision) -> tuple[dict[str, bytes | None], dict[str, int]]:
-        """What differs between the folder now and a revision: contents (None: it goes) and modes, by name."""
+    async def _go_back(self, caller: Caller, wish: Wish, revision: Revision) -> Written:
+        modes: dict[str, int] = {}
+        why = f"undo to revision {revision.id}"
+        return await self._change(caller, wish, why, lambda: self._contents(revision, modes), modes)
+
+    def _contents(self, revision: Revision, modes: dict[str, int]) -> dict[str, bytes | None]:
+        """What differs between the folder now and a revision: contents (None: it goes) and, added, modes, by name."""
         now = self.history.current()
         wanted = {path: file for path, file in revision.files.items() if now.get(path) != file}
         contents: dict[str, bytes | None] = {ETC + path: None for path in now if path not in revision.files}
         contents |= {ETC + path: self.history.content(digest) for path, (digest, _) in wanted.items()}
-        return contents, {ETC + path: mode for path, (_, mode) in wanted.items()}
+        modes |= {ETC + path: mode for path, (_, mode) in wanted.items()}
+        return contents
 
     async def _finish_old_undo(self) -> None:
         """Version 0.1 wrote an undo down here before it was made; one that a cut left is carried out now."""
@@ -269,9 +290,8 @@ class Config:
         try:
             data = json.loads(path.read_bytes())
             revision = self.history.get(int(data["revision"]))
-            contents, modes = self._contents(revision)
             caller = Caller(Role.ADMIN, 0, 0, 0, str(data["who"]), str(data["origin"]))
-            await self._change(caller, Wish(), f"undo to revision {revision.id}", contents, modes)
+            await self._go_back(caller, Wish(), revision)
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError, RecursionError, MixosError, OSError) as error:

@@ -7,7 +7,7 @@ this. Going back means the earlier file, and then whatever else the interfaces h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from daemon.linux.rtnl import Rtnl
 from daemon.parts.net import snapshot
 from daemon.parts.net.handover import EarlyBoot
 from daemon.parts.net.netfile import NetworkFile
-from daemon.parts.net.plan import Seen, Step, describe, execute, look, managed, missing, plan
+from daemon.parts.net.plan import Seen, Step, below, describe, execute, look, managed, missing, plan, replaced
 
 FILE = "etc/mixos/network.toml"
 _HARMLESS = ("add-address", "add-route", "set-up")  # steps that take nothing away from a connection
@@ -73,17 +73,25 @@ class Engine:
             touched = managed(self.config).keys() | managed(wanted).keys()
             before = {
                 "interfaces": snapshot.take(rtnl, touched, seen),
+                "replaced": snapshot.take_routes(rtnl, replaced(steps, seen)),
                 "claimed": sorted(self.early.claimed() & touched),
+                "leases": {name: found for name in sorted(touched) if (found := self._leases(name, seen))},
             }
         way = connection(caller.connection or caller.origin.removeprefix("ssh ").partition(" ")[0]) if caller else None
         return applier.Plan(
             contents={FILE: view.read(FILE)},
             steps=[describe(step) for step in steps],
             changes=bool(steps) or wanted != self.config,
-            cuts=way is not None and _cuts(way, steps, self._clients(wanted)),
+            cuts=way is not None and _cuts(way, steps, self._clients(wanted), seen),
             before=before,
             data=Own(wanted, caller is None),
         )
+
+    def _leases(self, name: str, seen: Seen) -> list[str]:
+        """The addresses that a DHCP client has put on an interface."""
+        lease, link = self.early.lease(name), seen.links.get(name)
+        here = [one.address for one in seen.addresses if link and one.index == link.index]
+        return [address for address in here if lease and address.partition("/")[0] == lease]
 
     def _clients(self, wanted: NetworkFile) -> set[str]:
         """Interfaces whose DHCP client would be stopped."""
@@ -109,13 +117,15 @@ class Engine:
         self._contents = {FILE: view.read(FILE)}
         errors: list[MixosError | OSError] = []
         try:
+            for name, addresses in before.get("leases", {}).items():
+                self.early.until_lease(name, addresses)
             await self._put(wanted, tried, lambda _: None)
         except (MixosError, OSError) as error:
             errors.append(error)
         interfaces = before.get("interfaces", {})
         try:
             with Rtnl() as rtnl:
-                snapshot.restore(interfaces, rtnl, self.proc)
+                snapshot.restore(interfaces, rtnl, self.proc, before.get("replaced", ()))
         except (MixosError, OSError) as error:
             errors.append(error)
         if errors:
@@ -195,12 +205,14 @@ class Engine:
             return missing(self.config, await asyncio.to_thread(look, rtnl, self.proc))
 
 
-def _cuts(way: Connection, steps: Iterable[Step], clients: set[str]) -> bool:
-    """Whether steps could cut a connection: those that take something away from the interface it comes in by; without
-    knowing that, from any."""
+def _cuts(way: Connection, steps: Sequence[Step], clients: set[str], seen: Seen) -> bool:
+    """Whether steps could cut a connection: those that take something away from the interface it comes in by, or from
+    what that lies on; without knowing that, from any."""
     taking = [step for step in steps if step[0] not in _HARMLESS]
+    losing = {route.interface for route in replaced(steps, seen)} | clients
     if way.interface is None:
-        return bool(taking or clients)
+        return bool(taking or losing)
     names = {step[1].split("/")[2] if step[0] == "sysctl" else step[1] for step in taking}
     masters = {step[2] for step in taking if step[0] == "set-master"}
-    return way.interface in names | masters | clients
+    lower = {step[1] for step in taking if step[0] != "sysctl"} & below(way.interface, seen)
+    return bool(lower) or way.interface in names | masters | losing

@@ -7,6 +7,7 @@ the DHCP clients, which thereby outlive the daemon. The daemon says what it want
     NAME.pid       the client's process, written by it
     NAME.started   the script looks after this interface; the script (or `release`) takes it away
     NAME.address   the interface has an IPv4 address (what time synchronisation waits for)
+    NAME.earlier   addresses of an earlier lease, which go with the next one
     wake           a pipe: a line makes the script look now
 """
 
@@ -18,6 +19,7 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from daemon.linux.log import log
@@ -37,6 +39,8 @@ class EarlyBoot:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write(name, "dhcp" if dhcp else "none")
         client = self.client(name)
+        if not dhcp:
+            (self.folder / f"{name}.earlier").unlink(missing_ok=True)
         if dhcp and client is None:
             (self.folder / f"{name}.started").unlink(missing_ok=True)  # a static set-up of the script
         elif not dhcp and client is not None:
@@ -66,6 +70,21 @@ class EarlyBoot:
             path.unlink(missing_ok=True)
         else:
             path.write_text(f"{address}\n", encoding="ascii")
+
+    def lease(self, name: str) -> str | None:
+        """The address that a running client has leased."""
+        try:
+            return (self.folder / f"{name}.address").read_text("ascii").strip() if self.client(name) else None
+        except (OSError, ValueError):
+            return None
+
+    def until_lease(self, name: str, addresses: Iterable[str]) -> None:
+        """A client that is started again will take these addresses of an earlier lease away when it has one, not
+        before."""
+        if self.client(name) is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / f"{name}.address").unlink(missing_ok=True)
+            (self.folder / f"{name}.earlier").write_text("".join(f"{one}\n" for one in addresses), encoding="ascii")
 
     def wake(self) -> None:
         """Make the script look now; without it (another init, a test) nothing happens."""

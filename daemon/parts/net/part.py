@@ -175,7 +175,9 @@ class Interfaces:
         return await changes.revert(changes.find("net"), f"by {caller.name}")
 
     async def set(self, _: Caller, params: Set) -> Edited:
-        """`net.set`: comments and order of the file stay. Raises ConfigError, RefusedError `config-edit`."""
+        """`net.set`: comments and order of the file stay. Raises ConfigError, RefusedError `config-edit`,
+        `change-pending`: what is on trial would become a part of the new file, or would be written over it."""
+        self.context.changes.refuse_during_trial(self.engine)
         table = ["interface", params.name] if params.name else []
         try:
             new = set_keys(self._text(), table, params.values)
@@ -213,7 +215,8 @@ class Interfaces:
         assert self._watch is not None
         names = self._watch.take()
         parents = {entry.vlan.parent for entry in self.engine.config.interface.values() if entry.vlan}
-        if self._settling is None and names & (managed(self.engine.config).keys() | parents):
+        ours = managed(self.engine.config).keys() | parents
+        if self._settling is None and (ours if names is None else names & ours):
             self._settling = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._spawn, self._settle)
 
     def _spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -7,8 +7,8 @@ added before others go, so that a connection over an address that stays is never
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.errors import RefusedError
@@ -39,7 +39,7 @@ class Seen:
 
 def look(rtnl: Rtnl, proc: Path = PROC) -> Seen:
     """Everything that a plan needs to know."""
-    links = rtnl.links()
+    links = {name: _with_alias(link) for name, link in rtnl.links().items()}
     found = {}
     for name in links:
         for path in (pattern.format(name) for pattern in _SYSCTL):
@@ -48,6 +48,12 @@ def look(rtnl: Rtnl, proc: Path = PROC) -> Seen:
             except OSError:
                 continue  # no IPv6 on this host
     return Seen(links, rtnl.addresses(), rtnl.routes(), found)
+
+
+def _with_alias(link: Link) -> Link:
+    """One of ours that was cut off before it got its alias is ours all the same."""
+    ours = link.made and not link.alias and link.kind in ("vlan", "bridge")
+    return replace(link, alias=ALIAS) if ours else link
 
 
 def plan(wanted: NetworkFile, before: NetworkFile, seen: Seen) -> list[Step]:
@@ -59,8 +65,18 @@ def plan(wanted: NetworkFile, before: NetworkFile, seen: Seen) -> list[Step]:
         *_unwanted(wanted, seen),
         *_released(wanted, before, seen),
         *_links(wanted, seen),
-        *(step for name, entry in managed(wanted).items() for step in _interface(name, entry, wanted, seen)),
+        *(step for name, entry in _upwards(wanted) for step in _interface(name, entry, wanted, seen)),
     ]
+
+
+def _upwards(wanted: NetworkFile) -> list[tuple[str, Interface]]:
+    """What the file speaks of, VLANs behind what they lie on: their MTU is at most its."""
+
+    def height(name: str) -> int:
+        entry = wanted.interface.get(name)
+        return 1 + height(entry.vlan.parent) if entry and entry.vlan else 0
+
+    return sorted(managed(wanted).items(), key=lambda one: height(one[0]))
 
 
 def managed(wanted: NetworkFile) -> dict[str, Interface]:
@@ -222,6 +238,26 @@ def _routes(name: str, entry: Interface, seen: Seen, link: Link | None) -> Itera
 
 def _route_step(what: str, route: Route) -> Step:
     return (what, route.interface, route.to, route.via, str(route.metric), str(route.protocol))
+
+
+def replaced(steps: Iterable[Step], seen: Seen) -> list[Route]:
+    """Routes of other interfaces that the kernel takes away for new ones, of the same destination and metric."""
+    new = {(step[2], int(step[4])): step[1] for step in steps if step[0] == "add-route"}
+    main = (route for route in seen.routes if route.table == MAIN_TABLE)
+    return [route for route in main if new.get((route.to, route.metric), route.interface) != route.interface]
+
+
+def below(name: str, seen: Seen) -> set[str]:
+    """What an interface lies on, itself included: parents of VLANs, ports of bridges."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        link = seen.links.get(waiting.pop())
+        if link is not None and link.name not in found:
+            found.add(link.name)
+            under = link.parent if link.kind == "vlan" else 0
+            waiting += [one.name for one in seen.links.values() if one.master == link.index or one.index == under]
+    return found
 
 
 def execute(step: Step, rtnl: Rtnl, proc: Path = PROC) -> None:

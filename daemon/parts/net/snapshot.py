@@ -7,39 +7,53 @@ given back as such, as `ip route save` and `restore` of iproute2 do. A snapshot 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from common.errors import MixosError
-from daemon.linux.rtnl import PROTOCOL, Address, Rtnl, decode_address
-from daemon.parts.net.plan import Seen, look
+from daemon.linux.rtnl import PROTOCOL, Address, Route, Rtnl, decode_address, decode_route
+from daemon.parts.net.plan import Seen, below, look
 
 _LINK_LOCAL = 253  # scope of addresses that the kernel makes by itself
 
 
 def take(rtnl: Rtnl, names: Iterable[str], seen: Seen) -> dict[str, Any]:
-    """Interface → {mtu, up, master, sysctl, addresses, routes}; those that are not there are left out."""
+    """Interface → {mtu, up, stp, master, sysctl, addresses, routes}; those that are not there are left out."""
     by_index = {link.index: link.name for link in seen.links.values()}
+    routes = rtnl.raw_routes()
     return {
         name: {
             "mtu": seen.links[name].mtu,
             "up": seen.links[name].up,
+            "stp": seen.links[name].stp,
             "master": by_index.get(seen.links[name].master, ""),
             "sysctl": {path: value for path, value in seen.sysctl.items() if path.split("/")[2] == name},
             "addresses": [payload.hex() for payload in rtnl.raw_addresses(seen.links[name].index)],
-            "routes": [payload.hex() for payload in rtnl.raw_routes(seen.links[name].index)],
+            "routes": [payload.hex() for payload in routes.get(seen.links[name].index, ())],
         }
         for name in sorted(set(names) & seen.links.keys())
     }
 
 
-def restore(snapshot: Mapping[str, Any], rtnl: Rtnl, proc: Path) -> None:
-    """Make interfaces that are there what they were. Everything is tried; then raises the first NetlinkError, OSError,
-    or MixosError `net-snapshot` for a snapshot that is damaged."""
+def take_routes(rtnl: Rtnl, routes: Sequence[Route]) -> list[tuple[str, str]]:
+    """Single routes of interfaces that are left alone otherwise: (interface, message) of each."""
+    names = {rtnl.index(name): name for name in {route.interface for route in routes}}
+    there = rtnl.raw_routes() if names else {}
+    return [
+        (name, payload.hex())
+        for index, name in names.items()
+        for payload in there.get(index, ())
+        if decode_route(payload, names) in routes
+    ]
+
+
+def restore(snapshot: Mapping[str, Any], rtnl: Rtnl, proc: Path, single: Sequence[tuple[str, str]] = ()) -> None:
+    """Make interfaces that are there what they were. single: what `take_routes` gave. Everything is tried; then raises
+    the first NetlinkError, OSError, or MixosError `net-snapshot` for a snapshot that is damaged."""
     problems = []
-    for work in _work(snapshot, rtnl, proc):
+    for work in _work(snapshot, rtnl, proc, single):
         try:
             work()
         except (MixosError, OSError) as error:
@@ -50,13 +64,20 @@ def restore(snapshot: Mapping[str, Any], rtnl: Rtnl, proc: Path) -> None:
         raise problems[0]
 
 
-def _work(snapshot: Mapping[str, Any], rtnl: Rtnl, proc: Path) -> Iterator[Callable[[], None]]:
+def _work(
+    snapshot: Mapping[str, Any], rtnl: Rtnl, proc: Path, single: Sequence[tuple[str, str]]
+) -> Iterator[Callable[[], None]]:
     """The steps: links of all interfaces first, then addresses, then routes, those without a gateway before others."""
-    there = {name: was for name, was in snapshot.items() if name in look(rtnl, proc).links}
+    seen = look(rtnl, proc)
+    links = seen.links
+    upwards = sorted(snapshot.keys() & links.keys(), key=lambda name: (len(below(name, seen)), name))
+    there = {name: snapshot[name] for name in upwards}
     yield from (partial(_link, name, was, rtnl, proc) for name, was in there.items())
     yield from (partial(_addresses, name, was, rtnl) for name, was in there.items())
-    yield from (partial(_take_routes, name, was, rtnl) for name, was in there.items())
+    routes_now = cache(rtnl.raw_routes)  # asked once, for all
+    yield from (partial(_take_routes, name, was, rtnl, routes_now) for name, was in there.items())
     routes = [(name, bytes.fromhex(text)) for name, was in there.items() for text in was["routes"]]
+    routes += [(name, bytes.fromhex(text)) for name, text in single if name in links]
     routes.sort(key=lambda one: one[1][6], reverse=True)  # rtm_scope: link (253) before universe (0)
     yield from (partial(rtnl.replay_route, name, payload) for name, payload in routes)
 
@@ -73,6 +94,8 @@ def _link(name: str, was: Mapping[str, Any], rtnl: Rtnl, proc: Path) -> None:
         place = proc / path
         if path.split("/")[2] == name and ".." not in path and place.exists() and place.read_text().strip() != value:
             place.write_text(str(value), encoding="ascii")
+    if link.kind == "bridge" and link.stp != was.get("stp", link.stp):
+        rtnl.change(name, stp=bool(was["stp"]))
     if link.up != was["up"]:
         rtnl.change(name, up=bool(was["up"]))
 
@@ -103,9 +126,11 @@ def _network(address: Address) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     return ipaddress.ip_interface(address.address).network
 
 
-def _take_routes(name: str, was: Mapping[str, Any], rtnl: Rtnl) -> None:
+def _take_routes(
+    name: str, was: Mapping[str, Any], rtnl: Rtnl, routes: Callable[[], Mapping[int, Sequence[bytes]]]
+) -> None:
     """Routes of ours that were not there go."""
     kept = {bytes.fromhex(text) for text in was["routes"]}
-    for payload in rtnl.raw_routes(rtnl.index(name)):
+    for payload in routes().get(rtnl.index(name), ()):
         if payload[5] == PROTOCOL and payload not in kept:  # rtm_protocol
             rtnl.remove_raw_route(payload)

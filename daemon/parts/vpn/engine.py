@@ -51,6 +51,7 @@ class Engine:
         self._sent: dict[str, dict[bytes, int]] = {}  # interface → public key → bytes sent when we looked last
         self._contents: Contents = {FILE: None}
         self._lock = asyncio.Lock()
+        self._naming: asyncio.Task[None] | None = None
 
     @property
     def config(self) -> VpnConfig:
@@ -99,7 +100,15 @@ class Engine:
         """What is up follows from the files alone."""
         wanted = VpnConfig(view.places, {name: view.read(name) for name in (FILE, *view.changed)})
         self._contents = wanted.everything()
-        await self.settle()
+        await self.settle(names=False)  # nobody may answer for them because of what is undone
+        self._naming = asyncio.create_task(self._name(), name="vpn names")
+
+    async def _name(self) -> None:
+        """Look up endpoints that are names; what fails is tried again by `look_again`."""
+        try:
+            await self.look_again()
+        except (MixosError, OSError) as error:
+            log("warning", f"vpn: {error}")
 
     async def kept(self) -> None:
         """The files are all that the next boot needs."""
@@ -133,7 +142,8 @@ class Engine:
 
     def _take_down(self, rtnl: Rtnl, wanted: Mapping[str, Tunnel]) -> None:
         for name, link in rtnl.links().items():
-            if link.alias == tunnel.ALIAS and name not in wanted:
+            unmarked = link.made and not link.alias and link.kind == "wireguard"  # cut off when it was made
+            if (unmarked or link.alias == tunnel.ALIAS) and name not in wanted:
                 rtnl.delete(name)
                 self._told.pop(name, None)
         if not any(entry.takes_everything for entry in wanted.values()):

@@ -1,7 +1,7 @@
 """Names of endpoints to addresses, beside everything else and with a limit on time.
 
-The C library's resolver blocks, so it runs in a thread; one that hangs costs its thread until the library gives up
-(musl: 5 s a try), never the daemon's time.
+The C library's resolver blocks, so it runs in threads of its own: one that hangs costs its thread until the library
+gives up (musl: 5 s a try), never the daemon's time, nor the threads that write files.
 """
 
 from __future__ import annotations
@@ -9,12 +9,19 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 
 from common.netvalues import is_address, split_endpoint
 from daemon.linux.wireguard import Endpoint
 from daemon.parts.vpn.model import PeerEntry, Tunnel
 
 SECONDS = 12.0
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(4, "vpn-names")
 
 
 def has_name(peer: PeerEntry) -> bool:
@@ -42,10 +49,10 @@ async def endpoint(text: str, seconds: float = SECONDS) -> list[Endpoint]:
     host, port = split_endpoint(text)
     if is_address(host):
         return [Endpoint(host, port)]
-    loop = asyncio.get_running_loop()
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG)
     try:
         async with asyncio.timeout(seconds):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG)
+            found = await asyncio.get_running_loop().run_in_executor(_threads(), look_up)
     except (OSError, TimeoutError, UnicodeError):
         return []
     return list(dict.fromkeys(Endpoint(str(address[0]), port) for *_, address in found))
