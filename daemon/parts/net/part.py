@@ -175,7 +175,11 @@ class Interfaces:
         return await changes.revert(changes.find("net"), f"by {caller.name}")
 
     async def set(self, _: Caller, params: Set) -> Edited:
-        """`net.set`: comments and order of the file stay. Raises ConfigError, RefusedError `config-edit`."""
+        """`net.set`: comments and order of the file stay. Raises ConfigError, RefusedError `config-edit`,
+        `change-pending`."""
+        self.context.changes.refuse_during_trial(
+            self.engine
+        )  # confirming it would put another file in this one's place
         table = ["interface", params.name] if params.name else []
         try:
             new = set_keys(self._text(), table, params.values)
