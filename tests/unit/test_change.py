@@ -24,6 +24,7 @@ from daemon.core.change.files import Rename, Renames, Trees
 from daemon.core.change.record import Contents
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
+from tests.waiting import eventually
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "ada", "local")
 GOOD, TRY, DRY = Wish(force=True), Wish(confirm=600), Wish.model_validate({"dry-run": True})
@@ -393,6 +394,43 @@ def test_a_deadline_that_passed_while_nobody_was_there(tmp_path, monkeypatch):
     Box(tmp_path).run(nothing)
     assert state(tmp_path) == ("one", "one")
     assert left(tmp_path) == []
+
+
+def over(base: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
+    """A daemon that is to start when the time of a trial of an earlier one is over."""
+    Box(base).run(put("one"))
+    Box(base).run(put("two", TRY))
+    now = record.boottime()
+    monkeypatch.setattr(record, "boottime", lambda: now + 1000)
+    return Box(base)
+
+
+def test_what_an_earlier_daemon_tried_and_cannot_be_undone_is_tried_again(tmp_path, monkeypatch):
+    box = over(tmp_path, monkeypatch)
+    box.parts[0].stuck = True
+
+    async def work(changes: Changes) -> None:
+        assert [row["state"] for row in changes.rows()] == ["undoing"]
+        box.parts[0].stuck = False
+        await eventually(lambda: not changes.rows())
+
+    box.run(work)
+    assert state(tmp_path) == ("one", "one")
+    assert left(tmp_path) == []
+
+
+def test_a_trial_that_is_over_is_not_confirmed(tmp_path, monkeypatch):
+    """Its part has not started yet."""
+    box = over(tmp_path, monkeypatch)
+
+    async def work() -> str:
+        box.changes.open()
+        with pytest.raises(RefusedError) as caught:
+            await box.changes.confirm(CALLER, box.changes.find())
+        return caught.value.reason
+
+    assert asyncio.run(work()) == "change-nothing"
+    assert (tmp_path / "etc/mixos/gadget.toml").read_text() == "one"
 
 
 def test_a_file_of_ones_own_that_was_undone_is_not_taken_up_again(tmp_path):

@@ -159,6 +159,8 @@ class Changes:
             if candidate.files:
                 await self._keep(applier)
             break
+        for record in [one for one in self.waiting.values() if applier.name in self._left.get(one.number, ())]:
+            self._arm(record)  # it could not go back
         return problem
 
     async def _take_up(self, applier: Applier) -> list[Candidate]:
@@ -186,7 +188,8 @@ class Changes:
                 await applier.undo(record.before.get(applier.name, {}), View(self.places, record.was))
         except (MixosError, OSError) as error:
             self._problem(f"{applier.name}: {record.why} cannot be undone: {error}")
-            return  # the record stays: the next start tries again
+            self.waiting[record.number] = replace(record, state="undoing")
+            return  # the record stays: it is tried again, also by the next start
         self.step(f"back {applier.name}")
         self._left[record.number].discard(applier.name)
         self._drop_if_over(record)
@@ -494,6 +497,8 @@ class Changes:
     async def _confirm(self, caller: Caller, record: Record) -> Confirmed:
         async with self._lock:
             record = self.find(number=record.number)
+            if record.left <= 0:  # before a reboot, or its part has yet to start and to take it back
+                raise RefusedError("its time is over: it is being undone", reason="change-nothing")
             await self._commit(record, [self._appliers[name] for name in record.parts if name in self._appliers])
             self._disarm(record)
         self._tell(record, "confirmed")
