@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,6 +55,17 @@ def _write(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
         os.fchmod(descriptor, mode)
         if durable:
             os.fsync(descriptor)
+
+
+def read_regular(path: Path, most: int = -1) -> bytes:
+    """The content of a file, its first `most` bytes. Raises OSError, also for what is no file: a pipe would be waited
+    for, and a device has no end."""
+    if stat.S_ISREG(path.stat().st_mode):  # opening some devices does something
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as stream:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return stream.read(most)
+    raise OSError(errno.EINVAL, "not a file", os.fspath(path))
 
 
 def sync_folder(folder: Path) -> None:

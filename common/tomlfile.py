@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from common.errors import ConfigError
+from common.files import read_regular
 from common.positions import Position, nearest, positions
 
 MAX_BYTES = 4 << 20  # no file that people write by hand is larger
@@ -42,7 +43,7 @@ def load(path: Path, model: type[Model]) -> Model:
 def read_text(path: Path) -> str:
     """The text of a configuration file. Raises ConfigError when it is missing, huge or not UTF-8."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file", reason="config-missing") from error
     except OSError as error:

@@ -63,6 +63,7 @@ def prepare_disk(image: Path, disk: Path, size: int | None = None, preseed: str 
         fresh.unlink(missing_ok=True)
     return disk
 
+
 @dataclass(frozen=True)
 class Running:
     """A machine that was started: its state folder, process id and start time (clock ticks after boot), SSH port."""

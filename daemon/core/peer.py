@@ -85,16 +85,17 @@ def _key(path: str, uid: int) -> str | None:
     """The fingerprint of the key in a file of sshd's. The path is the caller's word: only its own file is read."""
     if not path.startswith("/"):
         return None
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with os.fdopen(descriptor, "rb") as stream:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != uid:
-            return None
-        with contextlib.suppress(OSError):
-            return fingerprint(stream.read(16 << 10))
+    with contextlib.suppress(OSError):
+        # Opened only when it is known to be a file: opening a device does something, a terminal would even become ours.
+        place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            facts = os.fstat(place)
+            if not stat.S_ISREG(facts.st_mode) or facts.st_uid != uid:
+                return None
+            with Path(f"/proc/self/fd/{place}").open("rb") as stream:
+                return fingerprint(stream.read(16 << 10))
+        finally:
+            os.close(place)
     return None
 
 

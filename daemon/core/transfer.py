@@ -37,6 +37,7 @@ from common.tomlfile import Strict
 from common.units import size as in_words
 from daemon.core.peer import credentials
 from daemon.core.rpc import MAX_DESCRIPTORS
+from daemon.linux import foreign
 from daemon.linux.ready import readable, writable
 
 MAX_ID = 64  # characters
@@ -66,7 +67,7 @@ class Descriptors:
     def close(self) -> None:
         """Close what is left."""
         while self._left:
-            os.close(self._left.popitem()[1])
+            foreign.release(self._left.popitem()[1])
 
 
 def _unfit(message: str) -> RefusedError:
@@ -172,12 +173,15 @@ class _Socket:
 
     def pull(self, count: int) -> bytes | None:
         try:
-            return self._socket.recv(count, socket.MSG_DONTWAIT)
+            data, numbers, _ = foreign.receive(self._socket, count, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
+        for number in numbers:
+            foreign.release(number)
+        return data
 
     def close(self) -> None:
-        self._socket.close()
+        foreign.release(self._socket.detach())
 
 
 def source(descriptor: int, streams: bool) -> Source:
@@ -195,7 +199,7 @@ def source(descriptor: int, streams: bool) -> Source:
             return _Socket(descriptor)
         raise _wrong_kind("a regular file, a pipe or a socket" if streams else "a regular file")
     except BaseException:
-        os.close(descriptor)
+        foreign.release(descriptor)
         raise
 
 

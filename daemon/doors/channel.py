@@ -5,15 +5,12 @@ Not asyncio's streams: those read with recv(2), which throws descriptors away.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
-import os
 import socket
 
 from daemon.core import rpc
-
-_ROOM = socket.CMSG_SPACE(rpc.MAX_DESCRIPTORS * array.array("i").itemsize)
+from daemon.linux import foreign
 
 
 class TruncatedError(Exception):
@@ -58,21 +55,17 @@ class Channel:
             self._stop()
             return
         try:
-            data, ancillary, flags, _ = self.socket.recvmsg(rpc.MAX_LINE, _ROOM, socket.MSG_CMSG_CLOEXEC)
+            data, numbers, truncated = foreign.receive(self.socket, rpc.MAX_LINE)
         except BlockingIOError:
             return
         except OSError as error:
             self._error = error
         else:
-            numbers = array.array("i")
-            for level, kind, body in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    numbers.frombytes(body[: len(body) - len(body) % numbers.itemsize])
-            if flags & socket.MSG_CTRUNC:
-                close(numbers.tolist())
+            if truncated or len(numbers) > rpc.MAX_DESCRIPTORS:
+                close(numbers)
                 self._error = TruncatedError()
             else:
-                self._piece = data, numbers.tolist()
+                self._piece = data, numbers
         self._came.set()
 
     def _stop(self) -> None:
@@ -116,7 +109,7 @@ class Channel:
                 close(self._piece[1])
             if not self._sent.is_set():
                 self._loop.remove_writer(self.socket.fileno())
-            self.socket.close()
+            foreign.close(self.socket)
 
     def _continue(self) -> None:
         self._send()
@@ -138,4 +131,4 @@ class Channel:
 def close(descriptors: list[int]) -> None:
     """Close them all."""
     while descriptors:
-        os.close(descriptors.pop())
+        foreign.release(descriptors.pop())

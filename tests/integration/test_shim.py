@@ -390,6 +390,43 @@ def test_a_helper_that_has_ended_is_believed_by_the_user_who_notifies(place):
     asyncio.run(scenario())
 
 
+LINGER = """
+import struct
+listener = socket.create_server(("127.0.0.1", 0))
+kept = []
+def lingering():
+    one = socket.create_connection(listener.getsockname())
+    kept.append(listener.accept()[0])
+    one.setblocking(False)
+    with __import__("contextlib").suppress(BlockingIOError):
+        while True:
+            one.send(bytes(1 << 16))
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 7200))
+    return one.detach()
+"""
+
+
+@pytest.mark.parametrize(("word", "count"), [("STATUS=x", 1), ("STATUS=x", 30), ("FDSTORE=1\\nFDNAME=a", 1)])
+def test_descriptors_that_linger_do_not_hold_up_the_shim(place, word, count):
+    """The last close(2) of such a socket waits for its other end."""
+    script = f"""{NOTIFY}{LINGER}
+made = [lingering() for _ in range({count})]
+say("{word}", *made)
+for one in made:
+    os.close(one)
+say("FDSTOREREMOVE=1\\nFDNAME=a")
+say("READY=1")
+time.sleep(600)
+"""
+
+    async def scenario() -> None:
+        async with shim_of(place, place.py(script, notify=True, await_ready=True, fd_store=1)) as shim:
+            await shim.start()
+            assert Ready() in await until(shim, Ready)
+
+    asyncio.run(scenario())
+
+
 def test_strangers_cannot_notify(place):
     async def scenario() -> None:
         async with shim_of(place, place.sh("exec sleep 60", notify=True, await_ready=True)) as shim:

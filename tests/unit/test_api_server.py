@@ -208,6 +208,29 @@ def test_a_claimed_file_cannot_hold_up_or_tell_anything(device, tmp_path, claim)
     assert found["origin"] == "local (claimed)"
 
 
+TERMINAL = """
+import os
+from daemon.core.method import Role
+from daemon.core.peer import Credentials, identify
+
+if "SSH_USER_AUTH" in os.environ:
+    identify(Credentials(os.getpid(), os.getuid(), 0), {os.getuid(): Role.ADMIN})
+    print(open("/proc/self/stat").read().rpartition(")")[2].split()[4])
+else:
+    os.getsid(0) == os.getpid() or os.setsid()
+    _, terminal = os.openpty()
+    os.set_inheritable(_, True)
+    os.environ["SSH_USER_AUTH"] = os.ttyname(terminal)
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1], sys.argv[1]])
+"""
+
+
+def test_a_claimed_terminal_does_not_become_the_daemons():
+    """Whoever hangs it up would end the daemon, which leads a session."""
+    code = f"import sys{TERMINAL}"
+    assert run([sys.executable, "-c", code, code], env=dict(os.environ), cwd=ROOT).stdout.strip() == b"0"
+
+
 def asked_by(environment: Mapping[str, str], path: Path) -> bytes:
     """The answer of `sample.who` to a process with this environment."""
     ask = f"call('sample.who', {{}}, {str(path)!r})"

@@ -174,6 +174,12 @@ ROOT = Entry("var/lib/web", "folder", 0o755)
     ("entry", "wanted"),
     [
         (Entry("etc/passwd", "file", 0o644), "backup-name"),
+        # What a start would carry out.
+        (Entry("var/lib/mixos/config/undo.json", "file", 0o600), "backup-name"),
+        (Entry("var/lib/mixos/firewall/committed.json", "file", 0o600), "backup-name"),
+        (Entry("var/lib/mixos/firewall/pending.json", "file", 0o600), "backup-name"),
+        (Entry("var/lib/mixos/net/trial.json", "file", 0o600), "backup-name"),
+        (Entry("var/lib/mixos/changes/00000001.json", "file", 0o600), "backup-name"),
         (Entry("etc/hostname/../passwd", "file", 0o644), "backup-name"),
         (Entry("usr/bin/sh", "file", 0o755), "backup-name"),
         (Entry("var/lib/mixos", "file", 0o644), "backup-conflict"),

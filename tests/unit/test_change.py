@@ -24,6 +24,7 @@ from daemon.core.change.files import Rename, Renames, Trees
 from daemon.core.change.record import Contents
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
+from tests.waiting import eventually
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "ada", "local")
 GOOD, TRY, DRY = Wish(force=True), Wish(confirm=600), Wish.model_validate({"dry-run": True})
@@ -441,6 +442,43 @@ def test_a_deadline_that_passed_while_nobody_was_there(tmp_path, monkeypatch):
     assert left(tmp_path) == []
 
 
+def over(base: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
+    """A daemon that is to start when the time of a trial of an earlier one is over."""
+    Box(base).run(put("one"))
+    Box(base).run(put("two", TRY))
+    now = record.boottime()
+    monkeypatch.setattr(record, "boottime", lambda: now + 1000)
+    return Box(base)
+
+
+def test_what_an_earlier_daemon_tried_and_cannot_be_undone_is_tried_again(tmp_path, monkeypatch):
+    box = over(tmp_path, monkeypatch)
+    box.parts[0].stuck = True
+
+    async def work(changes: Changes) -> None:
+        assert [row["state"] for row in changes.rows()] == ["undoing"]
+        box.parts[0].stuck = False
+        await eventually(lambda: not changes.rows())
+
+    box.run(work)
+    assert state(tmp_path) == ("one", "one")
+    assert left(tmp_path) == []
+
+
+def test_a_trial_that_is_over_is_not_confirmed(tmp_path, monkeypatch):
+    """Its part has not started yet."""
+    box = over(tmp_path, monkeypatch)
+
+    async def work() -> str:
+        box.changes.open()
+        with pytest.raises(RefusedError) as caught:
+            await box.changes.confirm(CALLER, box.changes.find())
+        return caught.value.reason
+
+    assert asyncio.run(work()) == "change-nothing"
+    assert (tmp_path / "etc/mixos/gadget.toml").read_text() == "one"
+
+
 def test_a_file_of_ones_own_that_was_undone_is_not_taken_up_again(tmp_path):
     Box(tmp_path).run(put("one"))
 
@@ -572,6 +610,112 @@ def test_what_was_staged_and_never_written_down_goes(tmp_path):
 
 
 # -- kill -9 at every step, and again while recovering -----------------------------------------------------------------
+
+
+def test_however_deep_a_unit_has_made_its_folder_it_goes(tmp_path):
+    """Neither recursion nor a descriptor for each level; nothing of it may end the daemon at its start."""
+    top = tmp_path / "var/lib/.mixos-change-00000007/old/0"
+    top.mkdir(parents=True)
+    folder = os.open(top, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=folder)
+        os.symlink("/etc", "link", dir_fd=folder)
+        inner = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+    Box(tmp_path).run(nothing)
+    assert left(tmp_path) == []
+
+
+def test_what_a_damaged_record_has_staged_stays(tmp_path):
+    """It may be the only copy of what was there before."""
+    Box(tmp_path).run(put("one"))
+    (tmp_path / "var/lib/mixos/changes/00000005.json").write_text("{}")
+    kept = tmp_path / "var/lib/.mixos-change-00000005/old/0"
+    kept.mkdir(parents=True)
+    for _ in range(2):
+        box = Box(tmp_path)
+        box.run(nothing)
+        assert kept.is_dir()
+        assert int(box.changes.number()) > 5
+
+
+def test_a_number_is_not_used_again(tmp_path):
+    """Whoever confirms a change that ended while the daemon was started again must not confirm another one."""
+
+    async def trial(changes: Changes) -> str:
+        answer = await put("one", TRY)(changes)
+        await changes.revert(changes.find(number=answer["change"]), "x")
+        return str(answer["change"])
+
+    assert Box(tmp_path).run(trial) != Box(tmp_path).run(trial)
+
+
+def test_a_folder_that_is_on_trial_is_not_changed_by_another(tmp_path):
+    tree = tmp_path / "var/lib/web"
+    tree.mkdir(parents=True)
+
+    def staged(changes: Changes) -> tuple[str, Renames]:
+        number = changes.number()
+        _, lib = files.make_staging(changes.places, number)
+        (lib / "new/0").mkdir()
+        return number, Renames((Rename("tree", "var/lib/web", str(tree), f"{lib}/new/0", f"{lib}/old/0", True),))
+
+    async def work(changes: Changes) -> str:
+        await changes.make(CALLER, TRY, "restore", parts=("gadget",), staged=staged(changes))
+        with pytest.raises(RefusedError) as caught:
+            await changes.make(CALLER, GOOD, "another", staged=staged(changes))
+        return caught.value.reason
+
+    assert Box(tmp_path).run(work) == "change-pending"
+
+
+def test_a_file_that_was_made_meanwhile_survives_a_commit_that_fails(tmp_path, monkeypatch):
+    do, file = files.do, tmp_path / "etc/mixos/gadget.toml"
+
+    def late(renames: Renames, step: files.Step) -> None:
+        do(renames, step)
+        raise OSError("full")
+
+    async def work(changes: Changes) -> None:
+        record_ = changes.find(number=(await put("one", TRY)(changes))["change"])
+        file.write_text("by hand")
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "do", late)
+            with pytest.raises(MixosError):
+                await changes.confirm(CALLER, record_)
+        files.undo(record_.renames)  # as after a cut
+        assert file.read_text() == "by hand"
+
+    Box(tmp_path).run(work)
+
+
+@pytest.mark.parametrize("name", ["etc/mixos/../shadow", "etc/mixos//etc/shadow", "var/lib/./x", "etc/", "bin/sh", ""])
+def test_names_lead_nowhere_else(tmp_path, name):
+    async def work(changes: Changes) -> str:
+        with pytest.raises(RefusedError) as caught:
+            await changes.make(CALLER, GOOD, "x", {name: b""})
+        return caught.value.reason
+
+    assert Box(tmp_path).run(work) == "change-name"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+def test_what_is_no_file_of_ours_holds_up_nobody(tmp_path, kind):
+    """A folder of /etc/mixos may be another account's to write."""
+    box = Box(tmp_path)
+    file = tmp_path / "etc/mixos/gadget.toml"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.touch()
+        os.truncate(file, 1 << 40)
+    (problem,) = asyncio.run(box.start())
+    assert problem is not None
+    assert problem.reason == ("config-too-large" if kind == "large" else "config-unreadable")
 
 
 def killed(work: Callable[[files.Step], None], number: int) -> bool:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from common.errors import ConfigError, MixosError, NotFoundError, RefusedError
-from daemon.core.manifest import manifests
 from daemon.core.change.applier import Wish
+from daemon.core.manifest import manifests
 from daemon.core.method import Caller, Nothing, Role
 from daemon.core.part import Context
 from daemon.core.parts import source

@@ -17,15 +17,18 @@ from hypothesis import strategies as st
 
 from buildsys.run import run
 from common import netvalues as values
-from common.errors import MixosError
+from common.errors import MixosError, RefusedError
 from common.tomledit import remove_table, set_keys
 from common.tomlfile import parse
 from daemon.core.change.applier import View
+from daemon.core.change.record import Record, boot_id, boottime
+from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.linux.nameservers import Names
 from daemon.parts.net.handover import EarlyBoot
 from daemon.parts.net.migrate import migrate
 from daemon.parts.net.netfile import NetworkFile
+from daemon.parts.net.part import Interfaces, Set
 from tests.waiting import ended, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -402,3 +405,15 @@ def test_a_damaged_record_is_as_good_as_none(tmp_path: Path, text: str) -> None:
     (context.etc / "network.toml").write_text("x = 1\n")
     migrate(context)
     assert memory(context) == (None, False)
+
+
+def test_the_file_is_not_edited_while_another_one_is_on_trial(tmp_path: Path) -> None:
+    """Confirming that one would put it in place of this one."""
+    context = Context(*(tmp_path / name for name in ("run", "var/lib/mixos", "etc/mixos", "lib", "log")))
+    record = Record("1", "trial", "ada", "local", "net apply", boot_id(), ("net",), boottime() + 600)
+    context.changes.waiting["1"] = record
+    part = Interfaces(context)
+    with pytest.raises(RefusedError) as caught:
+        asyncio.run(part.set(Caller(Role.ADMIN, 0, 0, 1, "eve", "local"), Set(values={"dns": ["192.0.2.1"]})))
+    assert caught.value.reason == "change-pending"
+    assert not part.engine.file.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -26,11 +27,13 @@ from daemon.core.method import Caller, Role
 from daemon.core.part import Context, cgroups
 from daemon.core.parts import source
 from daemon.core.worker import worker as workers
+from daemon.core.worker.channel import MAX_UNREAD, Channel
 from daemon.core.worker.forks import Forks
 from daemon.core.worker.worker import Worker
 from tests.daemons import Running, running
 from tests.hostpackages import ROOT
 from tests.waiting import PATIENCE
+from tests.waiting import eventually as eventually_
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 PROCESS = Process("nobody", "none", memory=256 << 20, runs="kettleprocess:Bare")
@@ -525,6 +528,63 @@ def test_it_lives_in_a_control_group_that_goes_with_it(bare: Context):
                 folder.rmdir()
 
 
+def test_one_that_cannot_be_had_for_a_moment_is_started_again(bare: Context):
+    async def script(worker: Worker) -> None:
+        fork, tries = worker._fork, iter([True])
+
+        async def without_descriptors(channel: socket.socket) -> Any:
+            if next(tries, False):
+                raise OSError(errno.EMFILE, "too many open files")
+            return await fork(channel)
+
+        worker._fork = without_descriptors  # type: ignore[method-assign]
+        assert worker._pid is not None
+        os.kill(worker._pid, signal.SIGKILL)
+        await eventually_(lambda: worker.state == "running" and worker.restarts == 2)
+
+    play(bare, script)
+
+
+def ends(handlers: dict[str, Any], frames: Iterator[bytes], look: Callable[[Channel], bool]) -> bool:
+    """What is seen of mixosd's end of a channel, after frames that are sent and answers that nobody reads."""
+
+    async def main() -> bool:
+        ours, theirs = socket.socketpair()
+        channel = Channel("bad", ours, handlers, lambda *_: None)
+        await channel.open()
+        serving = asyncio.create_task(channel.run())
+        for data in frames:
+            with suppress(OSError):
+                theirs.sendall(len(data).to_bytes(4, "big") + data)
+        await asyncio.wait([serving], timeout=1)
+        found = look(channel)
+        theirs.close()
+        await asyncio.gather(serving, return_exceptions=True)
+        return found
+
+    return asyncio.run(main())
+
+
+async def large(_: Any) -> object:
+    return "x" * (3 << 20)
+
+
+def test_streams_that_there_are_not_keep_nothing():
+    """Their parameters would be kept as long as the process lives, 4 MiB of JSON each."""
+    frames = (b'{"id":%d,"stream":"call","params":[[],[],[]]}' % number for number in range(1, 100))
+    assert ends({"call": large}, frames, lambda channel: not channel._streams)
+
+
+def test_who_reads_no_answer_gets_no_more_of_them():
+    frames = (b'{"id":%d,"call":"call"}' % number for number in range(1, 101))
+    assert ends({"call": large}, frames, lambda channel: _unread(channel) < MAX_UNREAD)
+
+
+def _unread(channel: Channel) -> int:
+    assert channel._writer is not None
+    return channel._writer.transport.get_write_buffer_size()
+
+
 def test_on_a_device_nothing_runs_without_its_account(bare: Context):
     wrong = replace(bare, shared=True)
 
@@ -566,7 +626,7 @@ def test_what_it_gives_up(tmp_path: Path):
     assert {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
     assert found["NoNewPrivs"] == "1"
     assert f"pipe:[{os.fstat(read).st_ino}]" in files
-    assert not {name for name in files if name.startswith("/") and not name.startswith(("/dev/", "/tmp/"))}
+    assert {name for name in files if name.startswith("/")} == {os.devnull}
     os.close(read)
     os.close(write)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 from pydantic import Field
 
 from common.errors import ConfigError, MixosError
+from common.files import read_regular
 from common.tomlfile import MAX_BYTES, Strict
 from daemon.core.change.files import Step, Trees
 from daemon.core.change.record import Contents, Record
@@ -52,11 +53,11 @@ class View:
         self.places = places
         self.changed = {} if changed is None else changed
 
-    def read(self, name: str) -> bytes | None:
-        """The content; None when there is no such file. Raises OSError."""
+    def read(self, name: str, most: int = -1) -> bytes | None:
+        """The content, its first `most` bytes; None when there is no such file. Raises OSError."""
         found = self.changed.get(name) if name in self.changed else self.places.place(name)
         try:
-            return found.read_bytes() if isinstance(found, Path) else found
+            return read_regular(found, most) if isinstance(found, Path) else found
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -64,7 +65,7 @@ class View:
         """The same as text. Raises ConfigError `config-unreadable`, `config-too-large`, `config-encoding`."""
         path = self.places.place(name)
         try:
-            data = self.read(name)
+            data = self.read(name, limit + 1)
             if data is not None and len(data) > limit:
                 raise ConfigError(f"{path}: larger than {limit} bytes", reason="config-too-large")
             return None if data is None else data.decode()

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import difflib
 import itertools
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -79,13 +78,11 @@ class Changes:
         if self._opened:
             return
         self._opened = True
-        last, kept = 0, set()
+        self._numbers = itertools.count(self.journal.last() + 1)
         for record in self.journal.records():
             if isinstance(record, Path):
                 self._problem(f"{record}: the record of a change is damaged; what it was about stays as it is")
                 continue
-            last = max(last, int(record.number) if record.number.isdigit() else 0)
-            kept.add(record.number)
             try:
                 if record.state == "committing":
                     self._finish(record)
@@ -95,9 +92,8 @@ class Changes:
                     self._drop_if_over(record)
             except OSError as error:  # the daemon starts all the same; the record stays for the next start
                 self._problem(f"{record.why} can neither be finished nor undone: {error}")
-        self._numbers = itertools.count(last + 1)
-        for folder in files.abandoned(self.places, kept):
-            shutil.rmtree(folder, ignore_errors=True)
+        for folder in files.abandoned(self.places, self.journal.numbers()):
+            files.remove(folder)
 
     def number(self) -> str:
         """For a change whose files its user stages itself (see `files.staging`)."""
@@ -163,6 +159,8 @@ class Changes:
             if candidate.files:
                 await self._keep(applier)
             break
+        for record in [one for one in self.waiting.values() if applier.name in self._left.get(one.number, ())]:
+            self._arm(record)  # it could not go back
         return problem
 
     async def _take_up(self, applier: Applier) -> list[Candidate]:
@@ -190,7 +188,8 @@ class Changes:
                 await applier.undo(record.before.get(applier.name, {}), View(self.places, record.was))
         except (MixosError, OSError) as error:
             self._problem(f"{applier.name}: {record.why} cannot be undone: {error}")
-            return  # the record stays: the next start tries again
+            self.waiting[record.number] = replace(record, state="undoing")
+            return  # the record stays: it is tried again, also by the next start
         self.step(f"back {applier.name}")
         self._left[record.number].discard(applier.name)
         self._drop_if_over(record)
@@ -284,7 +283,7 @@ class Changes:
                 one for one in self._appliers.values() if one.name in wanted.parts or any(map(one.owns, wanted.changed))
             ]
             if not wish.dry_run:
-                self._refuse_during_trial(appliers, wanted.changed)
+                self._refuse_during_trial(appliers, wanted.names)
             plans = {one.name: await one.prepare(view, wanted.caller, wish.dry_run) for one in appliers}
             seconds = _seconds(wanted, plans)
             if wish.dry_run:
@@ -366,6 +365,9 @@ class Changes:
         """All of it; or nothing when this raises."""
         if not plans:
             return
+        if record.deadline is not None:  # people will name it
+            with contextlib.suppress(OSError):  # a full disk keeps nobody out
+                self.journal.given(record.number)
         self.journal.write(record)
         self.step("recorded")
         begun: list[str] = []
@@ -413,7 +415,7 @@ class Changes:
             await self._keep(one)
         self.step("kept")
         self.waiting.pop(record.number, None)
-        self._over(record)
+        await asyncio.to_thread(self._over, record)  # what a unit kept may be a million files
 
     async def _undo_parts(self, record: Record, names: Sequence[str]) -> None:
         for name in reversed(names):
@@ -496,6 +498,8 @@ class Changes:
     async def _confirm(self, caller: Caller, record: Record) -> Confirmed:
         async with self._lock:
             record = self.find(number=record.number)
+            if record.left <= 0:  # before a reboot, or its part has yet to start and to take it back
+                raise RefusedError("its time is over: it is being undone", reason="change-nothing")
             await self._commit(record, [self._appliers[name] for name in record.parts if name in self._appliers])
             self._disarm(record)
         self._tell(record, "confirmed")
@@ -615,6 +619,11 @@ class _Wanted(NamedTuple):
     parts: tuple[str, ...]
     staged: tuple[str, Renames]
     modes: Mapping[str, int]
+
+    @property
+    def names(self) -> set[str]:
+        """Of all that changes, folders included."""
+        return {*self.contents, *(one.name for one in self.staged[1].changes)}
 
     @property
     def changed(self) -> dict[str, bytes | Path | None]:

@@ -8,9 +8,9 @@ tests can stop the world there.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,7 +45,9 @@ class Trees:
         return cls(context.etc.parent, context.state.parent, own)
 
     def place(self, name: str) -> Path:
-        """Where a name is on this device."""
+        """Where a name is on this device. Raises RefusedError `change-name` for one that leads elsewhere."""
+        if not {"", ".", ".."}.isdisjoint(name.split("/")) or not name.startswith(("etc/", "var/lib/")):
+            raise RefusedError(f"{name!r} is no name of a file below /etc or /var/lib", reason="change-name")
         for prefix, folder in self.own:
             if name == prefix or name.startswith(f"{prefix}/"):
                 return folder / name[len(prefix) + 1 :]
@@ -116,7 +118,7 @@ def make_staging(trees: Trees, number: str) -> tuple[Path, Path]:
     """The same, made anew. Raises OSError."""
     found = staging(trees, number)
     for folder in found:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         for one in (folder, folder / "new", folder / "old"):
             one.mkdir(mode=0o700)
     return found
@@ -133,6 +135,8 @@ def stage(trees: Trees, contents: Mapping[str, tuple[bytes, int] | None], number
     out. number: of the change, for the name of the staging folder. Raises OSError, RefusedError `change-conflict`;
     nothing is left behind then."""
     try:
+        for folder in staging(trees, number):
+            remove(folder)
         changes = [
             change
             for count, (name, content) in enumerate(sorted(contents.items()))
@@ -143,7 +147,7 @@ def stage(trees: Trees, contents: Mapping[str, tuple[bytes, int] | None], number
                 sync_folder(one)
     except BaseException:
         for folder in staging(trees, number):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
         raise
     return Renames(tuple(changes), missing_folders(changes))
 
@@ -210,8 +214,8 @@ def undo(renames: Renames, step: Step = nothing) -> None:
     """Put back what was there. Raises OSError."""
     for change in reversed(renames.changes):
         target, new, old = Path(change.target), Path(change.new), Path(change.old)
-        if change.existed and os.path.lexists(old):
-            if (change.kind == "tree" or old.is_dir()) and os.path.lexists(target):
+        if os.path.lexists(old):  # also where nothing was when it was staged: somebody made it since
+            if (change.kind == "tree" or not change.existed or old.is_dir()) and os.path.lexists(target):
                 target.rename(new)
                 step(f"back {change.name}")
             old.rename(target)
@@ -238,4 +242,41 @@ def _sync(renames: Renames) -> None:
 def clean(renames: Renames) -> None:
     """Remove what was kept and what was staged."""
     for folder in {Path(change.new).parent.parent for change in renames.changes}:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a staging folder with all that is in it, as far as that can be done. What a unit kept may be hostile, so
+    this takes two descriptors and no recursion, however deep it is: inner folders come up to `folder` first."""
+    flags, numbers = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, itertools.count()
+    with contextlib.suppress(OSError):
+        top = os.open(folder, flags)
+        try:
+            waiting = _sweep(top, top, numbers)
+            while waiting:
+                name = waiting.pop()
+                with contextlib.suppress(OSError):
+                    inner = os.open(name, flags, dir_fd=top)
+                    try:
+                        waiting += _sweep(inner, top, numbers)
+                    finally:
+                        os.close(inner)
+                    os.rmdir(name, dir_fd=top)
+        finally:
+            os.close(top)
+        folder.rmdir()
+
+
+def _sweep(place: int, top: int, numbers: Iterator[int]) -> list[str]:
+    """Empty an open folder: files go, folders are moved to `top`, where they have these names."""
+    moved = []
+    with os.scandir(place) as found:
+        entries = list(found)
+    for one in entries:
+        with contextlib.suppress(OSError):
+            if one.is_dir(follow_symlinks=False):
+                os.rename(one.name, name := f"{STAGING}-{next(numbers)}", src_dir_fd=place, dst_dir_fd=top)
+                moved.append(name)
+            else:
+                os.unlink(one.name, dir_fd=place)
+    return moved

@@ -6,6 +6,7 @@ a later version, is set aside under a name that ends with ".damaged" and told: i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import MixosError
-from common.files import sync_folder, write_atomically
+from common.files import sync_folder, write_atomically, write_whole
 from daemon.core.change.files import Renames, from_document
 
 VERSION = 1
@@ -122,6 +123,23 @@ class Journal:
                 except OSError:  # a disk that takes no writes any more: the daemon starts all the same
                     aside = path
                 yield aside
+
+    def numbers(self) -> set[str]:
+        """Of the records that are there, those that were set aside included."""
+        return {path.name.partition(".")[0] for path in self.folder.glob("[0-9]*.json*")}
+
+    def last(self) -> int:
+        """The last number of a trial, or of a record that is there: whoever still names one must not mean another."""
+        last = self.folder / "last"
+        known = [int(number) for number in self.numbers() if number.isdigit()]
+        with contextlib.suppress(OSError, ValueError):
+            known.append(int(last.read_text("ascii")))
+        return max(known, default=0)
+
+    def given(self, number: str) -> None:
+        """Remember it. Raises OSError."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(self.folder / "last", number.encode("ascii"), 0o600)
 
     def _path(self, record: Record) -> Path:
         return self.folder / f"{record.number}.json"

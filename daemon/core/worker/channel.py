@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import itertools
 import json
 import re
@@ -195,6 +196,8 @@ class Channel:
     def _open(self, number: int, name: str, params: Any) -> None:
         if number in self._streams or len(self._streams) >= MAX_CALLS:
             raise GarbageError("a number twice, or too many streams at once")
+        if not inspect.isasyncgenfunction(self._handlers.get(name)):  # its parameters would be kept for nothing
+            raise GarbageError(f"there is no stream {name[:64]!r}")
         self._streams[number] = self._items(name, params)
 
     async def _items(self, name: str, params: Any) -> AsyncIterator[object]:
@@ -231,7 +234,10 @@ class Channel:
         await self._reply(number, "item", step)
 
     async def _reply(self, number: int, kind: str, work: Callable[[], Awaitable[object]]) -> None:
-        """Do it and send what came of it; a defect becomes an internal error."""
+        """Do it and send what came of it; a defect becomes an internal error. Who does not read gets no more work."""
+        with contextlib.suppress(OSError):
+            assert self._writer is not None
+            await self._writer.drain()
         try:
             line = encode({"id": number, kind: await work()})
         except StopAsyncIteration:

@@ -161,6 +161,11 @@ def main(wanted: Mapping[str, Any], descriptors: Sequence[int], parent: int) -> 
     """Serve until mixosd is gone. wanted: see `forkserver`; descriptors: the channel, then the task's files."""
     account = wanted["account"]
     become((account[0], account[1]) if account else None, wanted["profile"], parent)
+    if account:  # what mixosd has there is the console: whoever has it can stop its output, on which mixosd would wait
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        os.close(null)
     rename(f"mixosd:{wanted['name']}")
     os.umask(0o077)
     os.chdir("/")

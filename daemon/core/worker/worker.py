@@ -181,11 +181,12 @@ class Worker:
                 began = time.monotonic()
                 try:
                     problem = await self._live()
-                except MixosError as error:
+                except Exception as error:  # noqa: BLE001  # whatever it said, or we had none of: it is tried again
+                    known = error if isinstance(error, MixosError) else _failed(self.name, error)
                     if self._first is not None and not self._first.done():
-                        self._first.set_exception(error)
+                        self._first.set_exception(known)
                         return
-                    problem = error.reason
+                    problem = known.reason
                 if time.monotonic() - began > LONGEST:
                     pause = FIRST
                 self.state, self.problem, self.restarts = "waiting", problem, self.restarts + 1
@@ -355,3 +356,9 @@ class Worker:
         if len(json.dumps(data)) > _MAX_EVENT or not self._events.take():
             raise GarbageError("too much of events")
         self._tell(topic, subject, data)
+
+
+def _failed(name: str, error: Exception) -> MixosError:
+    text = f"the process of {name} failed: {type(error).__name__}: {error}"[:1000]
+    log("err", text)
+    return MixosError(text, reason="process-failed", retryable=True)

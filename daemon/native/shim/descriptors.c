@@ -31,11 +31,18 @@ void unkeep(const char *name, bool own)
     for (int i = 0; i < kept_count; i++) {
         if (strcmp(kept[i].name, name) == 0 && (!own || kept[i].own)) {
             kept_own -= kept[i].own;
-            close(kept[i].fd);
+            let_go(kept[i].fd);
         } else
             kept[to++] = kept[i];
     }
     kept_count = to;
+}
+
+void let_go(int fd)
+{
+    const struct linger none = {0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none); /* ENOTSOCK: fine */
+    close(fd);
 }
 
 int received(struct msghdr *message, int *fds, int room, struct ucred *sender)
@@ -54,7 +61,7 @@ int received(struct msghdr *message, int *fds, int room, struct ucred *sender)
             if (count < room)
                 fds[count++] = fd;
             else
-                close(fd);
+                let_go(fd);
         }
     }
     return count;

@@ -75,13 +75,13 @@ static void notified(char *text, int *fds, int count) /* sd_notify(3) */
         if (store && keep(name, fds[i], true))
             tell("stored %s", name);
         else
-            close(fds[i]);
+            let_go(fds[i]);
 }
 
 void look_notify(void)
 {
     static char text[4096];
-    char ancillary[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(16 * sizeof(int))] __attribute__((aligned(8)));
+    char ancillary[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(BROUGHT * sizeof(int))] __attribute__((aligned(8)));
     for (int count = 0; service.notify >= 0; count++) {
         if (count == NOTES_PER_TICK) { /* a flood of them waits in the queue of the socket, and so does its sender */
             service.notify_at = clock_ns(CLOCK_MONOTONIC) + TICK_MS * SECOND / 1000;
@@ -101,6 +101,6 @@ void look_notify(void)
             notified(text, fds, number);
         else
             while (number--)
-                close(fds[number]);
+                let_go(fds[number]);
     }
 }

@@ -168,6 +168,10 @@ extern int kept_count;
 bool keep(const char *name, int fd, bool own);
 /* own: the service removes only what it has brought itself. */
 void unkeep(const char *name, bool own);
+/* Close what came from the service. The last close(2) of a socket that is set to linger would wait for its other end. */
+void let_go(int fd);
+/* Room for all descriptors that one message can bring (SCM_MAX_FD of Linux): the kernel closes what has none, and waits. */
+#define BROUGHT 253
 /* Number of descriptors received, at most `room`; what is more is closed. sender: NULL, or where its credentials go. */
 int received(struct msghdr *message, int *fds, int room, struct ucred *sender);
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import filecmp
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +91,7 @@ class Restorer:
     def discard(self) -> None:
         """Forget what was prepared."""
         for folder in files.staging(self.trees, self.number):
-            shutil.rmtree(folder, ignore_errors=True)
+            files.remove(folder)
 
     def _prepare(self, pieces: Iterator[bytes], only: Collection[str]) -> Plan:
         free = os.statvfs(self.trees.lib)

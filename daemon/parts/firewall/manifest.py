@@ -18,4 +18,6 @@ MANIFEST = Manifest(
         "firewall-entry": Names("firewall.list", ("entries",)),
     },
     claims="claims:unit",
+    # What version 0.1 was about to do, which a start carries out: not for a backup to say.
+    passing=("var/lib/mixos/firewall/pending.json", "var/lib/mixos/firewall/committed.json"),
 )

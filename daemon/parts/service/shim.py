@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.files import write_whole
-from daemon.linux import process
+from daemon.linux import foreign, process
 from daemon.parts.service.shimstate import (
     EVENTS,
     Empty,
@@ -273,7 +273,7 @@ class Shim:
             self.close()  # not a shim: treated like one that died
         finally:
             for descriptor in fds:
-                os.close(descriptor)
+                foreign.release(descriptor)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.errors import MixosError
+from daemon.linux import foreign
 from daemon.parts.service.accounts import group_id, user_id
 from daemon.parts.service.unit import Socket
 
@@ -117,5 +118,5 @@ def remove_files(sockets: Sequence[Socket]) -> None:
 
 def close(descriptors: Iterable[int]) -> None:
     """Close our copies."""
-    for descriptor in descriptors:
-        os.close(descriptor)
+    for descriptor in descriptors:  # some of them the service may have left with the shim
+        foreign.release(descriptor)
