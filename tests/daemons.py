@@ -6,9 +6,10 @@ import asyncio
 import errno
 import json
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from pydantic import Field, SecretStr
 from common.errors import NotFoundError, RefusedError, RpcError, UnreachableError
 from common.tomlfile import Strict
 from daemon.client.connection import call, stream
+from daemon.core import rpc
 from daemon.core.limits import Limits
 from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing, Role
 from daemon.core.part import Context
@@ -193,3 +195,26 @@ def running(
         thread.join(20)
         assert not thread.is_alive()
         assert not path.exists()
+
+
+def connected(path: Path) -> socket.socket:
+    """A connection to a daemon's socket."""
+    channel = socket.socket(socket.AF_UNIX)
+    channel.settimeout(20)
+    channel.connect(str(path))
+    return channel
+
+
+def request(method: str, ident: int = 1, **params: object) -> bytes:
+    """The line of one call."""
+    return rpc.encode_request(method, params, ident)
+
+
+def answers(channel: socket.socket) -> list[Any]:
+    """Every line until the server closes: results and reasons."""
+    data = b""
+    with suppress(ConnectionResetError):
+        while chunk := channel.recv(1 << 16):
+            data += chunk
+    found = [json.loads(line) for line in data.splitlines()]
+    return [one["result"] if "result" in one else one["error"]["data"]["reason"] for one in found if "id" in one]

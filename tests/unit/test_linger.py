@@ -13,8 +13,7 @@ import pytest
 from daemon.core.method import Role
 from daemon.core.transfer import Accepts, Content
 from daemon.linux import foreign
-from tests.daemons import running
-from tests.unit.test_transfer import answers, connected, request
+from tests.daemons import answers, connected, request, running
 from tests.waiting import PATIENCE
 
 

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import fcntl
 import hashlib
-import json
 import os
 import random
 import socket
@@ -30,7 +29,7 @@ from daemon.core.parts import Source
 from daemon.core.spool import Spool
 from daemon.core.transfer import Accepts, Content, Descriptors, accepted
 from daemon.doors import interface
-from tests.daemons import QUICK, Running, running
+from tests.daemons import QUICK, Running, answers, connected, request, running
 
 
 @contextmanager
@@ -478,27 +477,6 @@ def nothing_left() -> Iterator[None]:
     while len(os.listdir("/proc/self/fd")) > before:
         assert time.monotonic() < deadline, "descriptors are left open"
         time.sleep(0.01)
-
-
-def connected(path: Path) -> socket.socket:
-    channel = socket.socket(socket.AF_UNIX)
-    channel.settimeout(20)
-    channel.connect(str(path))
-    return channel
-
-
-def request(method: str, ident: int = 1, **params: object) -> bytes:
-    return rpc.encode_request(method, params, ident)
-
-
-def answers(channel: socket.socket) -> list[Any]:
-    """Every line until the server closes: results and reasons."""
-    data = b""
-    with suppress(ConnectionResetError):
-        while chunk := channel.recv(1 << 16):
-            data += chunk
-    found = [json.loads(line) for line in data.splitlines()]
-    return [one["result"] if "result" in one else one["error"]["data"]["reason"] for one in found if "id" in one]
 
 
 def reason(path: Path, method: str, params: Mapping[str, object], descriptors: Sequence[int] = ()) -> str:
