@@ -101,7 +101,7 @@ class Daemon:
         )
         await asyncio.to_thread(self.context.changes.open)  # before any part reads its files
         starting = asyncio.create_task(self.parts.start())
-        watching = background("denials", self._record_denials)
+        watching = background("audit", self._record_events)
         beating = background("beat", self.context.forks.beat) if self.context.forks.watch else None
         try:
             await serving
@@ -122,11 +122,15 @@ class Daemon:
         call = self.dispatcher.prepare(caller, method, {})
         return await self.dispatcher.call(caller, call._replace(within=True))
 
-    async def _record_denials(self) -> None:
-        """What the proxies of sandboxes refused belongs to the audit, beside what people were refused."""
-        async for event in self.context.events.listen("sandbox.denied"):
+    async def _record_events(self) -> None:
+        """What comes of no call belongs to the audit as well: what the proxies of sandboxes refused, and that what
+        somebody tried was undone."""
+        async for topic, subject, _, data in self.context.events.listen(("sandbox.denied", "change.reverted")):
             with contextlib.suppress(AuditError):
-                self.audit.append("denied", method="sandbox.network", name=event.subject, **event.data)
+                if topic == "change.reverted":
+                    await self.audit.record("reverted", change=subject, **data)
+                else:
+                    self.audit.append("denied", method="sandbox.network", name=subject, **data)
 
 
 async def run(daemon: Daemon) -> None:

@@ -31,9 +31,10 @@ from daemon import reference
 from daemon.client.connection import call
 from daemon.core import rpc
 from daemon.core.limits import Bucket
+from daemon.core.manifest import manifests
 from daemon.core.method import EVERYONE, Method, Role, holds_secrets
 from daemon.core.part import Context
-from daemon.core.parts import Source
+from daemon.core.parts import Source, source
 from daemon.core.peer import Credentials
 from daemon.doors import server
 from tests.daemons import QUICK, Running, Sample, Text, Word, running
@@ -181,6 +182,17 @@ def test_denied_calls_are_audited_within_bounds(tmp_path):
         denied = [entry for entry in device.audit() if entry["kind"] == "denied"]
         assert len(denied) == 10
         assert {entry["method"] for entry in denied} == {"reboot"}
+
+
+def test_the_audit_says_that_a_trial_was_undone(tmp_path):
+    place = Context(tmp_path, tmp_path / "state", tmp_path / "etc", tmp_path, tmp_path / "log", shared=False)
+    more = [source(one, place) for one in manifests() if one.name in ("change", "proxy")]
+    with running(tmp_path, more=more, context=place) as device:
+        device.call("proxy.set", {"http": "http://192.0.2.1:3128", "confirm": 1})
+        until(lambda: [one for one in device.audit() if one["kind"] == "reverted"])
+        (entry,) = device.call("audit.list", {"kind": "reverted"})
+    assert (int(entry["change"]), entry["what"]) == (1, "proxy set")
+    assert {"who", "reason"} <= entry.keys()
 
 
 def test_the_caller_is_the_kernels_and_the_origin_is_claimed(device, tmp_path):

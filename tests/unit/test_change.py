@@ -433,13 +433,17 @@ def test_a_reboot_ends_a_trial(tmp_path, monkeypatch):
 
 
 def test_a_deadline_that_passed_while_nobody_was_there(tmp_path, monkeypatch):
-    Box(tmp_path).run(put("one"))
-    Box(tmp_path).run(put("two", TRY))
+    """It is told as if somebody had been there, once for all its parts."""
+    Box(tmp_path, parts=PARTS).run(lambda changes: changes.make(CALLER, GOOD, "before", OLD))
+    Box(tmp_path, parts=PARTS).run(lambda changes: changes.make(CALLER, TRY, "change", NEW))
     real = record.boottime()
     monkeypatch.setattr(record, "boottime", lambda: real + 700)
-    Box(tmp_path).run(nothing)
-    assert state(tmp_path) == ("one", "one")
+    box, told = Box(tmp_path, parts=PARTS), list[tuple[str, str]]()
+    monkeypatch.setattr(box.context.events, "publish", lambda topic, subject, /, **_: told.append((topic, subject)))
+    box.run(nothing)
+    assert both(tmp_path) == {("old", "old")}
     assert left(tmp_path) == []
+    assert told == [("change.reverted", "00000001"), ("gadget.reverted", "gadget"), ("widget.reverted", "widget")]
 
 
 def over(base: Path, monkeypatch: pytest.MonkeyPatch) -> Box:

@@ -40,6 +40,7 @@ START_SECONDS = 60.0  # that is waited for a part which is starting
 TRIAL_SECONDS = 60  # of a change that could cut the caller's connection and for which nothing else was said
 _LOOK = 5.0  # seconds after which a deadline is looked at again: the loop's clock stands still during a suspend
 _LONGEST = 30.0  # seconds between two tries to undo
+_LATE = "nobody confirmed it in time"
 
 Result = TypeVar("Result")
 Call = Callable[[Caller, str], Awaitable[object]]
@@ -117,6 +118,8 @@ class Changes:
             self._left.pop(record.number, None)
             self.waiting.pop(record.number, None)
             self._over(record)
+            if record.deadline is not None:
+                self._tell(record, "reverted", reason=_LATE)
 
     def _over(self, record: Record) -> None:
         files.clean(record.renames)
@@ -181,7 +184,6 @@ class Changes:
         same_boot = record.boot == boot_id()
         if record.deadline is not None:
             self._refuse(applier, record)
-            self.context.events.publish(f"{applier.name}.reverted", applier.name, why="nobody confirmed it in time")
         log("warning", f"{applier.name}: {record.why} was not confirmed; it goes back")
         try:
             if same_boot:
@@ -557,7 +559,7 @@ class Changes:
             pause = 1.0
             while True:
                 try:
-                    await self._revert(self.waiting.get(record.number, record), "nobody confirmed it in time")
+                    await self._revert(self.waiting.get(record.number, record), _LATE)
                 except RefusedError:
                     return  # it was settled meanwhile
                 except (MixosError, OSError) as error:

@@ -55,7 +55,7 @@ class Entry(TypedDict):
 
     seq: Annotated[int, "its number; the first is 1"]
     at: Annotated[UnixTime, "when it was written"]
-    kind: Annotated[str, "started, intent, outcome, denied or repaired"]
+    kind: Annotated[str, "started, intent, outcome, denied, reverted or repaired"]
     prev: Annotated[str, "the hash of the entry before, in hexadecimal"]
     hash: Annotated[str, "SHA-256 over all but this member, in hexadecimal"]
     method: NotRequired[Annotated[str, "what was called"]]
@@ -74,8 +74,11 @@ class Entry(TypedDict):
     sha256: NotRequired[Annotated[str, "repaired: of what was cut off"]]
     host: NotRequired[Annotated[str, "sandbox.network: where to"]]
     port: NotRequired[Annotated[int, "sandbox.network: where to"]]
-    reason: NotRequired[Annotated[str, "sandbox.network: why not"]]
+    reason: NotRequired[Annotated[str, "sandbox.network: why not; reverted: why"]]
     more: NotRequired[Annotated[int, "sandbox.network: denied connections since that have no entry"]]
+    change: NotRequired[Annotated[str, "reverted: the number of the change that was on trial"]]
+    what: NotRequired[Annotated[str, "reverted: what was tried"]]
+    who: NotRequired[Annotated[str, "reverted: who tried it"]]
 
 
 class Fault(TypedDict):

@@ -12,7 +12,7 @@ from daemon.client.cli.common import ask, json_option, show
 from daemon.client.console.names import names as known
 from daemon.client.show import Column, Listing
 
-KINDS = ("started", "intent", "outcome", "denied", "repaired")
+KINDS = ("started", "intent", "outcome", "denied", "reverted", "repaired")
 BROKEN = 8  # exit code of a chain that does not hold
 
 

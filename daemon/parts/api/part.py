@@ -19,7 +19,7 @@ from daemon.core.part import Context
 if TYPE_CHECKING:
     from daemon.parts.api.answers import Check, Entry, Event, MethodFacts, MethodSchema, VersionFacts
 
-Kind = Literal["started", "intent", "outcome", "denied", "repaired"]
+Kind = Literal["started", "intent", "outcome", "denied", "reverted", "repaired"]
 VERSION = 1  # grows when a stable method changes in a way that an old client notices
 OLDEST = 1  # the oldest version whose clients are served
 
