@@ -59,6 +59,7 @@ def place(base: Path) -> Context:
 @pytest.fixture
 def mixos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Context, Running]]:
     context = place(tmp_path / "device")
+    context.changes.call = _read_again
     (tmp_path / "d").mkdir()
     with running(tmp_path / "d", more=[Source("backup", lambda: Backup(context))]) as found:
         for name in ("call", "stream"):
@@ -67,6 +68,10 @@ def mixos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Con
                 client, name, lambda method, params, real=real, **more: real(method, params, found.path, **more)
             )
         yield context, found
+
+
+async def _read_again(_: Caller, __: str) -> None:
+    """By the parts whose files were restored, which are not here."""
 
 
 @pytest.fixture

@@ -64,6 +64,28 @@ def test_errors_of_the_daemon_end_with_its_exit_code(device, capsys):
     assert (error["reason"], error["exit_code"]) == ("rpc-params", 2)
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("config put mdns.toml FILE", "config remove mdns.toml", "config undo", "backup restore FILE --plain"),
+        *("confirm", "change confirm", "firewall confirm", "net confirm"),
+    ],
+)
+def test_what_is_written_and_not_in_force_is_no_success(tmp_path, monkeypatch, words, form):
+    answer: dict[str, Any] = {
+        "changed": True, "applied": True, "diff": "", "files": "", "steps": [], "cuts-off": False, "confirm": None,
+        "confirmed": True, "change": "00000001", "changed-files": ["mdns.toml"], "apply": ["mdns.apply"],
+        "revision": 1, "dry-run": False, "removed": [], "restart": [], "reboot": False, "problems": [],
+    }  # fmt: skip
+    monkeypatch.setattr(client, "call", lambda *given, **options: answer)
+    (tmp_path / "file").touch()
+    argv = [str(tmp_path / "file") if word == "FILE" else word for word in words.split()] + form
+    assert mixctl.main(argv) == 0
+    answer["problems"] = [{"method": "mdns.apply", "reason": "mdns-no", "message": "no"}]
+    assert mixctl.main(argv) == 1
+
+
 def test_events(device, monkeypatch, capsys):
     event: dict[str, Any] = {"topic": "service.exited", "subject": "hello", "at": 0.0, "data": {"code": 1}}
     monkeypatch.setattr(client, "stream", lambda *given, **options: iter([event, {**event, "subject": "", "data": {}}]))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
-from daemon.client.cli.common import Function, json_option
+from daemon.client.cli.common import Function, json_option, show
 
 SECONDS = 130.0  # rules with long lists, names that nobody answers for: on small boards both take their time
 
@@ -37,6 +37,12 @@ def wish(values: Mapping[str, object]) -> dict[str, object]:
         for key, value in values.items()
         if value is not None and value is not False and value != ()
     }
+
+
+def tell(answer: Mapping[str, Any], as_json: bool, form: Callable[[Any], str]) -> int:
+    """Print what came of a change that may be about files of any part. The exit code: 1 when one is not in force."""
+    show(answer, as_json, form)
+    return 1 if answer["problems"] else 0
 
 
 def changed(answer: Mapping[str, Any]) -> str:

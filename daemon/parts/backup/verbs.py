@@ -19,7 +19,7 @@ import click
 
 from common.errors import MixosError
 from common.units import clock, size
-from daemon.client.cli.change import change_options, problems, wish
+from daemon.client.cli.change import change_options, problems, tell, wish
 from daemon.client.cli.common import ask, follow, json_option, show
 from daemon.client.cli.content import Meter, opened
 from daemon.client.console.names import names as known
@@ -136,7 +136,7 @@ def verify(file: str, passphrase_file: str | None, plain: bool, as_json: bool) -
 @change_options
 def restore(
     file: str, only: str | None, passphrase_file: str | None, plain: bool, as_json: bool, **values: object
-) -> None:
+) -> int:
     """Put the backup FILE (-: standard input) back: all of it, or nothing.
 
     \b
@@ -150,7 +150,7 @@ def restore(
         params["passphrase"] = secret
     with opened(file) as descriptor, Meter("read") as meter:
         found = ask("backup.restore", params, seconds=905.0, descriptors=[descriptor], progress=meter.at)
-    show(found, as_json, _restored)
+    return tell(found, as_json, _restored)
 
 
 def _read(file: str, passphrase_file: str | None, plain: bool) -> dict[str, Any]:

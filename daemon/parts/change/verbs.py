@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from common.units import duration
-from daemon.client.cli.change import SECONDS, ended
+from daemon.client.cli.change import SECONDS, ended, tell
 from daemon.client.cli.common import ask, json_option, show
 from daemon.client.console.names import names as known
 from daemon.client.show import Column, Listing
@@ -56,14 +56,14 @@ _TRIALS = Listing(
 @click.command()
 @click.argument("number", required=False, shell_complete=known("change"))
 @json_option
-def confirm(number: str | None, as_json: bool) -> None:
+def confirm(number: str | None, as_json: bool) -> int:
     """Keep the change that is on trial (NUMBER, when there are several).
 
     \b
     Example:
       mixctl confirm
     """
-    show(ask("change.confirm", _params(number), seconds=SECONDS), as_json, ended)
+    return tell(ask("change.confirm", _params(number), seconds=SECONDS), as_json, ended)
 
 
 @click.command()

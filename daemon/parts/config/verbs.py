@@ -9,7 +9,7 @@ import click
 
 from common.errors import ConfigError
 from common.units import clock, size
-from daemon.client.cli.change import SECONDS, change_options, changed, wish
+from daemon.client.cli.change import SECONDS, change_options, changed, tell, wish
 from daemon.client.cli.common import ask, json_option, show
 from daemon.client.console.names import names as known
 from daemon.client.show import Column, Listing
@@ -88,7 +88,7 @@ def get(path: str, as_json: bool) -> None:
 @click.argument("path", shell_complete=known("config"))
 @click.argument("file", type=click.File("rb"), default="-")
 @change_options
-def put(path: str, file: IO[bytes], as_json: bool, **values: object) -> None:
+def put(path: str, file: IO[bytes], as_json: bool, **values: object) -> int:
     """Write FILE (default: standard input) to PATH below /etc/mixos, and put it in force.
 
     What is wrong with it is told, and nothing changes then. What could cut the connection that you came by is on trial
@@ -99,7 +99,7 @@ def put(path: str, file: IO[bytes], as_json: bool, **values: object) -> None:
       ssh admin@device -- mixctl config put units/hello.toml < hello.toml
     """
     params = {"path": path, "text": _text(file), **wish(values)}
-    show(ask("config.put", params, seconds=SECONDS), as_json, lambda answer: f"{path}: {_told(answer)}")
+    return tell(ask("config.put", params, seconds=SECONDS), as_json, lambda answer: f"{path}: {_told(answer)}")
 
 
 def _text(file: IO[bytes]) -> str:
@@ -124,7 +124,7 @@ def _text(file: IO[bytes]) -> str:
 @config.command()
 @click.argument("path", shell_complete=known("config"))
 @change_options
-def remove(path: str, as_json: bool, **values: object) -> None:
+def remove(path: str, as_json: bool, **values: object) -> int:
     """Remove the file PATH below /etc/mixos; what the image ships in its place counts again.
 
     \b
@@ -132,7 +132,7 @@ def remove(path: str, as_json: bool, **values: object) -> None:
       mixctl config remove units/hello.toml
     """
     params = {"path": path, **wish(values)}
-    show(ask("config.remove", params, seconds=SECONDS), as_json, lambda answer: f"{path}: {_told(answer)}")
+    return tell(ask("config.remove", params, seconds=SECONDS), as_json, lambda answer: f"{path}: {_told(answer)}")
 
 
 def _told(answer: dict[str, Any]) -> str:
@@ -144,7 +144,7 @@ def _told(answer: dict[str, Any]) -> str:
 @config.command()
 @click.argument("revision", type=int, default=-1, shell_complete=known("revision"))
 @change_options
-def undo(revision: int, as_json: bool, **values: object) -> None:
+def undo(revision: int, as_json: bool, **values: object) -> int:
     """Go back to REVISION (default: the one before the newest). This makes a new revision: an undo can be undone.
 
     Files come back and are put in force. What could cut the connection that you came by is on trial for a minute:
@@ -154,7 +154,7 @@ def undo(revision: int, as_json: bool, **values: object) -> None:
     Example:
       mixctl config undo
     """
-    show(ask("config.undo", {"revision": revision, **wish(values)}, seconds=SECONDS), as_json, _undone)
+    return tell(ask("config.undo", {"revision": revision, **wish(values)}, seconds=SECONDS), as_json, _undone)
 
 
 _REVISIONS = Listing(

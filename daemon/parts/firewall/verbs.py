@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from common.units import duration
-from daemon.client.cli.change import change_options, changed, ended, wish
+from daemon.client.cli.change import change_options, changed, ended, tell, wish
 from daemon.client.cli.common import ask, json_option, show
 from daemon.client.cli.content import opened
 from daemon.client.console.names import names as known
@@ -294,14 +294,14 @@ def reset(as_json: bool, **values: object) -> None:
 
 @firewall.command()
 @json_option
-def confirm(as_json: bool) -> None:
+def confirm(as_json: bool) -> int:
     """Keep the change that waits for confirmation; the same as `mixctl confirm`.
 
     \b
     Example:
       mixctl firewall confirm
     """
-    show(ask("firewall.confirm", seconds=_SECONDS), as_json, ended)
+    return tell(ask("firewall.confirm", seconds=_SECONDS), as_json, ended)
 
 
 @firewall.command()

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from common.units import clock, duration
-from daemon.client.cli.change import change_options, changed, ended, wish
+from daemon.client.cli.change import change_options, changed, ended, tell, wish
 from daemon.client.cli.common import ask, json_option, show
 from daemon.client.console.names import names as known
 from daemon.client.show import Column, Listing, labelled
@@ -155,14 +155,14 @@ def _applied(result: dict[str, Any]) -> str:
 
 @net.command()
 @json_option
-def confirm(as_json: bool) -> None:
+def confirm(as_json: bool) -> int:
     """Keep what is on trial; the same as `mixctl confirm`.
 
     \b
     Example:
       mixctl net confirm
     """
-    show(ask("net.confirm", seconds=70.0), as_json, ended)
+    return tell(ask("net.confirm", seconds=70.0), as_json, ended)
 
 
 @net.command()
