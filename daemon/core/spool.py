@@ -2,7 +2,8 @@
 
 A transfer is begun for one method and has a size; pieces are written in order; the id is then given to the method
 instead of a descriptor, as often as the caller likes, until it is cancelled or was not used for `IDLE` seconds. A piece
-that is there already is taken for a repetition, and one behind a gap is refused: to go on, ask how much is there.
+that is there already is a repetition; other bytes in its place, and a piece behind a gap, are refused: to go on, ask
+how much is there.
 
 The bytes lie in files without a name on the data partition, so nothing is left of them whatever ends the daemon.
 """
@@ -84,14 +85,16 @@ class Spool:
 
     def write(self, uid: int, name: str, offset: int, data: bytes) -> int:
         """Add a piece; the bytes that are there now. Raises NotFoundError `transfer-unknown`, RefusedError
-        `transfer-gap`, `transfer-too-big`, `transfer-space`, `transfer-digest`; OSError."""
+        `transfer-gap`, `transfer-conflict`, `transfer-too-big`, `transfer-space`, `transfer-digest`; OSError."""
         found = self.get(uid, name)
         if offset > found.received:
             message = f"{found.received} bytes are there, and the piece begins at {offset}"
             raise RefusedError(message, reason="transfer-gap", hint="transfer.status says where to go on")
         if offset + len(data) > found.size:
             raise RefusedError(f"more than the {found.size} bytes that were announced", reason="transfer-too-big")
-        new = data[found.received - offset :]
+        old, new = data[: found.received - offset], data[found.received - offset :]
+        if os.pread(found.descriptor, len(old), offset) != old:
+            raise RefusedError("other bytes are there", reason="transfer-conflict", hint="transfer.cancel forgets them")
         self._check_space(len(new))
         found.write(new)
         if found.damaged:

@@ -370,6 +370,9 @@ def test_transfers_are_bounded_and_ones_own():
         assert refused(one.write, 1, name, 1, b"a") == "transfer-gap"
         assert refused(one.write, 1, name, 0, b"abcde") == "transfer-too-big"
         assert one.write(1, name, 0, b"ab") == 2
+        for other in (b"x", b"ax", b"xbcd"):
+            assert refused(one.write, 1, name, 0, other) == "transfer-conflict"
+        assert one.get(1, name).received == 2
         assert refused(one.open, 1, name, "a.b") == "transfer-incomplete"
         assert one.write(1, name, 1, b"bcd") == 4
         assert refused(one.open, 1, name, "a.c") == "transfer-purpose"
