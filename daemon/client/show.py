@@ -122,9 +122,15 @@ def waiting(parts: Mapping[str, Any]) -> list[str]:
 
 
 def not_running(parts: Mapping[str, Any]) -> list[str]:
-    """The parts of the daemon that have failed, with the reason."""
-    down = {name: part for name, part in parts.items() if part.get("state") == "failed"}
-    return [f"{name}: {part.get('error') or part['state']}" for name, part in down.items()]
+    """The parts of the daemon that have failed, and those whose process has died and is not back, with the reason."""
+    found = []
+    for name, part in parts.items():
+        process = part.get("process") or {}
+        if part.get("state") == "failed":
+            found.append(f"{name}: {part.get('error') or part['state']}")
+        elif process.get("problem") and process["state"] not in ("running", "off"):
+            found.append(f"{name}: its process is started again ({process['problem']})")
+    return found
 
 
 def coming_up(parts: Mapping[str, Any]) -> str:

@@ -102,6 +102,12 @@ def test_one_screen_tells_what_needs_attention(root, tmp_path):
     assert rows["NOT RUNNING"] == "vpn: x\\ny: z"
     assert {"slot", "load", "memory", "data", "eth0"} <= rows.keys()
     assert len(lines) <= 23
+    process = {"state": "waiting", "pid": None, "restarts": 7, "problem": "signal-9", "not-enforced": []}
+    (text,) = show.not_running({"mdns": {**up, "process": process}, "metrics": {**up, "process": None}})
+    assert text.startswith("mdns: ")
+    assert "signal-9" in text
+    for state in ("running", "off"):
+        assert show.not_running({"mdns": {**up, "process": {**process, "state": state}}}) == []
     quiet = {line[:14].strip(): line[14:] for line in show.table(facts.status(root)).splitlines()}
     assert (quiet["health"], quiet["services"], quiet["approvals"]) == ("-", "-", "none")
 
