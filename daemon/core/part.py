@@ -61,4 +61,5 @@ class Part(Protocol):
         """The daemon ends, the device does not: leave running what must run, keep what must be kept."""
 
     def status(self) -> Mapping[str, Any]:
-        """A few facts for `mixctl status`, at once and without waiting for anything."""
+        """A few facts for `mixctl status`, at once and without waiting for anything; not `state`, `error`, `seconds`,
+        `up_at`, which are of the part's life."""

@@ -108,8 +108,8 @@ class Parts:
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Part → {state, error, seconds: how long its start took, up_at: when that ended, in seconds after the kernel's
-        start, …: its own facts while it runs}."""
-        return {name: {**_facts(state), **_own(state)} for name, state in self._states.items()}
+        start, …: its own facts while it runs, which take none of these names}."""
+        return {name: {**_own(state), **_facts(state)} for name, state in self._states.items()}
 
     def absent(self, name: str) -> MixosError | None:
         """Why a method is not there: the part of its name is not up, or failed."""
@@ -139,4 +139,4 @@ def _own(state: _State) -> Mapping[str, Any]:
     try:
         return state.part.status()
     except Exception as error:  # noqa: BLE001  # a status is always given
-        return {"error": _reason(error)}
+        return {"problem": _reason(error)}

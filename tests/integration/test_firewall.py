@@ -635,7 +635,7 @@ def test_nft_that_fails_at_a_start_ends_the_trial(bench, monkeypatch):
 
     async def whole() -> None:
         await part.start()
-        assert part.status()["state"] == "on"
+        assert part.status()["rules"] == "on"
         await part.stop()
 
     bench.device.go(whole)
@@ -723,7 +723,7 @@ def test_rules_that_early_boot_has_loaded_are_taken_over_unasked(bench: Bench, c
     before = bench.nft("list", "ruleset")
 
     async def state(daemon: Daemon) -> None:
-        assert daemon.part.status() == {"state": "on", "problem": None}
+        assert daemon.part.status() == {"rules": "on", "problem": None}
 
     assert counted(state) == []
     assert bench.nft("list", "ruleset") == before

@@ -468,7 +468,7 @@ class Odd(Sample):
     def status(self) -> Mapping[str, Any]:
         if self.wrong == "status":
             raise RuntimeError("no")
-        return {}
+        return {"state": "on", "error": "none", "seconds": -1, "more": 1} if self.wrong == "boast" else {}
 
 
 def test_a_part_that_fails_is_left_out(tmp_path):
@@ -479,7 +479,7 @@ def test_a_part_that_fails_is_left_out(tmp_path):
         Source("imports", importing),
         *(
             Source(f"odd-{one}", lambda one=one: Odd(f"odd-{one}", one))
-            for one in ("start", "stop", "status", "duplicate")
+            for one in ("start", "stop", "status", "duplicate", "boast")
         ),
         Source("good", lambda: Odd("good", "")),
     ]
@@ -495,8 +495,12 @@ def test_a_part_that_fails_is_left_out(tmp_path):
             "odd-stop": "running",
             "odd-status": "running",
             "odd-duplicate": "failed",
+            "odd-boast": "running",
             "good": "running",
         }
+        assert (parts["odd-boast"]["error"], parts["odd-boast"]["more"]) == (None, 1)
+        assert parts["odd-boast"]["seconds"] >= 0
+        assert parts["odd-status"]["problem"] == "RuntimeError: no"
         assert parts["odd-start"]["error"] == "odd-missing"
         assert parts["odd-duplicate"]["error"] == "method-duplicate"
         assert device.reason("odd-start.x") == "part-failed"

@@ -264,7 +264,7 @@ class Worker:
             except MixosError as error:
                 if error.reason == "process-gone":
                     await asyncio.sleep(LOOK)  # its channel tells
-                self.told = {"error": error.reason}
+                self.told = {"problem": error.reason}
 
     async def _why(self, forked: Forked) -> str:
         """In words, for one whose channel has ended."""

@@ -82,10 +82,10 @@ class Firewall:
                 await self._follower
 
     def status(self) -> Mapping[str, Any]:
-        """State as last known: "on", "unconfirmed" or "off"; problem: why the file is not in force."""
+        """Rules as last known: "on", "unconfirmed" or "off"; problem: why the file is not in force."""
         engine = self.engine
-        state = "off" if engine.plan is None else "unconfirmed" if engine.pending else "on"
-        return {"state": state, "problem": engine.problem}
+        rules = "off" if engine.plan is None else "unconfirmed" if engine.pending else "on"
+        return {"rules": rules, "problem": engine.problem}
 
     def methods(self) -> Sequence[Method]:
         """Asking is for all people, changing for admins: whoever opens ports can grant access."""
