@@ -27,7 +27,7 @@ def validate(method: Method, params: Mapping[str, Any]) -> Strict:
         details = {
             _place(detail): detail for detail in reversed(error.errors()[:20])
         }  # of a union what its first kind says
-        lines = [_explain(detail, fields(method.params)) for detail in reversed(details.values())]
+        lines = [_explain(detail, method.params) for detail in reversed(details.values())]
         raise wrong("\n".join(lines), f"{method.name} takes {_usage(method)}") from error
     except RecursionError as error:
         raise wrong("nested too deeply", None) from error
@@ -68,13 +68,16 @@ def _place(detail: ErrorDetails) -> str:
     return ".".join(map(str, (first, *inner)))[:200]
 
 
-def _explain(detail: ErrorDetails, known: Mapping[str, bool]) -> str:
+def _explain(detail: ErrorDetails, model: type[Strict]) -> str:
     location, name = detail["loc"], _place(detail)
     if detail["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(location[-1])[:64], known, n=1) if len(location) == 1 else []
+        close = difflib.get_close_matches(str(location[-1])[:64], fields(model), n=1) if len(location) == 1 else []
         return f"unknown parameter '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
     if detail["type"] == "missing":
         return f"parameter '{name}' is missing"
+    if detail["type"] == "string_pattern_mismatch":
+        meanings = {field.alias or key: field.description for key, field in model.model_fields.items()}
+        return f"{name}: not as it must be ({meanings[str(location[0])]})"
     message = detail["msg"].removeprefix("Value error, ")
     # The value is not repeated: it may be a secret, and the caller knows it.
     return f"{name or 'parameters'}: {message[:1].lower()}{message[1:]}"

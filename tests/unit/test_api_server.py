@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import random
@@ -33,6 +34,7 @@ from daemon.core import rpc
 from daemon.core.limits import Bucket
 from daemon.core.manifest import manifests
 from daemon.core.method import EVERYONE, Method, Role, holds_secrets
+from daemon.core.params import fields, validate
 from daemon.core.part import Context
 from daemon.core.parts import Source, source
 from daemon.core.peer import Credentials
@@ -132,6 +134,18 @@ def test_errors_name_what_is_wrong_and_what_is_near(device, name, params, word):
     with pytest.raises(RpcError) as caught:
         device.call(name, params)
     assert word in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_what_a_parameter_must_be_is_told_in_words():
+    told = list[str]()
+    for method in reference.methods():
+        for name, value in itertools.product(fields(method.params), ("\n", ["\n"], {"\n": "\n"})):
+            try:
+                validate(method, {name: value})
+            except RpcError as error:
+                told += error.message.splitlines()
+    assert any(line.startswith("path: ") for line in told)
+    assert [line for line in told if "pattern" in line] == []
 
 
 def test_notification_has_no_answer(device):

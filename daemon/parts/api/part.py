@@ -64,7 +64,7 @@ class Verify(Strict):
     """Parameters of `audit.verify`."""
 
     seq: Annotated[int | None, Field(ge=1, description="number of an entry that was noted earlier")] = None
-    hash: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="its hash")] = START
+    hash: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="its hash, 64 digits of 0-9 a-f")] = START
 
 
 class ApiPart:

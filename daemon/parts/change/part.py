@@ -20,7 +20,9 @@ _SECONDS = 130.0  # rules with long lists take their time on a small board
 class Which(Strict):
     """A change by its number; without one the only one there is."""
 
-    change: Annotated[str | None, Field(pattern=r"^[0-9]{1,12}$", description="its number; none: the only one")] = None
+    change: Annotated[
+        str | None, Field(pattern=r"^[0-9]{1,12}$", description="its number, such as 12; none: the only one")
+    ] = None
 
 
 class Change:

@@ -75,7 +75,7 @@ class Page(Strict):
 class Named(Strict):
     """A file that people write; secrets and what the daemon writes for itself are not among them."""
 
-    path: Annotated[str, Field(pattern=rf"^{_PATH}$", description="below /etc/mixos")]
+    path: Annotated[str, Field(pattern=rf"^{_PATH}$", description="a file below /etc/mixos, such as units/hello.toml")]
 
 
 class Removed(Named, Wish):

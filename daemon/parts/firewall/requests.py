@@ -17,9 +17,9 @@ Some = Annotated[tuple[Source, ...], Field(max_length=64)]
 Dotted = Annotated[str, StringConstraints(strict=True, pattern=r"^[a-z][a-z0-9.-]{0,63}$")]
 
 _SERVICE = "its name, such as ssh, or ports such as tcp/8080 and udp/5000-5010"
-_ZONE = "where it comes from; none: anywhere"
+_ZONE = "the zone where it comes from, such as wan; none: anywhere"
 _FROM = "networks, and lists as @name; none: anybody"
-_NAME = "of the entry; none: one is made up"
+_NAME = "of the entry, in small letters, digits and -; none: one is made up"
 
 
 class Apply(Wish):
@@ -59,7 +59,7 @@ class Remove(Wish):
 class ForwardPort(Wish):
     """Send a port on to another host."""
 
-    zone: Name = Field(description="where it comes from")
+    zone: Name = Field(description="the zone where it comes from, such as wan")
     port: PortRange = Field(description="what arrives here, such as tcp/80")
     to: Address = Field(description="the other host")
     to_port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = Field(
@@ -72,8 +72,8 @@ class ForwardPort(Wish):
 class Translate(Wish):
     """Route from zone to zone."""
 
-    source: Name = Field(alias="from", description="the zone of those who begin connections")
-    to: Name = Field(description="the zone of those who answer")
+    source: Name = Field(alias="from", description="the zone of those who begin connections, such as lan")
+    to: Name = Field(description="the zone of those who answer, such as wan")
     masquerade: Flag = Field(default=True, description="connections leave with this device's address")
     name: Name | None = Field(default=None, description=_NAME)
 
@@ -81,7 +81,7 @@ class Translate(Wish):
 class EditZone(Wish):
     """Make or change a zone: lists are added to it, or taken from it with `take`."""
 
-    name: Name = Field(description="the zone")
+    name: Name = Field(description="of the zone, in small letters, digits and -")
     interfaces: Annotated[tuple[Interface, ...], Field(max_length=64)] = Field(
         default=(), description="whose packets belong to it; eth* for all whose names begin so"
     )
@@ -105,7 +105,7 @@ class Block(Wish):
     content: Annotated[Content, Accepts(MAX_BYTES)] | None = Field(
         default=None, description="more of them, as in a list's file"
     )
-    list: Name = Field(default="blocked", description="the list")
+    list: Name = Field(default="blocked", description="of the list, in small letters, digits and -")
     take: Flag = Field(default=False, description="take them off it")
 
 

@@ -138,7 +138,7 @@ class Try(Strict):
     """What to fetch."""
 
     url: Annotated[str, StringConstraints(max_length=2000, pattern=r"^https?://[\x21-\x7e]+$")] = Field(
-        description="of http or https"
+        description="such as https://example.org/"
     )
 
 

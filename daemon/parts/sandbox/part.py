@@ -29,14 +29,14 @@ Value = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00]*$")
 class Named(Strict):
     """A profile."""
 
-    profile: Name = Field(default="tool", description="the profile's name")
+    profile: Name = Field(default="tool", description="the profile's name, such as tool")
 
 
 class Command(Strict):
     """A command to run."""
 
     command: tuple[str, ...] = Field(min_length=1, max_length=1000, description="the program and its arguments")
-    profile: Name = Field(default="tool", description="the profile's name")
+    profile: Name = Field(default="tool", description="the profile's name, such as tool")
     read_only: tuple[Shown, ...] = Field(default=(), max_length=64, description="paths of the caller's own to show")
     read_write: tuple[Changed, ...] = Field(
         default=(), max_length=64, description="paths of the caller's own that may be changed"

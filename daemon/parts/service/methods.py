@@ -58,13 +58,13 @@ class ServiceError(MixosError):
 class One(Strict):
     """Parameters: one unit."""
 
-    name: Name = Field(description="the unit")
+    name: Name = Field(description="the unit, such as hello")
 
 
 class These(Strict):
     """Parameters: units, at least one."""
 
-    names: tuple[Name, ...] = Field(min_length=1, max_length=100, description="the units")
+    names: tuple[Name, ...] = Field(min_length=1, max_length=100, description="the units, such as hello")
 
 
 class Several(These):
@@ -99,7 +99,7 @@ class Kill(One):
 class Some(Strict):
     """Parameters: units, or all."""
 
-    names: tuple[Name, ...] = Field(default=(), max_length=100, description="the units; none: all")
+    names: tuple[Name, ...] = Field(default=(), max_length=100, description="the units, such as hello; none: all")
 
 
 class Log(Some):

@@ -28,7 +28,9 @@ class Begin(Strict):
 
     purpose: Annotated[str, Field(max_length=64, description="the method that will be given the content")]
     size: Annotated[int, Field(ge=1, description="bytes in all")]
-    sha256: Annotated[str | None, Field(pattern="^[0-9a-f]{64}$", description="what the whole must have")] = None
+    sha256: Annotated[
+        str | None, Field(pattern="^[0-9a-f]{64}$", description="what the whole must have, 64 digits of 0-9 a-f")
+    ] = None
 
 
 class Write(Strict):
