@@ -15,6 +15,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.errors import MixosError
 from daemon.core import crashes
@@ -150,20 +151,23 @@ def on_host(arguments: Sequence[str], forks: Forks) -> Daemon:
     parser = argparse.ArgumentParser(
         prog="mixosd", description="Without options: the daemon of a device.", allow_abbrev=False
     )
-    parser.add_argument("--folder", type=Path, required=True, help="run, state, etc, lib, libexec and log are below it")
+    parser.add_argument("--folder", required=True, help="run, state, etc, lib, libexec and log are below it")
     parts = {one.name: one for one in manifests() if one.part}
     usual = [name for name, one in parts.items() if one.on_host]
     parser.add_argument(
         "--part", choices=tuple(parts), action="append", help=f"default: {', '.join(usual)}; change is always there"
     )
     options = parser.parse_args(arguments)
-    if len(os.fsencode(options.folder.absolute() / "run/mixosd.sock")) > _MAX_SOCKET:
+    if not options.folder:
+        parser.error("argument --folder: an empty name; . is the current folder")
+    folder = Path(options.folder).absolute()
+    if len(os.fsencode(folder / "run/mixosd.sock")) > _MAX_SOCKET:
         parser.error(
             f"argument --folder: {options.folder}: too long a path for a socket; choose one such as /tmp/mixosd"
         )
-    places = {name: options.folder.absolute() / name for name in ("run", "state", "etc", "lib", "log", "libexec")}
+    places: dict[str, Any] = {name: folder / name for name in ("run", "state", "etc", "lib", "log", "libexec")}
     root = cgroups()
-    name = f"{root.name}-{hashlib.sha256(os.fsencode(options.folder.absolute())).hexdigest()[:8]}"
+    name = f"{root.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
     context = Context(**places, cgroups=root.with_name(name), shared=False, forks=forks)
     wanted = {"change", *(options.part or usual)}  # whatever alters something may be on trial, and must be confirmed
     chosen = [source(one, context) for name, one in parts.items() if name in wanted]

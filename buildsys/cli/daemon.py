@@ -17,13 +17,13 @@ HELPERS = "usr/libexec/mixos"
 
 
 @click.command()
-@click.option("--folder", type=click.Path(path_type=Path), help="Where it keeps everything (default: out/daemon).")
+@click.option("--folder", type=click.Path(), help="Where it keeps everything (default: out/daemon).")
 @click.option("--part", "parts", multiple=True, metavar="NAME", help="Only this part of the daemon (may be repeated).")
 @build_options
 @pass_context
 def daemon(
     context: Context,
-    folder: Path | None,
+    folder: str | None,
     parts: tuple[str, ...],
     kernel_source: str | None,
     offline: bool,
@@ -35,8 +35,10 @@ def daemon(
     It supervises and sandboxes with what this host lets your account do, and leaves network and disks alone: `mixctl
     sandbox explain` and `mixctl service check` say what is not enforced. Example: mixos daemon
     """
+    if folder == "":
+        raise click.BadParameter("an empty name; . is the current folder", param_hint="--folder")
     project = context.project
-    home = (folder or project.out / "daemon").absolute()
+    home = Path(folder or project.out / "daemon").absolute()
     with (
         progress(as_json) as sink,
         open_session(project, options(kernel_source, offline, jobs), sink) as session,

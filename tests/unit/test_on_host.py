@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from buildsys.cli.main import cli
 from daemon.core.worker.forks import Forks
 from daemon.main import _folder
 from daemon.mixosd import on_host
@@ -32,8 +34,15 @@ def test_what_is_tried_can_be_confirmed_with_any_parts(tmp_path: Path):
     assert "service" not in found.parts.status()
 
 
-@pytest.mark.parametrize("words", [["--fold", "/tmp/x"], ["--folder", "/tmp/" + "x" * 120], ["--part", "config"]])
+@pytest.mark.parametrize(
+    "words", [["--fold", "/tmp/x"], ["--folder", "/tmp/" + "x" * 120], ["--folder", ""], ["--part", "config"]]
+)
 def test_a_wrong_command_line(words: list[str]):
     with pytest.raises(SystemExit) as caught:
         on_host(words, Forks())
     assert caught.value.code == 2
+
+
+def test_no_folder_is_not_the_current_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("buildsys.cli.daemon.open_session", None)
+    assert CliRunner().invoke(cli, ["daemon", "--folder", ""]).exit_code == 2
