@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
@@ -18,11 +20,13 @@ from common.errors import ConfigError, MixosError, NotFoundError, RefusedError
 from common.tomlfile import parse
 from daemon.client.cli.content import opened
 from daemon.core.change.applier import View
+from daemon.core.method import Caller, Handler, Role
 from daemon.core.part import Context
 from daemon.parts.firewall import edits, forwarding, lists, requests
 from daemon.parts.firewall import verbs as cli
 from daemon.parts.firewall.migrate import migrate
 from daemon.parts.firewall.model import Config
+from daemon.parts.firewall.part import Firewall
 from daemon.parts.firewall.policy import FILE, Policy, Source, default_text, resolve
 
 PATH = Path("firewall.toml")
@@ -81,6 +85,39 @@ def test_zones_gain_and_lose():
     assert config(source).zones["lan"].interfaces == ()
     with pytest.raises(NotFoundError):
         edit(edits.zone, source, requests.EditZone, name="lan", interfaces=["eth7"], take=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "there"),
+    [
+        ("allow", {"service": "ssh", "zone": "nosuch"}, "vpn"),
+        ("allow", {"service": "nosuch"}, "https"),
+        ("deny", {"service": "ssh", "from": ["@nosuch"]}, "mine"),
+        ("nat", {"from": "lan", "to": "nosuch"}, "vpn"),
+        ("zone", {"name": "home", "interfaces": ["eth7"]}, "guests"),
+    ],
+)
+def test_a_command_that_cannot_be_meant_names_what_there_is_and_no_line(tmp_path, name, keys, there):
+    """The line would be one of a file that is never written."""
+    (tmp_path / "firewall.toml").write_text(DEFAULT.text + '[zones.guests]\ninterfaces = ["eth7"]\n[lists.mine]\n')
+    with pytest.raises(RefusedError) as caught:
+        command(tmp_path, name, keys)
+    assert caught.value.reason == "firewall-reference"
+    assert there in caught.value.message
+    assert "firewall.toml" not in caught.value.message
+
+
+def test_a_mistake_that_the_file_had_before_is_not_the_commands(tmp_path):
+    (tmp_path / "firewall.toml").write_text(DEFAULT.text + '[rules.a]\nservice = "ssh"\nzone = "nosuch"\n')
+    assert command(tmp_path, "zone", {"name": "home"})["changed"]  # the part would refuse it, and name its line
+
+
+def command(folder: Path, name: str, keys: Mapping[str, object]) -> Any:
+    """Call a method of a part that has not started, which puts nothing in force."""
+    part = Firewall(Context(run=folder, state=folder, etc=folder))
+    (method,) = (one for one in part.methods() if one.name == f"firewall.{name}")
+    handler = cast("Handler[Any, Any]", method.handler)
+    return asyncio.run(handler(Caller(Role.ADMIN, 0, 0, 1, "ada", "local"), method.params.model_validate(keys)))
 
 
 def test_comments_of_the_file_survive_every_command():

@@ -26,7 +26,7 @@ from daemon.parts.firewall.engine import Engine, difference
 from daemon.parts.firewall.kernel import NFT, Kernel
 from daemon.parts.firewall.migrate import migrate
 from daemon.parts.firewall.model import Config
-from daemon.parts.firewall.policy import FILE, LISTS, Source, default_text, list_files, read_source
+from daemon.parts.firewall.policy import FILE, LISTS, Source, default_text, list_files, mistakes, read_source
 from daemon.parts.firewall.values import parse_ports
 
 if TYPE_CHECKING:
@@ -140,10 +140,14 @@ class Firewall:
 
     def _edited(self, how: Callable[[Source, Config], Source], also: Sequence[str] = ()) -> dict[str, bytes | None]:
         """What people wrote, edited: the files that differ. A broken file must be mended first, lest a command bury the
-        mistake. Raises ConfigError, RefusedError."""
-        view = View(self.context.changes.places)
+        mistake. Raises ConfigError, RefusedError; of a mistake in the command alone `firewall-reference`."""
+        view, path = View(self.context.changes.places), self.context.etc / "firewall.toml"
         source = read_source(view, also)
-        new = how(source, parse(source.text, self.context.etc / "firewall.toml", Config))
+        old = parse(source.text, path, Config)
+        new = how(source, old)
+        known = {place for place, _ in mistakes(old)}
+        if wrong := [text for place, text in mistakes(parse(new.text, path, Config)) if place not in known]:
+            raise RefusedError("\n".join(wrong), reason="firewall-reference", hint="mixctl firewall list")
         texts = {name: text for name, text in new.lists.items() if text != source.lists.get(name)}
         contents: dict[str, bytes | None] = {LISTS + name: text.encode() for name, text in texts.items()}
         return contents if new.text == source.text else {**contents, FILE: new.text.encode()}

@@ -96,14 +96,12 @@ def list_files(config: Config) -> set[str]:
 def resolve(source: Source, path: Path, data: Path = DATA) -> Policy:
     """The policy of a source; `path` is only named in errors. Raises ConfigError, all mistakes at once."""
     config = parse(source.text, path, Config)
-    services = {**shipped_services(data), **config.services}
-    wrong = list(_mistakes(config, services))
-    if wrong:
+    if wrong := list(mistakes(config, data)):
         places = positions(source.text)
         spots = [(nearest(places, place), message) for place, message in wrong[:20]]
         lines = [f"{path}:{spot.line}:{spot.column}: {message}" for spot, message in spots]
         raise ConfigError("\n".join(lines), reason="firewall-reference")
-    return Policy(config, services, _resolve_lists(config, source, path))
+    return Policy(config, _services(config, data), _resolve_lists(config, source, path))
 
 
 def _resolve_lists(config: Config, source: Source, path: Path) -> dict[str, Ranges]:
@@ -124,7 +122,13 @@ def _resolve_lists(config: Config, source: Source, path: Path) -> dict[str, Rang
     return result
 
 
-def _mistakes(config: Config, services: Mapping[str, Service]) -> Iterator[tuple[Place, str]]:
+def _services(config: Config, data: Path) -> Mapping[str, Service]:
+    return {**shipped_services(data), **config.services}
+
+
+def mistakes(config: Config, data: Path = DATA) -> Iterator[tuple[Place, str]]:
+    """What does not fit together: where, and for people."""
+    services = _services(config, data)
     yield from _unknown(("default-zone",), [config.default_zone], config.zones, "zone")
     yield from _shared_zones(config)
     for name, zone in config.zones.items():
@@ -160,8 +164,8 @@ def _unknown(place: Place, names: Collection[str], known: Collection[str], kind:
         if "/" in name or name in known:
             continue
         close = difflib.get_close_matches(name, known, n=1)
-        more = f"; did you mean '{close[0]}'?" if close else ""
-        yield place, f"{'.'.join(map(str, place))}: there is no {kind} '{name}'{more}"
+        more = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(sorted(known)) or 'none'}"
+        yield place, f"{'.'.join(map(str, place))}: there is no {kind} '{name}'; {more}"
 
 
 def _shared_zones(config: Config) -> Iterator[tuple[Place, str]]:
