@@ -86,6 +86,15 @@ def test_what_is_written_and_not_in_force_is_no_success(tmp_path, monkeypatch, w
     assert mixctl.main(argv) == 1
 
 
+@pytest.mark.parametrize("words", ["config put mdns.toml FILE --dry-run", "config remove mdns.toml --dry-run"])
+def test_a_difference_is_printed_as_it_is(tmp_path, monkeypatch, capsys, words):
+    answer = {"applied": False, "files": "--- a/x\n+++ b/x", "diff": "", "steps": [], "cuts-off": False, "problems": []}
+    monkeypatch.setattr(client, "call", lambda *given, **options: answer)
+    (tmp_path / "file").touch()
+    assert mixctl.main([str(tmp_path / "file") if word == "FILE" else word for word in words.split()]) == 0
+    assert capsys.readouterr().out == "--- a/x\n+++ b/x\n"
+
+
 def test_events(device, monkeypatch, capsys):
     event: dict[str, Any] = {"topic": "service.exited", "subject": "hello", "at": 0.0, "data": {"code": 1}}
     monkeypatch.setattr(client, "stream", lambda *given, **options: iter([event, {**event, "subject": "", "data": {}}]))

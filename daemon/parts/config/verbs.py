@@ -99,7 +99,7 @@ def put(path: str, file: IO[bytes], as_json: bool, **values: object) -> int:
       ssh admin@device -- mixctl config put units/hello.toml < hello.toml
     """
     params = {"path": path, "text": _text(file), **wish(values)}
-    return tell(ask("config.put", params, seconds=SECONDS), as_json, lambda answer: f"{path}: {_told(answer)}")
+    return tell(ask("config.put", params, seconds=SECONDS), as_json, lambda answer: _told(path, answer))
 
 
 def _text(file: IO[bytes]) -> str:
@@ -132,13 +132,15 @@ def remove(path: str, as_json: bool, **values: object) -> int:
       mixctl config remove units/hello.toml
     """
     params = {"path": path, **wish(values)}
-    return tell(ask("config.remove", params, seconds=SECONDS), as_json, lambda answer: f"{path}: {_told(answer)}")
+    return tell(ask("config.remove", params, seconds=SECONDS), as_json, lambda answer: _told(path, answer))
 
 
-def _told(answer: dict[str, Any]) -> str:
+def _told(path: str, answer: dict[str, Any]) -> str:
     """What came of it; a file that no method reads again is read when it is used."""
-    done = answer["applied"] and not answer["confirm"] and not answer["problems"]
-    return changed(answer) if not done or answer["apply"] else "written; read at its next use"
+    if not answer["applied"]:
+        return changed(answer)
+    tried = answer["confirm"] or answer["problems"] or answer["apply"]
+    return f"{path}: {changed(answer) if tried else 'written; read at its next use'}"
 
 
 @config.command()
