@@ -95,6 +95,13 @@ def test_a_difference_is_printed_as_it_is(tmp_path, monkeypatch, capsys, words):
     assert capsys.readouterr().out == "--- a/x\n+++ b/x\n"
 
 
+@pytest.mark.parametrize("verb", ["show", "verify", "restore", "create"])
+def test_who_names_no_file_is_not_asked_for_the_passphrase(tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.setattr("daemon.parts.backup.verbs._passphrase", None)
+    assert mixctl.main(["backup", verb, str(tmp_path / "none/x"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().err)["reason"] in ("backup-file", "file-unreadable")
+
+
 def test_events(device, monkeypatch, capsys):
     event: dict[str, Any] = {"topic": "service.exited", "subject": "hello", "at": 0.0, "data": {"code": 1}}
     monkeypatch.setattr(client, "stream", lambda *given, **options: iter([event, {**event, "subject": "", "data": {}}]))

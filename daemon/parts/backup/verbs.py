@@ -80,11 +80,10 @@ def create(
     if file != "-" and not force and Path(file).exists():
         raise click.UsageError(f"{file} is there already; --force replaces it")
     params: dict[str, object] = {"secrets": not no_secrets, "state": list(state)}
-    secret = _passphrase(passphrase_file, plain, confirm=True)
-    if secret is not None:
-        params["passphrase"] = secret
-    with _output(file) as stream, Meter("received") as meter:
-        summary = _receive(params, stream, meter)
+    with _output(file) as stream:
+        params |= _secret(passphrase_file, plain, confirm=True)
+        with Meter("received") as meter:
+            summary = _receive(params, stream, meter)
     if file != "-":
         show(summary, as_json, lambda found: _created(found, file))
 
@@ -144,12 +143,11 @@ def restore(
       mixctl backup restore kitchen.mixbackup --dry-run
       mixctl backup restore kitchen.mixbackup --only settings,units
     """
-    secret = _passphrase(passphrase_file, plain)
     params: dict[str, object] = {"content": 0, "only": only.split(",") if only else [], **wish(values)}
-    if secret is not None:
-        params["passphrase"] = secret
-    with opened(file) as descriptor, Meter("read") as meter:
-        found = ask("backup.restore", params, seconds=905.0, descriptors=[descriptor], progress=meter.at)
+    with opened(file) as descriptor:
+        params |= _secret(passphrase_file, plain)
+        with Meter("read") as meter:
+            found = ask("backup.restore", params, seconds=905.0, descriptors=[descriptor], progress=meter.at)
     return tell(found, as_json, _restored)
 
 
@@ -157,15 +155,21 @@ def _read(file: str, passphrase_file: str | None, plain: bool) -> dict[str, Any]
     from daemon.parts.backup.restore import examine
     from daemon.parts.backup.sealed import unseal
 
-    secret = _passphrase(passphrase_file, plain)
     files: list[dict[str, Any]] = []
     with _input(file) as stream:
+        secret = _passphrase(passphrase_file, plain)
         examined = examine(unseal(stream, secret))
         told = next(examined)[0].model_dump(mode="json", by_alias=True)
         for _, entry, _ in examined:
             files.append({"path": entry.path, "kind": entry.kind, "bytes": entry.size, "mode": f"{entry.mode:04o}"})
     total = sum(one["bytes"] for one in files)
     return {"backup": told, "encrypted": secret is not None, "bytes": total, "files": files}
+
+
+def _secret(path: str | None, plain: bool, confirm: bool = False) -> dict[str, object]:
+    """The parameter, if there is one."""
+    secret = _passphrase(path, plain, confirm)
+    return {} if secret is None else {"passphrase": secret}
 
 
 def _passphrase(path: str | None, plain: bool, confirm: bool = False) -> str | None:
