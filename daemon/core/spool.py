@@ -67,11 +67,10 @@ class Spool:
 
     def begin(self, uid: int, purpose: str, size: int, digest: str | None) -> str:
         """The id of a new transfer. Raises RefusedError `transfer-limit`, `transfer-space`; OSError."""
-        self.expire()
-        mine = [one for one in self._transfers.values() if one.uid == uid]
+        mine = self.of(uid).values()
         if len(mine) >= MOST or sum(one.size for one in mine) + size > BYTES:
             limit = f"an account has at most {MOST} transfers and {BYTES >> 20} MiB at once"
-            raise RefusedError(limit, reason="transfer-limit", hint="transfer.cancel ends one", retryable=True)
+            raise RefusedError(limit, reason="transfer-limit", hint="transfer.list, transfer.cancel", retryable=True)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # As much again stays free: whoever may call a method with content must not fill the disk.
         self._check_space(2 * size + sum(one.size - one.received for one in self._transfers.values()))
@@ -110,6 +109,11 @@ class Spool:
             raise NotFoundError("there is no such transfer", reason="transfer-unknown", hint="transfer.begin makes one")
         found.at = self._clock()
         return found
+
+    def of(self, uid: int) -> dict[str, Transfer]:
+        """The transfers of an account, by id."""
+        self.expire()
+        return {name: one for name, one in self._transfers.items() if one.uid == uid}
 
     def open(self, uid: int, name: str, purpose: str) -> int:
         """A descriptor of a whole transfer, which is the caller's. Raises NotFoundError `transfer-unknown`,

@@ -386,11 +386,12 @@ def test_transfers_are_bounded_and_ones_own():
 
         names = [one.begin(1, "a.b", 1, None) for _ in range(spool.MOST)]
         assert refused(one.begin, 1, "a.b", 1, None) == "transfer-limit"
-        one.begin(2, "a.b", 1, None)
+        other = one.begin(2, "a.b", 1, None)
+        assert (list(one.of(1)), list(one.of(2))) == (names, [other])
         now[0] = spool.IDLE - 1
         one.get(1, names[0])
         now[0] = spool.IDLE + 1
-        one.expire()
+        assert list(one.of(1)) == names[:1]  # to be listed is no use of it
         assert one.status() == {"transfers": 1, "bytes": 0}
         assert refused(one.begin, 1, "a.b", spool.BYTES, None) == "transfer-limit"
         one.cancel(1, names[0])
@@ -688,6 +689,8 @@ def test_content_in_pieces(device):
         "received": len(data),
     }
     assert running_.call("status")["parts"]["transfer"]["bytes"] == len(data)
+    row = {"id": ident, "purpose": "reader.set", "size": len(data), "received": len(data)}
+    assert call("transfer.list", {}, path) == [row]
     assert reason(path, "reader.digest", {"content": ident}) == "transfer-purpose"
     for word in ("once", "again"):
         assert call("reader.set", {"content": ident, "word": word}, path) == len(data)

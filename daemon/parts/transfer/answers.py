@@ -25,3 +25,9 @@ class State(Received):
 
     purpose: Annotated[str, "the method that is to have the content"]
     size: Annotated[Bytes, "in all"]
+
+
+class Row(State):
+    """A transfer."""
+
+    id: Annotated[str, "what transfer.begin answered"]

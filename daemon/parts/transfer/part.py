@@ -13,12 +13,12 @@ from pydantic import Field
 from common.errors import RefusedError
 from common.tomlfile import Strict
 from daemon.core.dispatch import Dispatcher
-from daemon.core.method import EVERYONE, Caller, Method
-from daemon.core.spool import IDLE, PIECE, Spool
+from daemon.core.method import EVERYONE, Caller, Method, Nothing
+from daemon.core.spool import IDLE, PIECE, Spool, Transfer
 from daemon.core.transfer import MAX_ID, accepted
 
 if TYPE_CHECKING:
-    from daemon.parts.transfer.answers import Begun, Received, State
+    from daemon.parts.transfer.answers import Begun, Received, Row, State
 
 Ident = Annotated[str, Field(max_length=MAX_ID, description="what transfer.begin answered")]
 
@@ -63,6 +63,7 @@ class TransferPart:
             Method("transfer.begin", "Begin to send the content of a later call.", self._begin, EVERYONE, Begin),
             Method("transfer.write", "Send a piece of it.", self._write, EVERYONE, Write),
             Method("transfer.status", "How much of it is there.", self._status, EVERYONE, Named),
+            Method("transfer.list", "One's own transfers.", self._list, EVERYONE),
             Method("transfer.cancel", "Forget it.", self._cancel, EVERYONE, Named),
         )
 
@@ -99,8 +100,10 @@ class TransferPart:
         return {"received": self._spool.write(caller.uid, params.id, params.offset, data)}
 
     async def _status(self, caller: Caller, params: Named) -> State:
-        found = self._spool.get(caller.uid, params.id)
-        return {"purpose": found.purpose, "size": found.size, "received": found.received}
+        return _state(self._spool.get(caller.uid, params.id))
+
+    async def _list(self, caller: Caller, _: Nothing) -> list[Row]:
+        return [{"id": name, **_state(one)} for name, one in self._spool.of(caller.uid).items()]
 
     async def _cancel(self, caller: Caller, params: Named) -> None:
         self._spool.cancel(caller.uid, params.id)
@@ -115,3 +118,7 @@ class TransferPart:
         self._spool.expire()
         if self._spool.status()["transfers"]:
             self._expire_later()
+
+
+def _state(one: Transfer) -> State:
+    return {"purpose": one.purpose, "size": one.size, "received": one.received}
