@@ -56,13 +56,13 @@ class Descriptors:
     def take(self, index: int) -> int:
         """The descriptor, which is the caller's from now on. Raises RefusedError `transfer-descriptors`."""
         if index not in self._left:
-            raise _unfit(f"descriptor {index} did not come with the call, or is named twice")
+            raise unfit(f"descriptor {index} did not come with the call, or is named twice")
         return self._left.pop(index)
 
     def finish(self) -> None:
         """Raises RefusedError `transfer-descriptors` when the call did not name every descriptor."""
         if self._left:
-            raise _unfit(f"{len(self._left)} descriptors came that the call does not name")
+            raise unfit(f"{len(self._left)} descriptors came that the call does not name")
 
     def close(self) -> None:
         """Close what is left."""
@@ -70,7 +70,8 @@ class Descriptors:
             foreign.release(self._left.popitem()[1])
 
 
-def _unfit(message: str) -> RefusedError:
+def unfit(message: str) -> RefusedError:
+    """The error for descriptors that are not those of the call."""
     hint = f"send the line and the descriptors that it names, {MAX_DESCRIPTORS} at most, in one sendmsg(2)"
     return RefusedError(message, reason="transfer-descriptors", hint=hint)
 

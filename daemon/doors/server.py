@@ -25,11 +25,12 @@ from daemon.core.dispatch import Call, Dispatcher
 from daemon.core.limits import Bucket, Limits
 from daemon.core.method import Caller, Role
 from daemon.core.peer import ACCOUNTS, credentials, identify
-from daemon.core.transfer import Descriptors
+from daemon.core.transfer import Descriptors, unfit
 from daemon.doors.channel import Channel, TruncatedError, close
 from daemon.linux.log import log
 from daemon.linux.ready import readable
 
+_TOO_MANY = f"at most {rpc.MAX_DESCRIPTORS} descriptors come with a line, of files that mixosd may read"
 _PAUSE = 1.0  # seconds until the next try when no connection can be accepted
 
 
@@ -163,7 +164,7 @@ class Connection:
                     await self._answer(rpc.decode_request(line), descriptors)
                 finally:
                     descriptors.close()
-        except rpc.GarbageError as error:
+        except (rpc.GarbageError, RefusedError) as error:
             self._server.complain(f"garbage from {self._caller.name}, pid {self._caller.pid}: {error.reason}")
             self._channel.write(rpc.encode_error(None, error))
         finally:
@@ -177,7 +178,7 @@ class Connection:
     async def _line(self) -> bytes | None:
         """The next line; None when there will be none. What is too long comes as such, for the decoder to refuse.
 
-        Raises GarbageError `transfer-descriptors` when more descriptors come than a line may have.
+        Raises RefusedError `transfer-descriptors` when more descriptors come than a line may have.
         """
         deadline = asyncio.get_running_loop().time() + self._limits.idle
         while (end := self._data.find(b"\n")) < 0:
@@ -192,11 +193,11 @@ class Connection:
                 deadline += self._limits.idle  # who listens to a stream need not speak
                 continue
             except TruncatedError:
-                raise _too_many() from None
+                raise unfit(_TOO_MANY) from None
             self._data += chunk
             self._handed += [(self._read + len(self._data), number) for number in numbers]
             if len(self._handed) > 2 * rpc.MAX_DESCRIPTORS:  # of this line, and of one that began in the same read
-                raise _too_many()
+                raise unfit(_TOO_MANY)
             if not chunk:
                 return None
         line = bytes(self._data[: end + 1])
@@ -325,11 +326,6 @@ class Connection:
         if not self._streams:
             self._channel.write(rpc.encode_error(None, slow))
         self._channel.finish()  # ends the conversation, which may be waiting for a line
-
-
-def _too_many() -> rpc.GarbageError:
-    message = f"at most {rpc.MAX_DESCRIPTORS} descriptors come with a line, of files that mixosd may read"
-    return rpc.GarbageError(message, code=rpc.INVALID_REQUEST, reason="transfer-descriptors")
 
 
 def _hung_up(descriptor: int) -> bool:

@@ -524,6 +524,11 @@ def test_descriptors_must_be_those_that_the_call_names(device, tmp_path):
         both = call("reader.both", {"content": 1, "second": 0}, path, descriptors=[small, small])
         assert both == ["small", "small"]
         assert call("reader.both", {}, path) == [None, None]
+        for many in (1, rpc.MAX_DESCRIPTORS + 1, 200):  # whoever counts them, it is one error
+            with pytest.raises(RpcError) as caught:
+                call("ping", {}, path, descriptors=[small] * many)
+            assert (caught.value.reason, caught.value.exit_code) == ("transfer-descriptors", 7)
+            assert caught.value.hint
         for method, params, numbers, expected in (
             ("reader.both", {}, [small], "transfer-descriptors"),
             ("reader.both", {"content": 0}, [], "transfer-descriptors"),
