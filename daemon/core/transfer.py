@@ -191,14 +191,16 @@ def source(descriptor: int, streams: bool) -> Source:
     try:
         facts, flags = os.fstat(descriptor), fcntl.fcntl(descriptor, fcntl.F_GETFL)
         if flags & os.O_PATH or flags & (os.O_WRONLY | os.O_RDWR) not in (os.O_RDONLY, os.O_RDWR):
-            raise _wrong_kind("a file that is open for reading")
+            raise _wrong_kind("a file that is open for reading", "open it for reading")
         if stat.S_ISREG(facts.st_mode):
             return _File(descriptor, facts.st_size)
         if streams and stat.S_ISFIFO(facts.st_mode):
             return _Pipe(descriptor)
         if streams and stat.S_ISSOCK(facts.st_mode) and _is_connected(descriptor):
             return _Socket(descriptor)
-        raise _wrong_kind("a regular file, a pipe or a socket" if streams else "a regular file")
+        if streams:
+            raise _wrong_kind("a regular file, a pipe or a socket", "anything else can be read through a pipe")
+        raise _wrong_kind("a regular file", "write it into a file first")
     except BaseException:
         foreign.release(descriptor)
         raise
@@ -214,8 +216,8 @@ def _is_connected(descriptor: int) -> bool:
     return False
 
 
-def _wrong_kind(wanted: str) -> RefusedError:
-    return RefusedError(f"this cannot be read: {wanted} is wanted", reason="transfer-kind")
+def _wrong_kind(wanted: str, hint: str) -> RefusedError:
+    return RefusedError(f"this cannot be read: {wanted} is wanted", reason="transfer-kind", hint=hint)
 
 
 class Content:

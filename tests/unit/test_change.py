@@ -221,6 +221,7 @@ def test_a_trial_that_is_reverted(tmp_path):
         with pytest.raises(RefusedError) as caught:
             changes.find("gadget")
         assert caught.value.reason == "change-nothing"
+        assert "mixctl audit" in (caught.value.hint or "")
 
     Box(tmp_path).run(work)
     assert state(tmp_path) == ("one", "one")
@@ -477,6 +478,7 @@ def test_a_trial_that_is_over_is_not_confirmed(tmp_path, monkeypatch):
         box.changes.open()
         with pytest.raises(RefusedError) as caught:
             await box.changes.confirm(CALLER, box.changes.find())
+        assert caught.value.hint
         return caught.value.reason
 
     assert asyncio.run(work()) == "change-nothing"

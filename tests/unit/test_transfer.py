@@ -113,6 +113,7 @@ def test_what_cannot_be_read_safely_is_refused_and_closed(tmp_path, kind):
         with pytest.raises(RefusedError) as caught:
             found.attach(number)
         assert caught.value.reason == "transfer-kind"
+        assert caught.value.hint
         assert not is_open(number)
     found.close()
 
@@ -123,6 +124,7 @@ def test_streams_are_refused_where_a_file_is_needed(tmp_path, make):
     with pytest.raises(RefusedError) as caught:
         Content(0, Accepts(None, streams=False)).attach(number)
     assert caught.value.reason == "transfer-kind"
+    assert caught.value.hint
     assert not is_open(number)
 
 

@@ -41,6 +41,7 @@ TRIAL_SECONDS = 60  # of a change that could cut the caller's connection and for
 _LOOK = 5.0  # seconds after which a deadline is looked at again: the loop's clock stands still during a suspend
 _LONGEST = 30.0  # seconds between two tries to undo
 _LATE = "nobody confirmed it in time"
+_ENDED = "mixctl audit says what became of it; what was undone can be made again"
 
 Result = TypeVar("Result")
 Call = Callable[[Caller, str], Awaitable[object]]
@@ -482,7 +483,7 @@ class Changes:
         if not found:
             what = f"change {number} is not on trial" if number is not None else "no change is on trial"
             there = ", ".join(f"{one.number} ({one.why})" for one in tried)
-            hint = f"on trial: {there}" if tried else "mixctl change list"
+            hint = f"on trial: {there}" if tried else _ENDED
             raise RefusedError(what, reason="change-nothing", hint=hint)
         if len(found) > 1:
             raise RefusedError(
@@ -501,7 +502,7 @@ class Changes:
         async with self._lock:
             record = self.find(number=record.number)
             if record.left <= 0:  # before a reboot, or its part has yet to start and to take it back
-                raise RefusedError("its time is over: it is being undone", reason="change-nothing")
+                raise RefusedError("its time is over: it is being undone", reason="change-nothing", hint=_ENDED)
             await self._commit(record, [self._appliers[name] for name in record.parts if name in self._appliers])
             self._disarm(record)
         self._tell(record, "confirmed")
@@ -515,7 +516,7 @@ class Changes:
     async def _revert(self, record: Record, why: str) -> Reverted:
         async with self._lock:
             if record.number not in self.waiting:
-                raise RefusedError("no change is on trial", reason="change-nothing")
+                raise RefusedError("no change is on trial", reason="change-nothing", hint=_ENDED)
             undoing = replace(record, state="undoing")
             if record.state != "undoing":
                 with contextlib.suppress(MixosError):  # a full disk keeps nobody out
