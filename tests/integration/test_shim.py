@@ -294,6 +294,25 @@ def test_one_shim_per_folder(place):
     asyncio.run(scenario())
 
 
+def test_nothing_that_the_daemon_has_open_is_inherited(place, tmp_path):
+    """Neither by the shim nor by the service, not even what lacks O_CLOEXEC."""
+    secret = tmp_path / "secret"
+
+    async def scenario() -> list[str]:
+        async with shim_of(place, place.sh("readlink /proc/self/fd/*; exec sleep 60")) as shim:
+            await shim.start()
+            await until(shim, Started)
+            await eventually(lambda: len(place.lines()) >= 3)
+            held = [os.readlink(path) for path in Path(f"/proc/{shim.state.shim.pid}/fd").iterdir()]
+            await shim.stop(0)
+            await until(shim, Empty)
+            return [*held, *place.lines()]
+
+    with secret.open("w") as stream:
+        os.set_inheritable(stream.fileno(), True)
+        assert str(secret) not in asyncio.run(scenario())
+
+
 def test_readiness_by_descriptor(place):
     async def scenario() -> None:
         async with shim_of(place, place.sh("sleep 0.1; printf noise >&7; echo >&7; read x <&1", ready_fd=7)) as shim:

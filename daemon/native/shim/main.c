@@ -40,6 +40,7 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -192,6 +193,8 @@ int main(int argc, char **argv)
     pid_t parent;
     if (argc != 2)
         refuse(2, "usage", "shim DIR");
+    if (syscall(SYS_close_range, 3, ~0U, 0) < 0) /* what the daemon has open without O_CLOEXEC is not the service's */
+        refuse(1, "system", "close_range");
     take_folder(argv[1]);
     open_all();
     write_at(AT_FDCWD, "/proc/self/oom_score_adj", "-900"); /* refused to users other than root */
