@@ -323,6 +323,82 @@ def test_an_undo_that_fails_is_said_and_tried_again(tmp_path, monkeypatch):
     assert state(tmp_path) == ("one", "one")
 
 
+async def get_stuck(box: Box, parts: int = 2) -> None:
+    """A trial of the first `parts` parts is being undone, and its first one cannot go back."""
+    contents = {one.file: b"two" for one in box.parts[:parts]}
+    await box.changes.make(CALLER, TRY, "both", contents)
+    box.parts[0].stuck = True
+    with pytest.raises(MixosError) as caught:
+        await box.changes.revert(box.changes.find(), "by ada")
+    assert caught.value.reason == "change-stuck"
+
+
+def test_a_stuck_undo_is_tried_again_when_somebody_wants_it(tmp_path):
+    box = Box(tmp_path)
+
+    async def work(changes: Changes) -> None:
+        await get_stuck(box)
+        for _ in range(2):  # whoever tries in vain does not end the tries
+            with pytest.raises(MixosError) as caught:
+                await changes.revert(changes.find(undoing=True), "by ada")
+            assert caught.value.reason == "change-stuck"
+            assert changes._timers
+        box.parts[0].stuck = False
+        answer = await changes.revert(changes.find(undoing=True), "by ada")
+        assert (answer["reverted"], answer["stays"]) == (True, [])
+        assert not changes._timers
+
+    box.run(work)
+    assert state(tmp_path) == (None, "")
+    assert left(tmp_path) == []
+
+
+def test_a_stuck_undo_that_is_given_up_frees_its_parts(tmp_path):
+    box = Box(tmp_path, parts=("gadget", "widget"))
+
+    async def work(changes: Changes) -> None:
+        await get_stuck(box)
+        assert state(tmp_path, "widget") == (None, "")  # what can go back does, whatever else fails
+        told = asyncio.ensure_future(anext(changes.context.events.listen("change.reverted")))
+        await asyncio.sleep(0)
+        answer = await changes.revert(changes.find(undoing=True), "by ada", give_up=True)
+        assert "gadget: stuck" in (await told).data["reason"]  # the audit keeps it
+        assert answer["reverted"] is False
+        assert answer["stays"] == ["gadget: stuck"]
+        assert "gadget: stuck" in changes.problems[-1]
+        assert (changes.rows(), changes._timers) == ([], {})
+        await put("three")(changes)
+
+    box.run(work)
+    assert state(tmp_path) == ("three", "three")
+    assert left(tmp_path) == []
+
+
+def test_what_is_given_up_is_not_waited_for_when_its_part_is_not_up(tmp_path):
+    both = ("gadget", "widget")
+    contents = {f"etc/mixos/{name}.toml": b"two" for name in both}
+    Box(tmp_path, parts=both).run(lambda changes: changes.make(CALLER, TRY, "both", contents))
+    answer = Box(tmp_path).run(lambda changes: changes.revert(changes.find(), "by ada", give_up=True))
+    assert [text.partition(":")[0] for text in answer["stays"]] == ["widget"]
+    assert left(tmp_path) == []
+
+
+def test_what_is_on_trial_is_meant_before_what_is_stuck(tmp_path):
+    box = Box(tmp_path, parts=("gadget", "widget"))
+
+    async def work(changes: Changes) -> None:
+        await get_stuck(box, parts=1)
+        await put("two", TRY, "widget")(changes)
+        assert changes.find(undoing=True).parts == ("widget",)
+        assert changes.find("gadget", undoing=True).parts == ("gadget",)
+        assert changes.find(number="1", undoing=True).parts == ("gadget",)
+        with pytest.raises(RefusedError) as caught:
+            changes.find(number="1")
+        assert caught.value.reason == "change-nothing"
+
+    box.run(work)
+
+
 def test_a_full_disk_keeps_what_was(tmp_path, monkeypatch):
     Box(tmp_path).run(put("one"))
 

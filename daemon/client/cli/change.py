@@ -62,7 +62,9 @@ def changed(answer: Mapping[str, Any]) -> str:
 
 def ended(answer: Mapping[str, Any]) -> str:
     """What came of a confirmation or an undo, for people."""
-    return "\n".join(["confirmed" if answer.get("confirmed") else "undone", *problems(answer)])
+    stays = answer.get("stays", ())
+    end = "confirmed" if answer.get("confirmed") else "given up" if stays else "undone"
+    return "\n".join([end, *(f"not undone: {text}" for text in stays), *problems(answer)])
 
 
 def problems(answer: Mapping[str, Any]) -> list[str]:

@@ -40,10 +40,11 @@ class Confirmed(TypedDict):
 
 
 class Reverted(TypedDict):
-    """A change that was undone."""
+    """A change that was undone, or given up."""
 
-    reverted: Annotated[Literal[True], "it was"]
+    reverted: Annotated[bool, "all of it was undone; false: it was given up"]
     change: Annotated[str, "its number"]
+    stays: Annotated[list[str], "given up: the parts that did not go back, and why"]
 
 
 class Waiting(TypedDict):

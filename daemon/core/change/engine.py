@@ -320,7 +320,8 @@ class Changes:
                 tried = record.state == "trial"
                 state = f"on trial for {record.left:.0f} s more" if tried else "being undone"
                 ends = f"mixctl confirm {record.number}, or mixctl revert {record.number}"
-                hint = ends if tried else "mixctl change list says why"
+                again = f"mixctl revert {record.number} tries again; with --give-up what cannot go back stays as it is"
+                hint = ends if tried else again
                 what = f"{record.why} is {state}"
                 raise RefusedError(what, reason="change-pending", hint=hint)
 
@@ -385,13 +386,12 @@ class Changes:
 
     async def _take_back(self, record: Record, parts: Sequence[str], why: BaseException) -> None:
         """Raises MixosError `change-stuck` when that fails; it is tried again then, also by the next start."""
-        try:
-            await self._undo_parts(record, parts)
-        except (MixosError, OSError) as error:
+        failed = await self._undo_parts(record, parts)
+        if failed:
             undoing = replace(record, state="undoing")
             self.waiting[record.number] = undoing
             self._arm(undoing)
-            raise _stuck(record, why, error) from why
+            raise _stuck(record, why, failed) from why
 
     async def _commit(self, record: Record, appliers: Sequence[Applier]) -> None:
         """The files, and what the parts keep; from the record on a crash completes it. Raises MixosError
@@ -420,11 +420,18 @@ class Changes:
         self.waiting.pop(record.number, None)
         await asyncio.to_thread(self._over, record)  # what a unit kept may be a million files
 
-    async def _undo_parts(self, record: Record, names: Sequence[str]) -> None:
+    async def _undo_parts(self, record: Record, names: Sequence[str]) -> list[str]:
+        """All of them, whatever fails; gives those that are up and could not go back, and why."""
+        failed = []
         for name in reversed(names):
             if name in self._appliers:
-                await self._appliers[name].undo(record.before.get(name, {}), View(self.places, record.was))
-                self.step(f"back {name}")
+                try:
+                    await self._appliers[name].undo(record.before.get(name, {}), View(self.places, record.was))
+                except (MixosError, OSError) as error:
+                    failed.append(f"{name}: {error}")
+                else:
+                    self.step(f"back {name}")
+        return failed
 
     async def _after(self, record: Record, caller: Caller, also: Iterable[str] = ()) -> list[Problem]:
         """Have the other parts read changed files again, and those that somebody wants in force though they hold that
@@ -475,10 +482,13 @@ class Changes:
 
     # -- trials ------------------------------------------------------------------------------------------------------
 
-    def find(self, part: str | None = None, number: str | None = None) -> Record:
-        """The change that waits: of a part, by number, or the only one. Raises RefusedError `change-nothing`,
-        `change-which`."""
-        tried = [one for one in self.waiting.values() if one.state == "trial" and (part is None or part in one.parts)]
+    def find(self, part: str | None = None, number: str | None = None, *, undoing: bool = False) -> Record:
+        """The change that is on trial: of a part, by number, or the only one. undoing: one that is being undone will do
+        as well, if it is named or nothing is on trial. Raises RefusedError `change-nothing`, `change-which`."""
+        waiting = [one for one in self.waiting.values() if part is None or part in one.parts]
+        tried = [one for one in waiting if one.state == "trial"]
+        if undoing and (number is not None or not tried):
+            tried = waiting
         found = [one for one in tried if number is None or int(number) == int(one.number)]
         if not found:
             what = f"change {number} is not on trial" if number is not None else "no change is on trial"
@@ -508,12 +518,13 @@ class Changes:
         self._tell(record, "confirmed")
         return {"confirmed": True, "change": record.number, "problems": await self._after(record, caller)}
 
-    async def revert(self, record: Record, why: str) -> Reverted:
-        """Undo a change that is on trial. Raises RefusedError `change-nothing`, MixosError `change-stuck`: then it is
-        tried again until it succeeds."""
-        return await self._carry_through(self._revert(record, why))
+    async def revert(self, record: Record, why: str, *, give_up: bool = False) -> Reverted:
+        """Undo a change that is on trial or is being undone. give_up: what cannot go back stays as it is, and is not
+        tried again. Raises RefusedError `change-nothing`, MixosError `change-stuck`: then it is tried again until it
+        succeeds."""
+        return await self._carry_through(self._revert(record, why, give_up))
 
-    async def _revert(self, record: Record, why: str) -> Reverted:
+    async def _revert(self, record: Record, why: str, give_up: bool = False) -> Reverted:
         async with self._lock:
             if record.number not in self.waiting:
                 raise RefusedError("no change is on trial", reason="change-nothing", hint=_ENDED)
@@ -523,27 +534,32 @@ class Changes:
                     self.journal.write(undoing)
                 self.step("undoing")
             self.waiting[record.number] = undoing
-            if asyncio.current_task() is not self._timers.get(record.number):
+            if not (tries := asyncio.current_task() is self._timers.get(record.number)):
                 self._disarm(record)
-            try:
-                await self._undo_parts(record, record.parts)
-            except (MixosError, OSError) as error:
-                if record.state != "undoing":
+            stays = await self._undo_parts(record, record.parts)
+            if stays and not give_up:
+                if not tries:
                     self._arm(undoing)
-                raise _stuck(record, None, error) from error
+                raise _stuck(record, None, stays)
+            missing = set(record.parts) - self._appliers.keys()
+            if give_up:
+                stays += [f"{name}: it is not up" for name in sorted(missing)]
+                missing.clear()
             try:
-                self._undone(record)
+                self._undone(record, missing)
             except (MixosError, OSError) as error:  # a full disk keeps nobody out; the next start undoes it once more
                 log("err", f"{record.why}: {error}")
+        if stays:
+            why = f"{why}, who gave up; not undone is {'; '.join(stays)}"
+            self._problem(f"{record.why}: reverted {why}")
         self._tell(record, "reverted", reason=why)
-        return {"reverted": True, "change": record.number}
+        return {"reverted": not stays, "change": record.number, "stays": stays}
 
-    def _undone(self, record: Record) -> None:
-        """Its parts have gone back; those that are not up will when they start."""
+    def _undone(self, record: Record, missing: set[str]) -> None:
+        """Its parts have gone back, but those that are missing; they will when they start."""
         for name in record.parts:
             if name in self._appliers:
                 self._refuse(self._appliers[name], record)
-        missing = set(record.parts) - self._appliers.keys()
         if missing:
             self._left[record.number] = missing
             self.waiting[record.number] = self.journal.move(record, "undoing")
@@ -681,12 +697,12 @@ def _files_failed(error: OSError) -> MixosError:
     )
 
 
-def _stuck(record: Record, first: BaseException | None, second: Exception) -> MixosError:
+def _stuck(record: Record, first: BaseException | None, failed: Sequence[str]) -> MixosError:
     what = f"{first}; and then " if first else ""
     return MixosError(
-        f"{what}{record.why} could not be undone wholly: {second}",
+        f"{what}{record.why} could not be undone wholly: {'; '.join(failed)}",
         reason="change-stuck",
-        hint="it is tried again until it succeeds; mixctl change list and the log say more",
+        hint=f"it is tried again until it succeeds, or mixctl revert --give-up {record.number} leaves it as it is",
     )
 
 

@@ -25,6 +25,14 @@ class Which(Strict):
     ] = None
 
 
+class Ended(Which):
+    """How it is to be undone."""
+
+    give_up: Annotated[
+        bool, Field(strict=True, description="what cannot be undone stays as it is, and its part can be changed again")
+    ] = False
+
+
 class Change:
     """See the module."""
 
@@ -48,10 +56,10 @@ class Change:
             ),
             Method(
                 "change.revert",
-                "Undo a change that is on trial.",
+                "Undo a change that is on trial, or try once more to undo one that is being undone.",
                 self._revert,
                 ADMINS,
-                Which,
+                Ended,
                 changes=True,
                 seconds=_SECONDS,
             ),
@@ -73,5 +81,6 @@ class Change:
     async def _confirm(self, caller: Caller, which: Which) -> Confirmed:
         return await self.changes.confirm(caller, self.changes.find(number=which.change))
 
-    async def _revert(self, caller: Caller, which: Which) -> Reverted:
-        return await self.changes.revert(self.changes.find(number=which.change), f"by {caller.name}")
+    async def _revert(self, caller: Caller, which: Ended) -> Reverted:
+        record = self.changes.find(number=which.change, undoing=True)
+        return await self.changes.revert(record, f"by {caller.name}", give_up=which.give_up)

@@ -68,15 +68,17 @@ def confirm(number: str | None, as_json: bool) -> int:
 
 @click.command()
 @click.argument("number", required=False, shell_complete=known("change"))
+@click.option("--give-up", is_flag=True, help="What cannot be undone stays; its part can be changed again.")
 @json_option
-def revert(number: str | None, as_json: bool) -> None:
-    """Undo the change that is on trial (NUMBER, when there are several).
+def revert(number: str | None, give_up: bool, as_json: bool) -> None:
+    """Undo the change that is on trial (NUMBER, when there are several); also one whose undo did not succeed yet.
 
     \b
     Example:
       mixctl revert
     """
-    show(ask("change.revert", _params(number), seconds=SECONDS), as_json, ended)
+    params = {**_params(number), **({"give-up": True} if give_up else {})}
+    show(ask("change.revert", params, seconds=SECONDS), as_json, ended)
 
 
 def _params(number: str | None) -> dict[str, object]:

@@ -176,7 +176,7 @@ class Firewall:
 
     async def _revert(self, caller: Caller, _: Nothing) -> Reverted:
         changes = self.context.changes
-        return await changes.revert(changes.find(self.name), f"by {caller.name}")
+        return await changes.revert(changes.find(self.name, undoing=True), f"by {caller.name}")
 
     # -- questions ---------------------------------------------------------------------------------------------------
 

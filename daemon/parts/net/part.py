@@ -172,7 +172,7 @@ class Interfaces:
     async def revert(self, caller: Caller, _: Nothing) -> Reverted:
         """`net.revert`. Raises RefusedError `change-nothing`."""
         changes = self.context.changes
-        return await changes.revert(changes.find("net"), f"by {caller.name}")
+        return await changes.revert(changes.find("net", undoing=True), f"by {caller.name}")
 
     async def set(self, _: Caller, params: Set) -> Edited:
         """`net.set`: comments and order of the file stay. Raises ConfigError, RefusedError `config-edit`,
