@@ -72,7 +72,7 @@ def test_diff_names_the_lines(history: History):
     history.record("admin", "two", 2.0)
     text = history.changes(history.get(1).files, history.get(2).files)
     assert "-y = 2\n+y = 3\n" in text
-    assert "+++ b.bin\n(not text)\n" in text
+    assert "+++ b.bin\n(not text" in text
     assert history.changes(history.get(2).files, history.current()) == ""
 
 
@@ -160,8 +160,22 @@ def test_damaged_content_is_never_restored(history: History):
     assert caught.value.reason == "history-damaged"
 
 
-def test_what_is_too_big_is_refused(history: History):
-    (history.folder / "big").write_bytes(bytes(MAX_FILE + 1))
+def test_what_is_too_long_is_noted_and_not_kept(history: History):
+    (history.folder / "long").write_bytes(bytes(MAX_FILE + 1))
+    revision = history.record("admin", "one", 1.0)
+    assert revision is not None
+    assert history.record("admin", "one", 1.0) is None
+    assert not [*(history.store / "objects").iterdir()]
+    (history.folder / "long").write_bytes(bytes(MAX_FILE + 2))
+    changed = history.record("admin", "two", 2.0)
+    assert changed is not None
+    assert "long" in history.changes(revision.files, changed.files)
+
+
+def test_too_many_files_are_refused(history: History, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(history_module, "MAX_FILES", 1)
+    for name in ("a", "b"):
+        write(history, name, "")
     with pytest.raises(RefusedError) as caught:
         history.record("admin", "one", 1.0)
     assert caught.value.reason == "history-too-big"
@@ -306,11 +320,31 @@ def test_an_undo_behind_another_change_undoes_that_as_well(tmp_path: Path):
     assert tree(config.context.etc) == before
 
 
-def test_an_undo_that_would_lose_something_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(("then", "now"), [(0, 1), (1, 0), (1, 2), (None, 1), (1, None), (2, 2)])
+def test_an_undo_leaves_what_is_too_long_as_it_is_and_says_so(tmp_path: Path, then: int | None, now: int | None):
+    """then, now: bytes of it beyond the most that is kept; it was as long at the end, but for the last case."""
+    config = part(tmp_path)
+    long = config.context.etc / "lists/long.txt"
+    long.parent.mkdir()
+    for size, text in ((then, "x = 1\n"), (now, "x = 2\n")):
+        write(config.history, "a.toml", text)
+        if size is None:
+            long.unlink(missing_ok=True)
+        elif not long.exists() or long.stat().st_size != MAX_FILE + size:
+            long.write_bytes(bytes(MAX_FILE + size))
+        config.record("admin", "one")
+    answer = asyncio.run(config.undo(ADMIN, Target()))
+    assert answer["changed-files"] == ["a.toml"]
+    assert answer["stays"] == ([] if then == now else ["lists/long.txt"])
+    assert (long.stat().st_size if long.exists() else None) == (None if now is None else MAX_FILE + now)
+
+
+def test_an_undo_that_would_lose_something_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = part(tmp_path)
     write(config.history, "a.toml", "x = 1\n")
     config.record("admin", "one")
-    (config.context.etc / "big").write_bytes(bytes(MAX_FILE + 1))
+    monkeypatch.setattr(history_module, "MAX_FILES", 1)
+    write(config.history, "b.toml", "")
     write(config.history, "a.toml", "x = 2\n")
     with pytest.raises(MixosError) as caught:
         asyncio.run(config.undo(ADMIN, Target(revision=1)))

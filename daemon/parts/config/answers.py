@@ -45,6 +45,7 @@ class Undone(Written):
     """What was put back."""
 
     revision: Annotated[int, "to which revision"]
+    stays: Annotated[list[str], "files that differ and are too long for the history to keep: they are as they were"]
 
 
 class RevisionRow(TypedDict):

@@ -6,6 +6,10 @@
 
 Objects are made durable before the line that names them, and a line is written with one append; a line that a power
 cut left torn is dropped when the list is read. Nothing is ever rewritten but by `prune`.
+
+A file of more than MAX_FILE bytes (a list of addresses that a program fetches each day) is only noted: it has
+"long:SIZE:MTIME" in place of the sha256, and no object. Otherwise a few such lists would fill the disk, or push out
+what people wrote.
 """
 
 from __future__ import annotations
@@ -29,10 +33,11 @@ MAX_FILES = 2000
 MAX_FILE = 1 << 20  # bytes
 MAX_REVISIONS = 500
 _LIST = "revisions.jsonl"
+_LONG = "long:"
 _MOST_PAIRS = 100_000  # of equal lines, each in one of two files, for which a short difference is looked for
 _SETTLED = 2_000_000_000  # nanoseconds: a file can change twice within a tick of the clock and look the same
 
-Files = Mapping[str, tuple[str, int]]  # path below the folder → (sha256, mode)
+Files = Mapping[str, tuple[str, int]]  # path below the folder → (sha256, or what is noted of a long file; mode)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,11 @@ class Revision:
     who: str
     why: str
     files: Files
+
+
+def kept(file: tuple[str, int] | None) -> bool:
+    """Whether the content of a file is there, if it is one."""
+    return file is None or not file[0].startswith(_LONG)
 
 
 class History:
@@ -97,7 +107,8 @@ class History:
         return revision
 
     def changes(self, old: Files, new: Files) -> str:
-        """A unified diff between two sets of files; "" when they are equal. Content that is not text is only named."""
+        """A unified diff between two sets of files; "" when they are equal. Content that is not text, or not kept,
+        is only named."""
         parts = []
         for path in sorted({*old, *new}):
             if old.get(path) != new.get(path):
@@ -111,6 +122,9 @@ class History:
         objects.mkdir(mode=0o700, parents=True, exist_ok=True)
         result, seen, settled = {}, {}, time.time_ns() - _SETTLED
         for path, found in self._scan():
+            if found.st_size > MAX_FILE:
+                result[path] = f"{_LONG}{found.st_size}:{found.st_mtime_ns}", stat.S_IMODE(found.st_mode)
+                continue
             stamp = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
             before, digest = self._seen.get(path, (None, ""))
             if before != stamp or _size(f"{objects}/{digest}") != found.st_size:
@@ -144,11 +158,11 @@ class History:
                 if name.startswith(".") or not stat.S_ISREG(found.st_mode):
                     continue
                 count += 1
-                if count > MAX_FILES or found.st_size > MAX_FILE:
+                if count > MAX_FILES:
                     raise RefusedError(
                         f"{self.folder} holds more than configuration ({path})",
                         reason="history-too-big",
-                        hint=f"at most {MAX_FILES} files of {MAX_FILE >> 20} MiB",
+                        hint=f"at most {MAX_FILES} files",
                     )
                 yield path[len(top) :], found
 
@@ -186,9 +200,11 @@ class History:
         return data
 
     def _lines(self, file: tuple[str, int] | None) -> list[str] | None:
-        """The lines of a kept file; empty for none, None for what is not text."""
+        """The lines of a kept file; empty for none, None for what is not text or not kept."""
         if file is None:
             return []
+        if not kept(file):
+            return None
         try:
             return self.content(file[0]).decode("utf-8").splitlines(keepends=True)
         except UnicodeDecodeError:
@@ -205,7 +221,7 @@ def _size(path: str) -> int:
 
 def _diff(path: str, old: list[str] | None, new: list[str] | None) -> str:
     if old is None or new is None:
-        return f"--- {path}\n+++ {path}\n(not text)\n"
+        return f"--- {path}\n+++ {path}\n(not text, or too long to be kept)\n"
     counts = Counter(old)
     if sum(counts[line] for line in new) > _MOST_PAIRS:  # difflib would take minutes
         whole = f"@@ -1,{len(old)} +1,{len(new)} @@\n"

@@ -29,7 +29,7 @@ from daemon.core.method import ADMINS, OPERATORS, Caller, Handler, Method, Nothi
 from daemon.core.part import Context
 from daemon.core.tasks import background
 from daemon.linux.log import log
-from daemon.parts.config.history import Files, History, Revision
+from daemon.parts.config.history import Files, History, Revision, kept
 
 if TYPE_CHECKING:
     from daemon.parts.config.answers import (
@@ -261,28 +261,30 @@ class Config:
         return {"diff": await asyncio.to_thread(self.history.changes, old.files, new)}
 
     async def undo(self, caller: Caller, params: Target) -> Undone:
-        """Restore a revision: `changed-files`. Nothing is lost: what was edited by hand is recorded before. Raises
-        NotFoundError `revision-missing`, RefusedError `history-damaged`, and what `Changes.make` raises; everything is
-        as it was then."""
+        """Restore a revision: `changed-files`. Nothing is lost: what was edited by hand is recorded before, and what is
+        too long to be kept `stays`. Raises NotFoundError `revision-missing`, RefusedError `history-damaged`, and what
+        `Changes.make` raises; everything is as it was then."""
         if not params.dry_run:
             self._record(BY_HAND, "before an undo")
         revision = self.history.get(params.revision)
-        answer = await self._go_back(caller, params, revision)
-        return {**answer, "revision": revision.id}
+        return await self._go_back(caller, params, revision)
 
-    async def _go_back(self, caller: Caller, wish: Wish, revision: Revision) -> Written:
+    async def _go_back(self, caller: Caller, wish: Wish, revision: Revision) -> Undone:
         modes: dict[str, int] = {}
+        stays: list[str] = []
         why = f"undo to revision {revision.id}"
-        return await self._change(caller, wish, why, lambda: self._contents(revision, modes), modes)
+        answer = await self._change(caller, wish, why, lambda: self._contents(revision, modes, stays), modes)
+        return {**answer, "revision": revision.id, "stays": stays}
 
-    def _contents(self, revision: Revision, modes: dict[str, int]) -> dict[str, bytes | None]:
-        """What differs between the folder now and a revision: contents (None: it goes) and, added, modes, by name."""
-        now = self.history.current()
-        wanted = {path: file for path, file in revision.files.items() if now.get(path) != file}
-        contents: dict[str, bytes | None] = {ETC + path: None for path in now if path not in revision.files}
-        contents |= {ETC + path: self.history.content(digest) for path, (digest, _) in wanted.items()}
-        modes |= {ETC + path: mode for path, (_, mode) in wanted.items()}
-        return contents
+    def _contents(self, revision: Revision, modes: dict[str, int], stays: list[str]) -> dict[str, bytes | None]:
+        """What differs between the folder now and a revision: contents (None: it goes) and, added, modes, by name, and
+        the files that stay since one of the two is not kept."""
+        now, then = self.history.current(), revision.files
+        differ = [path for path in sorted({*now, *then}) if now.get(path) != then.get(path)]
+        stays += [path for path in differ if not (kept(now.get(path)) and kept(then.get(path)))]
+        wanted = {path: then.get(path) for path in differ if path not in stays}
+        modes |= {ETC + path: file[1] for path, file in wanted.items() if file}
+        return {ETC + path: self.history.content(file[0]) if file else None for path, file in wanted.items()}
 
     async def _finish_old_undo(self) -> None:
         """Version 0.1 wrote an undo down here before it was made; one that a cut left is carried out now."""

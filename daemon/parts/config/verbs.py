@@ -174,4 +174,5 @@ _REVISIONS = Listing(
 
 def _undone(answer: dict[str, Any]) -> str:
     files = " ".join(answer["changed-files"]) or "nothing had to change"
-    return f"revision {answer['revision']}: {files}\n{changed(answer)}"
+    stays = [f"stays as it is, too long to be kept: {path}" for path in answer["stays"]]
+    return "\n".join([f"revision {answer['revision']}: {files}", *stays, changed(answer)])
