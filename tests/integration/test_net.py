@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from common.tomlfile import parse
 from daemon.core.change import record
 from daemon.core.change.applier import Wish
 from daemon.core.part import Context
-from daemon.linux.netlink import NetlinkError
+from daemon.linux.netlink import Message, NetlinkError, Socket
 from daemon.linux.rtnl import MAIN_TABLE, Link, Route, Rtnl, Rule
 from daemon.linux.wireguard import Device
 from daemon.parts.config.part import Config, Put
@@ -654,6 +655,37 @@ def test_the_kernel_is_asked_for_all_routes_once(box: Box, monkeypatch: pytest.M
         assert len(asked) == 1
         await box.part.revert(CALLER, NOTHING)
         assert len(asked) == 2
+
+    asyncio.run(scenario())
+
+
+def test_the_loop_never_waits_for_the_kernel(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routes come by the hundred thousand: what reads, plans and does them is in other threads."""
+    asked: set[int] = set()
+    real = Socket._exchange
+
+    def exchange(self: Socket, kind: int, flags: int, payload: bytes) -> list[Message]:
+        asked.add(threading.get_ident())
+        return real(self, kind, flags, payload)
+
+    monkeypatch.setattr(Socket, "_exchange", exchange)
+
+    async def scenario() -> None:
+        cable()
+        await box.part.start()
+        try:
+            await box.apply(STATIC, confirm=600)
+            run(["ip", "link", "set", "eth0", "down"])
+            await box.part._settle()
+            await box.part.revert(CALLER, NOTHING)
+            await box.part.report(CALLER, NOTHING)
+            await box.part.show(CALLER, part.Named(name="eth0"))
+            await box.part.check(CALLER, NOTHING)
+            await box.part.set(CALLER, Set(name="eth0", values={"metric": 7}))
+        finally:
+            await box.part.stop()
+        assert asked
+        assert threading.get_ident() not in asked
 
     asyncio.run(scenario())
 

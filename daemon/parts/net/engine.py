@@ -2,6 +2,9 @@
 
 Whether a change is on trial, and what happens to it after a crash, is the business of `daemon.core.change`, which calls
 this. Going back means the earlier file, and then whatever else the interfaces had: routes, leases, MTU (`snapshot`).
+
+There may be a great many routes, so what reads a file or talks to the kernel does so in a thread, with a socket of its
+own; one at a time.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ class Engine:
         self.config = NetworkFile()  # in force
         self.problem: MixosError | None = None
         self._contents: Contents = {FILE: None}
+        self._lock = asyncio.Lock()  # the kernel's network is changed, or noted, by one at a time
 
     # -- for daemon.core.change ----------------------------------------------------------------------------------------
 
@@ -66,6 +70,10 @@ class Engine:
 
     async def prepare(self, view: View, caller: Caller | None, dry_run: bool) -> applier.Plan:
         """Raises ConfigError, RefusedError `net-conflict`."""
+        async with self._lock:
+            return await asyncio.to_thread(self._prepare, view, caller)
+
+    def _prepare(self, view: View, caller: Caller | None) -> applier.Plan:
         wanted = self.read(view)
         with Rtnl() as rtnl:
             seen = look(rtnl, self.proc)
@@ -101,19 +109,24 @@ class Engine:
         """Do the steps. At a start what cannot be done is a problem to tell, and everything else is done. Raises
         NetlinkError, OSError half-way."""
         own: Own = plan.data
-        before, self._contents = self.config, plan.contents
-        try:
-            plan.steps = [describe(one) for one in await self._put(own.config, before, step)]
-        except (MixosError, OSError) as error:
-            if not own.starting:
-                raise
-            self.tell(error)
-            return
-        self.problem = None
+        async with self._lock:
+            before, self._contents = self.config, plan.contents
+            try:
+                plan.steps = [describe(one) for one in await self._put(own.config, before, step)]
+            except (MixosError, OSError) as error:
+                if not own.starting:
+                    raise
+                self.tell(error)
+                return
+            self.problem = None
 
     async def undo(self, before: Mapping[str, Any], view: View) -> None:
         """First the earlier file, then what else there was. Everything is tried; raises the first error."""
-        tried, wanted = self.config, self.read(view)
+        async with self._lock:
+            await self._undo(before, view)
+
+    async def _undo(self, before: Mapping[str, Any], view: View) -> None:
+        tried, wanted = self.config, await asyncio.to_thread(self.read, view)
         self._contents = {FILE: view.read(FILE)}
         errors: list[MixosError | OSError] = []
         try:
@@ -122,15 +135,17 @@ class Engine:
             await self._put(wanted, tried, lambda _: None)
         except (MixosError, OSError) as error:
             errors.append(error)
-        interfaces = before.get("interfaces", {})
         try:
-            with Rtnl() as rtnl:
-                snapshot.restore(interfaces, rtnl, self.proc, before.get("replaced", ()))
+            await asyncio.to_thread(self._restore, before)
         except (MixosError, OSError) as error:
             errors.append(error)
         if errors:
             raise errors[0]
         self.problem = None
+
+    def _restore(self, before: Mapping[str, Any]) -> None:
+        with Rtnl() as rtnl:
+            snapshot.restore(before.get("interfaces", {}), rtnl, self.proc, before.get("replaced", ()))
 
     async def kept(self) -> None:
         """The file is all that the next boot needs."""
@@ -144,37 +159,49 @@ class Engine:
     async def again(self, tried: Sequence[Step]) -> list[Step]:
         """Bring what is in force to interfaces that are new, or were changed behind our back: the steps that were
         needed. Steps that were `tried` and did not help are not tried for ever."""
-        try:
-            with Rtnl() as rtnl:
-                steps = plan(self.config, self.config, look(rtnl, self.proc))
-            if steps and steps != tried:
-                await self._put(self.config, self.config, lambda _: None)
-        except (MixosError, OSError) as error:  # perhaps somebody took a name that the file wants for something else
-            self.tell(error)
-            return list(tried)
-        return steps or list(tried)
+        async with self._lock:
+            try:
+                _, steps = await asyncio.to_thread(self.plan, self.config, self.config)
+                if steps and steps != tried:
+                    await self._put(self.config, self.config, lambda _: None)
+            except (MixosError, OSError) as error:  # perhaps somebody took a name that the file wants for another thing
+                self.tell(error)
+                return list(tried)
+            return steps or list(tried)
+
+    def look(self) -> Seen:
+        """What the kernel has now; for a thread."""
+        with Rtnl() as rtnl:
+            return look(rtnl, self.proc)
+
+    def plan(self, wanted: NetworkFile, before: NetworkFile) -> tuple[Seen, list[Step]]:
+        """The same, and the steps from there to `wanted`; for a thread. Raises RefusedError `net-conflict`."""
+        seen = self.look()
+        return seen, plan(wanted, before, seen)
 
     async def _put(self, wanted: NetworkFile, before: NetworkFile, hook: Hook) -> list[Step]:
         """Make `wanted` the configuration in force. Raises NetlinkError, OSError, RefusedError half-way."""
+        seen, _ = await asyncio.to_thread(self.plan, wanted, before)  # a conflict is found before anything is touched
+        self.config = wanted  # from here on some of it is there, also when the rest fails
+        await self._hand_over(wanted, seen)
+        steps = await asyncio.to_thread(self._do, wanted, before, hook)
+        for name in sorted((managed(before).keys() | self.early.claimed()) - managed(wanted).keys()):
+            await self.early.release(name)
+        self._tell_names(wanted)
+        return steps
+
+    def _do(self, wanted: NetworkFile, before: NetworkFile, hook: Hook) -> list[Step]:
+        """The steps, planned now: clients that ended may have changed something."""
+        _, steps = self.plan(wanted, before)
         with Rtnl() as rtnl:
-            seen = look(rtnl, self.proc)
-            plan(wanted, before, seen)  # a conflict is found before anything is touched
-            self.config = wanted  # from here on some of it is there, also when the rest fails
-            await self._hand_over(wanted, seen)
-            # Clients that ended may have changed something, so the plan is made now.
-            steps = plan(wanted, before, look(rtnl, self.proc))
             for step in steps:
                 try:
                     execute(step, rtnl, self.proc)
                 except MixosError as error:
                     error.message = f"{describe(step)}: {error.message}"
                     raise
+                log("notice", f"network: {describe(step)}")
                 hook(f"did {' '.join(step)}")
-        for name in sorted((managed(before).keys() | self.early.claimed()) - managed(wanted).keys()):
-            await self.early.release(name)
-        self._tell_names(wanted)
-        for step in steps:
-            log("notice", f"network: {describe(step)}")
         return steps
 
     async def _hand_over(self, wanted: NetworkFile, seen: Seen) -> None:
@@ -201,8 +228,7 @@ class Engine:
 
     async def missing(self) -> list[str]:
         """Interfaces that the file in force needs and that are not there."""
-        with Rtnl() as rtnl:
-            return missing(self.config, await asyncio.to_thread(look, rtnl, self.proc))
+        return missing(self.config, await asyncio.to_thread(self.look))
 
 
 def _cuts(way: Connection, steps: Sequence[Step], clients: set[str], seen: Seen) -> bool:

@@ -22,12 +22,12 @@ from common.tomlfile import Strict, parse, read_text
 from daemon.core.change.applier import View, Wish
 from daemon.core.method import ADMINS, Caller, Method, Nothing
 from daemon.core.part import Context
-from daemon.linux.rtnl import PROC, Rtnl, Watch
+from daemon.linux.rtnl import PROC, Watch
 from daemon.parts.net import timesync
 from daemon.parts.net.engine import Engine
 from daemon.parts.net.migrate import migrate
 from daemon.parts.net.netfile import NetworkFile
-from daemon.parts.net.plan import Step, describe, look, managed, missing, plan
+from daemon.parts.net.plan import Step, describe, managed, missing
 from daemon.parts.net.report import rows, show
 
 if TYPE_CHECKING:
@@ -69,7 +69,6 @@ class Interfaces:
         self.etc = etc
         self.proc = proc
         self.engine = Engine(context, proc)
-        self._lock = asyncio.Lock()
         self._watch: Watch | None = None
         self._settling: asyncio.TimerHandle | None = None
         self._settled: list[Step] = []
@@ -95,10 +94,9 @@ class Interfaces:
         self._watch = Watch()  # first: what appears meanwhile is looked at afterwards
         asyncio.get_running_loop().add_reader(self._watch.fileno(), self._changed)
         await asyncio.to_thread(migrate, self.context)
-        async with self._lock:
-            problem = await self.context.changes.start(self.engine, {})
-            if problem is not None and self.engine.problem is None:
-                self.engine.tell(problem)
+        problem = await self.context.changes.start(self.engine, {})
+        if problem is not None and self.engine.problem is None:
+            self.engine.tell(problem)
 
     async def stop(self) -> None:
         """Interfaces stay as they are."""
@@ -128,11 +126,10 @@ class Interfaces:
 
     async def report(self, _: Caller, __: Nothing) -> Report:
         """`net.status`."""
-        with Rtnl() as rtnl:
-            seen = look(rtnl, self.proc)
+        seen = await asyncio.to_thread(self.engine.look)
         return {
             **self.status(),
-            "changed": self._differs(),
+            "changed": await asyncio.to_thread(self._differs),
             "missing": missing(self.engine.config, seen),
             "dns": self.engine.names.servers(),
             "interfaces": rows(seen, self.engine.config, self.engine.early.claimed()),
@@ -140,8 +137,7 @@ class Interfaces:
 
     async def show(self, _: Caller, params: Named) -> Shown:
         """`net.show`. Raises NotFoundError `net-interface`."""
-        with Rtnl() as rtnl:
-            seen = look(rtnl, self.proc)
+        seen = await asyncio.to_thread(self.engine.look)
         if params.name not in seen.links and params.name not in managed(self.engine.config):
             raise NotFoundError(
                 f"there is no interface {params.name}",
@@ -152,16 +148,13 @@ class Interfaces:
 
     async def check(self, _: Caller, __: Nothing) -> Checked:
         """`net.check`. Raises ConfigError, RefusedError `net-conflict`."""
-        wanted = self._on_disk()
-        with Rtnl() as rtnl:
-            seen = look(rtnl, self.proc)
-        steps = plan(wanted, self.engine.config, seen)
+        wanted = await asyncio.to_thread(self._on_disk)
+        seen, steps = await asyncio.to_thread(self.engine.plan, wanted, self.engine.config)
         return {"steps": [describe(step) for step in steps], "missing": missing(wanted, seen)}
 
     async def apply(self, caller: Caller, wish: Wish) -> Applied:
         """`net.apply`. What failed on the way is undone; then raises what the kernel said."""
-        async with self._lock:
-            answer = await self.context.changes.make(caller, wish, "net apply", parts=("net",))
+        answer = await self.context.changes.make(caller, wish, "net apply", parts=("net",))
         return {**answer, "missing": await self.engine.missing(), "confirm-seconds": answer["confirm"] or 0}
 
     async def confirm(self, caller: Caller, _: Nothing) -> Confirmed:
@@ -186,8 +179,7 @@ class Interfaces:
         wanted = parse(new, self.engine.file, NetworkFile)
         self.context.etc.mkdir(parents=True, exist_ok=True)
         write_atomically(self.engine.file, new.encode(), 0o644)
-        with Rtnl() as rtnl:
-            steps = plan(wanted, self.engine.config, look(rtnl, self.proc))
+        steps = (await asyncio.to_thread(self.engine.plan, wanted, self.engine.config))[1]
         return {"file": os.fspath(self.engine.file), "steps": [describe(step) for step in steps]}
 
     async def time(self, _: Caller, __: Nothing) -> Clock:
@@ -227,5 +219,4 @@ class Interfaces:
     async def _settle(self) -> None:
         """Bring what is in force to interfaces that are new, or were changed behind our back."""
         self._settling = None
-        async with self._lock:
-            self._settled = await self.engine.again(self._settled)
+        self._settled = await self.engine.again(self._settled)
