@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -25,10 +26,13 @@ from daemon.core.change.record import Record, boot_id, boottime
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.linux.nameservers import Names
+from daemon.linux.rtnl import Link, Rtnl
+from daemon.parts.net import snapshot
 from daemon.parts.net.handover import EarlyBoot
 from daemon.parts.net.migrate import migrate
 from daemon.parts.net.netfile import NetworkFile
 from daemon.parts.net.part import Interfaces, Set
+from daemon.parts.net.plan import look
 from tests.waiting import ended, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -360,6 +364,58 @@ def test_the_script_is_woken(early: EarlyBoot) -> None:
     early.wake()
     assert os.read(reader, 10) == b"\n"
     os.close(reader)
+
+
+# -- what an undo gives back -----------------------------------------------------------------------------------------
+
+
+class Stack:
+    """A kernel with links alone, where a VLAN's MTU is at most that of what it lies on."""
+
+    def __init__(self, *links: Link) -> None:
+        self.there = {link.name: link for link in links}
+
+    def links(self) -> dict[str, Link]:
+        return dict(self.there)
+
+    def addresses(self) -> list[Any]:
+        return []
+
+    routes = addresses
+
+    def raw_routes(self) -> dict[int, list[bytes]]:
+        return {}
+
+    def raw_addresses(self, _: int) -> list[bytes]:
+        return []
+
+    def index(self, name: str) -> int:
+        return self.there[name].index
+
+    def change(self, name: str, mtu: int) -> None:
+        link = self.there[name]
+        assert mtu <= min((one.mtu for one in self.there.values() if one.index == link.parent), default=mtu)
+        self.there[name] = replace(link, mtu=mtu)
+        for one in list(self.there.values()):
+            if one.parent == link.index and one.mtu > mtu:
+                self.change(one.name, mtu)
+
+
+def test_vlans_of_others_get_their_mtu_back(tmp_path: Path) -> None:
+    """The kernel lowers it with that of what they lie on; everything else of them is not ours to touch."""
+
+    def link(name: str, index: int, mtu: int, parent: int = 0) -> Link:
+        kind = "vlan" if parent else ""
+        return Link(index, name, kind, True, "up", mtu, "", "", 0, parent, parent, False, 0, 0)
+
+    kernel = Stack(link("a", 4, 1400, 3), link("b", 3, 1450, 1), link("eth0", 1, 1500), link("eth1", 2, 1500))
+    before, rtnl = dict(kernel.there), cast("Rtnl", kernel)
+    noted = snapshot.take(rtnl, ["eth0"], look(rtnl, tmp_path))
+    assert noted.keys() == {"eth0"}
+    kernel.change("eth0", 1280)
+    kernel.change("eth1", 1280)
+    snapshot.restore(json.loads(json.dumps(noted)), rtnl, tmp_path)
+    assert kernel.there == {**before, "eth1": replace(before["eth1"], mtu=1280)}
 
 
 # -- what version 0.1 kept -------------------------------------------------------------------------------------------

@@ -20,12 +20,16 @@ _LINK_LOCAL = 253  # scope of addresses that the kernel makes by itself
 
 
 def take(rtnl: Rtnl, names: Iterable[str], seen: Seen) -> dict[str, Any]:
-    """Interface → {mtu, up, stp, master, sysctl, addresses, routes}; those that are not there are left out."""
+    """Interface → {mtu, above, up, stp, master, sysctl, addresses, routes}; those that are not there are left out.
+    above: VLAN → MTU of those that lie on it, which the kernel lowers with it."""
     by_index = {link.index: link.name for link in seen.links.values()}
     routes = rtnl.raw_routes()
+    lower = {link.name: below(link.name, seen) for link in seen.links.values() if link.kind == "vlan"}
+    vlans = sorted(lower, key=lambda vlan: len(lower[vlan]))  # what lies on others comes after them
     return {
         name: {
             "mtu": seen.links[name].mtu,
+            "above": {vlan: seen.links[vlan].mtu for vlan in vlans if name in lower[vlan] - {vlan}},
             "up": seen.links[name].up,
             "stp": seen.links[name].stp,
             "master": by_index.get(seen.links[name].master, ""),
@@ -88,8 +92,9 @@ def _link(name: str, was: Mapping[str, Any], rtnl: Rtnl, proc: Path) -> None:
     master = next((other.name for other in now.values() if link.master and other.index == link.master), "")
     if master != was["master"] and (not was["master"] or was["master"] in now):
         rtnl.change(name, master=str(was["master"]))
-    if link.mtu != was["mtu"]:
-        rtnl.change(name, mtu=int(was["mtu"]))
+    for one, mtu in {name: was["mtu"], **was.get("above", {})}.items():
+        if one in now and now[one].mtu != mtu:
+            rtnl.change(one, mtu=int(mtu))
     for path, value in was["sysctl"].items():
         place = proc / path
         if path.split("/")[2] == name and ".." not in path and place.exists() and place.read_text().strip() != value:
