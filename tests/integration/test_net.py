@@ -529,7 +529,10 @@ def test_the_way_out_of_an_interface_that_the_file_does_not_name_comes_back(box:
         made_by_others()
         run(["ip", "route", "add", "default", "via", "203.0.113.2", "dev", "eth0", "proto", "boot"])
         before = everything()
-        await box.apply(WAY_OUT, confirm=600)
+        box.file.write_text(WAY_OUT)
+        checked = (await box.part.check(CALLER, NOTHING))["steps"]
+        done = (await box.apply(WAY_OUT, confirm=600))["steps"]
+        assert [sum("via 203.0.113.2 on eth0" in step for step in steps) for steps in (checked, done)] == [1, 1]
         assert ("default", "203.0.113.2", "eth0") not in routes()
         await box.part.revert(CALLER, NOTHING)
         assert everything() == before

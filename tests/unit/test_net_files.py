@@ -26,13 +26,13 @@ from daemon.core.change.record import Record, boot_id, boottime
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.linux.nameservers import Names
-from daemon.linux.rtnl import Link, Rtnl
+from daemon.linux.rtnl import BOOT, Link, Route, Rtnl
 from daemon.parts.net import snapshot
 from daemon.parts.net.handover import EarlyBoot
 from daemon.parts.net.migrate import migrate
 from daemon.parts.net.netfile import NetworkFile
 from daemon.parts.net.part import Interfaces, Set
-from daemon.parts.net.plan import look
+from daemon.parts.net.plan import Seen, describe, look, told
 from tests.waiting import ended, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -416,6 +416,17 @@ def test_vlans_of_others_get_their_mtu_back(tmp_path: Path) -> None:
     kernel.change("eth1", 1280)
     snapshot.restore(json.loads(json.dumps(noted)), rtnl, tmp_path)
     assert kernel.there == {**before, "eth1": replace(before["eth1"], mtu=1280)}
+
+
+def test_a_route_that_a_new_one_replaces_is_told() -> None:
+    """The kernel takes it away without a word; one that goes anyway is told once."""
+    lan, wan = (Route("0.0.0.0/0", f"192.0.{n}.1", f"eth{n}", 0, protocol=BOOT) for n in (0, 1))
+    new = ("add-route", "eth0", "0.0.0.0/0", "192.0.0.254", "0", "77")
+    gone = ("remove-route", "eth1", "0.0.0.0/0", "192.0.1.1", "0", str(BOOT))
+    seen = Seen(routes=[lan, wan])
+    assert told([], seen) == []
+    assert "eth1" in told([new], seen)[1]
+    assert told([new, gone], seen) == [describe(new), describe(gone)]
 
 
 # -- what version 0.1 kept -------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from daemon.linux.rtnl import Rtnl
 from daemon.parts.net import snapshot
 from daemon.parts.net.handover import EarlyBoot
 from daemon.parts.net.netfile import NetworkFile
-from daemon.parts.net.plan import Seen, Step, below, describe, execute, look, managed, missing, plan, replaced
+from daemon.parts.net.plan import Seen, Step, below, describe, execute, look, managed, missing, plan, replaced, told
 
 FILE = "etc/mixos/network.toml"
 _HARMLESS = ("add-address", "add-route", "set-up")  # steps that take nothing away from a connection
@@ -88,7 +88,7 @@ class Engine:
         way = connection(caller.connection or caller.origin.removeprefix("ssh ").partition(" ")[0]) if caller else None
         return applier.Plan(
             contents={FILE: view.read(FILE)},
-            steps=[describe(step) for step in steps],
+            steps=told(steps, seen),
             changes=bool(steps) or wanted != self.config,
             cuts=way is not None and _cuts(way, steps, self._clients(wanted), seen),
             before=before,
@@ -112,7 +112,7 @@ class Engine:
         async with self._lock:
             before, self._contents = self.config, plan.contents
             try:
-                plan.steps = [describe(one) for one in await self._put(own.config, before, step)]
+                plan.steps = await self._put(own.config, before, step)
             except (MixosError, OSError) as error:
                 if not own.starting:
                     raise
@@ -179,8 +179,9 @@ class Engine:
         seen = self.look()
         return seen, plan(wanted, before, seen)
 
-    async def _put(self, wanted: NetworkFile, before: NetworkFile, hook: Hook) -> list[Step]:
-        """Make `wanted` the configuration in force. Raises NetlinkError, OSError, RefusedError half-way."""
+    async def _put(self, wanted: NetworkFile, before: NetworkFile, hook: Hook) -> list[str]:
+        """Make `wanted` the configuration in force; the steps, as `told`. Raises NetlinkError, OSError, RefusedError
+        half-way."""
         seen, _ = await asyncio.to_thread(self.plan, wanted, before)  # a conflict is found before anything is touched
         self.config = wanted  # from here on some of it is there, also when the rest fails
         await self._hand_over(wanted, seen)
@@ -190,9 +191,9 @@ class Engine:
         self._tell_names(wanted)
         return steps
 
-    def _do(self, wanted: NetworkFile, before: NetworkFile, hook: Hook) -> list[Step]:
+    def _do(self, wanted: NetworkFile, before: NetworkFile, hook: Hook) -> list[str]:
         """The steps, planned now: clients that ended may have changed something."""
-        _, steps = self.plan(wanted, before)
+        seen, steps = self.plan(wanted, before)
         with Rtnl() as rtnl:
             for step in steps:
                 try:
@@ -202,7 +203,7 @@ class Engine:
                     raise
                 log("notice", f"network: {describe(step)}")
                 hook(f"did {' '.join(step)}")
-        return steps
+        return told(steps, seen)
 
     async def _hand_over(self, wanted: NetworkFile, seen: Seen) -> None:
         for name, entry in managed(wanted).items():

@@ -27,7 +27,7 @@ from daemon.parts.net import timesync
 from daemon.parts.net.engine import Engine
 from daemon.parts.net.migrate import migrate
 from daemon.parts.net.netfile import NetworkFile
-from daemon.parts.net.plan import Step, describe, managed, missing
+from daemon.parts.net.plan import Step, managed, missing, told
 from daemon.parts.net.report import rows, show
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Interfaces:
         """`net.check`. Raises ConfigError, RefusedError `net-conflict`."""
         wanted = await asyncio.to_thread(self._on_disk)
         seen, steps = await asyncio.to_thread(self.engine.plan, wanted, self.engine.config)
-        return {"steps": [describe(step) for step in steps], "missing": missing(wanted, seen)}
+        return {"steps": told(steps, seen), "missing": missing(wanted, seen)}
 
     async def apply(self, caller: Caller, wish: Wish) -> Applied:
         """`net.apply`. What failed on the way is undone; then raises what the kernel said."""
@@ -179,8 +179,8 @@ class Interfaces:
         wanted = parse(new, self.engine.file, NetworkFile)
         self.context.etc.mkdir(parents=True, exist_ok=True)
         write_atomically(self.engine.file, new.encode(), 0o644)
-        steps = (await asyncio.to_thread(self.engine.plan, wanted, self.engine.config))[1]
-        return {"file": os.fspath(self.engine.file), "steps": [describe(step) for step in steps]}
+        seen, steps = await asyncio.to_thread(self.engine.plan, wanted, self.engine.config)
+        return {"file": os.fspath(self.engine.file), "steps": told(steps, seen)}
 
     async def time(self, _: Caller, __: Nothing) -> Clock:
         """`net.time`."""

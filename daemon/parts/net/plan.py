@@ -247,6 +247,12 @@ def replaced(steps: Iterable[Step], seen: Seen) -> list[Route]:
     return [route for route in main if new.get((route.to, route.metric), route.interface) != route.interface]
 
 
+def told(steps: Sequence[Step], seen: Seen) -> list[str]:
+    """Steps for people, and what the kernel takes away for them unasked."""
+    lost = [step for route in replaced(steps, seen) if (step := _route_step("remove-route", route)) not in steps]
+    return [*map(describe, steps), *(f"{describe(step)}: a new one takes its place" for step in lost)]
+
+
 def below(name: str, seen: Seen) -> set[str]:
     """What an interface lies on, itself included: parents of VLANs, ports of bridges."""
     found: set[str] = set()
