@@ -8,6 +8,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+_LINKS = 40  # that are followed one after the other; as many as the kernel does (MAXSYMLINKS)
+
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `data`: afterwards, or after a crash at any moment, it has the old content or the new one."""
@@ -59,13 +61,23 @@ def _write(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
 
 def read_regular(path: Path, most: int = -1) -> bytes:
     """The content of a file, its first `most` bytes. Raises OSError, also for what is no file: a pipe would be waited
-    for, and a device has no end."""
-    if stat.S_ISREG(path.stat().st_mode):  # opening some devices does something
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as stream:
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return stream.read(most)
-    raise OSError(errno.EINVAL, "not a file", os.fspath(path))
+    for, and a device has no end. A link is followed if root or we have made it: whoever else may write a folder must
+    not have us read what they cannot."""
+    for _ in range(_LINKS):
+        place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)  # an open device might do something
+        try:
+            found = os.fstat(place)
+            if stat.S_ISREG(found.st_mode):
+                with Path(f"/proc/self/fd/{place}").open("rb") as stream:
+                    return stream.read(most)
+            if not stat.S_ISLNK(found.st_mode):
+                raise OSError(errno.EINVAL, "not a file", os.fspath(path))
+            if found.st_uid not in (0, os.geteuid()):
+                break
+            path = path.parent / os.readlink("", dir_fd=place)
+        finally:
+            os.close(place)
+    raise OSError(errno.ELOOP, "a link that is not followed", os.fspath(path))
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from common.files import write_all, write_atomically, write_whole
+from common.files import read_regular, write_all, write_atomically, write_whole
 
 NEW = {"a": b"new a", "b": b"", "c": b"x" * 100_000}
 
@@ -104,3 +105,51 @@ def test_a_link_in_the_way_is_not_followed(tmp_path):
         with pytest.raises(OSError, match=r"\.a\.new"):
             write()
     assert (tmp_path / "other").read_bytes() == b"kept"
+
+
+def strangers(link: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A link that somebody else has made."""
+    link.symlink_to(target)
+    if os.geteuid() == 0:
+        os.lchown(link, 12345, 12345)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+    return link
+
+
+def test_links_of_root_and_of_ours_are_followed(tmp_path):
+    (tmp_path / "file").write_bytes(b"text")
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to(tmp_path / "file")
+    assert read_regular(tmp_path / "one") == b"text"
+    assert read_regular(tmp_path / "one", 2) == b"te"
+    (tmp_path / "nowhere").symlink_to("gone")
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_link_of_a_stranger_leads_nowhere(tmp_path, monkeypatch, behind):
+    """Who may write a folder must not have us read what they cannot."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    link = strangers(tmp_path / "link", tmp_path / "secret", monkeypatch)
+    if behind and os.geteuid() == 0:
+        (link := tmp_path / "first").symlink_to("link")
+    with pytest.raises(OSError) as caught:
+        read_regular(link)
+    assert caught.value.errno == errno.ELOOP
+
+
+@pytest.mark.parametrize("kind", ["loop", "pipe", "folder", "device"])
+def test_only_files_are_read(tmp_path, kind):
+    path = tmp_path / "it"
+    if kind == "loop":
+        path.symlink_to(path)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(OSError):
+        read_regular(path)

@@ -27,7 +27,7 @@ from itertools import chain
 from pathlib import Path
 
 from common.errors import NotFoundError, RefusedError
-from common.files import sync_folder, write_atomically
+from common.files import read_regular, sync_folder, write_atomically
 
 MAX_FILES = 2000
 MAX_FILE = 1 << 20  # bytes
@@ -128,7 +128,7 @@ class History:
             stamp = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
             before, digest = self._seen.get(path, (None, ""))
             if before != stamp or _size(f"{objects}/{digest}") != found.st_size:
-                data = (self.folder / path).read_bytes()
+                data = read_regular(self.folder / path)
                 digest = hashlib.sha256(data).hexdigest()
                 if _size(f"{objects}/{digest}") != len(data):
                     write_atomically(objects / digest, data, 0o600)
