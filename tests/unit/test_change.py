@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -16,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, MixosError, RefusedError
-from daemon.core.change import files, record
+from common.files import write_atomically
+from daemon.core.change import files, memory, record
 from daemon.core.change.applier import Plan, View, Wish
 from daemon.core.change.connection import connection
 from daemon.core.change.engine import Changes
@@ -626,6 +628,29 @@ def test_a_part_that_is_not_up_goes_back_when_it_is(tmp_path, monkeypatch):
     Box(tmp_path, parts=both).run(nothing)
     assert (state(tmp_path), state(tmp_path, "widget")) == ((None, ""), (None, ""))
     assert left(tmp_path) == []
+
+
+def test_the_loop_does_not_wait_for_the_journal(tmp_path, monkeypatch):
+    """A record may hold several lists of 8 MiB."""
+    threads: set[int] = set()
+
+    def noted(*given: Any) -> None:
+        threads.add(threading.get_ident())
+        write_atomically(*given)
+
+    for module in (record, memory):
+        monkeypatch.setattr(module, "write_atomically", noted)
+
+    async def work(changes: Changes) -> None:
+        await put("one")(changes)
+        await put("two", TRY)(changes)
+        await changes.confirm(CALLER, changes.find())
+        await put("three", TRY)(changes)
+        await changes.revert(changes.find(), "by ada")
+
+    Box(tmp_path).run(work)
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 # -- journals --------------------------------------------------------------------------------------------------------

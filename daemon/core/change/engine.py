@@ -184,7 +184,7 @@ class Changes:
         """An earlier daemon's change ends here, for one of its parts."""
         same_boot = record.boot == boot_id()
         if record.deadline is not None:
-            self._refuse(applier, record)
+            await asyncio.to_thread(self._refuse, applier, record)
         log("warning", f"{applier.name}: {record.why} was not confirmed; it goes back")
         try:
             if same_boot:
@@ -213,7 +213,7 @@ class Changes:
         """What a part has in force is so for good."""
         try:
             await applier.kept()
-            self.memory.keep(applier.name, applier.in_force())
+            await asyncio.to_thread(self.memory.keep, applier.name, applier.in_force())
         except (MixosError, OSError) as error:  # it is in force all the same
             self._problem(f"{applier.name}: what the next boot needs could not be written: {error}")
 
@@ -372,7 +372,7 @@ class Changes:
         if record.deadline is not None:  # people will name it
             with contextlib.suppress(OSError):  # a full disk keeps nobody out
                 self.journal.given(record.number)
-        self.journal.write(record)
+        await asyncio.to_thread(self.journal.write, record)  # there may be megabytes of lists in it
         self.step("recorded")
         begun: list[str] = []
         try:
@@ -401,7 +401,7 @@ class Changes:
                 guard(record)
             if record.deadline is not None:
                 self.journal.keep(record)
-            self.journal.move(record, "committing")
+            await asyncio.to_thread(self.journal.move, record, "committing")
             self.step("committing")
             try:
                 await asyncio.to_thread(files.do, record.renames, self.step)
@@ -531,7 +531,7 @@ class Changes:
             undoing = replace(record, state="undoing")
             if record.state != "undoing":
                 with contextlib.suppress(MixosError):  # a full disk keeps nobody out
-                    self.journal.write(undoing)
+                    await asyncio.to_thread(self.journal.write, undoing)
                 self.step("undoing")
             self.waiting[record.number] = undoing
             if not (tries := asyncio.current_task() is self._timers.get(record.number)):
@@ -546,7 +546,7 @@ class Changes:
                 stays += [f"{name}: it is not up" for name in sorted(missing)]
                 missing.clear()
             try:
-                self._undone(record, missing)
+                await self._undone(record, missing)
             except (MixosError, OSError) as error:  # a full disk keeps nobody out; the next start undoes it once more
                 log("err", f"{record.why}: {error}")
         if stays:
@@ -555,17 +555,17 @@ class Changes:
         self._tell(record, "reverted", reason=why)
         return {"reverted": not stays, "change": record.number, "stays": stays}
 
-    def _undone(self, record: Record, missing: set[str]) -> None:
+    async def _undone(self, record: Record, missing: set[str]) -> None:
         """Its parts have gone back, but those that are missing; they will when they start."""
         for name in record.parts:
             if name in self._appliers:
-                self._refuse(self._appliers[name], record)
+                await asyncio.to_thread(self._refuse, self._appliers[name], record)
         if missing:
             self._left[record.number] = missing
-            self.waiting[record.number] = self.journal.move(record, "undoing")
+            self.waiting[record.number] = await asyncio.to_thread(self.journal.move, record, "undoing")
         else:
             self.waiting.pop(record.number)
-            self._over(record)
+            await asyncio.to_thread(self._over, record)
 
     def _arm(self, record: Record) -> None:
         """Undo it when its time is over; one that cannot be undone is tried again and again."""
