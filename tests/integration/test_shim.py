@@ -514,6 +514,7 @@ def test_main_of_a_daemon_is_named_from_outside(place):
         async with shim_of(place, place.py(script, daemonises=True, await_ready=True)) as shim:
             await shim.start()
             await until(shim, MainPid)
+            await eventually(place.lines)
             second = int(place.lines()[0])
             for stranger in (1, os.getpid(), 1 << 22):
                 with pytest.raises(ShimError) as caught:
