@@ -14,21 +14,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from common.errors import MixosError, RefusedError, UsageError
+from common.errors import MixosError, RefusedError
 from daemon.core.change import files
 from daemon.core.change.applier import ETC, Applier, Candidate, Plan, View, Wish
 from daemon.core.change.files import Renames, Trees
 from daemon.core.change.memory import Memory
 from daemon.core.change.record import Contents, Journal, Record, boot_id, boottime
-from daemon.core.manifest import file_for, methods_for
+from daemon.core.change.wanted import Wanted, files_failed
+from daemon.core.manifest import methods_for
 from daemon.core.method import Caller
 from daemon.linux.log import log
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from daemon.core.part import Context
 
 START_SECONDS = 60.0  # that is waited for a part which is starting
-TRIAL_SECONDS = 60  # of a change that could cut the caller's connection and for which nothing else was said
 _LOOK = 5.0  # seconds after which a deadline is looked at again: the loop's clock stands still during a suspend
 _LONGEST = 30.0  # seconds between two tries to undo
 _LATE = "nobody confirmed it in time"
@@ -268,7 +267,7 @@ class Changes:
         `change-journal`, `change-files`, `change-stuck`. It is carried through even when the caller goes away.
         """
         given = contents if callable(contents) else lambda: contents or {}
-        wanted = _Wanted(caller, wish, why, {}, tuple(parts), staged or ("", Renames()), {} if modes is None else modes)
+        wanted = Wanted(caller, wish, why, {}, tuple(parts), staged or ("", Renames()), {} if modes is None else modes)
         return await self._carry_through(self._make(wanted, given))
 
     async def _carry_through(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -277,7 +276,7 @@ class Changes:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _make(self, wanted: _Wanted, given: Callable[[], Contents]) -> Made:
+    async def _make(self, wanted: Wanted, given: Callable[[], Contents]) -> Made:
         async with self._lock:
             self.open()
             wanted = wanted._replace(contents=await asyncio.to_thread(given))
@@ -288,11 +287,11 @@ class Changes:
             if not wish.dry_run:
                 self._refuse_during_trial(appliers, wanted.names)
             plans = {one.name: await one.prepare(view, wanted.caller, wish.dry_run) for one in appliers}
-            seconds = _seconds(wanted, plans)
+            seconds = wanted.seconds(plans)
             if wish.dry_run:
-                return {**_answer(plans, wanted), "files": await asyncio.to_thread(self._difference, wanted)}
+                return {**wanted.answer(plans), "files": await asyncio.to_thread(wanted.difference, self.places)}
             record = self._record(wanted, appliers, plans, seconds)
-            renames = await asyncio.to_thread(self._stage, record.number, wanted)
+            renames = await asyncio.to_thread(wanted.stage, self.places, record.number)
             record = replace(record, renames=renames)
             self.step("staged")
             try:
@@ -306,7 +305,7 @@ class Changes:
             if record.deadline is not None:
                 self.waiting[record.number] = record
                 self._arm(record)
-        answer: Made = {**_answer(plans, wanted), "applied": True}
+        answer: Made = {**wanted.answer(plans), "applied": True}
         if record.deadline is not None:
             self._tell(record, "trial")
             return {**answer, "confirm": round(record.left), "change": record.number}
@@ -325,7 +324,7 @@ class Changes:
                 what = f"{record.why} is {state}"
                 raise RefusedError(what, reason="change-pending", hint=hint)
 
-    def _record(self, wanted: _Wanted, appliers: Sequence[Applier], plans: Mapping[str, Plan], seconds: int) -> Record:
+    def _record(self, wanted: Wanted, appliers: Sequence[Applier], plans: Mapping[str, Plan], seconds: int) -> Record:
         disk = View(self.places)
         was = {name: disk.read(name) for name in wanted.changed if any(one.owns(name) for one in appliers)}
         for one in appliers:
@@ -343,27 +342,6 @@ class Changes:
             was=was,
             wanted={name: data for plan in plans.values() for name, data in plan.contents.items()},
         )
-
-    def _stage(self, number: str, wanted: _Wanted) -> Renames:
-        """Raises RefusedError `change-conflict`, MixosError `change-files`."""
-        if wanted.staged[1].changes:
-            return wanted.staged[1]
-        with_modes = {
-            name: None if data is None else (data, wanted.modes.get(name, self._mode(name)))
-            for name, data in wanted.contents.items()
-        }
-        try:
-            return files.stage(self.places, with_modes, number)
-        except OSError as error:
-            raise _files_failed(error) from error
-
-    def _mode(self, name: str) -> int:
-        """A file keeps its mode; a new one is for everybody to read, unless it is the daemon's own or holds secrets."""
-        target = self.places.place(name)
-        if target.is_file():
-            return target.stat().st_mode & 0o777
-        found = file_for(name.removeprefix(ETC)) if name.startswith(ETC) else None
-        return 0o644 if name.startswith(ETC) and (found is None or found[1].writable) else 0o600
 
     async def _put_in_force(self, record: Record, plans: Mapping[str, Plan]) -> None:
         """All of it; or nothing when this raises."""
@@ -407,7 +385,7 @@ class Changes:
                 await asyncio.to_thread(files.do, record.renames, self.step)
             except OSError as error:
                 await asyncio.to_thread(files.undo, record.renames, self.step)
-                raise _files_failed(error) from error
+                raise files_failed(error) from error
         except (MixosError, OSError) as error:
             if record.deadline is None:
                 await self._take_back(record, [one.name for one in appliers], error)
@@ -465,20 +443,6 @@ class Changes:
             else:
                 return
             await asyncio.sleep(0.5)
-
-    def _difference(self, wanted: _Wanted) -> str:
-        """A unified diff of the files that would change; secrets are only named."""
-        disk, view = View(self.places), View(self.places, wanted.changed)
-        lines: list[str] = []
-        for name in sorted(wanted.changed):
-            one, other = (_lines(each.read(name)) for each in (disk, view))
-            if one == other:
-                continue
-            if one is None or other is None or self._mode(name) & 0o044 != 0o044:
-                lines.append(f"~ {name} changes")
-            else:
-                lines += difflib.unified_diff(one, other, f"a/{name}", f"b/{name}", lineterm="")
-        return "\n".join(lines)
 
     # -- trials ------------------------------------------------------------------------------------------------------
 
@@ -628,75 +592,6 @@ class Changes:
             self.context.events.publish(f"{part}.{topic}", part, why=record.why, **data)
 
 
-class _Wanted(NamedTuple):
-    """What somebody wants changed."""
-
-    caller: Caller
-    wish: Wish
-    why: str
-    contents: Contents
-    parts: tuple[str, ...]
-    staged: tuple[str, Renames]
-    modes: Mapping[str, int]
-
-    @property
-    def names(self) -> set[str]:
-        """Of all that changes, folders included."""
-        return {*self.contents, *(one.name for one in self.staged[1].changes)}
-
-    @property
-    def changed(self) -> dict[str, bytes | Path | None]:
-        """Names and new contents; of staged ones where they are."""
-        staged = {
-            one.name: None if one.kind == "gone" else Path(one.new)
-            for one in self.staged[1].changes
-            if one.kind != "tree"
-        }
-        return {**self.contents, **staged}
-
-
-def _seconds(wanted: _Wanted, plans: Mapping[str, Plan]) -> int:
-    """How long it is on trial, 0: not at all. Raises UsageError `change-force-confirm`, RefusedError
-    `change-no-trial`."""
-    wish, cuts = wanted.wish, any(plan.cuts for plan in plans.values())
-    if wish.force and wish.confirm:
-        raise UsageError(
-            "force is for good, confirm is for a trial", reason="change-force-confirm", hint="leave one of them out"
-        )
-    seconds = 0 if wish.force else (TRIAL_SECONDS if cuts else 0) if wish.confirm is None else wish.confirm
-    if plans or not seconds:
-        return seconds
-    if wanted.changed or wanted.staged[1].changes:
-        raise RefusedError(
-            f"{wanted.why} cannot be tried: no part puts these files in force before they are written",
-            reason="change-no-trial",
-            hint="leave out --confirm; mixctl config undo goes back",
-        )
-    return 0
-
-
-def _answer(plans: Mapping[str, Plan], wanted: _Wanted) -> Made:
-    return {
-        "changed": any(plan.changes for plan in plans.values()) or bool(wanted.changed or wanted.staged[1].changes),
-        "applied": False,
-        "files": "",
-        "diff": "\n".join(plan.diff for plan in plans.values() if plan.diff),
-        "steps": [step for plan in plans.values() for step in plan.steps],
-        "cuts-off": any(plan.cuts for plan in plans.values()),
-        "confirm": None,
-        "change": None,
-        "problems": [],
-    }
-
-
-def _files_failed(error: OSError) -> MixosError:
-    return MixosError(
-        f"a file could not be put in its place: {error}; everything is as it was",
-        reason="change-files",
-        hint="mixctl storage usage says whether the disk is full",
-    )
-
-
 def _stuck(record: Record, first: BaseException | None, failed: Sequence[str]) -> MixosError:
     what = f"{first}; and then " if first else ""
     return MixosError(
@@ -704,11 +599,3 @@ def _stuck(record: Record, first: BaseException | None, failed: Sequence[str]) -
         reason="change-stuck",
         hint=f"it is tried again until it succeeds, or mixctl revert --give-up {record.number} leaves it as it is",
     )
-
-
-def _lines(data: bytes | None) -> list[str] | None:
-    """Of a text; None for what is not text."""
-    try:
-        return (data or b"").decode().splitlines()
-    except UnicodeDecodeError:
-        return None
