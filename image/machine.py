@@ -72,7 +72,10 @@ def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list
     if machine.memory < 64 or not 1 <= cpus <= 64:
         raise UsageError(f"{machine.memory} MiB and {cpus} CPUs make no machine", reason="bad-machine")
     code, _ = machine.firmware or firmware()
-    argv = [str(find_tool(QEMU)), "-name", "mixos", "-machine", "q35,smm=off,vmport=off", *acceleration.arguments()]
+    # A controller that nothing is connected to is still waited for by the kernel, port by port.
+    sata = "on" if machine.disk_bus == "ahci" else "off"
+    argv = [str(find_tool(QEMU)), "-name", "mixos", "-machine", f"q35,smm=off,vmport=off,sata={sata}"]
+    argv += acceleration.arguments()
     argv += ["-m", str(machine.memory), "-smp", str(cpus), "-nodefaults", "-no-user-config", "-rtc", "base=utc"]
     argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={value(code)}"]
     argv += ["-drive", f"if=pflash,format=raw,unit=1,file={value(state / VARIABLES)}"]

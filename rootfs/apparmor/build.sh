@@ -7,3 +7,5 @@ for profile in *.profile; do
         --skip-kernel-load --skip-cache --jobs 1 --quiet --Werror \
         --ofile "/out/usr/lib/mixos/apparmor/${profile%.profile}.bin" "$profile"
 done
+# All of them as the kernel takes them in one write, or not at all.
+cat /out/usr/lib/mixos/apparmor/*.bin >/out/usr/lib/mixos/apparmor/all

@@ -42,7 +42,7 @@ def test_arguments(base: Machine, tmp_path: Path) -> None:
     argv = machine.arguments(replace(base, ssh_port=2222, memory=512, cpus=3, reboot=False), tmp_path, TCG)
     assert option(argv, "-m") == ["512"]
     assert option(argv, "-smp") == ["3"]
-    assert option(argv, "-cpu") == ["max"]
+    assert option(argv, "-cpu") == ["max,-erms,-fsrm"]
     assert option(argv, "-netdev") == ["user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22"]
     drives = option(argv, "-drive")
     assert any("readonly=on" in one and "code.fd" in one for one in drives)

@@ -3,11 +3,18 @@
 # Profiles attach by path when a program is executed. The kernel takes a profile in one write only, hence dd.
 policy=/sys/kernel/security/apparmor
 loaded='' failed=''
+
+load_policy() {
+    dd if="/usr/lib/mixos/apparmor/$1" of="$policy/.replace" bs=1M conv=notrunc 2>/dev/null
+}
+
 if [ -e "$policy/.replace" ]; then
+    # Together; one by one if the kernel refuses that, to say which of them it is.
+    load_policy all && together=yes || together=
     for file in /usr/lib/mixos/apparmor/*.bin; do
         name=${file##*/}
         name=${name%.bin}
-        if dd if="$file" of="$policy/.replace" bs=1M conv=notrunc 2>/dev/null; then
+        if [ -n "$together" ] || load_policy "$name.bin"; then
             loaded="$loaded $name"
         else
             failed="$failed $name"
