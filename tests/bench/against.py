@@ -103,13 +103,13 @@ def main(say: Callable[[str], None] = print) -> None:
     commits = [run(["git", "-C", one.root, "rev-parse", "--short", "HEAD"]).text.strip() for one in projects]
     rows = list(images(projects, options.boots))
     found = list(figures(rows, commits))
+    say(table(found))
     if options.peer:
         other = peer.make(projects[1])
         kernel = statistics.median(
             one.kernel for one in boots.direct(projects[1], other.disk, other.arguments, options.boots, other.key)
         )
-        found.append(Figure(f"beside {other.name}", "kernel start → SSH banner of the peer", round(kernel, 2), "s"))
-    say(table(found))
+        say(table([Figure(f"beside {other.name}", "kernel start → SSH banner of the peer", round(kernel, 2), "s")]))
 
 
 if __name__ == "__main__":
