@@ -141,6 +141,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from common.tomlfile import Strict, load
+from daemon.core.figures import Family
 from daemon.core.method import ADMINS, Method
 
 if TYPE_CHECKING:
@@ -172,6 +173,9 @@ class Kettle:
 
     def status(self):
         return {"degrees": self.degrees}
+
+    def figures(self):
+        yield Family("mixos_kettle_degrees", "gauge", "Of the water.", [({}, self.degrees)])
 
     async def cups(self, caller, params) -> list[str]:
         return ["blue", "red"]
@@ -237,6 +241,9 @@ def test_a_folder_added_is_a_part_added(tmp_path: Path, monkeypatch: pytest.Monk
         assert ask("kettle.apply") == {"degrees": 80}
         assert [row["path"] for row in ask("config.list")] == ["kettle.toml"]
         assert device.daemon.parts.status()["kettle"]["degrees"] == 80
+        assert [(one.name, one.rows) for one in device.daemon.context.figures.families()] == [
+            ("mixos_kettle_degrees", [({}, 80)])
+        ]
         # command line, completion, help
         done = CliRunner().invoke(commands.cli, ["kettle", "blue", "--json"])
         assert json.loads(done.output) == {"cup": "blue", "cups": ["blue", "red"]}

@@ -18,6 +18,7 @@ from common.errors import ConfigError, MixosError, RefusedError
 from common.files import write_atomically
 from common.tomlfile import Strict
 from common.tomlfile import load as load_toml
+from daemon.core.figures import Family
 from daemon.core.method import Method
 from daemon.core.part import Context
 from daemon.linux.cgroup import CONTROLLERS, CgroupError, Tree
@@ -129,6 +130,14 @@ class Manager:
             "missing_controllers": list(self.missing),
             "no_cgroups": self.no_cgroups,
         }
+
+    def figures(self) -> Iterable[Family]:
+        """The state of each unit, and how often it was started again by itself."""
+        units = self.services.items()
+        states = [({"unit": name, "state": one.state.value}, 1.0) for name, one in units]
+        restarts = [({"unit": name}, one.memory.restarts) for name, one in units]
+        yield Family("mixos_unit_state", "gauge", "Units: the state that each is in.", states)
+        yield Family("mixos_unit_restarts_total", "counter", "Units: starts without being asked to.", restarts)
 
     # -- what people ask for -------------------------------------------------------------------------------------------
 
