@@ -466,6 +466,35 @@ def test_reload_applies_what_differs_and_nothing_that_is_broken(place: Context):
     asyncio.run(main())
 
 
+# case: D2
+def test_a_unit_outlives_what_it_only_mentions(place: Context):
+    """Whether a reload finds it gone, or the next boot; after it is back all is as it was."""
+    unit(place, "db", shell(SLEEP))
+    unit(place, "web", shell(SLEEP, unit_="wants = ['db']\nafter = ['db']"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["web"])
+            for name in ("db", "web"):
+                await reach(manager.services[name], S.RUNNING)
+            known = manager.services["web"].known
+            (place.etc / "units" / "db.toml").unlink()
+            assert (await manager.reload())["removed"] == ["db"]
+            assert manager.services["web"].state is S.RUNNING
+            assert manager.services["web"].known == known
+            assert "'db'" in manager.loaded.missing["web"]
+        (place.run / "units").rename(place.run / "old")  # as after a boot
+        async with managed(place) as manager:
+            assert manager.begin(["web"]).missing == ("db",)
+            await reach(manager.services["web"], S.RUNNING)
+            unit(place, "db", shell(SLEEP))
+            await manager.reload()
+            assert not manager.loaded.missing
+            assert manager.begin(["web"]).names == ("db", "web")
+
+    asyncio.run(main())
+
+
 def test_enabling_is_kept(place: Context):
     unit(place, "shipped", shell(SLEEP, unit_="enabled = true"), shipped=True)
     unit(place, "local", shell(SLEEP))

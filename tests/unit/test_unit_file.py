@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from common import values
 from common.errors import ConfigError
-from daemon.parts.service.load import LastGood, Loaded, load, parse_unit
+from daemon.parts.service.load import MAX_MESSAGE, LastGood, Loaded, load, parse_unit
 from daemon.parts.service.states import State
 from daemon.parts.service.unit import Unit
 
@@ -205,14 +205,28 @@ def test_a_broken_file_leaves_the_older_text_in_force(folders):
     assert sorted(alone.units) == ["b"]  # what requires a broken unit is itself sound
 
 
+# case: D2
 @pytest.mark.parametrize("key", ["requires", "wants", "after", "before", "after-exit", "conflicts", "on-failure"])
-def test_unknown_names_are_refused_with_a_suggestion(folders, key):
+def test_unknown_names_are_told_with_a_suggestion_and_only_what_is_required_is_fatal(folders, key):
     put(folders[1], "network")
     put(folders[1], "a", f"{key} = ['netwrok']")
     loaded = load(folders, {})
-    assert sorted(loaded.units) == ["network"]
-    assert "a.toml:2:1: " in loaded.broken["a"]
-    assert "did you mean 'network'?" in loaded.broken["a"]
+    told, silent = (loaded.broken, loaded.missing) if key == "requires" else (loaded.missing, loaded.broken)
+    assert sorted(loaded.units) == (["network"] if key == "requires" else ["a", "network"])
+    assert "a.toml:2:1: " in told["a"]
+    assert "did you mean 'network'?" in told["a"]
+    assert not silent
+
+
+# case: D19
+def test_a_long_cycle_and_long_lists_of_mistakes_are_told_shortly(folders):
+    for number in range(100):
+        put(folders[1], f"u{number}", f"after = ['u{(number + 1) % 100}']")
+    put(folders[1], "wrong", "\n".join(f"key{number} = 1" for number in range(1000)))
+    loaded = load(folders, {})
+    assert "(100 units)" in loaded.broken["u0"]
+    assert len(loaded.broken) == 101
+    assert max(map(len, loaded.broken.values())) <= MAX_MESSAGE
 
 
 def test_a_cycle_is_named_in_full_and_takes_only_its_members(folders):

@@ -220,7 +220,8 @@ class _Calls:
         return {"disabled": list(params.names)}
 
     async def reload(self, _caller: Caller, _params: Strict) -> Reloaded:
-        return {**await self.manager.reload(), "messages": dict(self.manager.loaded.broken)}
+        changes, loaded = await self.manager.reload(), self.manager.loaded
+        return {**changes, "messages": dict(loaded.broken), "missing": dict(loaded.missing)}
 
     async def shutdown(self, _caller: Caller, params: Shutdown) -> Killed:
         return {"killed": list(await self.manager.shutdown(params.seconds))}
@@ -305,6 +306,7 @@ def facts(manager: Manager, service: Service) -> Facts:
             "lost": known.lost if known is not None else 0,
         },
         "usage": cast("Usage", manager.usage(name)),
+        "missing": manager.loaded.missing.get(name),
         "not_enforced": sorted(missing),
         "next_run": _next_run(service),
         "last_run": service.history.last_run,

@@ -97,7 +97,7 @@ class Manager:
         gone = {
             name: f"{one.path}: the file is gone; 'mixctl service reload' stops the unit" for name, one in kept.items()
         }
-        self._use(Loaded({**loaded.units, **kept}, {**loaded.broken, **gone}))
+        self._use(Loaded({**loaded.units, **kept}, {**loaded.broken, **gone}, loaded.missing))
         await asyncio.gather(*map(self._put_away, self._strays()))
         self._keeping = asyncio.create_task(self._keep(self.loaded, None))  # no unit waits for the disk
         adopted = await asyncio.gather(*(service.adopt() for service in self.services.values()))
@@ -268,12 +268,17 @@ class Manager:
     def check(self) -> list[Problem]:
         """What is wrong with the files as they are now, and with what they name: [{unit, level, reason, message}].
 
-        level: "error" (not in force, or cannot start) or "warning" (limits that this host does not enforce).
+        level: "error" (not in force, or cannot start) or "warning" (units that it names and does not require are not
+        there, limits that this host does not enforce).
         """
         loaded = load(self.folders, {})
         found: list[Problem] = [
             {"unit": name, "level": "error", "reason": "unit-broken", "message": message}
             for name, message in sorted(loaded.broken.items())
+        ]
+        found += [
+            {"unit": name, "level": "warning", "reason": "unit-missing", "message": message}
+            for name, message in sorted(loaded.missing.items())
         ]
         for name, one in sorted(loaded.units.items()):
             try:
@@ -385,6 +390,8 @@ class Manager:
         """Let these definitions be in force."""
         for name, message in loaded.broken.items():
             log("err", f"unit {name}: {message}")
+        for name, message in loaded.missing.items():
+            log("warning", f"unit {name}: {message}")
         graph = Graph({name: one.unit for name, one in loaded.units.items()}, loaded.broken)
         services = {name: self.services.get(name) or Service(one, self) for name, one in loaded.units.items()}
         self.loaded, self.graph, self.services = loaded, graph, services
@@ -398,7 +405,7 @@ class Manager:
             self.enabled = load_toml(path, Enabled) if path.exists() else Enabled()
         except ConfigError as error:
             log("err", error.message)
-            self.loaded = Loaded(loaded.units, {**loaded.broken, ENABLED: error.message})
+            self.loaded = Loaded(loaded.units, {**loaded.broken, ENABLED: error.message}, loaded.missing)
 
     async def _keep(self, loaded: Loaded, before: asyncio.Task[None] | None) -> None:
         """Keep the texts of the local units. Until that is done the files themselves have them."""

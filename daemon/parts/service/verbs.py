@@ -351,6 +351,7 @@ def _facts(one: Mapping[str, Any]) -> str:
         ("memory", f"{size(usage.get('memory'))} (peak {size(usage.get('memory_peak'))})"),
         ("processes", word(usage.get("processes"))),
         ("cpu", duration(usage.get("cpu_seconds"))),
+        ("missing", word(one["missing"])),
         ("not enforced", word(one["not_enforced"])),
         ("after", word([*one["first"]["up"], *(f"{name} (its end)" for name in one["first"]["ended"])])),
         ("needed by", word(one["needed_by"])),
@@ -376,7 +377,11 @@ def _reloaded(result: Mapping[str, Any]) -> str:
         f"{word}: {', '.join(result[word])}" for word in ("added", "changed", "removed", "restarted") if result[word]
     ]
     return "\n".join(
-        [*(lines or ["nothing has changed"]), *(f"BROKEN  {text}" for text in result["messages"].values())]
+        [
+            *(lines or ["nothing has changed"]),
+            *(f"BROKEN  {text}" for text in result["messages"].values()),
+            *(f"missing: {text}" for text in result["missing"].values()),
+        ]
     )
 
 
