@@ -421,6 +421,60 @@ def test_timers_follow_the_clocks(place: Context):
     asyncio.run(main())
 
 
+# case: D3
+@pytest.mark.parametrize("program", ["/bin/false", "/nonexistent/program"])
+def test_a_schedule_outlives_the_retries_of_a_run(place: Context, program: str):
+    service = f"command = ['{program}']\ntype = 'oneshot'\nrestart = 'on-failure'\nstart-limit = {{ burst = 3 }}"
+    unit(place, "probe", f"[service]\n{service}\n{QUICK}[timer]\nevery = '300ms'\n")
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            probe, heard = manager.services["probe"], Heard(place)
+            manager.begin(["probe"])
+            await eventually(lambda: heard.states("probe").count("scheduled") > 2)
+            heard.close()
+            assert heard.states("probe").count("starting") > (3 if program == "/bin/false" else 1)
+            await eventually(lambda: probe.state is S.SCHEDULED and bool(probe.memory.slug))
+            assert probe.memory.slug == ("start-limit" if program == "/bin/false" else "program-missing")
+
+    asyncio.run(main())
+
+
+# case: D4
+def test_a_failed_run_of_a_timer_is_told(place: Context):
+    about = "on-failure = ['alarm']"
+    unit(place, "probe", shell("test -e $OK", kind="oneshot", more=f"environment = {{ OK = '{place.log}/ok' }}",
+                               unit_=about, rest="[timer]\nevery = '1h'"))  # fmt: skip
+    unit(place, "alarm", shell("echo x >>$OUT", kind="oneshot", more=f"environment = {{ OUT = '{place.log}/alarm' }}"))
+    unit(place, "base", shell(SLEEP, unit_="requires = ['probe']"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            probe = manager.services["probe"]
+            manager.begin(["base"])
+            await reach(manager.services["base"], S.RUNNING)
+            assert not probe.failed
+            manager.begin(["probe"], now=True)
+            await eventually(lambda: lines(place.log / "alarm") == 1)
+            assert (probe.state, probe.memory.slug, manager.status()["failed"]) == (
+                S.SCHEDULED,
+                "service-exit",
+                ["probe"],
+            )
+            assert manager.services["base"].state is S.RUNNING  # the schedule that it requires is there
+            probe.forget()
+            assert (probe.state, manager.status()["failed"]) == (S.SCHEDULED, [])
+            manager.begin(["probe"], now=True)
+            await eventually(lambda: lines(place.log / "alarm") == 2)
+            (place.log / "ok").touch()
+            manager.begin(["probe"], now=True)
+            await eventually(lambda: ends(place, "probe")[-1:] == [(0, 0)])
+            await eventually(lambda: probe.state is S.SCHEDULED)
+            assert not probe.failed
+
+    asyncio.run(main())
+
+
 # -- files -----------------------------------------------------------------------------------------------------------
 
 

@@ -116,6 +116,7 @@ GOOD, BAD, FINAL = Verdict(True), Verdict(False, False, "x", "x"), Verdict(False
         ("type = 'oneshot'", "[timer]\nevery = '1h'", GOOD, State.SCHEDULED),
         ("type = 'oneshot'", "[timer]\nevery = '1h'", BAD, State.SCHEDULED),
         ("type = 'oneshot'\nrestart = 'on-failure'", "[timer]\nevery = '1h'", BAD, State.BACKOFF),
+        ("type = 'oneshot'\nrestart = 'on-failure'", "[timer]\nevery = '1h'", FINAL, State.SCHEDULED),
         ("", "[[socket]]\ntcp = 1", GOOD, State.LISTENING),
         ("restart = 'always'", "[[socket]]\ntcp = 1", GOOD, State.LISTENING),
         ("restart = 'no'", "[[socket]]\ntcp = 1", BAD, State.FAILED),
@@ -130,6 +131,9 @@ def test_a_used_up_start_limit_is_the_end():
     one = unit("start-limit = { burst = 2, interval = '1m' }")
     assert following(one, BAD, attempts, 3.0) is State.FAILED
     assert following(one, BAD, attempts, 100.0) is State.BACKOFF
+    more = "type = 'oneshot'\nrestart = 'on-failure'\nstart-limit = { burst = 2, interval = '1m' }"
+    timed = unit(more, "[timer]\nevery = '1h'")
+    assert following(timed, BAD, attempts, 3.0) is State.SCHEDULED  # the retries of one run, not the schedule
 
 
 # -- timers ----------------------------------------------------------------------------------------------------------

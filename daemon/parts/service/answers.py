@@ -142,7 +142,7 @@ class Signal(TypedDict):
 class Reset(TypedDict):
     """What was forgotten."""
 
-    reset: Annotated[list[str], "units that had failed, and are inactive now"]
+    reset: Annotated[list[str], "units that had failed: inactive now, or scheduled as before"]
 
 
 class Enabled(TypedDict):

@@ -1,7 +1,8 @@
 """What the end of a service means, and what comes next. Pure.
 
 Restart policy, in the order in which it decides: a unit that cannot work (no program, a permanent exit code, a program
-that went into the background) has failed; one whose start limit is used up too; for all others `restart` says.
+that went into the background) has failed; one whose start limit is used up too; for all others `restart` says. What has
+failed is not tried again; a timer starts it all the same when its time comes.
 """
 
 from __future__ import annotations
@@ -83,10 +84,11 @@ def following(unit: Unit, result: Verdict, attempts: Attempts, now: float) -> St
     service = unit.service
     assert service is not None
     again = service.restarts == "always" or (service.restarts == "on-failure" and not result.good)
-    if result.final:
-        return State.FAILED
-    if again and not (result.good and (unit.timer or unit.socket)):
-        return State.FAILED if attempts.exhausted(now, service) else State.BACKOFF
+    if again and not result.final and not (result.good and (unit.timer or unit.socket)):
+        if not attempts.exhausted(now, service):
+            return State.BACKOFF
+        if not unit.timer:
+            return State.FAILED
     if unit.timer:
         return State.SCHEDULED
     if unit.socket and result.good:

@@ -2,8 +2,8 @@
 
 A file of the local folder replaces the shipped one of the same name. A mistake never takes a working unit away: the
 last good text of each local unit is kept, and a file that cannot be read, contradicts itself, requires unknown units or
-closes a cycle leaves that one in force and is reported with file, line and column. A unit that only mentions another one
-(wants, after, ...) does without it, and that is reported too.
+closes a cycle leaves that one in force and is reported with file, line and column. A unit that only mentions another
+one (wants, after, ...) does without it, and that is reported too.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def _settle(
     previous: Mapping[str, Definition],
     files: Mapping[str, Path],
 ) -> None:
-    """Take out what requires unknown units, names itself or closes a cycle, until the rest is sound: first to its older text, if any."""
+    """Take out what requires unknown units, names itself or closes a cycle, until the rest is sound: first to its older
+    text, if any."""
 
     def reject(name: str, message: str) -> None:
         broken.setdefault(name, message)

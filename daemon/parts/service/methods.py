@@ -184,7 +184,7 @@ class _Calls:
         services = self.services(params.names)
         await asyncio.gather(*(_settle(one, params.wait) for one in services))
         for one in services:
-            if one.state in (State.FAILED, State.BACKOFF):
+            if one.failed or one.state is State.BACKOFF:
                 raise ServiceError(
                     f"{one.name}: {one.memory.reason}" + (", will be tried again" * (one.state is State.BACKOFF)),
                     reason=one.memory.slug or "service-failed",
@@ -206,9 +206,9 @@ class _Calls:
         return {"signal": signal.Signals(params.signal).name}
 
     async def reset(self, _caller: Caller, params: Some) -> Reset:
-        failed = [one for one in self.services(params.names) if one.state is State.FAILED]
+        failed = [one for one in self.services(params.names) if one.failed]
         for one in failed:
-            one.stop()
+            one.forget()
         return {"reset": [one.name for one in failed]}
 
     async def enable(self, _caller: Caller, params: These) -> Enabled:

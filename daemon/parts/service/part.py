@@ -124,7 +124,7 @@ class Manager:
         states = [service.state for service in self.services.values()]
         return {
             "units": {state.value: states.count(state) for state in State if state in states},
-            "failed": sorted(name for name, one in self.services.items() if one.state is State.FAILED),
+            "failed": sorted(name for name, one in self.services.items() if one.failed),
             "unhealthy": sorted(name for name, one in self.services.items() if one.state is State.UNHEALTHY),
             "broken": sorted(self.loaded.broken),
             "missing_controllers": list(self.missing),
@@ -333,18 +333,19 @@ class Manager:
         loop = asyncio.get_running_loop()
         if self.graph.followers.get(service.name):
             loop.call_soon(self._wake_followers, service.name)
-        if service.state is State.FAILED and old is not State.FAILED:
+        if service.failed and service.state is not old:
             log("err", f"unit {service.name} has failed: {service.memory.reason}")
-            loop.call_soon(self._has_failed, service)
+            loop.call_soon(self._has_failed, service, service.state)
 
     def _wake_followers(self, name: str) -> None:
         for other in self.graph.followers.get(name, ()):
             if self.services[other].state is State.WAITING:
                 self.services[other].wake()
 
-    def _has_failed(self, service: Service) -> None:
-        """What requires a unit that has failed cannot go on; what is meant for its failure starts."""
-        for name in sorted(self.graph.needed_by.get(service.name, ())):
+    def _has_failed(self, service: Service, state: State) -> None:
+        """What requires a unit that has failed cannot go on, unless its timer does; what is meant for its failure
+        starts."""
+        for name in sorted(self.graph.needed_by.get(service.name, ())) if state is State.FAILED else ():
             other = self.services[name]
             if other.active and other.state is not State.WAITING:  # who waits sees it itself
                 other.stop(Then.FAIL, "service-dependency", f"requires {service.name}, which has failed")

@@ -49,7 +49,7 @@ def list_(failed: bool, as_json: bool) -> None:
     """
     result = ask("service.list")
     if failed:
-        result["units"] = [one for one in result["units"] if one["state"] in _BAD or one["broken"]]
+        result["units"] = [one for one in result["units"] if _unwell(one)]
     show(result, as_json, _table)
 
 
@@ -306,6 +306,11 @@ def _table(result: Mapping[str, Any]) -> str:
         lines.append("* runs with an older definition; 'mixctl service restart' applies the new one")
     broken = {**result["broken"], **{one["name"]: one["broken"] for one in result["units"] if one["broken"]}}
     return "\n".join([*lines, *(f"BROKEN  {text}" for text in broken.values())])
+
+
+def _unwell(one: Mapping[str, Any]) -> bool:
+    """A timer waits for its next run, whatever became of the last one."""
+    return one["state"] in _BAD or one["broken"] is not None or (one["state"] == "scheduled" and one["slug"] != "")
 
 
 def _note(one: Mapping[str, Any]) -> str:
