@@ -859,6 +859,16 @@ def test_a_command_through_the_daemon(part: Sandbox) -> None:
     assert part.status() == {"running": 0}
 
 
+# case: D5
+@pytest.mark.parametrize("profile", ["minimal", "tool", "build", "network", "service"])
+def test_streams_may_be_opened_again_inside(part: Sandbox, profile: str) -> None:
+    script = "cat /dev/stdin; echo out >/dev/stdout; echo err >/dev/stderr; echo more >>/dev/fd/2"
+    for caller in (USER, ADMIN):
+        with handed(b"given\n") as given:
+            found = collect(part, caller, given, command=["sh", "-c", script], profile=profile)
+        assert (*found[:2], found[2]["code"]) == (b"given\nout\n", b"err\nmore\n", 0)
+
+
 def test_root_is_never_root_inside(part: Sandbox) -> None:
     out, _, _ = collect(part, ADMIN, command=["id", "-u"])
     assert int(out) >= 61000

@@ -640,6 +640,23 @@ def test_a_service_in_a_sandbox_is_supervised_like_any_other(place: Context):
     asyncio.run(main())
 
 
+# case: D5
+@as_root
+def test_a_service_in_a_sandbox_may_open_its_streams_again(place: Context):
+    unit(place, "x", shell("read -r a </dev/stdin; echo o >/dev/stdout; echo e >/dev/stderr", kind="oneshot",
+                           more="sandbox = 'service'\nrestart = 'no'"))  # fmt: skip
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            for run in (1, 2):  # each with another account, perhaps
+                manager.begin(["x"])
+                await reach(manager.services["x"], S.DONE, S.FAILED)
+                found = Reader(place.log / "units").read(Query(("x",), streams=frozenset({"stdout", "stderr"})))
+                assert sorted(record.text for record in found) == ["e"] * run + ["o"] * run
+
+    asyncio.run(main())
+
+
 AWAY = """import os, time
 if os.fork(): os._exit(0)
 os.setsid()
