@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from buildsys.run import run
+from buildsys.run import run, spawn
 from daemon.client import connection as client
 from daemon.client import mixctl
 from daemon.client.cli.common import columns
 from daemon.client.console.terminal import width_of
 from tests.daemons import Running, running
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +79,7 @@ def test_errors_of_the_daemon_end_with_its_exit_code(device, capsys):
 def test_what_is_written_and_not_in_force_is_no_success(tmp_path, monkeypatch, words, form):
     answer: dict[str, Any] = {
         "changed": True, "applied": True, "diff": "", "files": "", "steps": [], "cuts-off": False, "confirm": None,
-        "confirmed": True, "change": "00000001", "changed-files": ["mdns.toml"], "apply": ["mdns.apply"],
+        "confirmed": True, "change": "00000001", "changed-files": ["mdns.toml"], "stays": [], "apply": ["mdns.apply"],
         "revision": 1, "dry-run": False, "removed": [], "restart": [], "reboot": False, "problems": [],
     }  # fmt: skip
     monkeypatch.setattr(client, "call", lambda *given, **options: answer)
@@ -165,7 +169,28 @@ def test_what_cannot_be_put_is_told_with_its_name_and_class(
     assert reason == "rpc-method" or error["error"].startswith(f"{file}: ")
 
 
-@pytest.mark.parametrize("verb", ["ping", "events --help", "completion bash", "audit"])
+# case: D6
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
+def test_a_stream_whose_reader_has_gone_ends_without_an_item(device: Running, kind: str):
+    """As of an ssh that was killed: nothing is written that could fail."""
+    code = "import sys; from daemon.client.mixctl import main; sys.exit(main())"
+    pair = {"pipe": os.pipe, "socket": lambda: [one.detach() for one in socket.socketpair()], "terminal": os.openpty}
+    ours, theirs = pair[kind]()
+    with os.fdopen(theirs, "wb", buffering=0) as log:
+        process = spawn(
+            [sys.executable, "-c", code, "events", "api."], env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, log=log
+        )
+    try:
+        while not select.select([ours], [], [], 0.05)[0]:
+            device.call("sample.set", {"text": "a"})
+        os.close(ours)
+        assert process.wait(PATIENCE) == 141
+    finally:
+        process.kill()
+
+
+# case: D13
+@pytest.mark.parametrize("verb", ["ping", "status", "events --help", "completion bash", "audit"])
 def test_a_full_disk_behind_the_output_is_no_traceback(device: Running, verb: str):
     code = "import sys; from daemon.client.mixctl import main; sys.exit(main())"
     line = f'"{sys.executable}" -c "{code}" {verb} >/dev/full'

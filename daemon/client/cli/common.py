@@ -37,10 +37,10 @@ def ask(
 def follow(
     method: str, params: Mapping[str, object] | None = None, *, descriptors: Sequence[int] = ()
 ) -> Iterator[Any]:
-    """The items of a stream, until it ends or the person interrupts."""
+    """The items of a stream, until it ends, the person interrupts, or nobody reads standard output any more."""
     from daemon.client.connection import stream
 
-    yield from stream(method, params or {}, patience=PATIENCE, descriptors=descriptors)
+    yield from stream(method, params or {}, patience=PATIENCE, descriptors=descriptors, reader=1)
 
 
 def show(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
