@@ -50,7 +50,7 @@ class Log(TypedDict):
     """What a unit says is kept here."""
 
     folder: Annotated[str, "where its files are"]
-    dropped: Annotated[int, "lines above the rate that is allowed"]
+    dropped: Annotated[int, "lines above the rate that is allowed; of a long one, each piece counts"]
     lost: Annotated[int, "lines that could not be written"]
 
 
