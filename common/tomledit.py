@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import RefusedError
+from common.lines import split_lines
 from common.positions import positions
 
 Path = tuple[str | int, ...]
@@ -46,7 +47,7 @@ def set_keys(text: str, table: Sequence[str], values: Mapping[str, object]) -> s
 
     Raises RefusedError `config-edit` when the file is written in a way that must be edited by hand.
     """
-    lines = text.splitlines()
+    lines = split_lines(text)
     places = positions(text)
     new = {name: f"{key(name)} = {literal(value)}" for name, value in values.items() if value is not None}
     if not table or tuple(table) in places:
@@ -71,7 +72,7 @@ def remove_table(text: str, table: Sequence[str]) -> str:
     for name in table[:-1]:
         parent = parent.get(name, {})
     parent.pop(table[-1], None)
-    lines = text.splitlines()
+    lines = split_lines(text)
     headers = sorted(
         (place.line - 1, path) for path, place in positions(text).items() if lines and _is_header(lines, place.line)
     )
@@ -90,7 +91,7 @@ def remove_table(text: str, table: Sequence[str]) -> str:
 
 def _statement_ends(text: str) -> dict[int, int]:
     """First line of each statement → the line behind its last one (from 0): by parsing ever more lines."""
-    lines = text.splitlines()
+    lines = split_lines(text)
     starts = sorted({place.line - 1 for place in positions(text).values()})
     ends = {}
     for start, following in zip(starts, [*starts[1:], len(lines)], strict=True):

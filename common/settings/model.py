@@ -34,6 +34,7 @@ from typing import Any, Literal
 
 from common.accounts import NAMES
 from common.errors import SettingsError
+from common.lines import split_lines
 from common.settings.sshkey import OPTIONS, expiry_problem, key_problem, option_problem, source_problem
 
 MAX_BYTES = 64 << 10
@@ -123,7 +124,7 @@ def parse(data: bytes, where: str, base: Settings) -> Settings:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         found = re.search(r"at line (\d+), column (\d+)", str(error))
         # Without a position the parser reached the end of the text.
-        spot = f"{where}:{found[1]}:{found[2]}" if found else f"{where}:{max(1, len(text.splitlines()))}"
+        spot = f"{where}:{found[1]}:{found[2]}" if found else f"{where}:{max(1, len(split_lines(text)))}"
         raise SettingsError(f"{spot}: not valid TOML: {error}", reason="settings-syntax") from error
     return from_mapping(document, where, base, _Locator(text).find)
 
@@ -322,7 +323,7 @@ class _Locator:
     def __init__(self, text: str) -> None:
         self.lines: dict[str, int] = {}
         prefix, counts = "", dict[str, int]()
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(split_lines(text), 1):
             if header := self._HEADER.fullmatch(line):
                 prefix = self._clean(header[2])
                 if header[1] == "[[":

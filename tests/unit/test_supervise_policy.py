@@ -265,6 +265,14 @@ def test_a_history_keeps_the_last_ends_and_none_twice(tmp_path):
     assert History.read(tmp_path / "new" / "x.json") == History()
 
 
+# case: D20
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85", "\xa0", "\r"])
+def test_only_newlines_end_a_line_of_an_environment_file(tmp_path, odd):
+    path = tmp_path / "env"
+    path.write_bytes(f"A=x{odd}B=y\r\nC=z{odd}.\n".encode())
+    assert prepare.environment_file(path) == {"A": f"x{odd}B=y", "C": f"z{odd}."}
+
+
 def test_environment_files(tmp_path):
     path = tmp_path / "env"
     path.write_text("# comment\n\nA=1\n B='x y' \nC=\"\nD=a=b\n")

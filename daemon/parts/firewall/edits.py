@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from common.errors import NotFoundError, RefusedError
+from common.lines import split_lines
 from common.tomledit import remove_table, set_keys
 from daemon.parts.firewall import lists, requests
 from daemon.parts.firewall.model import Config
@@ -117,7 +118,7 @@ def _without_lines(content: str, unwanted: Sequence[str]) -> str:
             raise _missing("address in this list, written so,", entry, ())
     there, wanted = lists.lines(content), set(unwanted)
     gone = {number for number, entry in there if entry in wanted}
-    return "".join(f"{line}\n" for number, line in enumerate(content.splitlines(), 1) if number not in gone)
+    return "".join(f"{line}\n" for number, line in enumerate(split_lines(content), 1) if number not in gone)
 
 
 def _add(source: Source, config: Config, kind: str, name: str, keys: Mapping[str, object]) -> Source:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from common.errors import ConfigError
+from common.lines import split_lines
 
 MAX_ADDRESSES = 200_000  # of all lists together
 MAX_BYTES = 8 << 20  # of one file
@@ -81,7 +82,7 @@ def merge(texts: Iterable[str]) -> Ranges:
 
 def lines(text: str) -> Iterator[tuple[int, str]]:
     """(line number, entry) of a list's text, comments left out."""
-    for index, line in enumerate(text.splitlines(), 1):
+    for index, line in enumerate(split_lines(text), 1):
         entry = line.partition("#")[0].partition(";")[0].strip()
         if entry:
             yield index, entry
