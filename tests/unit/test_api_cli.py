@@ -18,6 +18,9 @@ from daemon.client import connection as client
 from daemon.client import mixctl
 from daemon.client.cli.common import columns
 from daemon.client.console.terminal import width_of
+from daemon.core.manifest import manifests
+from daemon.core.part import Context
+from daemon.core.parts import source
 from tests.daemons import Running, running
 from tests.waiting import PATIENCE
 
@@ -207,3 +210,25 @@ def test_streams_that_were_closed_are_empty(device: Running, verb: str, code: in
     program = "import sys; from daemon.client.mixctl import main; sys.exit(main())"
     line = f'"{sys.executable}" -c "{program}" {verb} <&- >&-'
     run(["/bin/sh", "-c", line], env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, split=True, allow=(code,))
+
+
+# case: D12
+@pytest.mark.parametrize("line", ["# a\x85b\u202ec\x1b[2J\r\n# end", "# end\n\n\n"])
+def test_a_file_goes_out_and_in_byte_for_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str):
+    """Except on a terminal, which it must not steer."""
+    (tmp_path / "units").mkdir()
+    path = tmp_path / "units/x.toml"
+    path.write_bytes(line.encode())
+    context = Context(tmp_path, tmp_path / "state", tmp_path, tmp_path, tmp_path / "log", shared=False)
+    with running(tmp_path, more=[source(one, context) for one in manifests() if one.name == "config"]) as device:
+        monkeypatch.setenv("MIXOS_SOCKET", str(device.path))
+        code = "import sys; from daemon.client.mixctl import main; sys.exit(main())"
+        argv = [sys.executable, "-c", code, "config", "get", "units/x.toml"]
+        assert run(argv, env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, split=True).stdout == line.encode()
+        main, terminal = os.openpty()
+        with os.fdopen(terminal, "wb", buffering=0) as log:
+            assert spawn(argv, env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, log=log).wait(PATIENCE) == 0
+        shown = os.read(main, 4096)
+        os.close(main)
+        assert b"\x1b" not in shown
+        assert "\u202e".encode() not in shown

@@ -48,7 +48,13 @@ def test_parts_start_behind_what_they_come_after():
 
 def test_whatever_a_manifest_names_is_there():
     for one in manifest.manifests():
-        places = [one.part, one.claims, *one.functions.values(), *(file.check for file in one.files)]
+        places = [
+            one.part,
+            one.claims,
+            *one.functions.values(),
+            *(file.check for file in one.files),
+            *(file.fits for file in one.files),
+        ]
         for place in filter(None, places):
             assert callable(one.find(place)), place
         for verb, entry in one.verbs.items():

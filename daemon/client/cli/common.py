@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -41,6 +42,16 @@ def follow(
     from daemon.client.connection import stream
 
     yield from stream(method, params or {}, patience=PATIENCE, descriptors=descriptors, reader=1)
+
+
+def write_file(text: str) -> None:
+    """The text of a file on standard output, byte for byte; on a terminal so that it cannot steer it."""
+    from common.safe import printable
+
+    if not sys.stdout.isatty():
+        click.echo(text.encode(), nl=False)
+    else:
+        click.echo(printable(text), nl=not text.endswith("\n"))
 
 
 def show(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:

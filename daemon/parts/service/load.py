@@ -55,15 +55,20 @@ class Loaded:
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
-def load(folders: Sequence[Path], previous: Mapping[str, Definition]) -> Loaded:
-    """Read all units of `folders`, a later folder replacing earlier ones; `previous` is what holds if a file is broken.
+def load(
+    folders: Sequence[Path], previous: Mapping[str, Definition], instead: Mapping[str, Definition] | None = None
+) -> Loaded:
+    """Read all units of `folders`, a later folder replacing earlier ones; `previous` is what holds if a file is broken,
+    `instead` what counts instead of files.
 
     Nothing is raised: what is wrong is in the result.
     """
     units: dict[str, Definition] = {}
     broken: dict[str, str] = {}
     files = {path.stem: path for folder in folders for path in unit_files(folder)}
-    for name, path in sorted(files.items()):
+    units.update(instead or {})
+    files |= {name: one.path for name, one in units.items()}
+    for name, path in sorted((name, path) for name, path in files.items() if name not in units):
         try:
             if len(units) >= MAX_UNITS:
                 raise ConfigError(f"{path}: more than {MAX_UNITS} units", reason="unit-too-many")
@@ -91,10 +96,7 @@ def unit_files(folder: Path) -> Iterator[Path]:
 
 def read(path: Path) -> Definition:
     """One unit file. Raises ConfigError; `unit-name`, `unit-unsafe` beside those of `tomlfile.load`."""
-    if not re.fullmatch(NAME, path.stem):
-        raise ConfigError(
-            f"{path}: a unit is named with up to 48 of a-z, 0-9, - and _, a letter or digit first", reason="unit-name"
-        )
+    _check_name(path)
     try:
         facts = path.stat()
     except OSError as error:
@@ -105,6 +107,13 @@ def read(path: Path) -> Definition:
         raise ConfigError(f"{path}: others than root may write it, and units run as root", reason="unit-unsafe")
     text = read_text(path)
     return Definition(path.stem, path, text, parse_unit(text, path))
+
+
+def _check_name(path: Path) -> None:
+    if not re.fullmatch(NAME, path.stem):
+        raise ConfigError(
+            f"{path}: a unit is named with up to 48 of a-z, 0-9, - and _, a letter or digit first", reason="unit-name"
+        )
 
 
 def parse_unit(text: str, path: Path) -> Unit:
@@ -122,6 +131,15 @@ def parse_unit(text: str, path: Path) -> Unit:
 def check(text: str, path: Path) -> None:
     """Raise ConfigError for a unit that would not be taken, as far as it can be told from its text alone."""
     parse_unit(text, path)
+
+
+def fits(text: str, path: Path, context: Context) -> None:
+    """Raise ConfigError for a unit that would not be taken beside the others that are there."""
+    _check_name(path)
+    one = Definition(path.stem, path, text, parse_unit(text, path))
+    found = load([context.lib / "units", context.etc / "units"], {}, {path.stem: one})
+    if path.stem in found.broken:
+        raise ConfigError(found.broken[path.stem], reason="unit-broken")
 
 
 def state_folders(context: Context) -> dict[str, str]:

@@ -11,7 +11,7 @@ import click
 from common.errors import MixosError
 from common.units import duration, size
 from daemon.client.cli.change import change_options, changed, wish
-from daemon.client.cli.common import Function, ask, json_option, show
+from daemon.client.cli.common import Function, ask, json_option, show, write_file
 from daemon.client.console.names import names as known
 from daemon.client.show import Column, Listing
 
@@ -331,4 +331,7 @@ def export(interface: str | None, as_json: bool) -> None:
       mixctl vpn export wg0
     """
     result = ask("vpn.export", _params(interface=interface), seconds=_SECONDS)
-    show(result, as_json, lambda row: str(row["config"]).rstrip("\n"))
+    if as_json:
+        show(result, as_json, str)
+    else:
+        write_file(result["config"])
