@@ -169,6 +169,41 @@ def test_calendar(berlin, text, after, expected):
     assert next_time(calendar(text), wall(after)) == wall(expected)
 
 
+# case: D18
+@pytest.mark.parametrize(
+    ("minute", "begin", "shown"),
+    [
+        (15, "2026-04-05T00:30", ["01:15", "02:15", "03:15"]),  # at 02:00 it becomes 01:30 again
+        (45, "2026-04-05T00:30", ["00:45", "01:45", "02:45"]),
+        (0, "2026-04-05T00:30", ["01:00", "02:00", "03:00"]),
+        (15, "2026-10-04T00:30", ["01:15", "03:15", "04:15"]),  # at 02:00 it becomes 02:30
+        (45, "2026-10-04T00:30", ["00:45", "01:45", "02:45"]),
+        (0, "2026-10-04T00:30", ["01:00", "03:00", "04:00"]),
+    ],
+)
+def test_hours_where_summer_time_is_half_an_hour(monkeypatch, minute, begin, shown):
+    monkeypatch.setenv("TZ", "<+1030>-10:30<+11>-11,M10.1.0,M4.1.0")  # Lord Howe Island
+    time.tzset()
+    try:
+        at, found = wall(begin), []
+        for _ in shown:
+            at = next_time(calendar(f"hourly at :{minute:02}"), at)
+            found.append(f"{datetime.fromtimestamp(at):%H:%M}")
+        assert found == shown
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_hours_go_on_where_one_is_repeated_or_left_out(berlin):
+    for begin in ("2026-03-29T00:20", "2026-10-25T00:20"):
+        at = wall(begin)
+        for _ in range(5):
+            following = next_time(calendar("hourly at :15"), at)
+            assert following - at == 3600 or at == wall(begin)
+            at = following
+
+
 @given(st.integers(0, 4_000_000_000), st.sampled_from(["hourly at :59", "daily at 00:00", "weekly on monday at 12:00"]))
 def test_the_next_time_is_later_and_not_too_late(after, text):
     assert after < next_time(calendar(text), float(after)) <= after + 8 * 86400
