@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from common.errors import ConfigError
 from common.files import read_regular
 from common.positions import Position, nearest, positions
+from common.values import PATTERNS
 
 MAX_BYTES = 4 << 20  # no file that people write by hand is larger
 
@@ -97,9 +98,26 @@ def _explain(
         return f"{where}unknown key '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
     if detail["type"] == "missing":
         return f"{where}key '{name}' is missing"
-    message = detail["msg"].removeprefix("Value error, ")
     value = repr(detail["input"])
-    return f"{where}{name} = {value if len(value) < 120 else value[:117] + '...'}: {message[:1].lower()}{message[1:]}"
+    return f"{where}{name} = {value if len(value) < 120 else value[:117] + '...'}: {plain(detail)}"
+
+
+def plain(detail: ErrorDetails) -> str:
+    """What pydantic found, in words of TOML and JSON: no expressions, no types of Python."""
+    limits = detail.get("ctx", {})
+    match detail["type"]:
+        case "string_pattern_mismatch":
+            return PATTERNS.get(limits["pattern"].strip("^$"), "this cannot stand here: other characters are expected")
+        case "tuple_type" | "list_type" | "set_type" | "frozen_set_type":
+            return "a list is expected"
+        case "dict_type" | "model_type" | "model_attributes_type" | "dataclass_type":
+            return "a table is expected"
+        case "too_short":
+            return f"at least {limits['min_length']} are expected"
+        case "too_long":
+            return f"at most {limits['max_length']} are expected"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{message[:1].lower()}{message[1:]}"
 
 
 def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

@@ -138,6 +138,11 @@ def calendar(value: Any) -> Calendar:
 
 
 NAME = r"[a-z0-9][a-z0-9_-]{0,47}"  # also a folder, a cgroup and part of a socket's path (108 bytes: unix(7))
+PATTERNS = {  # in words
+    NAME: "up to 48 of a-z, 0-9, - and _ are expected, a letter or digit first",
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}": "up to 64 letters, digits, ., - and _ are expected, a letter or digit first",
+    r"CAP_[A-Z_]+": "the name of a capability is expected, such as CAP_NET_BIND_SERVICE",
+}
 
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
 Size = Annotated[int, BeforeValidator(size)]

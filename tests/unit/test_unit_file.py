@@ -251,6 +251,24 @@ def test_who_closes_a_cycle_is_the_broken_one(folders):
     assert list(after.broken) == ["a"]
 
 
+# case: D21
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[unit]\nafter = ['OK']\n",
+        "[service]\ncommand = ['/x']\nstate-directory = 'a/b'\n",
+        "[service]\ncommand = ['/x']\ncapabilities = ['x']\n",
+        "[service]\ncommand = '/x'\n",
+        "[service]\ncommand = ['/x']\n[[socket]]\ntcp = 1\n[timer]\n[limits]\nio-max = 3\n",
+        f"[service]\ncommand = {['/x'] * 1500}\n",
+    ],
+)
+def test_mistakes_are_told_in_plain_words(text):
+    with pytest.raises(ConfigError) as caught:
+        parsed(text)
+    assert not re.search(r"pattern|\^|tuple|dict|argv|validation|instance", caught.value.message)
+
+
 def test_itself(folders):
     put(folders[1], "a", "after = ['a']")
     assert "itself" in load(folders, {}).broken["a"]
