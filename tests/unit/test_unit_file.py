@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import BaseModel
 
 from common import values
 from common.errors import ConfigError
+from common.values import signal_name, signal_number
 from daemon.parts.service.load import MAX_MESSAGE, LastGood, Loaded, load, parse_unit
 from daemon.parts.service.states import State
 from daemon.parts.service.unit import Unit
@@ -365,3 +367,21 @@ def test_every_key_is_described_with_its_default_and_no_other():
 
 def test_every_state_is_described():
     assert set(re.findall(r"^\| `([a-z]+)` \| .* \| .* \|$", PAGE, re.MULTILINE)) == {state.value for state in State}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("TERM", 15), ("SIGHUP", 1), ("9", 9), (9, 9), ("RTMIN+1", signal.SIGRTMIN + 1),
+     ("SIGRTMAX-2", signal.SIGRTMAX - 2), ("RTMIN", signal.SIGRTMIN), ("RTMIN+0", signal.SIGRTMIN)],
+)  # fmt: skip
+def test_signals(text, number):
+    assert signal_number(text) == number
+    assert signal_number(signal_name(number)) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "65", "-1", "+9", "TERM+1", "RTMIN+64", "RTMAX-64", "sigterm", "_DFL", True, None, 9.0]
+)
+def test_what_is_no_signal(text):
+    with pytest.raises(ValueError, match="expected"):
+        signal_number(text)

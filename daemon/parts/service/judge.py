@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from dataclasses import dataclass
 
+from common.values import signal_name
 from daemon.parts.service.backoff import Attempts
 from daemon.parts.service.states import State
 from daemon.parts.service.unit import Service, Unit
@@ -61,7 +61,7 @@ def verdict(unit: Unit, outcome: Outcome) -> Verdict:
         problem = f"{where}cannot be started ({outcome.failure}: {os.strerror(outcome.error)})"
         return Verdict(False, outcome.error in _HOPELESS, "service-exec", problem)
     if outcome.signal:
-        return Verdict(False, False, "service-signal", f"{where}ended by {_signal_name(outcome.signal)}")
+        return Verdict(False, False, "service-signal", f"{where}ended by {signal_name(outcome.signal)}")
     if outcome.code < 0:
         return Verdict(False, False, "service-lost", "its shim was killed: how it ended is unknown")
     if outcome.code > 0:
@@ -94,13 +94,6 @@ def following(unit: Unit, result: Verdict, attempts: Attempts, now: float) -> St
     if unit.socket and result.good:
         return State.LISTENING
     return State.DONE if result.good else State.FAILED
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 MILESTONE = Service(command=("/milestone",))  # the policy of units without [service]: only its delays count

@@ -14,7 +14,7 @@ from pydantic import Field, WithJsonSchema
 
 from common.errors import MixosError
 from common.tomlfile import Strict
-from common.values import Name, SignalNumber
+from common.values import Name, SignalNumber, signal_name
 from daemon.core.method import ADMINS, OPERATORS, PEOPLE, Caller, Method
 from daemon.parts.service import timer
 from daemon.parts.service.logs import Present, Query, Reader, Record
@@ -91,7 +91,7 @@ class Kill(One):
     """Parameters: a unit and a signal."""
 
     signal: Annotated[SignalNumber, WithJsonSchema({"type": "string"})] = Field(
-        default=signal.SIGTERM, description="the signal's name, with or without SIG"
+        default=signal.SIGTERM, description="the signal's name, with or without SIG, or its number; RTMIN+1 too"
     )
     everyone: bool = Field(default=False, description="to all processes of the unit, not just to the main one")
 
@@ -203,7 +203,7 @@ class _Calls:
 
     async def kill(self, _caller: Caller, params: Kill) -> Signal:
         await self.services([params.name])[0].kill(params.signal, everyone=params.everyone)
-        return {"signal": signal.Signals(params.signal).name}
+        return {"signal": signal_name(params.signal)}
 
     async def reset(self, _caller: Caller, params: Some) -> Reset:
         failed = [one for one in self.services(params.names) if one.failed]

@@ -127,7 +127,7 @@ def shutdown(seconds: float, as_json: bool) -> None:
 
 @service.command()
 @click.argument("name", metavar="UNIT", shell_complete=known("unit"))
-@click.option("-s", "--signal", "number", default="TERM", show_default=True, help="Name of the signal.")
+@click.option("-s", "--signal", "number", default="TERM", show_default=True, help="Name or number of the signal.")
 @click.option("--all", "everyone", is_flag=True, help="Send it to all processes, not just to the main one.")
 @json_option
 def kill(name: str, number: str, everyone: bool, as_json: bool) -> None:
