@@ -25,6 +25,7 @@ PROC = Path("/proc/sys/net")
 PROTOCOL = 77  # rtm_protocol and FRA_PROTOCOL of what the daemon adds: its own are told from everybody else's by it
 BOOT = 3  # RTPROT_BOOT: what `ip route add` says, so also the scripts of early boot
 MAIN_TABLE = 254
+LEASE = 16  # RTPROT_DHCP: what a lease brought
 IPV6_METRIC = 1024  # IP6_RT_PRIO_USER: what the kernel makes of a metric that is left out
 PERMANENT = 0x80  # IFA_F_PERMANENT: set by somebody, not learnt from a router
 

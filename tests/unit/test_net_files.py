@@ -27,7 +27,7 @@ from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.linux.nameservers import Names
 from daemon.linux.rtnl import BOOT, Link, Route, Rtnl
-from daemon.parts.net import snapshot
+from daemon.parts.net import snapshot, timesync
 from daemon.parts.net.handover import EarlyBoot
 from daemon.parts.net.migrate import migrate
 from daemon.parts.net.netfile import NetworkFile
@@ -294,6 +294,43 @@ def test_a_contribution_that_ends_leaves_no_trace(tmp_path: Path) -> None:
     again.set_vpn({})
     assert again.servers() == ["192.0.2.1"]
     assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["dns.vpn", "eth0.dns"]
+
+
+# case: N6
+def test_ntpd_asks_the_servers_of_leases_too(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "ntp.conf").write_text("# note\nserver pool.example\n")
+    script, ntpd = tmp_path / "ntp", tmp_path / "ntpd"
+    ntpd.write_text('#!/bin/sh\necho asked "$@"\n')
+    ntpd.chmod(0o755)
+    text = (INIT / "ntp").read_text().replace("/run/mixos", str(tmp_path)).replace("/usr/sbin/ntpd", str(ntpd))
+    script.write_text(text.replace("/etc/ntp.conf", str(tmp_path / "ntp.conf")))
+    assert run(["/bin/sh", script]).text == "asked -n"  # it reads its own file
+    (tmp_path / "net/eth0.ntp").write_text("192.0.2.123\n")
+    assert run(["/bin/sh", script]).text == "asked -n -p 192.0.2.123 -p pool.example"
+    assert timesync.status(tmp_path, tmp_path / "net")["servers"] == ["192.0.2.123", "pool.example"]
+
+
+# case: N12
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("[interface.eth0]\nmetric = 50", True),
+        (
+            '[interface.eth0]\nmode = "none"\naddresses = ["2001:db8::9/64"]\ngateways = ["2001:db8::1"]\nmetric = 50',
+            True,
+        ),
+        ('[interface.eth0]\nmode = "none"\nmetric = 50', False),
+        ('[interface.eth0]\nmode = "static"\naddresses = ["192.0.2.9/24"]\nmetric = 50', False),
+    ],
+)
+def test_a_metric_of_nothing_is_a_mistake(text: str, fits: bool) -> None:
+    if fits:
+        network(text)
+        return
+    with pytest.raises(MixosError) as caught:
+        network(text)
+    assert caught.value.reason == "config-value"
 
 
 # -- hand-over -------------------------------------------------------------------------------------------------------

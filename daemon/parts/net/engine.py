@@ -207,7 +207,7 @@ class Engine:
 
     async def _hand_over(self, wanted: NetworkFile, seen: Seen) -> None:
         for name, entry in managed(wanted).items():
-            await self.early.claim(name, entry.mode == "dhcp")
+            await self.early.claim(name, entry.mode == "dhcp", entry.metric, entry.mtu is not None)
             four = next((address for address in entry.addresses if ":" not in address), None)
             if entry.mode != "dhcp":
                 there = four is not None and name in seen.links

@@ -87,6 +87,8 @@ class Interface(Strict):
             raise ValueError('an IPv6 address needs ipv6 = "auto" or "static"')
         if self.mtu is not None and self.mtu < 1280 and self.ipv6 != "off":
             raise ValueError('IPv6 needs an mtu of 1280 (RFC 8200); or say ipv6 = "off"')
+        if self.metric and self.mode != "dhcp" and not self.gateways:
+            raise ValueError("metric is that of gateways and of leases: there is neither")
         _check_gateways(self)
         return self
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.errors import RefusedError
-from daemon.linux.rtnl import BOOT, IPV6_METRIC, MAIN_TABLE, PROC, PROTOCOL, Address, Link, Route, Rtnl
+from daemon.linux.rtnl import BOOT, IPV6_METRIC, LEASE, MAIN_TABLE, PROC, PROTOCOL, Address, Link, Route, Rtnl
 from daemon.parts.net.netfile import Interface, NetworkFile
 
 ALIAS = "mixos:network.toml"
@@ -135,6 +135,8 @@ def _released(wanted: NetworkFile, before: NetworkFile, seen: Seen) -> Iterator[
                 yield _route_step("remove-route", route)
         own = {address.address for address in seen.addresses if address.index == here.index}
         yield from (("remove-address", name, address) for address in entry.addresses if address in own)
+        if entry.mode == "dhcp":
+            yield from _lease_routes(here, 0, seen)
         if entry.mtu:
             yield ("set-mtu", name, "1500")
         yield from _sysctl(name, {"disable_ipv6": "0", "accept_ra": "1", "autoconf": "1"}, seen)
@@ -225,15 +227,32 @@ def _routes(name: str, entry: Interface, seen: Seen, link: Link | None) -> Itera
     wanted += [(route.to, route.via, route.metric) for route in entry.routes]
     routes = [Route(to, via, name, metric or (IPV6_METRIC if ":" in to else 0)) for to, via, metric in wanted]
     here = [route for route in seen.routes if link and route.interface == name and route.table == MAIN_TABLE]
-    keys = {(route.to, route.via, route.metric) for route in here}
+    keys = set(map(_key, here))
     for route in sorted(routes, key=lambda route: route.via != ""):  # those that lead to gateways of others first
-        if (route.to, route.via, route.metric) not in keys:
+        if _key(route) not in keys:
             yield _route_step("add-route", route)
-    keep = {(route.to, route.via, route.metric) for route in routes}
+    keep = set(map(_key, routes))
     for route in here:
-        lease = entry.mode == "dhcp" and ":" not in route.to and route.protocol == BOOT
-        if route.protocol in (PROTOCOL, BOOT) and not lease and (route.to, route.via, route.metric) not in keep:
+        lease = entry.mode == "dhcp" and ":" not in route.to and route.protocol in (BOOT, LEASE)
+        if route.protocol in (PROTOCOL, BOOT, LEASE) and not lease and _key(route) not in keep:
             yield _route_step("remove-route", route)
+    if link is not None and entry.mode == "dhcp":
+        yield from _lease_routes(link, entry.metric, seen)
+
+
+def _lease_routes(link: Link, metric: int, seen: Seen) -> Iterator[Step]:
+    """Those of the lease that is there get the metric that later ones will have; 0: what the script `init/dhcp` takes
+    by itself."""
+    metric = metric or 100 + link.index
+    main = (route for route in seen.routes if route.interface == link.name and route.table == MAIN_TABLE)
+    wrong = [route for route in main if route.protocol == LEASE and ":" not in route.to and route.metric != metric]
+    for route in sorted(wrong, key=lambda route: route.via != ""):
+        yield _route_step("add-route", replace(route, metric=metric))
+    yield from (_route_step("remove-route", route) for route in wrong)
+
+
+def _key(route: Route) -> tuple[str, str, int]:
+    return route.to, route.via, route.metric
 
 
 def _route_step(what: str, route: Route) -> Step:
