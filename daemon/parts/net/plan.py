@@ -12,7 +12,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.errors import RefusedError
-from daemon.linux.rtnl import BOOT, IPV6_METRIC, LEASE, MAIN_TABLE, PROC, PROTOCOL, Address, Link, Route, Rtnl
+from daemon.linux.rtnl import (
+    BOOT,
+    CONNECTED,
+    IPV6_METRIC,
+    LEASE,
+    MAIN_TABLE,
+    PROC,
+    PROTOCOL,
+    Address,
+    Link,
+    Route,
+    Rtnl,
+)
 from daemon.parts.net.netfile import Interface, NetworkFile
 
 ALIAS = "mixos:network.toml"
@@ -65,8 +77,19 @@ def plan(wanted: NetworkFile, before: NetworkFile, seen: Seen) -> list[Step]:
         *_unwanted(wanted, seen),
         *_released(wanted, before, seen),
         *_links(wanted, seen),
-        *(step for name, entry in _upwards(wanted) for step in _interface(name, entry, wanted, seen)),
+        *(step for name, entry in _upwards(wanted) for step in _interface(name, entry, wanted, before, seen)),
     ]
+
+
+def _mtu(name: str, wanted: NetworkFile, before: NetworkFile, seen: Seen) -> int | None:
+    """What it shall be; None: as it is. Where the file no longer says one: the usual one, of a VLAN at most that of
+    what it lies on."""
+    entry, was = managed(wanted).get(name), managed(before).get(name)
+    if entry is None or entry.mtu is not None or was is None or was.mtu is None:
+        return entry.mtu if entry else None
+    parent = entry.vlan.parent if entry.vlan else ""
+    link = seen.links.get(parent)
+    return min(1500, _mtu(parent, wanted, before, seen) or (link.mtu if link else 1500))
 
 
 def _upwards(wanted: NetworkFile) -> list[tuple[str, Interface]]:
@@ -162,19 +185,36 @@ def _links(wanted: NetworkFile, seen: Seen) -> Iterator[Step]:
             there.add(name)
 
 
-def _interface(name: str, entry: Interface, wanted: NetworkFile, seen: Seen) -> Iterator[Step]:
+def _interface(name: str, entry: Interface, wanted: NetworkFile, before: NetworkFile, seen: Seen) -> Iterator[Step]:
     link = seen.links.get(name)
     if link is not None and link.alias == ALIAS and not _same_link(entry, link, seen):
         link = None  # is made anew
     if link is None and (not _kind(entry) or not _can_exist(entry, wanted, seen)):
         return
+    mtu = _mtu(name, wanted, before, seen)
+    changes = [("set-mtu", name, str(mtu))] if mtu is not None and (link is None or link.mtu != mtu) else []
+    # With less than 1280 the kernel takes IPv6 away with all that was set: what goes, goes before, and comes after.
+    back = link is None or (link.mtu < 1280 and bool(changes))
+    switches = list(_sysctl(name, _IPV6[entry.ipv6], seen, new=back))
+    if entry.ipv6 == "off":
+        six = [*_routes(name, entry, seen, link), *_addresses(name, entry, seen, link)]
+        yield from (step for step in six if ":" in step[2] and step[0].startswith("remove"))
+        yield from (*switches, *changes)
+        seen = _without_six(seen)
+    else:
+        yield from (*changes, *switches)
     yield from _shape(name, entry, wanted, seen, link)
-    yield from _sysctl(name, _IPV6[entry.ipv6], seen, new=link is None)
     yield from _value(f"ipv4/conf/{name}/promote_secondaries", "1", seen, new=link is None)
     if link is None or not link.up:
         yield ("set-up", name)
     yield from _addresses(name, entry, seen, link)
     yield from _routes(name, entry, seen, link)
+
+
+def _without_six(seen: Seen) -> Seen:
+    """Once IPv6 is off."""
+    addresses = [one for one in seen.addresses if ":" not in one.address]
+    return replace(seen, addresses=addresses, routes=[one for one in seen.routes if ":" not in one.to])
 
 
 def _can_exist(entry: Interface, wanted: NetworkFile, seen: Seen) -> bool:
@@ -188,9 +228,7 @@ def _can_exist(entry: Interface, wanted: NetworkFile, seen: Seen) -> bool:
 
 
 def _shape(name: str, entry: Interface, wanted: NetworkFile, seen: Seen, link: Link | None) -> Iterator[Step]:
-    """MTU, bridge properties, and whose port it is."""
-    if entry.mtu is not None and (link is None or link.mtu != entry.mtu):
-        yield ("set-mtu", name, str(entry.mtu))
+    """Bridge properties, and whose port it is."""
     if entry.bridge and entry.bridge.stp != (link.stp if link else False):
         yield ("set-stp", name, "on" if entry.bridge.stp else "off")
     bridge = wanted.ports().get(name, "")
@@ -260,10 +298,15 @@ def _route_step(what: str, route: Route) -> Step:
 
 
 def replaced(steps: Iterable[Step], seen: Seen) -> list[Route]:
-    """Routes of other interfaces that the kernel takes away for new ones, of the same destination and metric."""
+    """Routes that the kernel takes away for new ones, of the same destination and metric: those of other interfaces,
+    and its own."""
     new = {(step[2], int(step[4])): step[1] for step in steps if step[0] == "add-route"}
     main = (route for route in seen.routes if route.table == MAIN_TABLE)
-    return [route for route in main if new.get((route.to, route.metric), route.interface) != route.interface]
+    return [
+        route
+        for route in main
+        if (taker := new.get((route.to, route.metric))) and (taker != route.interface or route.protocol == CONNECTED)
+    ]
 
 
 def told(steps: Sequence[Step], seen: Seen) -> list[str]:
