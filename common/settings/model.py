@@ -39,6 +39,7 @@ from common.settings.sshkey import OPTIONS, expiry_problem, key_problem, option_
 MAX_BYTES = 64 << 10
 MAX_KEYS = 64
 MAX_SERVERS = 8
+MAX_DNS = 3  # the C library asks no more
 MAX_SOURCES = 16
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -220,7 +221,7 @@ class _Reader:
             self.wrong("network.interface", f"{interface!r} is not the name of a network interface")
         dns = tuple(
             str(address)
-            for name in self.texts(table, "dns", "network.dns", MAX_SERVERS) or ()
+            for name in self.texts(table, "dns", "network.dns", MAX_DNS) or ()
             if (address := self.address(name, "network.dns")) is not None
         )
         if mode == "dhcp":

@@ -159,6 +159,36 @@ def test_two_default_routes_of_one_metric_are_a_mistake() -> None:
     assert caught.value.reason == "config-value"
 
 
+# case: N23
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("routes = [{ to = '10.0.0.0/8', via = '192.0.2.1' }, { to = '10.0.0.0/8', via = '192.0.2.2' }]", False),
+        ("routes = [{ to = '10.0.0.0/8', via = '192.0.2.1' }, { to = '10.0.0.0/8', via = '192.0.2.1' }]", False),
+        (
+            "routes = [{ to = '10.0.0.0/8', via = '192.0.2.1' }, { to = '10.0.0.0/8', via = '192.0.2.2', metric = 5 }]",
+            True,
+        ),
+        (
+            "routes = [{ to = '2001:db8:5::/48', via = '2001:db8::1' }, { to = '2001:db8:5::/48', metric = 1024 }]",
+            False,
+        ),
+        ("metric = 7\nroutes = [{ to = 'default', via = '192.0.2.1', metric = 7 }]", False),
+        ("routes = [{ to = '10.0.0.0/8' }]\n[interface.b]\nroutes = [{ to = '10.0.0.0/8', via = '192.0.2.1' }]", False),
+        ("metric = 7\n[interface.b]\nmetric = 7", False),
+        ("[interface.b]", True),
+    ],
+)
+def test_one_destination_by_two_ways_is_a_mistake(text: str, fits: bool) -> None:
+    """The kernel keeps one of them; each time that the file is applied the other would take its place."""
+    if fits:
+        network(f"[interface.a]\n{text}")
+        return
+    with pytest.raises(MixosError) as caught:
+        network(f"[interface.a]\n{text}")
+    assert caught.value.reason == "config-value"
+
+
 # -- editing ---------------------------------------------------------------------------------------------------------
 
 FILE = """# top
@@ -245,10 +275,15 @@ CONTRIBUTIONS = {
     "br0.dns": "nameserver 192.0.2.55\n",
     "eth0.dns": "search lan\nnameserver 192.0.2.56\n",
     "search.file": "search example.net\n",
+    "br0.lease": "192.0.2.9/24 3600 107 0\n",
+    "eth0.lease": "192.0.2.9/24 3600 102 0\n",
+    "br0.want": "dhcp\nmetric 50\nmtu\n",
 }
 
 
-@pytest.mark.parametrize("mask", [0, 1, 3, 4, 7, 8, 12, 16, 24, 32, 48, 63, 64, 65, 68, 72, 80, 96, 127])
+@pytest.mark.parametrize(
+    "mask", [0, 1, 3, 4, 7, 8, 12, 16, 24, 32, 48, 63, 64, 65, 68, 72, 80, 96, 127, 176, 304, 432, 944]
+)
 def test_daemon_and_script_write_the_same_resolv_conf(tmp_path: Path, mask: int) -> None:
     (tmp_path / "net/dns.vpn").mkdir(parents=True)
     for number, (name, text) in enumerate(CONTRIBUTIONS.items()):
@@ -262,6 +297,57 @@ def test_daemon_and_script_write_the_same_resolv_conf(tmp_path: Path, mask: int)
     script.write_text((INIT / "dhcp").read_text().replace("/run/mixos", str(tmp_path)))
     run(["/bin/sh", script, "resolv"])
     assert (tmp_path / "dns/resolv.conf").read_text() == ours
+
+
+# case: N14
+@pytest.mark.parametrize(
+    ("first", "second", "wins"),
+    [
+        ("103 0", "102 0", "eth1"),
+        ("103 0\nmetric 50", "102 0", "eth0"),
+        ("102 1", "103 0", "eth1"),  # without a router
+        ("102 0\nbare", "103 1", "eth1"),  # without servers
+        ("102 0\nbare", "103 1\nbare", "eth0"),
+    ],
+)
+def test_one_lease_is_asked_for_names(tmp_path: Path, first: str, second: str, wins: str) -> None:
+    (tmp_path / "net").mkdir()
+    for number, text in enumerate((first, second)):
+        lease, _, more = text.partition("\n")
+        (tmp_path / f"net/eth{number}.lease").write_text(f"192.0.2.9/24 3600 {lease}\n")
+        server = "" if more == "bare" else f"nameserver 192.0.2.{number}\n"
+        (tmp_path / f"net/eth{number}.dns").write_text(f"search eth{number}\n{server}")
+        if more.startswith("metric"):
+            (tmp_path / f"net/eth{number}.want").write_text(f"dhcp\n{more}\n")
+    assert Names(tmp_path).compute().startswith(f"search {wins}\n")
+    assert Names(tmp_path).compute().count("nameserver") == (0 if "bare" in second else 1)
+    script = tmp_path / "dhcp"
+    script.write_text((INIT / "dhcp").read_text().replace("/run/mixos", str(tmp_path)))
+    run(["/bin/sh", script, "resolv"])
+    assert (tmp_path / "dns/resolv.conf").read_text() == Names(tmp_path).compute()
+
+
+# case: N14
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ('dns = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]', True),
+        ('dns = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"]', False),
+        ('[interface.a]\ndns = ["192.0.2.1", "192.0.2.2"]\n[interface.b]\ndns = ["192.0.2.2", "192.0.2.3"]', True),
+        ('[interface.a]\ndns = ["192.0.2.1", "192.0.2.2"]\n[interface.b]\ndns = ["192.0.2.4", "192.0.2.3"]', False),
+        (f'search = ["{"a" * 60}.example", "{"b" * 60}.example", "{"c" * 60}.example"]', True),
+        (f'search = ["{"a" * 60}.example", "{"b" * 60}.example", "{"c" * 60}.example", "{"d" * 60}.example"]', False),
+    ],
+)
+def test_what_the_c_library_would_drop_is_refused(text: str, fits: bool) -> None:
+    if fits:
+        servers, search = network(text).names()
+        assert len(servers) <= 3
+        assert len(" ".join(["search", *search])) < 255
+        return
+    with pytest.raises(MixosError) as caught:
+        network(text)
+    assert caught.value.reason == "config-value"
 
 
 def test_search_domains_alone_leave_the_name_servers_of_a_lease(tmp_path: Path) -> None:

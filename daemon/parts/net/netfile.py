@@ -20,12 +20,22 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from common.netvalues import HostAddress, HostName, InterfaceAddress, InterfaceName, NetworkText, interface_name
+from common.netvalues import (
+    HostAddress,
+    HostName,
+    InterfaceAddress,
+    InterfaceName,
+    NetworkText,
+    interface_name,
+    resolver_fits,
+)
 from common.tomlfile import Strict
+from daemon.linux.rtnl import IPV6_METRIC
 
 MAX_INTERFACES = 256
 Metric = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
@@ -122,6 +132,11 @@ class NetworkFile(Strict):
         return value
 
     @model_validator(mode="after")
+    def _names_are_used(self) -> NetworkFile:
+        resolver_fits(*self.names())
+        return self
+
+    @model_validator(mode="after")
     def _is_a_tree(self) -> NetworkFile:
         ports = self.ports()
         for name, bridge in ports.items():
@@ -138,14 +153,30 @@ class NetworkFile(Strict):
         for (parent, ident), count in used.items():
             if count > 1:
                 raise ValueError(f"VLAN {ident} on {parent} is there twice")
-        hops = Counter((":" in hop, entry.metric) for entry in self.interface.values() for hop in entry.gateways)
-        if any(count > 1 for count in hops.values()):
-            raise ValueError("two interfaces have a gateway with the same metric: which one is used?")
+        for (to, metric), count in Counter(self._destinations()).items():
+            if count > 1:
+                text = f"there are two ways to {to} with the metric {metric}: which one is used?"
+                raise ValueError(f"{text} The kernel keeps one; give the other another metric")
         addresses = Counter(address for entry in self.interface.values() for address in entry.addresses)
         for address, count in addresses.items():
             if count > 1:
                 raise ValueError(f"the address {address} is there twice")
         return self
+
+    def _destinations(self) -> Iterator[tuple[str, int]]:
+        """Network and metric of each route, those of gateways and of leases with a metric of the file included."""
+        for entry in self.interface.values():
+            found = [("::/0" if ":" in hop else "0.0.0.0/0", entry.metric) for hop in entry.gateways]
+            found += [(route.to, route.metric) for route in entry.routes]
+            found += [("0.0.0.0/0", entry.metric)] if entry.mode == "dhcp" and entry.metric else []
+            yield from ((to, metric or (IPV6_METRIC if ":" in to else 0)) for to, metric in found)
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """Name servers and search domains: those of the file, else those of all its interfaces together."""
+        entries = self.interface.values()
+        servers = self.dns or [server for entry in entries for server in entry.dns]
+        search = self.search or [name for entry in entries for name in entry.search]
+        return list(dict.fromkeys(servers)), list(dict.fromkeys(search))
 
     def ports(self) -> dict[str, str]:
         """Port → its bridge. Raises ValueError when a port has two."""
