@@ -32,7 +32,7 @@ from daemon.parts.net.handover import EarlyBoot
 from daemon.parts.net.migrate import migrate
 from daemon.parts.net.netfile import NetworkFile
 from daemon.parts.net.part import Interfaces, Set
-from daemon.parts.net.plan import Seen, describe, look, told
+from daemon.parts.net.plan import Seen, describe, look, plan, told
 from tests.waiting import ended, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -539,6 +539,30 @@ def test_vlans_of_others_get_their_mtu_back(tmp_path: Path) -> None:
     kernel.change("eth1", 1280)
     snapshot.restore(json.loads(json.dumps(noted)), rtnl, tmp_path)
     assert kernel.there == {**before, "eth1": replace(before["eth1"], mtu=1280)}
+
+
+# case: N22
+@pytest.mark.parametrize(
+    ("text", "now", "fits"),
+    [
+        ("", 1500, False),
+        ("", 9000, True),
+        ("[interface.eth0]\nmtu = 9000", 1500, True),
+        ("[interface.eth0]\nmtu = 1500", 9000, False),
+        ("", None, True),  # it is not there yet
+        ("[interface.eth0]\nmtu = 1500", None, False),
+    ],
+)
+def test_a_vlan_has_no_larger_packets_than_what_it_lies_on(text: str, now: int | None, fits: bool) -> None:
+    wanted = network(f"{text}\n[interface.v]\nmtu = 9000\nvlan = {{ parent = 'eth0', id = 5 }}")
+    link = Link(1, "eth0", "", True, "up", now or 0, "", "", 0, 0, 0, False, 0, 0)
+    seen = Seen({"eth0": link} if now else {})
+    if fits:
+        plan(wanted, NetworkFile(), seen)
+        return
+    with pytest.raises(RefusedError) as caught:
+        plan(wanted, NetworkFile(), seen)
+    assert caught.value.reason == "net-conflict"
 
 
 def test_a_route_that_a_new_one_replaces_is_told() -> None:

@@ -73,6 +73,7 @@ def plan(wanted: NetworkFile, before: NetworkFile, seen: Seen) -> list[Step]:
 
     Interfaces that are not there (yet) are left out. Raises RefusedError `net-conflict`.
     """
+    _check_mtus(wanted, before, seen)
     return [
         *_unwanted(wanted, seen),
         *_released(wanted, before, seen),
@@ -90,6 +91,20 @@ def _mtu(name: str, wanted: NetworkFile, before: NetworkFile, seen: Seen) -> int
     parent = entry.vlan.parent if entry.vlan else ""
     link = seen.links.get(parent)
     return min(1500, _mtu(parent, wanted, before, seen) or (link.mtu if link else 1500))
+
+
+def _check_mtus(wanted: NetworkFile, before: NetworkFile, seen: Seen) -> None:
+    """A VLAN's MTU is at most that of what it lies on. Raises RefusedError `net-conflict`."""
+    for name, entry in wanted.interface.items():
+        parent = entry.vlan.parent if entry.vlan else ""
+        link = seen.links.get(parent)
+        most = _mtu(parent, wanted, before, seen) or (link.mtu if link else None)
+        if parent and most and entry.mtu and entry.mtu > most:
+            raise RefusedError(
+                f"interface.{name}.mtu is {entry.mtu}, and {parent}, which it lies on, has {most}",
+                reason="net-conflict",
+                hint=f"mixctl net set {parent} mtu={entry.mtu}",
+            )
 
 
 def _upwards(wanted: NetworkFile) -> list[tuple[str, Interface]]:
