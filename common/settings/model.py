@@ -248,7 +248,8 @@ class _Reader:
         gateway = self.text(table, "gateway", "network.gateway", "")
         if gateway and (hop := self.address(gateway, "network.gateway")) is not None:
             gateway = str(hop)
-            if hop not in address.network and not hop.is_link_local:
+            alone = address.network.num_addresses == 1 and address.version == hop.version  # then it is on the link
+            if hop not in address.network and not hop.is_link_local and not alone:
                 self.wrong("network.gateway", f"{gateway} is not in {address.network}")
             elif hop == address.ip:
                 self.wrong("network.gateway", "is the device's own address")

@@ -451,6 +451,25 @@ def test_an_mtu_that_is_too_small_for_ipv6_and_back(box: Box) -> None:
     asyncio.run(scenario())
 
 
+# wanted: static /32 with off-link gateway
+@pytest.mark.parametrize(
+    ("own", "hop"), [("192.0.2.9/32", "198.51.100.1"), ("2001:db8::9/128", "2001:db8:1::1")], ids=["ipv4", "ipv6"]
+)
+def test_a_single_address_has_its_gateway_on_the_link(box: Box, own: str, hop: str) -> None:
+    text = f'[interface.eth0]\nmode = "static"\naddresses = ["{own}"]\ngateways = ["{hop}"]\n'
+
+    async def scenario() -> None:
+        cable()
+        for metric in ("", "metric = 7\n"):
+            await box.apply(text + metric)
+            assert {(hop, "", "eth0"), ("default", hop, "eth0")} <= routes("-6" if ":" in hop else "-4")
+            assert (await box.part.check(CALLER, NOTHING))["steps"] == []
+        await box.apply('[interface.eth0]\nmode = "none"\n')
+        assert not [one for one in routes("-6" if ":" in hop else "-4") if one[0] != "fe80::/64"]
+
+    asyncio.run(scenario())
+
+
 # case: N15
 @pytest.mark.parametrize("how", ["works", "fails", "revert"])
 def test_ipv6_goes_with_an_mtu_that_is_too_small_for_it(box: Box, monkeypatch: pytest.MonkeyPatch, how: str) -> None:

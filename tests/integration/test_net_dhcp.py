@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from buildsys.run import run
+from common.settings.model import Settings, parse
+from common.settings.render import render
 from tests.hostpackages import ROOT
 from tests.integration.boxes import CALLER, NOTHING, Box, addresses, cable, ip, routes
 from tests.waiting import ended
@@ -41,8 +43,9 @@ def leased() -> bool:
 class Cabled(Box):
     """The part, the script `network` of early boot running beside it, and a DHCP server behind the cable."""
 
-    def __init__(self, tmp: Path) -> None:
+    def __init__(self, tmp: Path, settings: str = "") -> None:
         super().__init__(tmp)
+        (self.context.etc / "network.conf").write_text(settings)
         self.tmp = tmp
         self.server: int | None = None
         for folder in ("run/net", "init", "bin", "sys/eth0"):
@@ -61,6 +64,9 @@ class Cabled(Box):
         (link,) = ip("link", "show", "eth0")
         for name, value in (("ifindex", link["ifindex"]), ("mtu", 1500), ("carrier_up_count", 1)):
             (tmp / "sys/eth0" / name).write_text(f"{value}\n")
+        if settings:  # are for hardware alone
+            (tmp / "sys/eth0/type").write_text("1\n")
+            (tmp / "sys/eth0/device").mkdir()
         self.serve("192.0.2", router="192.0.2.1")
         self.script = self._spawn("ash", str(tmp / "init/network"))
 
@@ -381,6 +387,27 @@ def test_an_old_lease_ends_where_nobody_answers(leases: Leases) -> None:
     leases.tell("leasefail")
     assert addresses("eth0") == set()
     assert not (leases.net / "eth0.address").exists()
+
+
+# wanted: static /32 with off-link gateway
+@pytest.mark.parametrize(
+    ("address", "hop", "family"),
+    [
+        ("192.0.2.9/32", "198.51.100.1", "-4"),
+        ("192.0.2.9/24", "192.0.2.1", "-4"),
+        ("2001:db8::9/128", "2001:db8:1::1", "-6"),
+    ],
+)
+def test_the_settings_give_a_single_address_a_gateway(tmp_path: Path, address: str, hop: str, family: str) -> None:
+    text = f'[network]\nmode = "static"\ninterface = "eth0"\naddress = "{address}"\ngateway = "{hop}"\n'
+    files = render(parse(text.encode(), "mixos-preseed.toml", Settings()))
+    cable()
+    box = Cabled(tmp_path, files["etc/mixos/network.conf"].data.decode())
+    try:
+        asyncio.run(until(lambda: any(route[:2] == ("default", hop) for route in routes(family))))
+        assert address in addresses("eth0")
+    finally:
+        box.close()
 
 
 # wanted: ARP check on leases

@@ -159,6 +159,28 @@ def test_two_default_routes_of_one_metric_are_a_mistake() -> None:
     assert caught.value.reason == "config-value"
 
 
+# wanted: static /32 with off-link gateway
+@pytest.mark.parametrize(
+    ("addresses", "hop", "fits"),
+    [
+        ('"192.0.2.9/32"', "198.51.100.1", True),
+        ('"192.0.2.9/32", "203.0.113.9/24"', "203.0.113.1", True),
+        ('"192.0.2.9/31"', "198.51.100.1", False),
+        ('"192.0.2.9/32"', "192.0.2.9", False),
+        ('"192.0.2.9/24", "2001:db8::9/128"', "198.51.100.1", False),
+        ('"2001:db8::9/128"', "2001:db8:1::1", True),
+    ],
+)
+def test_a_gateway_beside_a_single_address(addresses: str, hop: str, fits: bool) -> None:
+    text = f'[interface.a]\nmode = "static"\naddresses = [{addresses}]\ngateways = ["{hop}"]'
+    if fits:
+        assert network(text).interface["a"].hops_alone() == ([] if hop.startswith("203") else [hop])
+        return
+    with pytest.raises(MixosError) as caught:
+        network(text)
+    assert caught.value.reason == "config-value"
+
+
 # case: N23
 @pytest.mark.parametrize(
     ("text", "fits"),

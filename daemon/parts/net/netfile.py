@@ -102,6 +102,13 @@ class Interface(Strict):
         _check_gateways(self)
         return self
 
+    def hops_alone(self) -> list[str]:
+        """Gateways in no network of the interface: on its link by themselves, as beside an address with /32 or /128."""
+        on_link = [ipaddress.ip_interface(address).network for address in self.addresses]
+        on_link += [ipaddress.ip_network(route.to) for route in self.routes if not route.via]
+        hops = ((hop, ipaddress.ip_address(hop)) for hop in self.gateways)
+        return [text for text, hop in hops if not hop.is_link_local and not any(hop in net for net in on_link)]
+
 
 def _check_gateways(interface: Interface) -> None:
     """A gateway is in a network of the interface, and there is one of each family. Raises ValueError."""
@@ -113,8 +120,10 @@ def _check_gateways(interface: Interface) -> None:
             raise ValueError(f'the gateway {hop} needs mode = "static": a lease brings its own')
         if any(hop == own.ip for own in networks):
             raise ValueError(f"the gateway {hop} is the interface's own address")
-        if not hop.is_link_local and not any(hop in own.network for own in networks):
-            raise ValueError(f"the gateway {hop} is in no network of this interface")
+    alone = {own.version for own in networks if own.network.num_addresses == 1}
+    for text in interface.hops_alone():
+        if (6 if ":" in text else 4) not in alone:
+            raise ValueError(f"the gateway {text} is in no network of this interface")
 
 
 class NetworkFile(Strict):

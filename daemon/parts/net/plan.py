@@ -278,6 +278,7 @@ def _addresses(name: str, entry: Interface, seen: Seen, link: Link | None) -> It
 def _routes(name: str, entry: Interface, seen: Seen, link: Link | None) -> Iterator[Step]:
     wanted = [(("::/0" if ":" in hop else "0.0.0.0/0"), hop, entry.metric) for hop in entry.gateways]
     wanted += [(route.to, route.via, route.metric) for route in entry.routes]
+    wanted += [(f"{hop}/{128 if ':' in hop else 32}", "", entry.metric) for hop in entry.hops_alone()]
     routes = [Route(to, via, name, metric or (IPV6_METRIC if ":" in to else 0)) for to, via, metric in wanted]
     here = [route for route in seen.routes if link and route.interface == name and route.table == MAIN_TABLE]
     keys = set(map(_key, here))
