@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import shutil
 import signal
@@ -50,7 +51,7 @@ class Cabled(Box):
         self.server: int | None = None
         for folder in ("run/net", "init", "bin", "sys/eth0"):
             (tmp / folder).mkdir(parents=True)
-        for program in ("ip", "udhcpc"):
+        for program in ("ip", "arping", "udhcpc"):
             (tmp / "bin" / program).symlink_to("/usr/bin/busybox")
         for name in ("network", "dhcp", "functions", "udhcpc"):
             text = (INIT / name).read_text().replace("/run/mixos", str(tmp / "run"))
@@ -62,7 +63,8 @@ class Cabled(Box):
         # Both ends are this kernel's: the server's answers for its own addresses alone.
         Path("/proc/sys/net/ipv4/conf/far0/arp_ignore").write_text("1")
         (link,) = ip("link", "show", "eth0")
-        for name, value in (("ifindex", link["ifindex"]), ("mtu", 1500), ("carrier_up_count", 1)):
+        facts = {"ifindex": link["ifindex"], "mtu": 1500, "carrier_up_count": 1, "address": link["address"]}
+        for name, value in facts.items():
             (tmp / "sys/eth0" / name).write_text(f"{value}\n")
         if settings:  # are for hardware alone
             (tmp / "sys/eth0/type").write_text("1\n")
@@ -215,7 +217,9 @@ class Leases:
             folder.mkdir(parents=True)
         (self.sys / "ifindex").write_text("7\n")
         (self.sys / "mtu").write_text("1500\n")
-        (tmp / "bin/ip").symlink_to("/usr/bin/busybox")
+        (self.sys / "address").write_text("02:00:00:00:00:ff\n")
+        for program in ("ip", "arping"):
+            (tmp / "bin" / program).symlink_to("/usr/bin/busybox")
         text = (INIT / "dhcp").read_text().replace("/run/mixos", str(tmp / "run")).replace("PATH=", f"PATH={tmp}/bin:")
         self.script.write_text(text.replace("/sys/class/net", str(tmp / "sys")))
 
@@ -387,6 +391,32 @@ def test_an_old_lease_ends_where_nobody_answers(leases: Leases) -> None:
     leases.tell("leasefail")
     assert addresses("eth0") == set()
     assert not (leases.net / "eth0.address").exists()
+
+
+# wanted: IPv4 link-local when nobody answers
+def test_where_nobody_answers_an_address_of_the_link_is_taken(leases: Leases) -> None:
+    def there() -> list[tuple[str, str]]:
+        rows = [one for link in ip("-4", "address", "show", "dev", "eth0") for one in link["addr_info"]]
+        return [(f"{one['local']}/{one['prefixlen']}", one["scope"]) for one in rows]
+
+    Path("/proc/sys/net/ipv4/conf/far0/arp_ignore").write_text("1")  # both ends are this kernel's
+    leases.tell("deconfig")
+    leases.tell("leasefail")
+    ((first, scope),) = there()
+    assert ipaddress.ip_interface(first) in ipaddress.ip_network("169.254.0.0/16")
+    assert scope == "link"
+    leases.tell("leasefail")
+    leases.tell("deconfig")
+    assert there() == [(first, scope)]
+    assert leases.lease("bound", "192.0.2.1") == {("default", "192.0.2.1", "eth0")}
+    assert there() == [("192.0.2.77/24", "global")]
+    leases.tell("deconfig")
+    run(["ip", "address", "add", first.replace("/16", "/32"), "dev", "far0"])  # somebody else's now
+    leases.tell("leasefail")
+    ((second, _),) = there()
+    assert second != first
+    leases.tell("gone")
+    assert there() == []
 
 
 # wanted: static /32 with off-link gateway
