@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Collection
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -16,6 +17,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 _RESERVED = frozenset({"lo", "all", "default"})  # the loopback; folders below /proc/sys/net/ipv4/conf
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+MAX_SERVERS = 3  # name servers that are asked
+_MAX_LINE = 254  # of resolv.conf, in bytes
 _PEER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
@@ -79,6 +82,15 @@ def host_name(text: str) -> str:
     if len(text) > 253 or not _HOST.fullmatch(text):
         raise ValueError(f"{text!r} is not a host name")
     return text
+
+
+def resolver_fits(servers: Collection[str], search: Collection[str]) -> None:
+    """Whether the C library uses all of it: musl asks three servers and ignores a line of 255 bytes and more
+    (src/network/resolvconf.c). Raises ValueError."""
+    if len(set(servers)) > MAX_SERVERS:
+        raise ValueError(f"{len(set(servers))} name servers: at most {MAX_SERVERS} are asked")
+    if len(" ".join(["search", *dict.fromkeys(search)])) > _MAX_LINE:
+        raise ValueError(f"the search domains have more than {_MAX_LINE - len('search ')} characters together")
 
 
 def endpoint(text: str) -> str:

@@ -40,6 +40,7 @@ from common.settings.sshkey import OPTIONS, expiry_problem, key_problem, option_
 MAX_BYTES = 64 << 10
 MAX_KEYS = 64
 MAX_SERVERS = 8
+MAX_DNS = 3  # the C library asks no more
 MAX_SOURCES = 16
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -221,7 +222,7 @@ class _Reader:
             self.wrong("network.interface", f"{interface!r} is not the name of a network interface")
         dns = tuple(
             str(address)
-            for name in self.texts(table, "dns", "network.dns", MAX_SERVERS) or ()
+            for name in self.texts(table, "dns", "network.dns", MAX_DNS) or ()
             if (address := self.address(name, "network.dns")) is not None
         )
         if mode == "dhcp":
@@ -248,7 +249,8 @@ class _Reader:
         gateway = self.text(table, "gateway", "network.gateway", "")
         if gateway and (hop := self.address(gateway, "network.gateway")) is not None:
             gateway = str(hop)
-            if hop not in address.network and not hop.is_link_local:
+            alone = address.network.num_addresses == 1 and address.version == hop.version  # then it is on the link
+            if hop not in address.network and not hop.is_link_local and not alone:
                 self.wrong("network.gateway", f"{gateway} is not in {address.network}")
             elif hop == address.ip:
                 self.wrong("network.gateway", "is the device's own address")

@@ -451,6 +451,60 @@ def test_an_mtu_that_is_too_small_for_ipv6_and_back(box: Box) -> None:
     asyncio.run(scenario())
 
 
+# wanted: static /32 with off-link gateway
+@pytest.mark.parametrize(
+    ("own", "hop"), [("192.0.2.9/32", "198.51.100.1"), ("2001:db8::9/128", "2001:db8:1::1")], ids=["ipv4", "ipv6"]
+)
+def test_a_single_address_has_its_gateway_on_the_link(box: Box, own: str, hop: str) -> None:
+    text = f'[interface.eth0]\nmode = "static"\naddresses = ["{own}"]\ngateways = ["{hop}"]\n'
+
+    async def scenario() -> None:
+        cable()
+        for metric in ("", "metric = 7\n"):
+            await box.apply(text + metric)
+            assert {(hop, "", "eth0"), ("default", hop, "eth0")} <= routes("-6" if ":" in hop else "-4")
+            assert (await box.part.check(CALLER, NOTHING))["steps"] == []
+        await box.apply('[interface.eth0]\nmode = "none"\n')
+        assert not [one for one in routes("-6" if ":" in hop else "-4") if one[0] != "fe80::/64"]
+
+    asyncio.run(scenario())
+
+
+# case: N15
+@pytest.mark.parametrize("how", ["works", "fails", "revert"])
+def test_ipv6_goes_with_an_mtu_that_is_too_small_for_it(box: Box, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """The kernel takes addresses, routes and switches of IPv6 away by itself: what is done to them comes before."""
+    six = 'addresses = ["192.0.2.10/24", "2001:db8::10/64"]\ngateways = ["2001:db8::1"]\nipv6 = "static"\n'
+    more = '[[interface.eth0.routes]]\nto = "2001:db8:5::/48"\nvia = "2001:db8::2"\n'
+    start = f'[interface.eth0]\nmode = "static"\n{six}{more}'
+    tiny = '[interface.eth0]\nmode = "static"\naddresses = ["192.0.2.10/24"]\nipv6 = "off"\nmtu = 1200\n'
+    if how == "fails":
+        tiny += '[[interface.eth0.routes]]\nto = "198.51.100.0/24"\nvia = "172.16.0.1"\n'
+
+    async def scenario() -> None:
+        cable()
+        await box.apply(start)
+        before, routes_before = everything(), routes("-6")
+        assert ("2001:db8:5::/48", "2001:db8::2", "eth0") in routes_before
+        if how == "fails":
+            with pytest.raises(MixosError) as caught:
+                await box.apply(tiny)
+            assert caught.value.reason == "netlink-refused"
+        else:
+            await box.apply(tiny, confirm=600 if how == "revert" else 0)
+            assert addresses("eth0") == {"192.0.2.10/24"}
+            assert (await box.part.check(CALLER, NOTHING))["steps"] == []
+            if how == "works":
+                await box.apply(start)  # and the way back, with IPv6 from nothing
+            else:
+                await box.part.revert(CALLER, NOTHING)
+        assert everything() == before
+        assert addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
+        assert not box.part.engine.plan(box.part.engine.config, box.part.engine.config)[1]
+
+    asyncio.run(scenario())
+
+
 REMOTE = CALLER._replace(origin="ssh 192.0.2.77 (claimed)")
 
 
@@ -522,6 +576,69 @@ def test_below_an_interface_is_what_carries_it() -> None:
     assert below("gone", seen) == set()
 
 
+def kernels() -> set[tuple[str, str, int, str, str]]:
+    """Routes of the main tables, the kernel's own included; without those of links, which come in their own time."""
+    rows = [*ip("route", "show"), *ip("-6", "route", "show")]
+    found = {
+        (row["dst"], row.get("gateway", ""), row.get("metric", 0), row["dev"], row.get("prefsrc", ""))
+        for row in rows
+        if row["dst"] != "fe80::/64"
+    }
+    assert found
+    return found
+
+
+# case: N1
+@pytest.mark.parametrize("how", ["revert", "restart", "fails"])
+@pytest.mark.parametrize(
+    ("mode", "own", "to", "via"),
+    [
+        ("static", "198.51.100.5/24", "203.0.113.0/24", "198.51.100.1"),
+        ("none", "2001:db8:1::5/64", "2001:db8:7::/64", "2001:db8:1::1"),
+    ],
+    ids=["ipv4", "ipv6"],
+)
+def test_a_connected_route_that_a_new_one_replaces_comes_back(
+    box: Box, monkeypatch: pytest.MonkeyPatch, how: str, mode: str, own: str, to: str, via: str
+) -> None:
+    """That of an interface that the file does not name, where its address came by itself."""
+    metric = 256 if ":" in to else 0  # IP6_RT_PRIO_ADDRCONF
+    text = f'[interface.lan]\nmode = "{mode}"\naddresses = ["{own}"]\nbridge = {{}}\n'
+    text += f'[[interface.lan.routes]]\nto = "{to}"\nvia = "{via}"\nmetric = {metric}\n'
+
+    async def scenario() -> None:
+        made_by_others()
+        before, all_before = kernels(), everything()
+        if how == "fails":
+            real = part_engine.execute
+
+            def execute(*words: Any) -> None:
+                real(*words)
+                if words[0][0] == "add-route":
+                    raise OSError(errno.EIO, "broken")
+
+            monkeypatch.setattr(part_engine, "execute", execute)
+            with pytest.raises(OSError, match="broken"):
+                await box.apply(text)
+        else:
+            await box.apply(text, confirm=600)
+            assert (to, via, metric, "lan", "") in kernels()
+        if how == "revert":
+            await box.part.revert(CALLER, NOTHING)
+        if how == "restart":
+            await box.context.changes.stop()
+            now = record.boottime()
+            monkeypatch.setattr(record, "boottime", lambda: now + 700)
+            again = Box(box.context.etc.parent)
+            await again.part.start()
+            await again.part.stop()
+        assert kernels() == before
+        assert everything() == all_before
+
+    asyncio.run(scenario())
+
+
+# case: N2
 def test_the_way_out_of_an_interface_that_the_file_does_not_name_comes_back(box: Box) -> None:
     """The kernel has one route for a destination and a metric: a new one takes the place of anybody's."""
 

@@ -61,6 +61,16 @@ def test_limits():
             parse_limit(text)
 
 
+# case: N22
+def test_a_source_is_remembered_for_a_year_at_most():
+    """The kernel's own limit would be told in its words."""
+    for text in ("1/day burst 182", "999/hour burst 999999"):
+        assert parse_limit(text).seconds <= 366 * 86400
+    for text in ("1/day burst 183", "1/day burst 999999", "1/hour burst 999999"):
+        with pytest.raises(ValueError):
+            parse_limit(text)
+
+
 @pytest.mark.parametrize("text", ["192.0.2.1/24", "0.0.0.0/0", "::/0", "300.1.1.1", "fe80::1%eth0", "", "1.2.3", "@x"])
 def test_what_is_no_network(text):
     with pytest.raises(ValueError):

@@ -6,12 +6,14 @@ import asyncio
 from pathlib import Path
 from typing import Any, cast
 
+import ifaddr
 import pytest
 
 from common.errors import ConfigError
 from common.tomlfile import parse
 from daemon.core.part import Context
 from daemon.parts.mdns.part import MdnsFile, MdnsPart
+from daemon.parts.mdns.responder import network
 from daemon.parts.mdns.verbs import _found, _status
 
 PATH = Path("mdns.toml")
@@ -111,3 +113,17 @@ def test_a_new_name_is_told():
     names = {"running": True, "enabled": True, "addresses": [], "services": [], "problem": None}
     same = _status({**names, "wanted": "a.local", "host": "a.local"})
     assert len(_status({**names, "wanted": "a.local", "host": "a-2.local"})) > len(same) + 2
+
+
+# case: N22
+def test_a_persons_interfaces_are_spoken_on(monkeypatch):
+    """Whatever they are called; those that programs make for themselves are not."""
+    own = ["lo", "wg0", "tun3", "tap0", "docker0", "veth1a2b", "br-0123456789ab", "dummy0", "ifb1"]
+    theirs = ["eth0", "br-lan", "lobby", "wgarden", "tunnel", "tapas", "dockside", "br-0123456789"]
+    adapters = [
+        ifaddr.Adapter(name, name, [ifaddr.IP(f"192.0.2.{number}", 24, name)], number)
+        for number, name in enumerate([*own, *theirs], 1)
+    ]
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: adapters)
+    assert network([]).choice == tuple(f"192.0.2.{number}" for number in range(len(own) + 1, len(own + theirs) + 1))
+    assert network(["wg0"]).choice == ("192.0.2.2",)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ _PROBES, _PROBE_GAP = 3, 0.25  # RFC 6762 section 8.1; the gap in seconds
 _MOST = 500  # answers that are listed
 _NAMES = 99  # host names that are tried
 # Made by this device for itself or for tunnels: nobody out there answers to its names.
-_VIRTUAL = ("lo", "wg", "tun", "tap", "veth", "br-", "docker", "dummy", "ifb")
+# Whole names as they are given by programs: "br-lan" and "wgarden" are a person's.
+_VIRTUAL = re.compile(r"lo|(wg|tun|tap|docker|dummy|ifb)[0-9]*|veth.*|br-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def network(interfaces: Sequence[str]) -> Network:
     choice: list[str | int] = []
     addresses: list[bytes] = []
     for adapter in ifaddr.get_adapters():
-        if adapter.name not in interfaces if interfaces else adapter.name.startswith(_VIRTUAL):
+        if adapter.name not in interfaces if interfaces else _VIRTUAL.fullmatch(adapter.name):
             continue
         for one in adapter.ips:
             text = one.ip if isinstance(one.ip, str) else one.ip[0]

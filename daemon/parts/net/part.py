@@ -184,7 +184,7 @@ class Interfaces:
 
     async def time(self, _: Caller, __: Nothing) -> Clock:
         """`net.time`."""
-        return cast("Clock", timesync.status(self.etc))
+        return cast("Clock", timesync.status(self.etc, self.engine.early.folder))
 
     def _text(self) -> str:
         return read_text(self.engine.file) if self.engine.file.exists() else ""
@@ -203,9 +203,12 @@ class Interfaces:
     # -- interfaces that come later ----------------------------------------------------------------------------------
 
     def _changed(self) -> None:
-        """Something happened to links: look again a moment later, if it concerns us."""
+        """Something happened to links: look again a moment later, if it concerns us. Clients are told at once: another
+        network may be behind the cable."""
         assert self._watch is not None
         names = self._watch.take()
+        if names is None or any(self.engine.early.client(name) for name in names):
+            self.engine.early.wake()
         parents = {entry.vlan.parent for entry in self.engine.config.interface.values() if entry.vlan}
         ours = managed(self.engine.config).keys() | parents
         if self._settling is None and (ours if names is None else names & ours):

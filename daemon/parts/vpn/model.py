@@ -25,6 +25,7 @@ from common.netvalues import (
     PublicKey,
     interface_name,
     peer_name,
+    resolver_fits,
 )
 from common.tomlfile import Strict
 from daemon.linux.wireguard import MAX_ALLOWED
@@ -69,6 +70,12 @@ class Tunnel(Strict):
         for name in value:
             peer_name(name)
         return value
+
+    @model_validator(mode="after")
+    def _names_are_used(self) -> Tunnel:
+        resolver_fits(self.dns, self.search)
+        resolver_fits(self.client_dns, ())
+        return self
 
     @model_validator(mode="after")
     def _is_unambiguous(self) -> Tunnel:
