@@ -8,6 +8,8 @@ import json
 import os
 import re
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,18 +19,20 @@ from buildsys.run import run
 from common.errors import MixosError
 from common.tomlfile import parse
 from daemon.core.change import record
-from daemon.core.change.applier import Wish
+from daemon.core.change.applier import View, Wish
 from daemon.core.part import Context
 from daemon.linux.netlink import Message, NetlinkError, Socket
 from daemon.linux.rtnl import MAIN_TABLE, Link, Route, Rtnl, Rule
-from daemon.linux.wireguard import Device
+from daemon.linux.wireguard import Change, Device, Endpoint
 from daemon.parts.config.part import Config, Put
 from daemon.parts.net import engine as part_engine
 from daemon.parts.net import part
 from daemon.parts.net.part import Set
 from daemon.parts.net.plan import Seen, below
+from daemon.parts.vpn import engine as vpn_engine
 from daemon.parts.vpn import keys, resolve, tunnel, wgquick
-from daemon.parts.vpn.model import VpnFile
+from daemon.parts.vpn import part as part_of_vpn
+from daemon.parts.vpn.model import Tunnel, VpnFile
 from daemon.parts.vpn.part import Vpn
 from daemon.parts.vpn.requests import AddPeer, ChangeInterface, ChangePeer, Import, Init, OfInterface, OfPeer, Rotate
 from tests.integration.boxes import CALLER, NOTHING, Box, addresses, cable, ip, routes
@@ -994,6 +998,116 @@ def test_an_undo_waits_for_no_name(vpn: Vpn, monkeypatch: pytest.MonkeyPatch) ->
         await asyncio.sleep(0.1)
         assert vpn.engine.up == set() or asked == ["vpn.example.org:9"]  # a kernel without WireGuard has none up
         await vpn.stop()
+
+    asyncio.run(scenario())
+
+
+class Wires:
+    """WireGuard devices for a kernel that has none: what was asked for, and handshakes as a test says."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, Device] = {}
+
+    def __call__(self) -> Wires:
+        return self
+
+    def __enter__(self) -> Wires:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def get(self, name: str) -> Device:
+        return self.devices[name]
+
+    def tell(self, name: str, changes: list[Change]) -> None:
+        for change in changes:
+            self.peer(name, change.public, endpoint=change.endpoint)
+
+    def bring_up(self, kernel: tunnel.Kernel, entry: Tunnel, wanted: Device) -> None:
+        """In place of `tunnel.Kernel.bring_up`: on a link of another kind."""
+        if wanted.name not in links():
+            cable(wanted.name, f"far-{wanted.name}")
+            self.devices[wanted.name] = wanted
+        tunnel.set_up(kernel.rtnl, wanted.name, entry)
+
+    def peer(self, name: str, public: bytes, **values: Any) -> None:
+        device = self.devices[name]
+        peers = tuple(replace(peer, **values) if peer.public == public else peer for peer in device.peers)
+        self.devices[name] = replace(device, peers=peers)
+
+
+@pytest.fixture
+def wires(monkeypatch: pytest.MonkeyPatch) -> Wires:
+    made = Wires()
+    monkeypatch.setattr(vpn_engine, "WireGuard", made)
+    monkeypatch.setattr(vpn_engine.Engine, "device", lambda _, name: made.devices.get(name))
+    monkeypatch.setattr(tunnel.Kernel, "bring_up", lambda kernel, *rest: made.bring_up(kernel, *rest))
+    return made
+
+
+PROVIDER = f"[Interface]\nPrivateKey = {'A' * 42}E=\nAddress = 10.99.0.2/32\nDNS = 10.90.0.53\n\n[Peer]\n"
+PROVIDER += f"PublicKey = {ONE}\nEndpoint = vpn.example.org:9\nAllowedIPs = "
+
+
+# case: N3
+@pytest.mark.parametrize("allowed", ["10.90.0.0/16", "0.0.0.0/0"])
+def test_the_name_of_an_endpoint_is_not_asked_of_a_server_behind_it(
+    vpn: Vpn, wires: Wires, monkeypatch: pytest.MonkeyPatch, allowed: str
+) -> None:
+    """A boot, a peer that falls silent and moves, and one that answers again."""
+    public, answers, seen = keys.decode(ONE), ["192.0.2.9"], []
+    context = vpn.context
+
+    def servers() -> list[str]:
+        return vpn.engine.names.servers()
+
+    async def look_up(_: str, __: float = 0) -> list[Endpoint]:
+        past = [row["dst"] for row in ip("rule") if "dst" in row]
+        seen.append((*servers(), *past))
+        return [Endpoint(answers[0], 9)] if answers else []
+
+    async def scenario() -> None:
+        monkeypatch.setattr(resolve, "endpoint", look_up)
+        monkeypatch.setattr(part_of_vpn, "TICK_SECONDS", 3600.0)
+        (context.run / "net").mkdir(parents=True)
+        (context.run / "net/eth0.dns").write_text("nameserver 192.0.2.53\n")
+        await vpn.start()
+        await vpn.bring_in(CALLER, Import.model_validate({"name": "wgp", "text": PROVIDER + allowed}))
+        await vpn.stop()
+        run(["ip", "link", "delete", "wgp"])
+        wires.devices.clear()
+        seen.clear()
+
+        again = Vpn(context)  # the next boot
+        context.changes._appliers.clear()
+        await again.engine.apply(await again.engine.prepare(View(context.changes.places, {}), None, False), print)
+        assert servers() == ["192.0.2.53"]
+        await again.engine.look_again()
+        everything = ("192.0.2.53",) if allowed == "0.0.0.0/0" else ()
+        assert seen == [("192.0.2.53", *everything)]
+        assert servers() == ["10.90.0.53"]
+        assert not [row for row in ip("rule") if "dst" in row]
+
+        wires.peer("wgp", public, handshake=int(time.time()), endpoint=Endpoint("192.0.2.9", 9))
+        await again.engine.look_again()
+        assert len(seen) == 1
+        wires.peer("wgp", public, handshake=1, sent=100)  # idle for long: nothing is wrong with that
+        answers.clear()  # nobody behind the tunnel answers, whatever is asked
+        for _ in range(3):
+            await again.engine.look_again()
+            assert servers() == ["10.90.0.53"]
+        for sent in (200, 300):
+            wires.peer("wgp", public, sent=sent)
+            await again.engine.look_again()
+        assert servers() == ["192.0.2.53"]
+        answers.append("192.0.2.10")
+        await again.engine.look_again()
+        assert seen[-1] == ("192.0.2.53", *everything)
+        assert wires.devices["wgp"].peers[0].endpoint == Endpoint("192.0.2.10", 9)
+        wires.peer("wgp", public, handshake=int(time.time()))
+        await again.engine.look_again()
+        assert servers() == ["10.90.0.53"]
 
     asyncio.run(scenario())
 
