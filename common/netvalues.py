@@ -28,9 +28,14 @@ def interface_name(text: str) -> str:
 
 def peer_name(text: str) -> str:
     """What a peer is called. Raises ValueError."""
-    if not _PEER.fullmatch(text):
+    if not is_peer_name(text):
         raise ValueError(f"{text!r} is not a name for a peer: at most 32 letters, digits and _ -")
     return text
+
+
+def is_peer_name(text: str) -> bool:
+    """Whether a peer can be called so."""
+    return bool(_PEER.fullmatch(text))
 
 
 def host_address(text: str) -> str:

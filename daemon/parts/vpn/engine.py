@@ -78,7 +78,7 @@ class Engine:
         new, now = wanted.read().interface, self._tunnels()
         everything = wanted.everything()
         changed = {name for name in {*new, *now} if new.get(name) != now.get(name)}
-        changed |= {name.removeprefix(SECRETS).partition(".")[0] for name in view.changed if name.startswith(SECRETS)}
+        changed |= {name for name in {*new, *now} for each in view.changed if each.startswith(f"{SECRETS}{name}.")}
         way = connection(caller.connection or caller.origin.removeprefix("ssh ").partition(" ")[0]) if caller else None
         return applier.Plan(
             contents=everything,
