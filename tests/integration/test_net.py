@@ -929,6 +929,32 @@ def test_commands_of_the_vpn_end_to_end(vpn: Vpn, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+# case: N16
+def test_what_cannot_be_shown_is_not_made(vpn: Vpn) -> None:
+    """A key that is told once would be lost with a configuration that is too large for a code."""
+    network = tuple(f"10.{n}.0.0/16" for n in range(200))
+
+    async def scenario() -> None:
+        await vpn.start()
+        await vpn.init(CALLER, Init.model_validate({"addresses": ["10.201.0.1/24"], "client-routes": network}))
+        limit = {"config-bytes": 2953}
+        await vpn.add(CALLER, AddPeer.model_validate({"peer": "old", "keep-key": True}))
+        before = vpn.engine.config.everything()
+        for work, params, values in (
+            (vpn.add, AddPeer, {"peer": "phone"}),
+            (vpn.rotate, Rotate, {"peer": "old", "key": True}),
+            (vpn.rotate, Rotate, {"peer": "old"}),
+            (vpn.rotate, Rotate, {}),
+        ):
+            with pytest.raises(MixosError) as caught:
+                await cast(Any, work)(CALLER, params.model_validate({**values, **limit}))
+            assert caught.value.reason == "vpn-config-size"
+            assert vpn.engine.config.everything() == before
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
 def test_peers_that_are_added_at_once_get_addresses_of_their_own(vpn: Vpn) -> None:
     async def scenario() -> None:
         await vpn.start()

@@ -400,6 +400,26 @@ def test_addresses_are_given_in_order_and_run_out() -> None:
         assert caught.value.reason == reason
 
 
+# case: N17
+@pytest.mark.parametrize(
+    ("wanted", "allowed", "addresses"),
+    [
+        ((), ("10.8.0.3/32", "fd00:8::3/128"), ("10.8.0.3/32", "fd00:8::3/128")),
+        (("10.8.0.9/32",), ("10.8.0.9/32",), ("10.8.0.9/32",)),
+        (("192.168.50.0/24",), ("10.8.0.3/32", "fd00:8::3/128", "192.168.50.0/24"), ("10.8.0.3/32", "fd00:8::3/128")),
+        (("192.168.50.5/32",), ("10.8.0.3/32", "fd00:8::3/128", "192.168.50.5/32"), ("10.8.0.3/32", "fd00:8::3/128")),
+        (("10.8.0.0/28",), ("10.8.0.16/32", "fd00:8::3/128", "10.8.0.0/28"), ("10.8.0.16/32", "fd00:8::3/128")),
+        (("0.0.0.0/0",), ("10.8.0.3/32", "fd00:8::3/128", "0.0.0.0/0"), ("10.8.0.3/32", "fd00:8::3/128")),
+    ],
+)
+def test_a_peer_with_a_network_behind_it_has_an_address_too(
+    wanted: tuple[str, ...], allowed: tuple[str, ...], addresses: tuple[str, ...]
+) -> None:
+    assert clients.allowed(server(), wanted) == allowed
+    peer = vpnfile.PeerEntry.model_validate({"public-key": TWO, "allowed-ips": allowed})
+    assert wgquick.parse(clients.client(server(), peer, bytes([3]) * 32, bytes([8]) * 32, None)).addresses == addresses
+
+
 def test_random_networks_avoid_what_is_there() -> None:
     taken = ["10.0.0.1/9", "192.0.2.1/24", "2001:db8::1/64"]
     for _ in range(50):

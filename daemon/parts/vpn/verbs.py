@@ -15,6 +15,7 @@ from daemon.client.cli.common import Function, ask, json_option, show
 from daemon.client.console.names import names as known
 from daemon.client.show import Column, Listing
 
+_QR_BYTES = 2953  # ISO/IEC 18004: version 40, level L
 _SECONDS = 100.0  # looking up names of endpoints takes as long as the name servers need to give up
 
 
@@ -115,6 +116,11 @@ def _trial(row: Mapping[str, Any]) -> str:
     return f"on trial for {row['confirm']} s; keep it with: mixctl confirm"
 
 
+def _shown(qr: bool) -> dict[str, int]:
+    """How much of a configuration can be shown: what cannot must not be made, since its key would be lost."""
+    return {"config-bytes": _QR_BYTES} if qr else {}
+
+
 def _print_config(text: str, qr: bool) -> None:
     """A configuration, as text for a file or as a code for a phone's camera, on standard output."""
     if not qr:
@@ -146,7 +152,7 @@ def _remark(row: Mapping[str, Any]) -> None:
 @vpn.command("add-peer")
 @click.argument("name")
 @_interface_option
-@click.option("--allowed-ips", multiple=True, help="Networks behind the peer; default: the next free address.")
+@click.option("--allowed-ips", multiple=True, help="Networks behind the peer; besides, it gets the next free address.")
 @click.option("--public-key", help="The peer's own public key; default: make a key pair for it.")
 @click.option("--psk", is_flag=True, help="Add a preshared key.")
 @click.option("--keepalive", type=click.IntRange(0, 65535), default=0, help="Seconds between packets when idle.")
@@ -163,7 +169,7 @@ def add_peer(name: str, qr: bool, as_json: bool, **values: Any) -> None:
       mixctl vpn add-peer phone --keepalive 25 --qr
       mixctl vpn add-peer office --public-key 4qh4UzGyx8HwTw3bTY6hDAYxhIMHTX4Ogz9rV2R5Aic= --allowed-ips 10.8.0.9/32
     """
-    result = ask("vpn.add-peer", wish({"peer": name, **values}), seconds=_SECONDS)
+    result = ask("vpn.add-peer", wish({"peer": name, **values, **_shown(qr)}), seconds=_SECONDS)
     if as_json or not result["applied"]:
         return show(result, as_json, changed)
     _print_config(result["config"], qr)
@@ -234,7 +240,7 @@ def rotate(name: str | None, qr: bool, as_json: bool, **values: object) -> None:
       mixctl vpn rotate laptop
       mixctl vpn rotate phone --key --qr
     """
-    result = ask("vpn.rotate", wish({"peer": name, **values}), seconds=_SECONDS)
+    result = ask("vpn.rotate", wish({"peer": name, **values, **_shown(qr)}), seconds=_SECONDS)
     if as_json or not result["applied"]:
         return show(result, as_json, changed)
     for peer, text in result["configs"].items():
