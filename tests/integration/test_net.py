@@ -1072,6 +1072,25 @@ def wires(monkeypatch: pytest.MonkeyPatch) -> Wires:
     return made
 
 
+# case: N20
+def test_a_tunnel_that_is_half_up_is_down(vpn: Vpn, wires: Wires) -> None:
+    """The device is there, and somebody else has the route: status, problem and the answer tell one story."""
+
+    async def scenario() -> None:
+        cable()
+        for words in ("address add 10.90.0.5/16 dev eth0", "link set eth0 up"):
+            run(["ip", *words.split()])
+        await vpn.start()
+        made = await vpn.bring_in(CALLER, Import.model_validate({"name": "wgp", "text": PROVIDER + "10.90.0.0/16"}))
+        (row,) = (await vpn.report(CALLER, NOTHING))["interfaces"]
+        assert (made["state"], row["state"], row["wanted"]) == ("down", "down", "up")
+        assert made["problem"] == row["problem"] is not None
+        assert [peer["state"] for peer in row["peers"]] == ["down"]
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
 PROVIDER = f"[Interface]\nPrivateKey = {'A' * 42}E=\nAddress = 10.99.0.2/32\nDNS = 10.90.0.53\n\n[Peer]\n"
 PROVIDER += f"PublicKey = {ONE}\nEndpoint = vpn.example.org:9\nAllowedIPs = "
 

@@ -86,6 +86,25 @@ def test_what_is_written_and_not_in_force_is_no_success(tmp_path, monkeypatch, w
     assert mixctl.main(argv) == 1
 
 
+# case: N20
+@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize("words", ["init", "import FILE --name wg0", "add-peer a", "rotate", "rotate a --key", "apply"])
+def test_a_tunnel_that_is_not_up_is_no_success(tmp_path, monkeypatch, words, form):
+    answer: dict[str, Any] = {
+        "changed": True, "applied": True, "diff": "", "files": "", "steps": [], "cuts-off": False, "confirm": None,
+        "interface": "wg0", "state": "up", "problem": None, "public-key": "x", "addresses": [], "peers": [],
+        "peer": "a", "config": "", "configs": {}, "up": ["wg0"], "down": {}, "problems": [],
+    }  # fmt: skip
+    monkeypatch.setattr(client, "call", lambda *given, **options: answer)
+    (tmp_path / "file").touch()
+    argv = ["vpn", *(str(tmp_path / "file") if word == "FILE" else word for word in words.split()), *form]
+    assert mixctl.main(argv) == 0
+    answer |= {"state": "down", "problem": "no route", "up": [], "down": {"wg0": "no route"}}
+    assert mixctl.main(argv) == 1
+    answer["applied"] = False
+    assert mixctl.main([*argv, "--dry-run"]) == 0
+
+
 @pytest.mark.parametrize("words", ["config put mdns.toml FILE --dry-run", "config remove mdns.toml --dry-run"])
 def test_a_difference_is_printed_as_it_is(tmp_path, monkeypatch, capsys, words):
     answer = {"applied": False, "files": "--- a/x\n+++ b/x", "diff": "", "steps": [], "cuts-off": False, "problems": []}

@@ -117,7 +117,7 @@ class Vpn:
         return {"interfaces": [self._row(name, entry) for name, entry in tunnels.items()]}
 
     def _row(self, name: str, entry: Tunnel) -> TunnelRow:
-        device = self.engine.device(name)
+        device = self.engine.device(name) if name in self.engine.up else None
         problem = self.engine.problems.get(name) or self.engine.file_problem
         return {
             "name": name,

@@ -90,7 +90,7 @@ _PEERS = Listing(
 @click.option("--client-dns", multiple=True, help="Name server that clients' configurations name.")
 @click.option("--client-routes", multiple=True, help="What clients send into the tunnel; default: its own networks.")
 @change_options
-def init(as_json: bool, **values: Any) -> None:
+def init(as_json: bool, **values: Any) -> int:
     """Make a WireGuard interface with a new key and bring it up.
 
     \b
@@ -100,6 +100,7 @@ def init(as_json: bool, **values: Any) -> None:
     """
     result = ask("vpn.init", wish(values), seconds=_SECONDS)
     show(result, as_json, lambda row: f"{_state(row)}\naddresses   {' '.join(row['addresses'])}")
+    return _code(result)
 
 
 def _state(row: Mapping[str, Any]) -> str:
@@ -110,6 +111,12 @@ def _state(row: Mapping[str, Any]) -> str:
     lines += [f"public key  {row['public-key']}"] if row.get("public-key") else []
     lines += [_trial(row)] if row.get("confirm") else []
     return "\n".join(lines)
+
+
+def _code(row: Mapping[str, Any]) -> int:
+    """1 when a change was made and the tunnel, or one of them, is not up as it should be; `remove` and the like differ:
+    what they are asked for is done."""
+    return int(bool(row["applied"] and (row.get("problem") or row.get("down"))))
 
 
 def _trial(row: Mapping[str, Any]) -> str:
@@ -160,7 +167,7 @@ def _remark(row: Mapping[str, Any]) -> None:
 @click.option("--keep-key", is_flag=True, help="Keep the peer's private key here, so that `qr` can show it again.")
 @click.option("--qr", is_flag=True, help="Print the configuration as a QR code.")
 @change_options
-def add_peer(name: str, qr: bool, as_json: bool, **values: Any) -> None:
+def add_peer(name: str, qr: bool, as_json: bool, **values: Any) -> int:
     """Add a peer and print its configuration: once, since its private key is not kept.
 
     \b
@@ -171,12 +178,13 @@ def add_peer(name: str, qr: bool, as_json: bool, **values: Any) -> None:
     """
     result = ask("vpn.add-peer", wish({"peer": name, **values, **_shown(qr)}), seconds=_SECONDS)
     if as_json or not result["applied"]:
-        return show(result, as_json, changed)
+        show(result, as_json, changed)
+        return _code(result)
     _print_config(result["config"], qr)
     _remark(result)
     if "PrivateKey = " in result["config"] and not values["keep_key"]:
         click.echo("mixctl: this is shown once; the private key in it is not kept on this device", err=True)
-    return None
+    return _code(result)
 
 
 @vpn.command()
@@ -231,7 +239,7 @@ def delete(interface: str, yes: bool, as_json: bool, **values: object) -> None:
 @click.option("--key", is_flag=True, help="Make a new key pair for the peer, instead of a new preshared key.")
 @click.option("--qr", is_flag=True, help="Print the peer's configuration as a QR code.")
 @change_options
-def rotate(name: str | None, qr: bool, as_json: bool, **values: object) -> None:
+def rotate(name: str | None, qr: bool, as_json: bool, **values: object) -> int:
     """Make new keys: this device's own, or with NAME a peer's preshared key. Prints what the other side must change.
 
     \b
@@ -242,13 +250,14 @@ def rotate(name: str | None, qr: bool, as_json: bool, **values: object) -> None:
     """
     result = ask("vpn.rotate", wish({"peer": name, **values, **_shown(qr)}), seconds=_SECONDS)
     if as_json or not result["applied"]:
-        return show(result, as_json, changed)
+        show(result, as_json, changed)
+        return _code(result)
     for peer, text in result["configs"].items():
         if len(result["configs"]) > 1:
             click.echo(f"# --- {peer}")
         _print_config(text, qr)
     _remark(result)
-    return None
+    return _code(result)
 
 
 @vpn.command()
@@ -279,14 +288,16 @@ def down(as_json: bool, **values: object) -> None:
 
 @vpn.command()
 @change_options
-def apply(as_json: bool, **values: object) -> None:
+def apply(as_json: bool, **values: object) -> int:
     """Put an edited vpn.toml in force. Peers that did not change keep their sessions.
 
     \b
     Example:
       mixctl vpn apply
     """
-    show(ask("vpn.apply", wish(values), seconds=_SECONDS), as_json, _applied)
+    result = ask("vpn.apply", wish(values), seconds=_SECONDS)
+    show(result, as_json, _applied)
+    return _code(result)
 
 
 def _applied(result: Mapping[str, Any]) -> str:
@@ -302,7 +313,7 @@ def _applied(result: Mapping[str, Any]) -> str:
 @click.argument("file", type=click.File("r", encoding="utf-8"))
 @click.option("--name", help="The interface's name; default: the file's, without .conf.")
 @change_options
-def import_(file: Any, name: str | None, as_json: bool, **values: object) -> None:
+def import_(file: Any, name: str | None, as_json: bool, **values: object) -> int:
     """Make an interface from a configuration file of wg-quick, and bring it up. "-" reads standard input.
 
     \b
@@ -324,6 +335,7 @@ def import_(file: Any, name: str | None, as_json: bool, **values: object) -> Non
     params = {"name": name, "text": text, "file": label[-200:], **wish(values)}
     result = ask("vpn.import", params, seconds=_SECONDS)
     show(result, as_json, lambda row: f"{_state(row)}\npeers       {', '.join(row['peers']) or 'none'}")
+    return _code(result)
 
 
 @vpn.command()
