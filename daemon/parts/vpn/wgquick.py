@@ -239,7 +239,7 @@ def _with_prefix(text: str) -> str:
 
 def _allowed(text: str) -> str:
     """An allowed IP; host bits are dropped, as wg(8) does."""
-    return str(ipaddress.ip_network(text, strict=False))
+    return str(values.ip_network(str(ipaddress.ip_network(text, strict=False))))
 
 
 def write(quick: Quick, private: str) -> str:
