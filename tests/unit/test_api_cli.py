@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from buildsys.run import run
+from common.errors import MixosError
 from daemon.client import connection as client
 from daemon.client import mixctl
 from daemon.client.cli.common import columns
@@ -84,6 +86,25 @@ def test_what_is_written_and_not_in_force_is_no_success(tmp_path, monkeypatch, w
     assert mixctl.main(argv) == 0
     answer["problems"] = [{"method": "mdns.apply", "reason": "mdns-no", "message": "no"}]
     assert mixctl.main(argv) == 1
+
+
+# case: wanted import -
+def test_an_import_from_standard_input_needs_a_name(monkeypatch):
+    given: list[Any] = []
+
+    def call(method: str, params: Any, *_: object, **__: object) -> Any:
+        given.append(params)
+        raise MixosError("enough", reason="enough")
+
+    monkeypatch.setattr(client, "call", call)
+    for words, codes in (([], [2]), (["--name", "wg7"], [1])):
+        read, write = os.pipe()
+        os.write(write, b"[Interface]\n")
+        os.close(write)
+        with os.fdopen(read) as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", stream)
+            assert [mixctl.main(["vpn", "import", "-", *words])] == codes
+    assert [(one["name"], one["file"], one["text"]) for one in given] == [("wg7", "standard input", "[Interface]\n")]
 
 
 # case: N20
@@ -195,7 +216,7 @@ def test_a_full_disk_behind_the_output_is_no_traceback(device: Running, verb: st
 
 @pytest.mark.parametrize(
     ("verb", "code"),
-    [("config put firewall.toml", 11), ("vpn import -", 11), ("backup verify - --plain", 8), ("ping", 0)],
+    [("config put firewall.toml", 11), ("vpn import - --name wg0", 11), ("backup verify - --plain", 8), ("ping", 0)],
 )
 def test_streams_that_were_closed_are_empty(device: Running, verb: str, code: int):
     program = "import sys; from daemon.client.mixctl import main; sys.exit(main())"

@@ -214,6 +214,12 @@ def test_a_stock_file_is_read() -> None:
     assert SECRET not in repr(quick)
 
 
+# case: wanted DNS = a b
+def test_lists_may_be_divided_by_blanks() -> None:
+    text = STOCK.replace("DNS = 10.5.0.1, fd00:5::1, corp", "DNS = 10.5.0.1 fd00:5::1,\t corp")
+    assert wgquick.parse(text) == wgquick.parse(STOCK)
+
+
 def test_what_is_written_is_read_back() -> None:
     quick = wgquick.parse(STOCK)
     again = wgquick.parse(wgquick.write(quick, f"PrivateKey = {SECRET}"))

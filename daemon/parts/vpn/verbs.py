@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -324,8 +323,10 @@ def import_(file: Any, name: str | None, as_json: bool, **values: object) -> int
 
     from daemon.parts.vpn.wgquick import MAX_BYTES
 
-    label = "standard input" if file is sys.stdin else file.name
+    label = file.name if isinstance(file.name, str) and file.name != "<stdin>" else "standard input"
     name = name or PurePath(label).name.removesuffix(".conf")
+    if " " in name:
+        raise click.UsageError("what comes from standard input has no name: say --name")
     try:
         text = file.read(MAX_BYTES + 1)
     except UnicodeDecodeError as error:

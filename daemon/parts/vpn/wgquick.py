@@ -214,7 +214,7 @@ class _Reader:
     def list(self, section: _Section, word: str, check: Callable[[str], str]) -> tuple[str, ...]:
         found: dict[str, None] = {}
         for line, value in section.found.get(word, ()):
-            for item in filter(None, (part.strip() for part in value.split(","))):
+            for item in filter(None, re.split(r"[,\s]+", value)):  # as wg-quick takes Address and DNS
                 found[self.at(line, item, check)] = None
         return tuple(found)
 
