@@ -78,7 +78,7 @@ def test_what_is_written_and_not_in_force_is_no_success(tmp_path, monkeypatch, w
     answer: dict[str, Any] = {
         "changed": True, "applied": True, "diff": "", "files": "", "steps": [], "cuts-off": False, "confirm": None,
         "confirmed": True, "change": "00000001", "changed-files": ["mdns.toml"], "apply": ["mdns.apply"],
-        "revision": 1, "dry-run": False, "removed": [], "restart": [], "reboot": False, "problems": [],
+        "revision": 1, "dry-run": False, "removed": [], "restart": [], "reboot": False, "problems": [], "stays": [],
     }  # fmt: skip
     monkeypatch.setattr(client, "call", lambda *given, **options: answer)
     (tmp_path / "file").touch()
