@@ -113,7 +113,8 @@ def test_an_import_from_standard_input_needs_a_name(monkeypatch):
 def test_a_tunnel_that_is_not_up_is_no_success(tmp_path, monkeypatch, words, form):
     answer: dict[str, Any] = {
         "changed": True, "applied": True, "diff": "", "files": "", "steps": [], "cuts-off": False, "confirm": None,
-        "interface": "wg0", "state": "up", "problem": None, "public-key": "x", "addresses": [], "peers": [],
+        "interface": "wg0", "state": "up", "problem": None, "warnings": [], "public-key": "x",
+        "addresses": [], "peers": [],
         "peer": "a", "config": "", "configs": {}, "up": ["wg0"], "down": {}, "problems": [],
     }  # fmt: skip
     monkeypatch.setattr(client, "call", lambda *given, **options: answer)

@@ -457,6 +457,25 @@ def test_routes_and_rules_of_a_tunnel_that_takes_everything() -> None:
     assert tunnel.mark_of(quiet) == 0
 
 
+# case: wanted endpoint inside its own AllowedIPs
+@pytest.mark.parametrize(
+    ("endpoint", "allowed", "count"),
+    [
+        ("203.0.113.9:5", '"10.0.0.0/8", "203.0.113.0/24"', 1),
+        ("203.0.113.9:5", '"0.0.0.0/1", "128.0.0.0/1"', 1),
+        ("[2001:db8::9]:5", '"2001:db8::/32"', 1),
+        ("203.0.113.9:5", '"0.0.0.0/0", "203.0.113.0/24"', 1),
+        ("203.0.113.9:5", '"0.0.0.0/0"', 0),
+        ("203.0.113.9:5", '"10.0.0.0/8"', 0),
+        ("vpn.example.org:5", '"0.0.0.0/1"', 0),
+    ],
+)
+def test_an_endpoint_in_what_leads_to_it_is_a_warning(endpoint: str, allowed: str, count: int) -> None:
+    text = f'[interface.wg0.peer.a]\npublic-key = "{ONE}"\nendpoint = "{endpoint}"\nallowed-ips = [{allowed}]\n'
+    assert len(tunnel.warnings(server(text))) == count
+    assert tunnel.warnings(server(f"[interface.wg0]\nroutes = false\n{text}")) == []
+
+
 def test_a_device_needs_its_secrets(tmp_path: Path) -> None:
     store = files(tmp_path).store
     with pytest.raises(MixosError) as caught:

@@ -22,7 +22,7 @@ from daemon.core.tasks import background
 from daemon.linux.log import log
 from daemon.linux.rtnl import PROC, Rtnl
 from daemon.linux.wireguard import Device, stale
-from daemon.parts.vpn import clients, keys, wgquick
+from daemon.parts.vpn import clients, keys, tunnel, wgquick
 from daemon.parts.vpn.edits import VpnConfig
 from daemon.parts.vpn.engine import Engine
 from daemon.parts.vpn.model import PeerEntry, Tunnel
@@ -316,11 +316,13 @@ class Vpn:
             caller, wish, f"vpn {type(wish).__name__.lower()} {name}", edited, parts=("vpn",)
         )
         problem = self.engine.problems.get(name)
+        entry = config.read().interface.get(name)
         return config, {
             **answer,
             "interface": name,
             "state": "up" if name in self.engine.up else "down",
             "problem": problem.message if problem else None,
+            "warnings": tunnel.warnings(entry) if entry else [],
         }
 
     async def _client(self, config: VpnConfig, name: str, entry: Tunnel, title: str, private: bytes | None) -> str:

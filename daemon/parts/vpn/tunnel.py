@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import RefusedError
+from common.netvalues import is_address, split_endpoint
 from daemon.linux import wireguard
 from daemon.linux.netlink import NetlinkError
 from daemon.linux.rtnl import IPV6_METRIC, MAIN_TABLE, PROC, PROTOCOL, Address, Link, Route, Rtnl, Rule, family_of
@@ -94,6 +95,22 @@ def rules(tunnels: Iterable[Tunnel]) -> set[Rule]:
                 family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
                 found.add(Rule(family, _PRIORITY, MAIN_TABLE, suppress=0))
                 found.add(Rule(family, _PRIORITY + 1, TABLE, mark=mark_of(tunnel), inverted=True))
+    return found
+
+
+def warnings(tunnel: Tunnel) -> list[str]:
+    """What is hardly meant: a peer whose packets would go into the tunnel that they carry. Of a network of
+    everything (/0) they stay outside; names are not looked up."""
+    inside = [network for network in _allowed(tunnel) if network.prefixlen] if tunnel.routes else []
+    found = []
+    for title, peer in tunnel.peer.items():
+        host = split_endpoint(peer.endpoint)[0] if peer.endpoint else ""
+        if is_address(host):
+            found += [
+                f"the endpoint of {title} is in {each}, which leads into the tunnel itself"
+                for each in inside
+                if ipaddress.ip_address(host) in each
+            ]
     return found
 
 

@@ -107,6 +107,7 @@ def _state(row: Mapping[str, Any]) -> str:
         return changed(row)
     lines = [f"{row['interface']} is {row['state']}"]
     lines += [f"problem: {row['problem']}"] if row["problem"] else []
+    lines += [f"warning: {text}" for text in row["warnings"]]
     lines += [f"public key  {row['public-key']}"] if row.get("public-key") else []
     lines += [_trial(row)] if row.get("confirm") else []
     return "\n".join(lines)
@@ -151,6 +152,8 @@ def _remark(row: Mapping[str, Any]) -> None:
     """What is not part of a configuration goes to standard error: `> phone.conf` gives a clean file."""
     if row.get("problem"):
         click.echo(f"mixctl: {row['interface']} is down: {row['problem']}", err=True)
+    for text in row["warnings"]:
+        click.echo(f"mixctl: {text}", err=True)
     if row.get("confirm"):
         click.echo(f"mixctl: {_trial(row)}", err=True)
 
