@@ -31,15 +31,20 @@ def interface_name(text: str) -> str:
 
 def peer_name(text: str) -> str:
     """What a peer is called. Raises ValueError."""
-    if not _PEER.fullmatch(text):
+    if not is_peer_name(text):
         raise ValueError(f"{text!r} is not a name for a peer: at most 32 letters, digits and _ -")
     return text
+
+
+def is_peer_name(text: str) -> bool:
+    """Whether a peer can be called so."""
+    return bool(_PEER.fullmatch(text))
 
 
 def host_address(text: str) -> str:
     """The address of one host, without prefix or zone. Raises ValueError."""
     try:
-        address = ipaddress.ip_address(text)
+        address = plain(ipaddress.ip_address(text))
     except ValueError as error:
         raise ValueError(f"{text!r} is not an IP address") from error
     if "%" in text or address.is_multicast or address.is_unspecified:
@@ -55,9 +60,15 @@ def interface_address(text: str) -> str:
         raise ValueError(f"{text!r} is not an address with prefix length, such as 192.0.2.10/24") from error
     if "/" not in text:
         raise ValueError(f"{text!r} needs its prefix length, such as {text}/{24 if address.version == 4 else 64}")
-    if "%" in text or address.is_multicast or address.is_unspecified or address.is_loopback:
+    mapped = plain(address.ip) != address.ip
+    if "%" in text or mapped or address.is_multicast or address.is_unspecified or address.is_loopback:
         raise ValueError(f"{text!r} is not the address of a host")
     return str(address)
+
+
+def plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An IPv4 address within IPv6 (::ffff:192.0.2.1, as programs log it) as what it is: no packet carries it so."""
+    return (address.version == 6 and address.ipv4_mapped) or address
 
 
 def network(text: str) -> str:
@@ -68,7 +79,10 @@ def network(text: str) -> str:
 def ip_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """An address or a network. Raises ValueError, with the network that was meant when host bits are set."""
     try:
-        return ipaddress.ip_network(text)
+        found = ipaddress.ip_network(text)
+        if plain(found.network_address) != found.network_address and found.prefixlen >= 96:
+            return ipaddress.ip_network((plain(found.network_address), found.prefixlen - 96))
+        return found
     except ValueError as error:
         try:
             near = ipaddress.ip_network(text, strict=False)

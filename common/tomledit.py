@@ -6,6 +6,7 @@ that this small editor cannot make (an inline table, a dotted key) is refused, n
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from common.lines import split_lines
 from common.positions import positions
 
 Path = tuple[str | int, ...]
+_COMMENT = re.compile(r"""\s*#(?!.*("{3}|'{3}))""")  # and no end of a text that goes over several lines
 
 
 def literal(value: object) -> str:
@@ -78,7 +80,7 @@ def remove_table(text: str, table: Sequence[str]) -> str:
     )
     kept: list[str] = []
     inside = False
-    starts = {line: path[: len(table)] == tuple(table) for line, path in headers}
+    starts = {_with_comments(lines, line): path[: len(table)] == tuple(table) for line, path in headers}
     for number, line in enumerate(lines):
         inside = starts.get(number, inside)
         if not inside:
@@ -87,6 +89,15 @@ def remove_table(text: str, table: Sequence[str]) -> str:
     if _pruned(tomllib.loads(result)) != _pruned(wanted):
         raise _refuse(table)
     return result
+
+
+def _with_comments(lines: Sequence[str], header: int) -> int:
+    """The first line (from 0) of the comments right above a header: they are the table's. Those that begin the file are
+    the file's."""
+    line = header
+    while line and _COMMENT.match(lines[line - 1]):
+        line -= 1
+    return line or header
 
 
 def _statement_ends(text: str) -> dict[int, int]:

@@ -64,8 +64,23 @@ def parse(text: str, path: Path, model: type[Model]) -> Model:
         return model.model_validate(data)
     except ValidationError as error:
         places = positions(text)
-        lines = [_explain(detail, places, path, model) for detail in error.errors()[:20]]
+        spots = [(detail, nearest(places, detail["loc"])) for detail in error.errors()[:20]]
+        lines = [_explain(detail, f"{path}:{spot.line}:{spot.column}: ", model) for detail, spot in spots]
         raise ConfigError("\n".join(lines), reason=_reason(error.errors())) from error
+
+
+def parse_edit(text: str, before: str, path: Path, model: type[Model]) -> Model:
+    """Like `parse`, for text that a command has made of `before`, which is what the file says: a mistake of the command
+    is told without a line, since there is none; one that was there before with its line."""
+    try:
+        return parse(text, path, model)
+    except ConfigError as error:
+        parse(before, path, model)
+        cause = error.__cause__
+        if not isinstance(cause, ValidationError):
+            raise
+        lines = [_explain(detail, "", model) for detail in cause.errors()[:20]]
+        raise ConfigError("\n".join(lines), reason=error.reason) from cause
 
 
 def decode(text: str, path: Path) -> dict[str, Any]:
@@ -86,13 +101,9 @@ def _reason(details: list[ErrorDetails]) -> str:
     return "config-missing-key" if "missing" in kinds else "config-value"
 
 
-def _explain(
-    detail: ErrorDetails, places: dict[tuple[str | int, ...], Position], path: Path, model: type[BaseModel]
-) -> str:
+def _explain(detail: ErrorDetails, where: str, model: type[BaseModel]) -> str:
     location = detail["loc"]
-    place = nearest(places, location)
     name = ".".join(str(part) for part in location)
-    where = f"{path}:{place.line}:{place.column}: "
     if detail["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), _keys_at(model, location[:-1]), n=1)
         return f"{where}unknown key '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")

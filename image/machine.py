@@ -74,7 +74,7 @@ def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list
     if machine.memory < 64 or not 1 <= cpus <= 64:
         raise UsageError(f"{machine.memory} MiB and {cpus} CPUs make no machine", reason="bad-machine")
     code, _ = machine.firmware or firmware()
-    # A controller that nothing is connected to is still waited for by the kernel, port by port. What is added may need it.
+    # The kernel waits for every port of a controller, also where nothing is connected. What is added may need it.
     sata = "on" if machine.disk_bus == "ahci" or machine.extra else "off"
     argv = [str(find_tool(QEMU)), "-name", "mixos", "-machine", f"q35,smm=off,vmport=off,sata={sata}"]
     argv += acceleration.arguments()

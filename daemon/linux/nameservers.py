@@ -11,7 +11,7 @@ do it. Nothing is saved and put back: a contribution that ends is a file less.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from common import netvalues as values
@@ -32,7 +32,7 @@ class Names:
         self._put(self.folder / "search.file", (), () if servers else search)
         self.refresh()
 
-    def set_vpn(self, wanted: dict[str, tuple[Sequence[str], Sequence[str]]]) -> None:
+    def set_vpn(self, wanted: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> None:
         """Interface → servers and search domains, of every tunnel that is up; all others go."""
         folder = self.folder / "dns.vpn"
         for path in folder.glob("*"):

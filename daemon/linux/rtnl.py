@@ -85,7 +85,8 @@ class Route:
 
 @dataclass(frozen=True, order=True)
 class Rule:
-    """A routing rule: packets (not) marked `mark` look into `table`, leaving out prefixes as short as `suppress`."""
+    """A routing rule: packets (not) marked `mark`, or those for the network `to`, look into `table`, leaving out
+    prefixes as short as `suppress`."""
 
     family: int
     priority: int
@@ -94,6 +95,7 @@ class Rule:
     inverted: bool = False
     suppress: int = -1
     protocol: int = PROTOCOL
+    to: str = ""
 
 
 def family_of(network: str) -> int:
@@ -184,7 +186,7 @@ def _through(payload: bytes, connected: bool) -> int:
 
 def decode_rule(payload: bytes) -> Rule:
     """RTM_NEWRULE. Raises NetlinkError `netlink-garbage`."""
-    family, _, _, _, table, _, _, _, flags = _unpack(_RTMSG, payload)
+    family, length, _, _, table, _, _, _, flags = _unpack(_RTMSG, payload)
     found = dict(attributes(payload[_RTMSG.size :]))
     suppress = number(found.get(14, b"\xff\xff\xff\xff"))
     return Rule(
@@ -195,6 +197,7 @@ def decode_rule(payload: bytes) -> Rule:
         inverted=bool(flags & 2),  # FIB_RULE_INVERT
         suppress=-1 if suppress == 0xFFFFFFFF else suppress,
         protocol=number(found.get(21, b"\0")),
+        to=f"{_address(found[1])}/{length}" if 1 in found else "",
     )
 
 
@@ -232,8 +235,11 @@ def encode_route(route: Route, index: int) -> bytes:
 def encode_rule(rule: Rule) -> bytes:
     """The request that adds or removes a rule."""
     table = rule.table if rule.table < 256 else 0
-    head = _RTMSG.pack(rule.family, 0, 0, 0, table, 0, 0, 1, 2 if rule.inverted else 0)  # FR_ACT_TO_TBL
+    address, _, length = rule.to.partition("/")
+    flags = 2 if rule.inverted else 0
+    head = _RTMSG.pack(rule.family, int(length or 0), 0, 0, table, 0, 0, 1, flags)  # FR_ACT_TO_TBL
     parts = [u32(6, rule.priority), u32(15, rule.table), attribute(21, bytes([rule.protocol]))]
+    parts += [attribute(1, packed(address))] if address else []
     parts += [u32(10, rule.mark)] if rule.mark else []
     parts += [u32(14, rule.suppress)] if rule.suppress >= 0 else []
     return head + b"".join(parts)

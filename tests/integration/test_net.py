@@ -8,6 +8,8 @@ import json
 import os
 import re
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,18 +19,20 @@ from buildsys.run import run
 from common.errors import MixosError
 from common.tomlfile import parse
 from daemon.core.change import record
-from daemon.core.change.applier import Wish
+from daemon.core.change.applier import View, Wish
 from daemon.core.part import Context
 from daemon.linux.netlink import Message, NetlinkError, Socket
 from daemon.linux.rtnl import MAIN_TABLE, Link, Route, Rtnl, Rule
-from daemon.linux.wireguard import Device
+from daemon.linux.wireguard import Change, Device, Endpoint
 from daemon.parts.config.part import Config, Put
 from daemon.parts.net import engine as part_engine
 from daemon.parts.net import part
 from daemon.parts.net.part import Set
 from daemon.parts.net.plan import Seen, below
+from daemon.parts.vpn import engine as vpn_engine
 from daemon.parts.vpn import keys, resolve, tunnel, wgquick
-from daemon.parts.vpn.model import VpnFile
+from daemon.parts.vpn import part as part_of_vpn
+from daemon.parts.vpn.model import Tunnel, VpnFile
 from daemon.parts.vpn.part import Vpn
 from daemon.parts.vpn.requests import AddPeer, ChangeInterface, ChangePeer, Import, Init, OfInterface, OfPeer, Rotate
 from tests.integration.boxes import CALLER, NOTHING, Box, addresses, cable, ip, routes
@@ -1042,6 +1046,32 @@ def test_commands_of_the_vpn_end_to_end(vpn: Vpn, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+# case: N16
+def test_what_cannot_be_shown_is_not_made(vpn: Vpn) -> None:
+    """A key that is told once would be lost with a configuration that is too large for a code."""
+    network = tuple(f"10.{n}.0.0/16" for n in range(200))
+
+    async def scenario() -> None:
+        await vpn.start()
+        await vpn.init(CALLER, Init.model_validate({"addresses": ["10.201.0.1/24"], "client-routes": network}))
+        limit = {"config-bytes": 2953}
+        await vpn.add(CALLER, AddPeer.model_validate({"peer": "old", "keep-key": True}))
+        before = vpn.engine.config.everything()
+        for work, params, values in (
+            (vpn.add, AddPeer, {"peer": "phone"}),
+            (vpn.rotate, Rotate, {"peer": "old", "key": True}),
+            (vpn.rotate, Rotate, {"peer": "old"}),
+            (vpn.rotate, Rotate, {}),
+        ):
+            with pytest.raises(MixosError) as caught:
+                await cast(Any, work)(CALLER, params.model_validate({**values, **limit}))
+            assert caught.value.reason == "vpn-config-size"
+            assert vpn.engine.config.everything() == before
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
 def test_peers_that_are_added_at_once_get_addresses_of_their_own(vpn: Vpn) -> None:
     async def scenario() -> None:
         await vpn.start()
@@ -1111,6 +1141,135 @@ def test_an_undo_waits_for_no_name(vpn: Vpn, monkeypatch: pytest.MonkeyPatch) ->
         await asyncio.sleep(0.1)
         assert vpn.engine.up == set() or asked == ["vpn.example.org:9"]  # a kernel without WireGuard has none up
         await vpn.stop()
+
+    asyncio.run(scenario())
+
+
+class Wires:
+    """WireGuard devices for a kernel that has none: what was asked for, and handshakes as a test says."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, Device] = {}
+
+    def __call__(self) -> Wires:
+        return self
+
+    def __enter__(self) -> Wires:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def get(self, name: str) -> Device:
+        return self.devices[name]
+
+    def tell(self, name: str, changes: list[Change]) -> None:
+        for change in changes:
+            self.peer(name, change.public, endpoint=change.endpoint)
+
+    def bring_up(self, kernel: tunnel.Kernel, entry: Tunnel, wanted: Device) -> None:
+        """In place of `tunnel.Kernel.bring_up`: on a link of another kind."""
+        if wanted.name not in links():
+            cable(wanted.name, f"far-{wanted.name}")
+            self.devices[wanted.name] = wanted
+        tunnel.set_up(kernel.rtnl, wanted.name, entry)
+
+    def peer(self, name: str, public: bytes, **values: Any) -> None:
+        device = self.devices[name]
+        peers = tuple(replace(peer, **values) if peer.public == public else peer for peer in device.peers)
+        self.devices[name] = replace(device, peers=peers)
+
+
+@pytest.fixture
+def wires(monkeypatch: pytest.MonkeyPatch) -> Wires:
+    made = Wires()
+    monkeypatch.setattr(vpn_engine, "WireGuard", made)
+    monkeypatch.setattr(vpn_engine.Engine, "device", lambda _, name: made.devices.get(name))
+    monkeypatch.setattr(tunnel.Kernel, "bring_up", lambda kernel, *rest: made.bring_up(kernel, *rest))
+    return made
+
+
+# case: N20
+def test_a_tunnel_that_is_half_up_is_down(vpn: Vpn, wires: Wires) -> None:
+    """The device is there, and somebody else has the route: status, problem and the answer tell one story."""
+
+    async def scenario() -> None:
+        cable()
+        for words in ("address add 10.90.0.5/16 dev eth0", "link set eth0 up"):
+            run(["ip", *words.split()])
+        await vpn.start()
+        made = await vpn.bring_in(CALLER, Import.model_validate({"name": "wgp", "text": PROVIDER + "10.90.0.0/16"}))
+        (row,) = (await vpn.report(CALLER, NOTHING))["interfaces"]
+        assert (made["state"], row["state"], row["wanted"]) == ("down", "down", "up")
+        assert made["problem"] == row["problem"] is not None
+        assert [peer["state"] for peer in row["peers"]] == ["down"]
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
+PROVIDER = f"[Interface]\nPrivateKey = {'A' * 42}E=\nAddress = 10.99.0.2/32\nDNS = 10.90.0.53\n\n[Peer]\n"
+PROVIDER += f"PublicKey = {ONE}\nEndpoint = vpn.example.org:9\nAllowedIPs = "
+
+
+# case: N3
+@pytest.mark.parametrize("allowed", ["10.90.0.0/16", "0.0.0.0/0"])
+def test_the_name_of_an_endpoint_is_not_asked_of_a_server_behind_it(
+    vpn: Vpn, wires: Wires, monkeypatch: pytest.MonkeyPatch, allowed: str
+) -> None:
+    """A boot, a peer that falls silent and moves, and one that answers again."""
+    public, answers, seen = keys.decode(ONE), ["192.0.2.9"], []
+    context = vpn.context
+
+    def servers() -> list[str]:
+        return vpn.engine.names.servers()
+
+    async def look_up(_: str, __: float = 0) -> list[Endpoint]:
+        past = [row["dst"] for row in ip("rule") if "dst" in row]
+        seen.append((*servers(), *past))
+        return [Endpoint(answers[0], 9)] if answers else []
+
+    async def scenario() -> None:
+        monkeypatch.setattr(resolve, "endpoint", look_up)
+        monkeypatch.setattr(part_of_vpn, "TICK_SECONDS", 3600.0)
+        (context.run / "net").mkdir(parents=True)
+        (context.run / "net/eth0.dns").write_text("nameserver 192.0.2.53\n")
+        await vpn.start()
+        await vpn.bring_in(CALLER, Import.model_validate({"name": "wgp", "text": PROVIDER + allowed}))
+        await vpn.stop()
+        run(["ip", "link", "delete", "wgp"])
+        wires.devices.clear()
+        seen.clear()
+
+        again = Vpn(context)  # the next boot
+        context.changes._appliers.clear()
+        await again.engine.apply(await again.engine.prepare(View(context.changes.places, {}), None, False), print)
+        assert servers() == ["192.0.2.53"]
+        await again.engine.look_again()
+        everything = ("192.0.2.53",) if allowed == "0.0.0.0/0" else ()
+        assert seen == [("192.0.2.53", *everything)]
+        assert servers() == ["10.90.0.53"]
+        assert not [row for row in ip("rule") if "dst" in row]
+
+        wires.peer("wgp", public, handshake=int(time.time()), endpoint=Endpoint("192.0.2.9", 9))
+        await again.engine.look_again()
+        assert len(seen) == 1
+        wires.peer("wgp", public, handshake=1, sent=100)  # idle for long: nothing is wrong with that
+        answers.clear()  # nobody behind the tunnel answers, whatever is asked
+        for _ in range(3):
+            await again.engine.look_again()
+            assert servers() == ["10.90.0.53"]
+        for sent in (200, 300):
+            wires.peer("wgp", public, sent=sent)
+            await again.engine.look_again()
+        assert servers() == ["192.0.2.53"]
+        answers.append("192.0.2.10")
+        await again.engine.look_again()
+        assert seen[-1] == ("192.0.2.53", *everything)
+        assert wires.devices["wgp"].peers[0].endpoint == Endpoint("192.0.2.10", 9)
+        wires.peer("wgp", public, handshake=int(time.time()))
+        await again.engine.look_again()
+        assert servers() == ["10.90.0.53"]
 
     asyncio.run(scenario())
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from buildsys.run import run, spawn
+from common.errors import MixosError
 from daemon.client import connection as client
 from daemon.client import mixctl
 from daemon.client.cli.common import columns
@@ -91,6 +92,45 @@ def test_what_is_written_and_not_in_force_is_no_success(tmp_path, monkeypatch, w
     assert mixctl.main(argv) == 0
     answer["problems"] = [{"method": "mdns.apply", "reason": "mdns-no", "message": "no"}]
     assert mixctl.main(argv) == 1
+
+
+# case: wanted import -
+def test_an_import_from_standard_input_needs_a_name(monkeypatch):
+    given: list[Any] = []
+
+    def call(method: str, params: Any, *_: object, **__: object) -> Any:
+        given.append(params)
+        raise MixosError("enough", reason="enough")
+
+    monkeypatch.setattr(client, "call", call)
+    for words, codes in (([], [2]), (["--name", "wg7"], [1])):
+        read, write = os.pipe()
+        os.write(write, b"[Interface]\n")
+        os.close(write)
+        with os.fdopen(read) as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", stream)
+            assert [mixctl.main(["vpn", "import", "-", *words])] == codes
+    assert [(one["name"], one["file"], one["text"]) for one in given] == [("wg7", "standard input", "[Interface]\n")]
+
+
+# case: N20
+@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize("words", ["init", "import FILE --name wg0", "add-peer a", "rotate", "rotate a --key", "apply"])
+def test_a_tunnel_that_is_not_up_is_no_success(tmp_path, monkeypatch, words, form):
+    answer: dict[str, Any] = {
+        "changed": True, "applied": True, "diff": "", "files": "", "steps": [], "cuts-off": False, "confirm": None,
+        "interface": "wg0", "state": "up", "problem": None, "warnings": [], "public-key": "x",
+        "addresses": [], "peers": [],
+        "peer": "a", "config": "", "configs": {}, "up": ["wg0"], "down": {}, "problems": [],
+    }  # fmt: skip
+    monkeypatch.setattr(client, "call", lambda *given, **options: answer)
+    (tmp_path / "file").touch()
+    argv = ["vpn", *(str(tmp_path / "file") if word == "FILE" else word for word in words.split()), *form]
+    assert mixctl.main(argv) == 0
+    answer |= {"state": "down", "problem": "no route", "up": [], "down": {"wg0": "no route"}}
+    assert mixctl.main(argv) == 1
+    answer["applied"] = False
+    assert mixctl.main([*argv, "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("words", ["config put mdns.toml FILE --dry-run", "config remove mdns.toml --dry-run"])
@@ -204,7 +244,7 @@ def test_a_full_disk_behind_the_output_is_no_traceback(device: Running, verb: st
 
 @pytest.mark.parametrize(
     ("verb", "code"),
-    [("config put firewall.toml", 11), ("vpn import -", 11), ("backup verify - --plain", 8), ("ping", 0)],
+    [("config put firewall.toml", 11), ("vpn import - --name wg0", 11), ("backup verify - --plain", 8), ("ping", 0)],
 )
 def test_streams_that_were_closed_are_empty(device: Running, verb: str, code: int):
     program = "import sys; from daemon.client.mixctl import main; sys.exit(main())"

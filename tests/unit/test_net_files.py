@@ -249,6 +249,14 @@ def test_root_keys() -> None:
     assert tomllib.loads(set_keys(FILE, [], {"dns": None, "search": ["a"]}))["search"] == ["a"]
 
 
+# case: N4
+def test_a_table_goes_with_the_comments_above_it_and_no_others() -> None:
+    text = "# the file\n[a]\nx = 1\n\n# about b\n# more\n[b]\ny = 1\n# about c\n[c]\nz = 1\n"
+    assert remove_table(text, ["b"]) == "# the file\n[a]\nx = 1\n\n# about c\n[c]\nz = 1\n"
+    assert remove_table(text, ["a"]) == "# the file\n# about b\n# more\n[b]\ny = 1\n# about c\n[c]\nz = 1\n"
+    assert remove_table('[a]\nx = """\n# no comment"""\n[b]\n', ["b"]) == '[a]\nx = """\n# no comment"""\n'
+
+
 def test_a_table_goes_with_those_below_it() -> None:
     text = "[a]\nx = 1\n[a.b]\ny = 1\n[a.b.c]\nz = 1\n# about d\n[a.d]\nw = 1\n"
     assert tomllib.loads(remove_table(text, ["a", "b"])) == {"a": {"x": 1, "d": {"w": 1}}}

@@ -18,7 +18,7 @@ from common.errors import MixosError, NotFoundError, RefusedError
 from common.files import write_atomically
 from common.netvalues import InterfaceName
 from common.tomledit import set_keys
-from common.tomlfile import Strict, parse, read_text
+from common.tomlfile import Strict, parse, parse_edit, read_text
 from daemon.core.change.applier import View, Wish
 from daemon.core.method import ADMINS, Caller, Method, Nothing
 from daemon.core.part import Context
@@ -173,10 +173,11 @@ class Interfaces:
         self.context.changes.refuse_during_trial(self.engine)
         table = ["interface", params.name] if params.name else []
         try:
-            new = set_keys(self._text(), table, params.values)
+            old = self._text()
+            new = set_keys(old, table, params.values)
         except TypeError as error:
             raise RefusedError(f"a value cannot be written: {error}", reason="config-edit") from error
-        wanted = parse(new, self.engine.file, NetworkFile)
+        wanted = parse_edit(new, old, self.engine.file, NetworkFile)
         self.context.etc.mkdir(parents=True, exist_ok=True)
         write_atomically(self.engine.file, new.encode(), 0o644)
         seen, steps = await asyncio.to_thread(self.engine.plan, wanted, self.engine.config)

@@ -112,6 +112,9 @@ class VpnFile(Strict):
         ports = Counter(tunnel.port for tunnel in value.values() if tunnel.port)
         if twice := [port for port, count in ports.items() if count > 1]:
             raise ValueError(f"two interfaces listen on port {twice[0]}")
+        kept = {f"{name}.{title}" for name, tunnel in value.items() for title in tunnel.peer}
+        if same := sorted(kept & value.keys()):  # tunnel.own_key, tunnel.peer_key
+            raise ValueError(f"the keys of interface {same[0]} and of the peer would be one file")
         if sum(tunnel.up and tunnel.takes_everything for tunnel in value.values()) > 1:
             raise ValueError("two interfaces that are up take all traffic; one of them needs up = false")
         return value
