@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from common.errors import ConfigError
 from common.files import read_regular
-from common.positions import Position, nearest, positions
+from common.positions import nearest, positions
 from common.values import PATTERNS
 
 MAX_BYTES = 4 << 20  # no file that people write by hand is larger
