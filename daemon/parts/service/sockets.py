@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.errors import MixosError
+from common.files import folder_of, private_folder
 from daemon.linux import foreign
 from daemon.parts.service.accounts import group_id, user_id
 from daemon.parts.service.unit import Socket
@@ -52,46 +53,46 @@ def _tcp(wanted: Socket) -> socket.socket:
 
 
 def _unix(wanted: Socket) -> socket.socket:
-    """Bound under a name that nobody knows, given its owner and mode, then renamed: never open to the wrong people."""
+    """Given its owner and mode where nobody else can reach it, then renamed: never open to the wrong people, and when
+    its folder is a user's own, nothing else is given away."""
     assert wanted.unix is not None
     path = Path(wanted.unix)
-    if _alive(path):
-        raise OSError(98, "someone listens there already")
-    beside = path.with_name(f".{path.name[:40]}.{os.getpid()}")
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        beside.unlink(missing_ok=True)
-        old = os.umask(0o177)
+    with folder_of(path, make=True) as folder:
+        if _alive(path.name, folder):
+            raise OSError(98, "someone listens there already")
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            channel.bind(os.fspath(beside))
-        finally:
-            os.umask(old)
-        if os.geteuid() == 0:
-            os.chown(beside, user_id(wanted.owner), group_id(wanted.group))
-        beside.chmod(wanted.mode)
-        beside.rename(path)
-    except BaseException:
-        channel.close()
-        beside.unlink(missing_ok=True)
-        raise
+            with private_folder(folder) as own:
+                channel.bind(f"/proc/self/fd/{own}/socket")
+                if os.geteuid() == 0:
+                    os.chown("socket", user_id(wanted.owner), group_id(wanted.group), dir_fd=own, follow_symlinks=False)
+                os.chmod("socket", wanted.mode, dir_fd=own)
+                os.rename("socket", path.name, src_dir_fd=own, dst_dir_fd=folder)
+        except BaseException:
+            channel.close()
+            raise
     return channel
 
 
-def _alive(path: Path) -> bool:
+def _alive(name: str, folder: int) -> bool:
     """Whether somebody accepts connections there. Raises FileExistsError for what is no socket."""
-    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError(17, "something that is no socket is there")
+    try:
+        place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
         try:
+            if not stat.S_ISSOCK(os.fstat(place).st_mode):
+                raise FileExistsError(17, "something that is no socket is there")
             probe.setblocking(False)
-            probe.connect(os.fspath(path))
+            probe.connect(f"/proc/self/fd/{place}")
         except ConnectionRefusedError:
             return False
         except BlockingIOError:
             return True  # its backlog is full
+        finally:
+            os.close(place)
         return True
-    return False
 
 
 async def connection(descriptors: Sequence[int]) -> None:
@@ -111,9 +112,10 @@ def remove_files(sockets: Sequence[Socket]) -> None:
     """Remove the files of Unix sockets that are closed for good."""
     for one in sockets:
         if one.unix is not None:
-            with contextlib.suppress(OSError):
-                if stat.S_ISSOCK(os.lstat(one.unix).st_mode):
-                    Path(one.unix).unlink()
+            path = Path(one.unix)
+            with contextlib.suppress(OSError), folder_of(path) as folder:
+                if stat.S_ISSOCK(os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode):
+                    os.unlink(path.name, dir_fd=folder)
 
 
 def close(descriptors: Iterable[int]) -> None:
