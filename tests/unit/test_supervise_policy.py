@@ -270,3 +270,21 @@ def test_environment_files(tmp_path):
         with pytest.raises(ConfigError) as caught:
             prepare.environment_file(path)
         assert caught.value.reason == "unit-environment"
+
+
+# case: H2
+@pytest.mark.parametrize("kind", ["pipe", "device", "link of a stranger"])
+def test_an_environment_file_is_waited_for_by_nobody(tmp_path, kind):
+    path = tmp_path / "env"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        (tmp_path / "roots").write_text("SECRET=1\n")
+        path.symlink_to("/dev/zero" if kind == "device" else "roots")
+    if kind == "link of a stranger":
+        if os.geteuid() != 0:
+            pytest.skip("links of others are made by root")
+        os.lchown(path, 12345, 12345)
+    with pytest.raises(ConfigError) as caught:
+        prepare.environment_file(path)
+    assert caught.value.reason == "unit-environment"

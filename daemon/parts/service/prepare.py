@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError
+from common.files import read_regular
 from daemon.core.part import Context
 from daemon.linux import cgroup
 from daemon.linux.process import Runner
@@ -183,8 +184,7 @@ def environment_file(path: Path) -> dict[str, str]:
     Raises ConfigError `unit-environment` with file and line.
     """
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_ENVIRONMENT_BYTES + 1)
+        data = read_regular(path, _ENVIRONMENT_BYTES + 1)
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         problem = getattr(error, "strerror", None) or "not UTF-8"
