@@ -17,7 +17,7 @@ from daemon.core.part import Context
 from daemon.core.profiles import Profile, names, read_profile
 from daemon.core.transfer import Accepts, Content
 from daemon.linux.cgroup import Tree
-from daemon.linux.sandbox.policy import Changed, Network, Overlay, Policy, Shown, Word, tighten
+from daemon.linux.sandbox.policy import Changed, Network, Overlay, Policy, Shown, Word, problem, tighten
 from daemon.parts.sandbox.run import Ended, Runner
 
 if TYPE_CHECKING:
@@ -130,16 +130,9 @@ def command_policy(profile: Policy, caller: Caller, wanted: Command) -> Policy:
     if wanted.directory is not None:
         changes["directory"] = wanted.directory
     try:
-        return Policy.model_validate({**policy.model_dump(by_alias=True), **changes})
+        return policy.changed(changes)
     except ValueError as error:  # such as a path that the profile shows already
-        raise RefusedError(_first(error), reason="sandbox-paths") from error
-
-
-def _first(error: ValueError) -> str:
-    from pydantic import ValidationError
-
-    details = error.errors() if isinstance(error, ValidationError) else []
-    return str(details[0]["msg"]).removeprefix("Value error, ") if details else str(error)
+        raise RefusedError(problem(error), reason="sandbox-paths") from error
 
 
 def _summary(profile: Profile) -> ProfileFacts:

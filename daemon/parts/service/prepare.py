@@ -119,7 +119,8 @@ def specification(
     if service.sandbox is None:
         return result
     _executable(os.fspath(places.launcher))
-    return confine.sandboxed(result, service, who, context, places.launcher, len(unit.socket))
+    own = [folder for folder, _ in folders.values()]
+    return confine.sandboxed(result, service, who, context, places.launcher, len(unit.socket), own)
 
 
 def _rlimit(value: int) -> int:
@@ -142,15 +143,15 @@ def _environment(
         "HOME": who.home,
         "USER": who.name,
         "LOGNAME": who.name,
-        "MIXOS_UNIT": name,
         **places.environment(),
     }
-    if service.watchdog is not None and notify:
-        given["WATCHDOG_USEC"] = str(int(service.watchdog * 1e6))  # sd_watchdog_enabled(3)
-    given |= {key: os.fspath(folder) for key, (folder, _) in _folders(service, context).items()}
     if service.environment_file is not None:
         given |= environment_file(Path(service.environment_file))
-    return {**given, **service.environment}
+    given |= service.environment
+    given["MIXOS_UNIT"] = name  # from here on: what nobody else can say
+    if service.watchdog is not None and notify:
+        given["WATCHDOG_USEC"] = str(int(service.watchdog * 1e6))  # sd_watchdog_enabled(3)
+    return given | {key: os.fspath(folder) for key, (folder, _) in _folders(service, context).items()}
 
 
 def _folders(service: Service, context: Context) -> dict[str, tuple[Path, int]]:
