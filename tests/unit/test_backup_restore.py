@@ -73,6 +73,25 @@ def test_a_hostile_unit_gets_nothing_in(tmp_path):
     assert sorted(kept) == [f"var/lib/web{name}" for name in ("", "/current", "/db", "/db/data")]
 
 
+# case: H11
+def test_names_too_long_or_too_deep_keep_the_rest_of_a_unit_in_a_backup(tmp_path):
+    trees = device(tmp_path)
+    at = os.open(trees.lib / "web/db", os.O_RDONLY)
+    for name in ["x" * 255] + ["d"] * 1500:
+        os.mkdir(name, dir_fd=at)
+        inner = os.open(name, os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = inner
+    os.close(at)
+    (trees.lib / ("web/a" + "/b" * 120)).mkdir(parents=True)
+    left: list[str] = []
+    kept = [entry.path for entry, _ in contents.scan_state(trees, "web", left)]
+    assert "var/lib/web/db/data" in kept
+    assert left == ["var/lib/web/a" + "/b" * 99, f"var/lib/web/db/{'x' * 255}"]
+    assert backup(trees, state=STATE)
+    files.remove(trees.lib / "web")
+
+
 def test_a_restore_makes_it_what_it_was(tmp_path):
     old, new = device(tmp_path / "a"), device(tmp_path / "b", "two")
     write(new.etc / "mixos/units/later.toml", "x")
