@@ -84,12 +84,14 @@ def test_names_too_long_or_too_deep_keep_the_rest_of_a_unit_in_a_backup(tmp_path
         at = inner
     os.close(at)
     (trees.lib / ("web/a" + "/b" * 120)).mkdir(parents=True)
-    left: list[str] = []
-    kept = [entry.path for entry, _ in contents.scan_state(trees, "web", left)]
-    assert "var/lib/web/db/data" in kept
-    assert left == ["var/lib/web/a" + "/b" * 99, f"var/lib/web/db/{'x' * 255}"]
-    assert backup(trees, state=STATE)
-    files.remove(trees.lib / "web")
+    try:
+        left: list[str] = []
+        kept = [entry.path for entry, _ in contents.scan_state(trees, "web", left)]
+        assert "var/lib/web/db/data" in kept
+        assert left == ["var/lib/web/a" + "/b" * 99, f"var/lib/web/db/{'x' * 255}"]
+        assert backup(trees, state=STATE)
+    finally:
+        files.remove(trees.lib / "web")  # not even pytest could
 
 
 def test_a_restore_makes_it_what_it_was(tmp_path):

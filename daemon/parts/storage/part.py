@@ -1,7 +1,8 @@
 """The part `storage`: disks, space, quotas, health.
 
 Beside answering it looks at two things by itself: how full the data partition is (each minute, one system call) and how
-the disks are (each hour); it publishes `storage.full`, `storage.space` and `storage.health` when that changes.
+the disks are and whether units' files are still in their quotas (each hour); it publishes `storage.full`,
+`storage.space` and `storage.health` when that changes, `storage.quota` when files were brought back.
 """
 
 from __future__ import annotations
@@ -194,9 +195,16 @@ class Storage:
                 if time.monotonic() >= due:
                     due = time.monotonic() + _HOUR
                     await asyncio.wait([asyncio.ensure_future(self._examine())], timeout=_MINUTE)  # a disk may hang
+                    await self._gather()
             except Exception as error:  # noqa: BLE001  # the next look may succeed; watching must go on
                 log("warning", f"storage: {type(error).__name__}: {error}")
             await asyncio.sleep(_MINUTE)
+
+    async def _gather(self) -> None:
+        """What a unit has taken out of its quota is brought back, and told."""
+        for unit, count in (await asyncio.to_thread(self.quotas.gather)).items():
+            self.context.events.publish("storage.quota", unit, files=count)
+            log("warning", f"storage: {count} files of {unit} had left its quota")
 
     async def _examine(self) -> list[Health]:
         """Ask the disks, and tell what changed. Whoever comes meanwhile gets the same answer: a disk that hangs holds
