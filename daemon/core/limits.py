@@ -19,6 +19,8 @@ class Limits:
     linger: float = 2.0  # seconds for the last words to a client before the connection is cut
     look: float = 1.0  # seconds between looks at whether who waits for an answer is still there
     streams: int = 8  # open at once on one connection
+    streams_per_uid: int = 16  # on all connections of an account
+    stalled: float = 3600.0  # seconds that an item of a stream waits for its reader; a pager may be read for long
     rate: float = 200.0  # calls per second of one connection; faster ones wait
     burst: float = 400.0  # calls that are answered at once after a pause
 

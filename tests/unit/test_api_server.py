@@ -39,7 +39,7 @@ from daemon.core.part import Context
 from daemon.core.parts import Source, source
 from daemon.core.peer import Credentials
 from daemon.doors import server
-from tests.daemons import QUICK, Running, Sample, Text, Word, running
+from tests.daemons import QUICK, Running, Sample, Text, Word, connected, running
 from tests.hostpackages import ROOT
 from tests.waiting import PATIENCE, joined, until
 
@@ -319,6 +319,31 @@ def test_streams_of_one_connection_are_limited_and_do_not_idle(quick):
         time.sleep(3 * QUICK.idle)
         channel.sendall(rpc.encode_request("ping", {}, 9))
         assert rpc.decode_answer(reader.readline(), 9) == "pong"
+
+
+# case: H6
+def test_streams_of_one_account_are_limited(tmp_path):
+    """Over all of its connections; one that has ended counts no longer."""
+    limits = replace(QUICK, streams_per_uid=2, idle=20.0)
+    with running(tmp_path, limits=limits) as device, connected(device.path) as one, connected(device.path) as two:
+        lines = {channel: channel.makefile("rb") for channel in (one, two)}
+
+        def begin(channel: socket.socket) -> bool:
+            channel.sendall(rpc.encode_request("sample.count", {"text": "wait"}, 1))
+            answer = next(one for one in map(json.loads, lines[channel]) if one.get("id") == 1)
+            assert "result" in answer or answer["error"]["data"]["reason"] == "stream-limit"
+            return "result" in answer
+
+        assert [begin(one), begin(two), begin(two), begin(one)] == [True, True, False, False]
+        one.sendall(rpc.encode_request("stream.cancel", {"stream": 1}, 2))
+        until(lambda: begin(two))
+
+
+# case: H6
+def test_a_stream_whose_reader_never_comes_back_ends(tmp_path):
+    with running(tmp_path, limits=replace(QUICK, stalled=0.3)) as device, connected(device.path) as channel:
+        channel.sendall(rpc.encode_request("sample.count", {"text": "big", "count": 200}, 1))
+        assert device.sample.closed.wait(PATIENCE)
 
 
 def test_who_does_not_read_answers_is_dropped_with_the_reason(tmp_path, monkeypatch):
