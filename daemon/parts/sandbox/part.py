@@ -12,7 +12,7 @@ from pydantic import Field, StringConstraints
 from common.errors import RefusedError
 from common.tomlfile import Strict
 from common.values import Name
-from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing
+from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing, Role
 from daemon.core.part import Context
 from daemon.core.profiles import Profile, names, read_profile
 from daemon.core.transfer import Accepts, Content
@@ -117,12 +117,18 @@ def command_policy(profile: Policy, caller: Caller, wanted: Command) -> Policy:
     """The profile for one command: the caller's overlay takes away, the caller's own paths are added.
 
     The paths are looked up with the account that the command gets, never with root's rights. Raises RefusedError
-    `policy-loosens`, also for a network that the profile does not give.
+    `policy-loosens`, also for a network that the profile does not give; `sandbox-host-network`.
     """
     overlay = wanted.overlay
     if wanted.network is not None:
         overlay = overlay.model_copy(update={"network": wanted.network})
     policy = tighten(profile, overlay).for_account(caller.uid, caller.gid)
+    if policy.network == "host" and caller.role is not Role.ADMIN:
+        raise RefusedError(
+            "the device's own network, with what listens on its loopback, is for administrators and units",
+            reason="sandbox-host-network",
+            hint="--network none, or a profile with network = proxy",
+        )
     changes: dict[str, Any] = {
         "asked-read-only": (*policy.asked_read_only, *wanted.read_only),
         "asked-read-write": (*policy.asked_read_write, *wanted.read_write),
