@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from common.errors import NotFoundError, RpcError, UnreachableError
 from common.tomlfile import Strict
 from daemon import reference
 from daemon.client.connection import call
-from daemon.core import rpc
+from daemon.core import limits, rpc
 from daemon.core.limits import Bucket
 from daemon.core.manifest import manifests
 from daemon.core.method import EVERYONE, Method, Role, holds_secrets
@@ -189,6 +190,31 @@ def test_an_account_without_a_role_is_turned_away(tmp_path):
         assert device.reason("ping") == "role-none"
 
 
+# case: H8
+def test_what_sandboxes_were_refused_does_not_push_out_the_audit(tmp_path):
+    """A target every second for a day, from many sandboxes; what somebody did comes after it."""
+    facts = {"host": "x.test", "port": 1, "reason": "name-denied", "more": 2}
+    with running(tmp_path) as device:
+        events, loop = device.daemon.context.events, device.loop
+        for number in range(86_400 // 500):
+            for _ in range(500):  # as many as a listener keeps, then it listens
+                loop.call_soon_threadsafe(partial(events.publish, "sandbox.denied", f"s{number}", **facts))
+            device.call("ping")
+        device.call("sample.set", {"text": "done"})
+        entries = device.audit()
+    assert len(entries) < 20
+    assert [one["method"] for one in entries if one["kind"] == "intent"] == ["sample.set"]
+
+
+def test_a_sample_counts_what_it_leaves_out():
+    now = 0.0
+    sample = limits.Sample(lambda: now)
+    assert [sample.take(2) for _ in range(12)] == [0] * 10 + [None] * 2
+    now = 300.0
+    assert [sample.take(), sample.take()] == [6, None]
+
+
+# case: H8
 def test_denied_calls_are_audited_within_bounds(tmp_path):
     with running(tmp_path, Role.VIEWER) as device:
         for _ in range(50):
