@@ -58,6 +58,7 @@ def test_root_is_read_only_and_verified(guest: Guest, manifest: dict[str, Any]) 
     assert guest.attempt("mount -o remount,rw /").status != 0
 
 
+# case: H10
 @pytest.mark.parametrize(
     ("point", "wanted"),
     [
@@ -69,7 +70,7 @@ def test_root_is_read_only_and_verified(guest: Guest, manifest: dict[str, Any]) 
         ("/run", {"nosuid", "nodev", "noexec"}),
         ("/tmp", {"nosuid", "nodev", "noexec"}),
         ("/boot", {"ro", "nosuid", "nodev", "noexec"}),
-        ("/data", {"nosuid", "nodev"}),
+        ("/data", {"nosuid", "nodev", "errors=remount-ro"}),
         ("/etc", {"nosuid", "nodev", "noexec"}),
         ("/var", {"nosuid", "nodev", "noexec"}),
     ],

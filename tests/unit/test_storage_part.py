@@ -26,6 +26,7 @@ from daemon.parts.storage import disks, health, quota, usage
 from daemon.parts.storage import verbs as command
 from daemon.parts.storage.part import Limit, Storage
 from daemon.parts.storage.trim import trim
+from tests.hostpackages import ROOT
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 MOUNTINFO = """\
@@ -416,6 +417,40 @@ def test_wrong_sizes(text):
 async def listen(context: Context, found: list[Any]) -> None:
     async for event in context.events.listen("storage."):
         found.append((event.topic, event.subject, dict(event.data)))
+
+
+# case: H10
+def test_errors_of_the_data_file_system_are_told(tmp_path):
+    context = place(tmp_path)
+    part, found = Storage(context, tmp_path / "data", tmp_path), []
+    line = "36 35 254:5 / {} rw,nosuid - ext4 /dev/vda5 {},errors=remount-ro\n"
+
+    async def script() -> None:
+        task = asyncio.create_task(listen(context, found))
+        await asyncio.sleep(0)
+        for options, errors in (("rw", 0), ("rw", 2), ("ro", 3), ("ro", 3)):
+            put(tmp_path / "proc/self/mountinfo", line.format(tmp_path / "data", options))
+            put(tmp_path / "sys/fs/ext4/vda5/errors_count", f"{errors}\n")
+            part._look()
+        await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(script())
+    assert found == [
+        ("storage.errors", str(tmp_path / "data"), {"read-only": False, "errors": 2}),
+        ("storage.errors", str(tmp_path / "data"), {"read-only": True, "errors": 3}),
+    ]
+    assert (part.status()["data-read-only"], part.status()["data-errors"]) == (True, 3)
+
+
+# case: H10
+def test_the_data_file_system_is_not_written_after_an_error():
+    (mount,) = [
+        line
+        for line in (ROOT / "rootfs/skeleton/usr/lib/mixos/init/disk").read_text().splitlines()
+        if "ext4 -o" in line
+    ]
+    assert "errors=remount-ro" in mount.split()[4].split(",")
 
 
 def test_events(tmp_path, monkeypatch):
