@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import addresses
 from common.errors import ConfigError
 from daemon.core.change.applier import View
 from daemon.core.change.files import Trees
@@ -165,8 +166,8 @@ def test_too_many_addresses_are_refused(monkeypatch):
 
 networks = st.one_of(
     st.ip_addresses().map(str),
-    st.tuples(st.ip_addresses(v=4), st.integers(1, 32)).map(lambda x: str(ipaddress.ip_network(x, strict=False))),
-    st.tuples(st.ip_addresses(v=6), st.integers(1, 128)).map(lambda x: str(ipaddress.ip_network(x, strict=False))),
+    st.tuples(st.ip_addresses(v=4), st.integers(1, 32)).map(lambda x: str(addresses.network(x, strict=False))),
+    st.tuples(st.ip_addresses(v=6), st.integers(1, 128)).map(lambda x: str(addresses.network(x, strict=False))),
 )
 
 
@@ -175,7 +176,7 @@ networks = st.one_of(
 def test_merging_keeps_exactly_the_addresses(texts):
     found = lists.merge(texts)
     for family, ranges in ((4, found.v4), (6, found.v6)):
-        parsed = [ipaddress.ip_network(text) for text in texts if (":" in text) == (family == 6)]
+        parsed = [addresses.network(text) for text in texts if (":" in text) == (family == 6)]
         wanted = list(ipaddress.collapse_addresses(parsed))
         assert sum(last - first + 1 for first, last in ranges) == sum(one.num_addresses for one in wanted)
         assert all(found.holds(family, int(one[0])) and found.holds(family, int(one[-1])) for one in wanted)

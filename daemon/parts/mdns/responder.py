@@ -8,7 +8,6 @@ after two networks were joined, starts over (RFC 6762 sections 8.1 and 9).
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import random
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,8 @@ from zeroconf import (  # type: ignore[attr-defined]  # exported, though not by 
     Zeroconf,
 )
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf, AsyncZeroconfServiceTypes
+
+from common.addresses import address
 
 _QUERY = 0  # flags of a question, RFC 1035 section 4.1.1
 _A, _AAAA, _ANY, _IN = 1, 28, 255, 1
@@ -55,7 +56,7 @@ def network(interfaces: Sequence[str]) -> Network:
             continue
         for one in adapter.ips:
             text = one.ip if isinstance(one.ip, str) else one.ip[0]
-            packed = ipaddress.ip_address(text.partition("%")[0]).packed
+            packed = address(text.partition("%")[0]).packed
             addresses.append(packed)
             if isinstance(one.ip, str):
                 choice.append(one.ip)
@@ -107,9 +108,9 @@ class Responder(RecordUpdateListener):
 
     def status(self) -> dict[str, Any]:
         """The names in use."""
-        addresses = [str(ipaddress.ip_address(one)) for one in self.place.addresses]
+        shown = [str(address(one)) for one in self.place.addresses]
         services = [{"name": info.name.removesuffix(".local."), "port": info.port} for info in self.infos]
-        return {"host": f"{self.host}.local", "addresses": addresses, "services": services}
+        return {"host": f"{self.host}.local", "addresses": shown, "services": services}
 
     # -- the host's name ---------------------------------------------------------------------------------------------
 

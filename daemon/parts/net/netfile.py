@@ -18,12 +18,12 @@ An interface that the file does not name is left to the scripts of early boot.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from common import addresses
 from common.netvalues import HostAddress, HostName, InterfaceAddress, InterfaceName, NetworkText, interface_name
 from common.tomlfile import Strict
 
@@ -95,8 +95,8 @@ def _check_gateways(interface: Interface) -> None:
     """A gateway is in a network of the interface, and there is one of each family. Raises ValueError."""
     if any(count > 1 for count in Counter(":" in hop for hop in interface.gateways).values()):
         raise ValueError("one gateway for IPv4 and one for IPv6; others are routes")
-    networks = [ipaddress.ip_interface(address) for address in interface.addresses]
-    for hop in map(ipaddress.ip_address, interface.gateways):
+    networks = [addresses.interface(address) for address in interface.addresses]
+    for hop in map(addresses.address, interface.gateways):
         if hop.version == 4 and interface.mode == "dhcp":
             raise ValueError(f'the gateway {hop} needs mode = "static": a lease brings its own')
         if any(hop == own.ip for own in networks):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import grp
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints
 
+from common import addresses
 from common.errors import ConfigError, MixosError, RefusedError
 from common.files import write_atomically
 from common.netvalues import network
@@ -74,7 +74,7 @@ def parse_exception(text: str) -> str:
     if "/" in text:
         return network(text)
     try:
-        return str(ipaddress.ip_address(text.strip("[]")))
+        return str(addresses.address(text.strip("[]")))
     except ValueError:
         if not _SUFFIX.fullmatch(text):
             raise ValueError(f"{text[:80]!r} is not an address, network, host or .suffix") from None
@@ -188,13 +188,13 @@ def _excepts(entry: str, host: str, port: int) -> bool:
     if entry == "*":
         return True
     try:
-        network = ipaddress.ip_network(entry)
+        network = addresses.network(entry)
     except ValueError:
         name, _, wanted = entry.partition(":")
         bare = name.lstrip(".")
         return (host == bare or host.endswith(f".{bare}")) and wanted in ("", str(port))
     try:
-        return ipaddress.ip_address(host.partition("%")[0]) in network
+        return addresses.address(host.partition("%")[0]) in network
     except ValueError:
         return False
 

@@ -6,6 +6,7 @@ import ipaddress
 import secrets
 from collections.abc import Iterable
 
+from common import addresses
 from common.errors import RefusedError
 from daemon.linux.wireguard import Network
 from daemon.parts.vpn import keys, wgquick
@@ -18,9 +19,9 @@ _NO_KEY = "# PrivateKey = the one that belongs to the public key in use; it neve
 
 def random_networks(taken: Iterable[str]) -> tuple[str, str]:
     """Addresses for a new tunnel: a /24 below 10/8 that overlaps nothing in `taken`, and a ULA /64 (RFC 4193)."""
-    used = [ipaddress.ip_interface(address).network for address in taken if ":" not in address]
+    used = [addresses.interface(address).network for address in taken if ":" not in address]
     for _ in range(_TRIES):
-        network = ipaddress.ip_network((bytes([10, secrets.randbelow(256), secrets.randbelow(256), 0]), 24))
+        network = addresses.network((bytes([10, secrets.randbelow(256), secrets.randbelow(256), 0]), 24))
         if not any(network.overlaps(other) for other in used):
             break
     else:
@@ -31,9 +32,9 @@ def random_networks(taken: Iterable[str]) -> tuple[str, str]:
 
 def next_addresses(tunnel: Tunnel) -> tuple[str, ...]:
     """A free address for a new peer in each network of the tunnel, as allowed IPs. Raises RefusedError `vpn-full`."""
-    networks = [ipaddress.ip_network(item) for peer in tunnel.peer.values() for item in peer.allowed_ips]
+    networks = [addresses.network(item) for peer in tunnel.peer.values() for item in peer.allowed_ips]
     found = []
-    for address in map(ipaddress.ip_interface, tunnel.addresses):
+    for address in map(addresses.interface, tunnel.addresses):
         free = _free(address, networks)
         if free is None:
             raise RefusedError(
@@ -64,7 +65,7 @@ def _free(
 def client(tunnel: Tunnel, entry: PeerEntry, public: bytes, private: bytes | None, preshared: bytes | None) -> str:
     """The client's file for wg-quick. public: this device's key; private: the client's, None when it has its own."""
     own = [network for network in entry.allowed_ips if network.endswith(("/32", "/128"))]
-    networks = [str(ipaddress.ip_interface(address).network) for address in tunnel.addresses]
+    networks = [str(addresses.interface(address).network) for address in tunnel.addresses]
     server = _server(tunnel, entry, public, preshared, tunnel.client_routes or tuple(networks))
     quick = Quick(private or bytes(32), tuple(own), dns=tunnel.client_dns, mtu=_mtu(tunnel), peers=(server,))
     return wgquick.write(quick, f"PrivateKey = {keys.encode(private)}" if private else _NO_KEY) + _hole(tunnel)
@@ -72,7 +73,7 @@ def client(tunnel: Tunnel, entry: PeerEntry, public: bytes, private: bytes | Non
 
 def section(tunnel: Tunnel, entry: PeerEntry, public: bytes, preshared: bytes | None) -> str:
     """The [Peer] section alone, for a client that keeps its [Interface]."""
-    networks = [str(ipaddress.ip_interface(address).network) for address in tunnel.addresses]
+    networks = [str(addresses.interface(address).network) for address in tunnel.addresses]
     server = _server(tunnel, entry, public, preshared, tunnel.client_routes or tuple(networks))
     text = wgquick.write(Quick(bytes(32), peers=(server,)), "")
     return text[text.index("[Peer]") :] + _hole(tunnel)

@@ -8,12 +8,12 @@ into a table of their own first, except for routes that are more special than th
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common import addresses
 from common.errors import RefusedError
 from daemon.linux import wireguard
 from daemon.linux.netlink import NetlinkError
@@ -58,7 +58,7 @@ def device(name: str, tunnel: Tunnel, store: Store, endpoints: Mapping[str, Endp
     peers = [
         Peer(
             public=keys.decode(entry.public_key),
-            allowed=frozenset(ipaddress.ip_network(network) for network in entry.allowed_ips),
+            allowed=frozenset(addresses.network(network) for network in entry.allowed_ips),
             endpoint=endpoints.get(title),
             keepalive=entry.keepalive,
             preshared=store.read(peer_psk(name, title)) if entry.psk else bytes(32),
@@ -73,7 +73,7 @@ def routes(name: str, tunnel: Tunnel) -> set[Route]:
     """The routes into the tunnel: allowed networks, but for those that an address of the interface already leads to."""
     if not tunnel.routes:
         return set()
-    own = [ipaddress.ip_interface(address).network for address in tunnel.addresses]
+    own = [addresses.interface(address).network for address in tunnel.addresses]
     found = set()
     for network in _allowed(tunnel):
         if any(network.version == other.version and network.subnet_of(other) for other in own):  # type: ignore[arg-type]
@@ -96,7 +96,7 @@ def rules(tunnels: Iterable[Tunnel]) -> set[Rule]:
 
 
 def _allowed(tunnel: Tunnel) -> Iterator[Network]:
-    return (ipaddress.ip_network(network) for peer in tunnel.peer.values() for network in peer.allowed_ips)
+    return (addresses.network(network) for peer in tunnel.peer.values() for network in peer.allowed_ips)
 
 
 @dataclass
