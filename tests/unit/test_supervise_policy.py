@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from common.errors import ConfigError
 from common.values import calendar
 from daemon.parts.service import prepare
+from daemon.parts.service.accounts import Account
 from daemon.parts.service.backoff import Attempts
 from daemon.parts.service.judge import Outcome, Verdict, following, verdict
 from daemon.parts.service.load import parse_unit
@@ -288,3 +289,17 @@ def test_an_environment_file_is_waited_for_by_nobody(tmp_path, kind):
     with pytest.raises(ConfigError) as caught:
         prepare.environment_file(path)
     assert caught.value.reason == "unit-environment"
+
+
+# case: H12
+@pytest.mark.skipif(os.geteuid() != 0, reason="folders are given away by root")
+def test_a_folder_in_which_root_keeps_something_is_given_to_nobody(tmp_path):
+    who = Account(65534, 65534, (), "nobody", "/")
+    folder = tmp_path / "own"
+    prepare._make(folder, who, 0o750)
+    (folder / "file").touch()
+    prepare._make(folder, who, 0o750)
+    os.chown(folder, 0, 0)
+    with pytest.raises(ConfigError) as caught:
+        prepare._make(folder, who, 0o750)
+    assert (caught.value.reason, folder.stat().st_uid) == ("unit-folder", 0)

@@ -5,6 +5,7 @@ All of it is done again at each start, so that a user, a file or a disk that cam
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -165,11 +166,14 @@ def _folders(service: Service, context: Context) -> dict[str, tuple[Path, int]]:
 
 
 def _make(path: Path, who: Account, mode: int) -> None:
-    """Make a folder for the service's user; what is there already is given to that user, if it is a folder."""
+    """Make a folder for the service's user; what is there already is given to that user, if it is a folder and not one
+    in which root keeps something."""
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
+            if who.uid != os.fstat(descriptor).st_uid == 0 and os.listdir(descriptor):
+                raise OSError(errno.EPERM, "root keeps something there")
             if os.geteuid() == 0:
                 os.fchown(descriptor, who.uid, who.gid)
             os.fchmod(descriptor, mode)
