@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -14,12 +16,13 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError
 from common.values import calendar
-from daemon.parts.service import prepare
+from daemon.parts.service import leftovers, prepare
 from daemon.parts.service.accounts import Account
 from daemon.parts.service.backoff import Attempts
 from daemon.parts.service.judge import Outcome, Verdict, following, verdict
 from daemon.parts.service.load import parse_unit
 from daemon.parts.service.memory import KEPT, End, History, Memory
+from daemon.parts.service.shimstate import ProcessId
 from daemon.parts.service.states import RESTING, TRANSITIONS, State
 from daemon.parts.service.timer import Clock, Runs, remaining
 from daemon.parts.service.timer import following as next_time
@@ -303,3 +306,19 @@ def test_a_folder_in_which_root_keeps_something_is_given_to_nobody(tmp_path):
     with pytest.raises(ConfigError) as caught:
         prepare._make(folder, who, 0o750)
     assert (caught.value.reason, folder.stat().st_uid) == ("unit-folder", 0)
+
+
+# case: H17
+def test_a_number_that_is_anothers_by_now_is_not_killed(monkeypatch):
+    """It was the service's when the processes were looked for."""
+    other = os.fork()
+    if not other:
+        signal.pause()
+    try:
+        monkeypatch.setattr(leftovers, "session", lambda main: iter([other]))
+        assert leftovers.kill(ProcessId(other, 1))
+        os.kill(other, signal.SIGTERM)  # comes after the other one, had that been sent
+        assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == -signal.SIGTERM
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(other, signal.SIGKILL)
