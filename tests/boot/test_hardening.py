@@ -68,6 +68,7 @@ def test_root_is_read_only_and_verified(guest: Guest, manifest: dict[str, Any]) 
         ("/dev/pts", {"nosuid", "noexec"}),
         ("/dev/shm", {"nosuid", "nodev", "noexec"}),
         ("/run", {"nosuid", "nodev", "noexec"}),
+        ("/run/mixos", {"nosuid", "nodev", "noexec"}),
         ("/tmp", {"nosuid", "nodev", "noexec"}),
         ("/boot", {"ro", "nosuid", "nodev", "noexec"}),
         ("/data", {"nosuid", "nodev", "errors=remount-ro"}),
