@@ -58,7 +58,6 @@ def test_root_is_read_only_and_verified(guest: Guest, manifest: dict[str, Any]) 
     assert guest.attempt("mount -o remount,rw /").status != 0
 
 
-# case: H10
 @pytest.mark.parametrize(
     ("point", "wanted"),
     [
@@ -76,6 +75,7 @@ def test_root_is_read_only_and_verified(guest: Guest, manifest: dict[str, Any]) 
         ("/var", {"nosuid", "nodev", "noexec"}),
     ],
 )
+# case: H10
 def test_mount_options(guest: Guest, point: str, wanted: set[str]) -> None:
     assert wanted <= mounts(guest)[point][2]
 

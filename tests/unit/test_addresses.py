@@ -34,9 +34,9 @@ READERS: dict[str, tuple[Callable[[str], object], str]] = {
 }
 
 
-# case: H13
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("zone", ["eth0", "\nserver evil.test", "$(reboot)", "x\0", ""])
+# case: H13
 def test_an_address_has_no_zone(name: str, zone: str) -> None:
     read, form = READERS[name]
     read(form.format("fd00::1"))

@@ -185,8 +185,8 @@ def test_what_could_cut_the_caller_off_is_on_trial_by_itself(tmp_path, text, wis
     assert Box(tmp_path).run(put(text, wish))["confirm"] == seconds
 
 
-# case: H7
 @pytest.mark.parametrize("how", ["put", "undo", "restore"])
+# case: H7
 def test_whatever_brings_the_file_what_could_cut_the_caller_off_is_on_trial(tmp_path, monkeypatch, how):
     monkeypatch.setitem(globals(), "CUT", "# cut")
     cutting, harmless = "# cut\n", "# harmless\n"

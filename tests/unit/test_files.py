@@ -160,8 +160,8 @@ def test_folders_are_made_and_the_private_one_goes(tmp_path, monkeypatch):
     assert [str(one) for one in Path().rglob("*")] == ["a", "a/b"]
 
 
-# case: H2
 @pytest.mark.parametrize("kind", ["loop", "pipe", "folder", "device"])
+# case: H2
 def test_only_files_are_read(tmp_path, kind):
     path = tmp_path / "it"
     if kind == "loop":

@@ -158,8 +158,8 @@ def test_same_policy_same_bytes() -> None:
 # -- policies for a command ------------------------------------------------------------------------
 
 
-# case: H9
 @pytest.mark.parametrize("role", list(Role))
+# case: H9
 def test_the_devices_network_is_for_units_and_administrators(role: Role) -> None:
     """Its loopback has what listens there for the device alone."""
     caller = CALLER._replace(role=role)

@@ -102,9 +102,9 @@ def test_foreign_numbers(policy: tuple[str, seccomp.Level, frozenset[str]]) -> N
     assert interpret(program, -1, own) in (KILL, ENOSYS)
 
 
-# case: H5
 @pytest.mark.parametrize("policy", POLICIES, ids=_named)
 @pytest.mark.parametrize("high", [0, HIGH])
+# case: H5
 def test_arguments(policy: tuple[str, seccomp.Level, frozenset[str]], high: int) -> None:
     """Whatever stands in the half of an argument that the kernel does not look at."""
     for request in (*seccomp.TERMINAL_REQUESTS, 0x401C5820, 0x40086602, 0x40046602):

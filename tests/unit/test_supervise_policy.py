@@ -276,8 +276,8 @@ def test_environment_files(tmp_path):
         assert caught.value.reason == "unit-environment"
 
 
-# case: H2
 @pytest.mark.parametrize("kind", ["pipe", "device", "link of a stranger"])
+# case: H2
 def test_an_environment_file_is_waited_for_by_nobody(tmp_path, kind):
     path = tmp_path / "env"
     if kind == "pipe":
@@ -294,8 +294,8 @@ def test_an_environment_file_is_waited_for_by_nobody(tmp_path, kind):
     assert caught.value.reason == "unit-environment"
 
 
-# case: H12
 @pytest.mark.skipif(os.geteuid() != 0, reason="folders are given away by root")
+# case: H12
 def test_a_folder_in_which_root_keeps_something_is_given_to_nobody(tmp_path):
     who = Account(65534, 65534, (), "nobody", "/")
     folder = tmp_path / "own"

@@ -55,9 +55,9 @@ def test_a_dead_socket_is_replaced_a_live_one_and_anything_else_is_not(path: Pat
     assert path.read_text() == "precious"
 
 
-# case: H1
 @as_root
 @pytest.mark.parametrize("kind", ["link", "hard link"])
+# case: H1
 def test_who_owns_the_folder_of_a_socket_is_given_nothing_else(
     path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -79,8 +79,8 @@ def test_who_owns_the_folder_of_a_socket_is_given_nothing_else(
     assert (precious.stat().st_uid, stat.S_IMODE(precious.stat().st_mode)) == (0, 0o600)
 
 
-# case: H1
 @as_root
+# case: H1
 def test_a_folder_of_a_socket_is_not_found_through_a_link_of_others(path: Path) -> None:
     path.parent.mkdir()
     elsewhere = path.parent.with_name("elsewhere")
