@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -126,30 +125,6 @@ def folder_of(path: Path, *, make: bool = False) -> Iterator[int]:
         yield folder
     finally:
         os.close(folder)
-
-
-@contextlib.contextmanager
-def private_folder(folder: int) -> Iterator[int]:
-    """A folder in the open folder, which may be anybody's, where nobody but us can do anything; it goes at the end.
-
-    What is made in it can be given its owner and mode and then be renamed to its place. Raises OSError.
-    """
-    name = f".{secrets.token_hex(8)}"
-    os.mkdir(name, 0o700, dir_fd=folder)
-    try:
-        own = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-        try:
-            found = os.fstat(own)
-            if found.st_uid != os.geteuid() or found.st_mode & 0o077:
-                raise PermissionError(errno.EPERM, "somebody else's folder is in its place")
-            yield own
-        finally:
-            for left in os.listdir(own):
-                os.unlink(left, dir_fd=own)
-            os.close(own)
-    finally:
-        with contextlib.suppress(OSError):
-            os.rmdir(name, dir_fd=folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -114,6 +114,8 @@ def test_what_is_left_out_keeps_the_base():
         ('[network]\nmode = "static"\naddress = "192.0.2.1/33"', 3, "settings-value"),
         ('[network]\nmode = "static"\naddress = "192.0.2.9/24"\ngateway = "192.0.3.1"', 4, "settings-value"),
         ('[network]\nmode = "static"\naddress = "192.0.2.9/24"\ngateway = "192.0.2.9"', 4, "settings-value"),
+        ('[network]\nmode = "static"\naddress = "192.0.2.9/32"\ngateway = "192.0.2.9"', 4, "settings-value"),
+        ('[network]\nmode = "static"\naddress = "192.0.2.9/32"\ngateway = "2001:db8::1"', 4, "settings-value"),
         ('[network]\ninterface = "eth0; reboot"', 2, "settings-value"),
         ('[network]\ndns = ["nine"]', 2, "settings-value"),
         ('[network]\ndns = "192.0.2.1"', 2, "settings-type"),

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from common.files import folder_of, open_place, private_folder, read_regular, write_all, write_atomically, write_whole
+from common.files import folder_of, open_place, read_regular, write_all, write_atomically, write_whole
+from common.lines import split_lines
+from common.tomledit import set_keys
 
 NEW = {"a": b"new a", "b": b"", "c": b"x" * 100_000}
 
@@ -152,11 +154,10 @@ def test_a_link_of_a_stranger_on_the_way_leads_nowhere(tmp_path, monkeypatch):
     assert [one.name for one in (tmp_path / "roots").iterdir()] == ["file"]
 
 
-def test_folders_are_made_and_the_private_one_goes(tmp_path, monkeypatch):
+def test_folders_on_the_way_are_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with folder_of(Path("a/../a/b/c"), make=True) as folder, private_folder(folder) as own:
-        os.mkfifo("left", dir_fd=own)
-        assert stat.S_IMODE(os.fstat(own).st_mode) == 0o700
+    with folder_of(Path("a/../a/b/c"), make=True) as folder:
+        assert stat.S_IMODE(os.fstat(folder).st_mode) == 0o755
     assert [str(one) for one in Path().rglob("*")] == ["a", "a/b"]
 
 
@@ -174,3 +175,13 @@ def test_only_files_are_read(tmp_path, kind):
         path.symlink_to("/dev/zero")
     with pytest.raises(OSError):
         read_regular(path)
+
+
+# case: D20
+@pytest.mark.parametrize("odd", ["\u2028", "\x85"])
+def test_only_newlines_end_a_line(odd: str):
+    assert split_lines("") == []
+    assert split_lines("\n") == [""]
+    assert split_lines(f"a{odd}b\r\n\nc") == [f"a{odd}b", "", "c"]
+    text = f"# one{odd}two\n[a]\nb = 'x'\n"
+    assert set_keys(text, ("a",), {"b": "y"}) == f'# one{odd}two\n[a]\nb = "y"\n'

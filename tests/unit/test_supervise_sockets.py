@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from common.errors import MixosError
-from daemon.parts.service import sockets
 from daemon.parts.service.sockets import open_socket, remove_files
 from daemon.parts.service.unit import Socket
 from tests.supervision import as_root
@@ -38,6 +37,23 @@ def test_a_unix_socket_has_its_mode_from_the_first_moment(path: Path):
             channel.accept()[0].close()
 
 
+# case: D16
+def test_a_unix_socket_knows_its_own_name(path: Path):
+    for _ in range(2):  # a dead one is in the way then
+        with open_socket(wanted(unix=str(path))) as channel, socket.socket(socket.AF_UNIX) as client:
+            assert channel.getsockname() == str(path)
+            client.connect(str(path))
+            assert client.getpeername() == str(path)
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666, 0o770])
+def test_owner_and_mode_of_a_unix_socket(path: Path, mode: int):
+    with open_socket(wanted(unix=str(path), owner="daemon", group="daemon", mode=f"{mode:04o}")):
+        facts = path.stat()
+        assert (facts.st_uid, facts.st_gid, stat.S_IMODE(facts.st_mode)) == (1, 1, mode)
+
+
 def test_a_dead_socket_is_replaced_a_live_one_and_anything_else_is_not(path: Path):
     first = open_socket(wanted(unix=str(path)))
     with pytest.raises(MixosError) as caught:
@@ -56,27 +72,45 @@ def test_a_dead_socket_is_replaced_a_live_one_and_anything_else_is_not(path: Pat
 
 
 @as_root
-@pytest.mark.parametrize("kind", ["link", "hard link"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "socket of root", "socket of another", "folder"])
 # case: H1
 def test_who_owns_the_folder_of_a_socket_is_given_nothing_else(
     path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Whatever is there before it gets its owner is exchanged for root's file."""
+    """What was bound is exchanged for root's file before it gets its owner, or its folder before it is bound."""
     path.parent.mkdir()
-    os.chown(path.parent, 12345, 12345)
+    os.chown(path.parent, 1, 1)
     precious = path.parent.with_name("precious")
-    precious.touch(0o600)
+    with socket.socket(socket.AF_UNIX) as other:
+        if kind.startswith("socket"):
+            other.bind(os.fspath(precious))
+            os.chown(precious, 0 if kind == "socket of root" else 54321, 0)
+        elif kind == "folder":
+            precious.mkdir()
+        else:
+            precious.touch()
+    precious.chmod(0o600)
+    owner = precious.lstat().st_uid
+    bind = socket.socket.bind
 
-    def exchanged(name: str) -> int:
-        for one in list(path.parent.iterdir()):
-            one.rename(path.parent / "away")
-            one.symlink_to(precious) if kind == "link" else one.hardlink_to(precious)
-        return 12345
+    def exchanged(channel: socket.socket, place: str) -> None:
+        if kind == "folder":
+            path.parent.rename(path.parent.with_name("away"))
+            path.parent.symlink_to(precious)
+        bind(channel, place)
+        if kind == "link":
+            path.unlink()
+            path.symlink_to(precious)
+        elif kind != "folder":
+            path.unlink()
+            path.hardlink_to(precious)
 
-    monkeypatch.setattr(sockets, "user_id", exchanged)
-    with open_socket(wanted(unix=str(path), mode="0666")):
-        assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (12345, 0o666)
-    assert (precious.stat().st_uid, stat.S_IMODE(precious.stat().st_mode)) == (0, 0o600)
+    monkeypatch.setattr(socket.socket, "bind", exchanged)
+    with pytest.raises(MixosError) as caught:
+        open_socket(wanted(unix=str(path), mode="0666", owner="daemon"))
+    assert caught.value.reason == "socket-refused"
+    assert (precious.stat().st_uid, stat.S_IMODE(precious.stat().st_mode)) == (owner, 0o600)
+    assert all(one.lstat().st_uid == 0 for one in (precious.iterdir() if kind == "folder" else ()))
 
 
 @as_root

@@ -23,7 +23,7 @@ from daemon.core.change.files import Trees
 from daemon.core.manifest import function, manifests
 from daemon.core.part import Context
 from daemon.linux import tree
-from daemon.parts.backup.archive import MAX_ENTRIES, Entry, encode, leads_out, too_big
+from daemon.parts.backup.archive import MAX_ENTRIES, Entry, fits, too_big
 from daemon.parts.backup.sealed import BackupError
 
 FORMAT = 1  # of the content; the container has a version of its own
@@ -168,8 +168,8 @@ def _files(trees: Trees, top: str) -> Iterator[str]:
 def scan_state(trees: Trees, folder: str, left_out: list[str]) -> Iterator[Item]:
     """Everything that a unit keeps. The unit may be hostile: no link is followed, nothing but files is opened.
 
-    left_out: grows, up to `LEFT_OUT` names, by what cannot be kept (devices, sockets, pipes, links that lead out, names
-    that are too long or too deep). Raises BackupError `backup-too-big`.
+    left_out: grows, up to `LEFT_OUT` names, by what cannot be kept: devices, sockets, pipes, what lies too deep; names,
+    owners and times that `archive` cannot hold. Raises BackupError `backup-too-big`.
     """
     top = f"var/lib/{folder}"
     try:
@@ -178,7 +178,7 @@ def scan_state(trees: Trees, folder: str, left_out: list[str]) -> Iterator[Item]
             for one in walk:
                 if without is not None and one.path.startswith(without):
                     continue
-                item = _kept(one, f"{top}/{one.path}" if one.path else top, top)
+                item = _kept(one, f"{top}/{one.path}" if one.path else top)
                 without = f"{one.path}/" if item is None else None
                 if item is not None:
                     yield item
@@ -188,7 +188,7 @@ def scan_state(trees: Trees, folder: str, left_out: list[str]) -> Iterator[Item]
         raise too_big() from error
 
 
-def _kept(one: tree.Found, path: str, top: str) -> Item | None:
+def _kept(one: tree.Found, path: str) -> Item | None:
     facts = one.facts
     item: Item | None = None
     if stat.S_ISDIR(facts.st_mode) and one.entered:
@@ -197,12 +197,9 @@ def _kept(one: tree.Found, path: str, top: str) -> Item | None:
         item = _file(one.name, path, one.folder)
     elif stat.S_ISLNK(facts.st_mode):
         link = _target(one)
-        if link is not None and not leads_out(path, link, top):
+        if link is not None:
             item = Entry(path, "link", 0o777, facts.st_uid, facts.st_gid, target=link), iter(())
-    try:
-        return item if item is None or encode(item[0]) else None
-    except BackupError:
-        return None
+    return item if item is not None and fits(item[0]) else None
 
 
 def _target(one: tree.Found) -> str | None:

@@ -10,7 +10,7 @@ import click
 from common.errors import ConfigError
 from common.units import clock, size
 from daemon.client.cli.change import SECONDS, change_options, changed, tell, wish
-from daemon.client.cli.common import ask, json_option, show
+from daemon.client.cli.common import ask, json_option, show, write_file
 from daemon.client.console.names import names as known
 from daemon.client.show import Column, Listing
 from daemon.core.rpc import MAX_LINE
@@ -81,7 +81,11 @@ def get(path: str, as_json: bool) -> None:
     Example:
       mixctl config get firewall.toml
     """
-    show(ask("config.get", {"path": path}), as_json, lambda answer: answer["text"].rstrip("\n"))
+    answer = ask("config.get", {"path": path})
+    if as_json:
+        show(answer, as_json, str)
+    else:
+        write_file(answer["text"])
 
 
 @config.command()

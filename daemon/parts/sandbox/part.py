@@ -129,7 +129,9 @@ def command_policy(profile: Policy, caller: Caller, wanted: Command) -> Policy:
             reason="sandbox-host-network",
             hint="--network none, or a profile with network = proxy",
         )
+    own = {*wanted.read_only, *wanted.read_write}
     changes: dict[str, Any] = {
+        "scratch": {path: size for path, size in policy.scratch.items() if path not in own},
         "asked-read-only": (*policy.asked_read_only, *wanted.read_only),
         "asked-read-write": (*policy.asked_read_write, *wanted.read_write),
     }

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.errors import MixosError
-from common.files import folder_of, private_folder
+from common.files import folder_of
 from daemon.linux import foreign
 from daemon.parts.service.accounts import group_id, user_id
 from daemon.parts.service.unit import Socket
@@ -53,25 +53,40 @@ def _tcp(wanted: Socket) -> socket.socket:
 
 
 def _unix(wanted: Socket) -> socket.socket:
-    """Given its owner and mode where nobody else can reach it, then renamed: never open to the wrong people, and when
-    its folder is a user's own, nothing else is given away."""
+    """Bound under its own name, which its service sees (getsockname(2)); nobody can connect before it has its owner and
+    mode and listens. When its folder is a user's own, nothing else is given away."""
     assert wanted.unix is not None
     path = Path(wanted.unix)
+    uid, gid = user_id(wanted.owner), group_id(wanted.group)
     with folder_of(path, make=True) as folder:
         if _alive(path.name, folder):
             raise OSError(98, "someone listens there already")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=folder)
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with private_folder(folder) as own:
-                channel.bind(f"/proc/self/fd/{own}/socket")
-                if os.geteuid() == 0:
-                    os.chown("socket", user_id(wanted.owner), group_id(wanted.group), dir_fd=own, follow_symlinks=False)
-                os.chmod("socket", wanted.mode, dir_fd=own)
-                os.rename("socket", path.name, src_dir_fd=own, dst_dir_fd=folder)
+            os.fchmod(channel.fileno(), 0)  # what bind(2) makes has the mode of the socket
+            channel.bind(os.fspath(path))
+            _give(path.name, folder, uid, gid, wanted.mode)
         except BaseException:
             channel.close()
             raise
     return channel
+
+
+def _give(name: str, folder: int, uid: int, gid: int, mode: int) -> None:
+    """Give the socket that was just bound its owner and mode, and nothing that somebody has put in its place: only a
+    socket that is being made is ours and has mode 0. Raises FileExistsError."""
+    place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        found = os.fstat(place)
+        if (found.st_mode, found.st_uid) != (stat.S_IFSOCK, os.geteuid()):
+            raise FileExistsError(17, "something else is in its place")
+        os.chmod(f"/proc/self/fd/{place}", mode)  # nobody can connect: it does not listen yet
+        if os.geteuid() == 0:
+            os.chown(f"/proc/self/fd/{place}", uid, gid)
+    finally:
+        os.close(place)
 
 
 def _alive(name: str, folder: int) -> bool:

@@ -19,6 +19,7 @@ from common.values import Address, CalendarTime, Duration, Endpoint, Limit, Mode
 
 # Below /run or /var/lib, of the device or of an ordinary host: given to a unit's user, they would be in other hands.
 RESERVED = frozenset({"lock", "log", "mixos", "netns", "shm", "sshd", "systemd", "udev", "user", "utmp"})
+MAX_WORDS = 900  # of a command; with the launcher's own before it, as many as a shim takes (spec.MAX_ARGS)
 
 
 def _absolute(path: str) -> str:
@@ -54,6 +55,8 @@ def _text(value: str) -> str:
 def _command(argv: tuple[str, ...]) -> tuple[str, ...]:
     if not argv:
         raise ValueError("a command has at least one word")
+    if len(argv) > MAX_WORDS:
+        raise ValueError(f"a command has at most {MAX_WORDS} words, not {len(argv)}: a file can hold more")
     _absolute(argv[0])
     return argv
 
