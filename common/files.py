@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _LINKS = 40  # that are followed one after the other; as many as the kernel does (MAXSYMLINKS)
@@ -61,23 +62,69 @@ def _write(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
 
 def read_regular(path: Path, most: int = -1) -> bytes:
     """The content of a file, its first `most` bytes. Raises OSError, also for what is no file: a pipe would be waited
-    for, and a device has no end. A link is followed if root or we have made it: whoever else may write a folder must
-    not have us read what they cannot."""
-    for _ in range(_LINKS):
-        place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)  # an open device might do something
-        try:
-            found = os.fstat(place)
-            if stat.S_ISREG(found.st_mode):
-                with Path(f"/proc/self/fd/{place}").open("rb") as stream:
-                    return stream.read(most)
+    for, and a device has no end. Links are followed as `open_place` does: whoever else may write a folder must not have
+    us read what they cannot."""
+    place = open_place(path)  # an open device might do something
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise OSError(errno.EINVAL, "not a file", os.fspath(path))
+        with Path(f"/proc/self/fd/{place}").open("rb") as stream:
+            return stream.read(most)
+    finally:
+        os.close(place)
+
+
+def open_place(path: Path, *, make: bool = False) -> int:
+    """A descriptor (O_PATH) of what is at `path`; make: folders that are missing are made, mode 0755.
+
+    A link is followed, also on the way, if root or we have made it. Others may change folders of theirs on the way at
+    any moment; what is done through the descriptor is done where this came by. Raises OSError.
+    """
+    waiting, links = list(reversed(path.parts)), 0
+    place = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    try:
+        while waiting:
+            name = waiting.pop()
+            inner = _step(name, place, make=make)
+            found = os.fstat(inner)
             if not stat.S_ISLNK(found.st_mode):
-                raise OSError(errno.EINVAL, "not a file", os.fspath(path))
-            if found.st_uid not in (0, os.geteuid()):
-                break
-            path = path.parent / os.readlink("", dir_fd=place)
-        finally:
-            os.close(place)
-    raise OSError(errno.ELOOP, "a link that is not followed", os.fspath(path))
+                os.close(place)
+                place = inner
+                continue
+            try:
+                links += 1
+                if links > _LINKS or found.st_uid not in (0, os.geteuid()):
+                    raise OSError(errno.ELOOP, "a link that is not followed", os.fspath(path))
+                waiting += reversed(Path(os.readlink("", dir_fd=inner)).parts)
+            finally:
+                os.close(inner)
+    except BaseException:
+        os.close(place)
+        raise
+    return place
+
+
+def _step(name: str, place: int, *, make: bool) -> int:
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, dir_fd=place)
+    except FileNotFoundError:
+        if not make:
+            raise
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o755, dir_fd=place)
+    return os.open(name, flags, dir_fd=place)
+
+
+@contextlib.contextmanager
+def folder_of(path: Path, *, make: bool = False) -> Iterator[int]:
+    """The folder of `path` for `dir_fd`, found as `open_place` does: what is made, renamed or removed in it by its last
+    name is nowhere else. Raises OSError."""
+    folder = open_place(path.parent, make=make)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
 
 
 def sync_folder(folder: Path) -> None:

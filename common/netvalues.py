@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from common import wireguard
+from common import addresses, wireguard
 from common.values import host_and_port
 
 # IFNAMSIZ is 16 with the final NUL. No blank, slash or shell character: names become files and words of scripts.
@@ -44,10 +44,10 @@ def is_peer_name(text: str) -> bool:
 def host_address(text: str) -> str:
     """The address of one host, without prefix or zone. Raises ValueError."""
     try:
-        address = plain(ipaddress.ip_address(text))
+        address = plain(addresses.address(text))
     except ValueError as error:
         raise ValueError(f"{text!r} is not an IP address") from error
-    if "%" in text or address.is_multicast or address.is_unspecified:
+    if address.is_multicast or address.is_unspecified:
         raise ValueError(f"{text!r} is not the address of a host")
     return str(address)
 
@@ -55,13 +55,13 @@ def host_address(text: str) -> str:
 def interface_address(text: str) -> str:
     """An address with its prefix length, as an interface has it. Raises ValueError."""
     try:
-        address = ipaddress.ip_interface(text)
+        address = addresses.interface(text)
     except ValueError as error:
         raise ValueError(f"{text!r} is not an address with prefix length, such as 192.0.2.10/24") from error
     if "/" not in text:
         raise ValueError(f"{text!r} needs its prefix length, such as {text}/{24 if address.version == 4 else 64}")
     mapped = plain(address.ip) != address.ip
-    if "%" in text or mapped or address.is_multicast or address.is_unspecified or address.is_loopback:
+    if mapped or address.is_multicast or address.is_unspecified or address.is_loopback:
         raise ValueError(f"{text!r} is not the address of a host")
     return str(address)
 
@@ -79,13 +79,13 @@ def network(text: str) -> str:
 def ip_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """An address or a network. Raises ValueError, with the network that was meant when host bits are set."""
     try:
-        found = ipaddress.ip_network(text)
+        found = addresses.network(text)
         if plain(found.network_address) != found.network_address and found.prefixlen >= 96:
-            return ipaddress.ip_network((plain(found.network_address), found.prefixlen - 96))
+            return addresses.network(f"{plain(found.network_address)}/{found.prefixlen - 96}")
         return found
     except ValueError as error:
         try:
-            near = ipaddress.ip_network(text, strict=False)
+            near = addresses.network(text, strict=False)
         except ValueError:
             raise ValueError(f"{text[:80]!r} is not a network, such as 192.0.2.0/24") from error
         raise ValueError(f"{text!r} has host bits set; its network is {near}") from error
@@ -116,7 +116,7 @@ def endpoint(text: str) -> str:
 def with_port(text: str, port: int) -> str:
     """An endpoint, from one or from a host alone, which gets `port`. Raises ValueError."""
     try:
-        address = ipaddress.ip_address(text)
+        address = addresses.address(text)
     except ValueError:
         return endpoint(text if ":" in text else f"{text}:{port}")
     return endpoint(f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}")

@@ -6,12 +6,13 @@ file, line and column, and the rest of the code sees bytes, seconds and numbers.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import signal
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, StringConstraints
+
+from common import addresses
 
 _SIZE = re.compile(r"(\d{1,15})([KMGT]?)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -118,7 +119,7 @@ def host_and_port(text: str) -> tuple[str, int]:
 def address(value: Any) -> Address:
     """PORT (this machine only), "ADDRESS:PORT" or "[V6]:PORT"; names are not looked up. Raises ValueError."""
     host, port = host_and_port(str(value) if isinstance(value, str | int) and not isinstance(value, bool) else "")
-    return Address(str(ipaddress.ip_address(host)) if host else "127.0.0.1", port)
+    return Address(str(addresses.address(host)) if host else "127.0.0.1", port)
 
 
 class Calendar(NamedTuple):

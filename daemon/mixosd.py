@@ -22,7 +22,7 @@ from daemon.core import crashes
 from daemon.core.audit import Audit, AuditError
 from daemon.core.dispatch import Dispatcher
 from daemon.core.keys import Keys
-from daemon.core.limits import Limits
+from daemon.core.limits import Limits, Sample
 from daemon.core.manifest import manifests
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context, Part, cgroups
@@ -125,14 +125,15 @@ class Daemon:
         return await self.dispatcher.call(caller, call._replace(within=True))
 
     async def _record_events(self) -> None:
-        """What comes of no call belongs to the audit as well: what the proxies of sandboxes refused, and that what
-        somebody tried was undone."""
+        """What comes of no call belongs to the audit as well: what the proxies of sandboxes refused, of all sandboxes
+        together a sample, and that what somebody tried was undone."""
+        refused = Sample()
         async for topic, subject, _, data in self.context.events.listen(("sandbox.denied", "change.reverted")):
             with contextlib.suppress(AuditError):
                 if topic == "change.reverted":
                     await self.audit.record("reverted", change=subject, **data)
-                else:
-                    self.audit.append("denied", method="sandbox.network", name=subject, **data)
+                elif (left_out := refused.take(int(data.get("more", 0)))) is not None:
+                    self.audit.append("denied", method="sandbox.network", name=subject, **data, left_out=left_out)
 
 
 async def run(daemon: Daemon) -> None:

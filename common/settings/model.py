@@ -32,6 +32,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from common import addresses
 from common.accounts import NAMES
 from common.errors import SettingsError
 from common.lines import split_lines
@@ -240,11 +241,11 @@ class _Reader:
             return Network()
         text = self.text(table, "address", "network.address", "")
         try:
-            address = ipaddress.ip_interface(text)
+            address = addresses.interface(text)
         except ValueError:
             self.wrong("network.address", f"{text!r} is not an address with prefix length, such as 192.0.2.10/24")
             return Network()
-        if "/" not in text or "%" in text or address.is_multicast or address.is_unspecified or address.is_loopback:
+        if "/" not in text or address.is_multicast or address.is_unspecified or address.is_loopback:
             self.wrong("network.address", f"{text!r} must be a host's address with its prefix length")
         gateway = self.text(table, "gateway", "network.gateway", "")
         if gateway and (hop := self.address(gateway, "network.gateway")) is not None:
@@ -258,11 +259,11 @@ class _Reader:
 
     def address(self, text: str, path: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         try:
-            address = ipaddress.ip_address(text)
+            address = addresses.address(text)
         except ValueError:
             self.wrong(path, f"{text!r} is not an IP address")
             return None
-        if "%" in text or address.is_multicast or address.is_unspecified:
+        if address.is_multicast or address.is_unspecified:
             self.wrong(path, f"{text!r} is not the address of a host")
             return None
         return address
@@ -310,7 +311,7 @@ class _Reader:
         for name in names or ():
             if len(name) > 253 or not _HOST.fullmatch(name):
                 try:
-                    ipaddress.ip_address(name)
+                    addresses.address(name)
                 except ValueError:
                     self.wrong("time.servers", f"{name!r} is neither a host name nor an IP address")
         return default if names is None else names

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import re
 from collections.abc import Sequence
+
+from common import addresses
 
 MAX_LENGTH = 8192
 _MIN_RSA_BITS = 2048
@@ -60,7 +61,7 @@ def source_problem(sources: Sequence[str]) -> str | None:
     for pattern in sources:
         text = pattern.removeprefix("!")
         try:
-            ipaddress.ip_network(text)
+            addresses.network(text)
         except ValueError as error:
             if "/" in text and "host bits" in str(error):
                 return f"{pattern!r} has bits set behind the prefix length"

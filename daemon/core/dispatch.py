@@ -22,7 +22,7 @@ from daemon.core import rpc
 from daemon.core.audit import Audit, AuditError
 from daemon.core.events import Bus
 from daemon.core.keys import MAX_KEY, Keys
-from daemon.core.limits import Bucket
+from daemon.core.limits import Sample
 from daemon.core.method import Caller, Method, StreamHandler
 from daemon.core.params import fields, validate, wrong
 from daemon.core.spool import Spool
@@ -31,7 +31,6 @@ from daemon.linux.log import log
 
 KEY = "idempotency"  # the parameter that every changing method takes beside its own
 _NAME = re.compile(r"[a-z][a-z0-9-]*(\.[a-z][a-z0-9-]*)*")
-_DENIED_RATE, _DENIED_BURST = 0.1, 10.0  # per account: entries of the audit about calls that were denied
 
 
 class Call(NamedTuple):
@@ -63,7 +62,7 @@ class Dispatcher:
         self._keys = keys
         self._events = events
         self._spool = spool
-        self._denied: dict[int, tuple[Bucket, int]] = {}
+        self._denied: dict[int, Sample] = {}  # by account
 
     def add(self, methods: Sequence[Method]) -> None:
         """Offer methods, all or none. Raises MixosError `method-name`, `method-duplicate`."""
@@ -137,12 +136,10 @@ class Dispatcher:
 
     def _deny(self, caller: Caller, name: str) -> None:
         """Record a denied call; of a flood only some, with the number that were left out."""
-        bucket, left_out = self._denied.get(caller.uid) or (Bucket(_DENIED_RATE, _DENIED_BURST), 0)
-        if bucket.take():
+        left_out = self._denied.setdefault(caller.uid, Sample()).take()
+        if left_out is not None:
             with contextlib.suppress(AuditError):  # it is denied either way
                 self._audit.append("denied", method=name, **who(caller), left_out=left_out)
-            left_out = -1
-        self._denied[caller.uid] = bucket, left_out + 1
 
     async def call(self, caller: Caller, call: Call) -> object:
         """The answer of a method that is no stream. Raises MixosError."""

@@ -14,7 +14,7 @@ import grp
 import os
 import select
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -61,6 +61,7 @@ class Server:
         self.limits = limits or Limits()
         self._accounts = accounts
         self._open: dict[int, int] = {}  # uid → connections
+        self.streams: Counter[int] = Counter()  # uid → open streams
         self._tasks: set[asyncio.Task[None]] = set()
         self._complaints = Bucket(0.2, 20.0)  # lines of the log that clients can cause
 
@@ -261,16 +262,28 @@ class Connection:
 
     async def _start(self, request: rpc.Request, call: Call) -> None:
         """Answer with a stream's number and begin to send its items."""
-        if len(self._streams) >= self._limits.streams:
+        mine = self._server.streams[self._caller.uid]
+        if len(self._streams) >= self._limits.streams or mine >= self._limits.streams_per_uid:
             call.close()
-            raise RefusedError(f"{self._limits.streams} streams are open already", reason="stream-limit")
+            raise RefusedError(
+                f"{mine} streams are open already, {len(self._streams)} of them here", reason="stream-limit"
+            )
         self._last_stream += 1
         number = self._last_stream
         with contextlib.ExitStack() as undo:
             undo.callback(call.close)
+            self._count(1)
+            undo.callback(self._count, -1)
             await self._send(rpc.encode_result(request.id, {"stream": number}))
             undo.pop_all()
-        self._streams[number] = asyncio.create_task(self._pump(number, call))
+        self._streams[number] = task = asyncio.create_task(self._pump(number, call))
+        task.add_done_callback(lambda _: self._count(-1))
+
+    def _count(self, more: int) -> None:
+        streams, uid = self._server.streams, self._caller.uid
+        streams[uid] += more
+        if not streams[uid]:
+            del streams[uid]
 
     def _cancel(self, params: Mapping[str, Any]) -> bool:
         """End a stream: whether it was open. Its `stream.end` follows."""
@@ -284,7 +297,8 @@ class Connection:
         items = self._server.dispatcher.stream(self._caller, call)
         try:
             async for item in items:
-                await self._write(rpc.encode_item(number, item))  # a pager waits for its reader, and the stream for it
+                # A pager waits for its reader, and the stream for it.
+                await self._send(rpc.encode_item(number, item), self._limits.stalled)
                 await asyncio.sleep(0)  # a handler that never waits must not keep the others waiting
         except MixosError as error:
             failure = error
@@ -307,10 +321,10 @@ class Connection:
             self._channel.write(line)
             await self._channel.drain()
 
-    async def _send(self, line: bytes) -> None:
-        """Write an answer, which must be read soon. Raises TimeoutError, after which the connection ends."""
+    async def _send(self, line: bytes, seconds: float | None = None) -> None:
+        """Write what must be read in time, an answer soon. Raises TimeoutError, after which the connection ends."""
         try:
-            async with asyncio.timeout(self._limits.slow):
+            async with asyncio.timeout(self._limits.slow if seconds is None else seconds):
                 await self._write(line)
         except TimeoutError:
             self._drop()

@@ -100,6 +100,16 @@ def file_systems(table: list[Mount], root: Path = ROOT) -> list[dict[str, object
     return rows
 
 
+def errors(point: Path, root: Path = ROOT) -> tuple[bool, int]:
+    """Of the file system that is mounted there: whether it is read-only, how many errors the kernel has counted
+    (fs/ext4/sysfs.c); (False, 0) for another kind, and when none is."""
+    one = next((one for one in reversed(mounts(root)) if one.point == os.fspath(point)), None)
+    if one is None or one.kind != "ext4":
+        return False, 0
+    count = text(root / "sys/fs/ext4" / Path(one.source).name / "errors_count") or "0"
+    return one.read_only, int(count) if count.isdigit() else 0
+
+
 def _plain(word: str) -> str:
     """Space, tab, newline and backslash stand as three octal digits there."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), word)

@@ -6,17 +6,18 @@ folder its project. A folder with FS_XFLAG_PROJINHERIT hands its project on to w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import MixosError, RefusedError
+from daemon.linux import tree
 
 _SYS_QUOTACTL_FD = 443  # the same on all architectures: asm-generic/unistd.h
 _PRJQUOTA = 2
@@ -100,44 +101,48 @@ def project_of(folder: Path) -> int:
 
 
 def assign(top: Path, project: int, limit: int = 500_000) -> int:
-    """Give a folder and everything in it a project; how many names. Nothing that the unit puts there is followed.
+    """Give a folder and everything in it a project; how many did not have it. Nothing that the unit puts there is
+    followed.
 
-    Raises RefusedError `quota-unsupported`, QuotaError `quota-too-many` (more than `limit` names), `quota-failed`.
+    Raises RefusedError `quota-unsupported`, QuotaError `quota-too-many` (more than `limit` names, or too many levels of
+    folders), `quota-failed`.
     """
     count = 0
     try:
-        for descriptor in _below(top):
-            _assign(descriptor, project)
-            count += 1
-            if count > limit:
-                raise QuotaError(f"{top} has more than {limit} names", reason="quota-too-many")
+        with contextlib.closing(tree.walk(top, limit)) as found:
+            for one in found:
+                if not one.entered:
+                    raise tree.TooManyError
+                if stat.S_ISREG(one.facts.st_mode) or stat.S_ISDIR(one.facts.st_mode):
+                    count += _assign(one.name, one.folder, project)  # a link or pipe takes no blocks
+    except tree.TooManyError as error:
+        problem = f"more than {limit} names, or {tree.DEEPEST} levels of folders"
+        raise QuotaError(f"{top} has {problem}", reason="quota-too-many") from error
     except OSError as error:
         raise _explained(top, error) from error
     return count
 
 
-def _below(top: Path) -> Iterator[int]:
-    """An open descriptor of each folder, then of the files in it; it is closed when the next one is taken."""
-    for _, _, names, folder in os.fwalk(top, follow_symlinks=False):
-        yield folder
-        for name in names:
-            try:
-                if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                    continue  # a link or pipe takes no blocks; opening a device could do harm
-                descriptor = os.open(name, _FLAGS, dir_fd=folder)
-            except OSError:
-                continue  # it is gone, or has become something else
-            try:
-                yield descriptor
-            finally:
-                os.close(descriptor)
-
-
-def _assign(descriptor: int, project: int) -> None:
-    flags, extent, extents, _, cow = _FSXATTR.unpack(_attributes(descriptor))
-    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        flags = flags | _PROJINHERIT if project else flags & ~_PROJINHERIT
-    fcntl.ioctl(descriptor, _FSSETXATTR, _FSXATTR.pack(flags, extent, extents, project, cow))
+def _assign(name: str, folder: int, project: int) -> bool:
+    """Whether it had another one."""
+    try:
+        descriptor = os.open(name, _FLAGS, dir_fd=folder)
+    except OSError:
+        return False  # it is gone, or has become something else
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            return False
+        before, extent, extents, now, cow = _FSXATTR.unpack(_attributes(descriptor))
+        flags = before
+        if stat.S_ISDIR(kind):
+            flags = before | _PROJINHERIT if project else before & ~_PROJINHERIT
+        if (flags, project) == (before, now):
+            return False
+        fcntl.ioctl(descriptor, _FSSETXATTR, _FSXATTR.pack(flags, extent, extents, project, cow))
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def _attributes(descriptor: int) -> bytes:

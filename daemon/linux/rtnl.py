@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from common import addresses
 from daemon.linux import netlink
 from daemon.linux.netlink import NetlinkError, attribute, attributes, nested, number, string, text, u16, u32
 
@@ -105,7 +106,7 @@ def family_of(network: str) -> int:
 
 def packed(address: str) -> bytes:
     """An address without prefix as bytes."""
-    return ipaddress.ip_address(address).packed
+    return addresses.address(address).packed
 
 
 def decode_link(payload: bytes) -> Link:
@@ -254,7 +255,7 @@ def _unpack(form: struct.Struct, payload: bytes) -> tuple[int, ...]:
 def _address(data: bytes) -> str:
     if len(data) not in (4, 16):
         raise netlink.garbage(f"an address of {len(data)} bytes")
-    return str(ipaddress.ip_address(data))
+    return str(addresses.address(data))
 
 
 class Watch:

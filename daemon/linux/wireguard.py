@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from common import addresses
 from daemon.linux import netlink
 from daemon.linux.netlink import attribute, attributes, garbage, nested, number, string, text, u8, u16, u32
 
@@ -142,7 +143,7 @@ def _decode_allowed(data: bytes) -> Network:
     address, length = found.get(2, b""), number(found.get(3, b"\xff"))
     if len(address) not in (4, 16) or length > 8 * len(address):
         raise garbage("an allowed IP that is none")
-    return ipaddress.ip_network((address, length), strict=False)
+    return addresses.network((address, length), strict=False)
 
 
 def _decode_endpoint(data: bytes) -> Endpoint:

@@ -67,13 +67,15 @@ def test_root_is_read_only_and_verified(guest: Guest, manifest: dict[str, Any]) 
         ("/dev/pts", {"nosuid", "noexec"}),
         ("/dev/shm", {"nosuid", "nodev", "noexec"}),
         ("/run", {"nosuid", "nodev", "noexec"}),
+        ("/run/mixos", {"nosuid", "nodev", "noexec"}),
         ("/tmp", {"nosuid", "nodev", "noexec"}),
         ("/boot", {"ro", "nosuid", "nodev", "noexec"}),
-        ("/data", {"nosuid", "nodev"}),
+        ("/data", {"nosuid", "nodev", "errors=remount-ro"}),
         ("/etc", {"nosuid", "nodev", "noexec"}),
         ("/var", {"nosuid", "nodev", "noexec"}),
     ],
 )
+# case: H10
 def test_mount_options(guest: Guest, point: str, wanted: set[str]) -> None:
     assert wanted <= mounts(guest)[point][2]
 

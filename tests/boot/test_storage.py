@@ -37,6 +37,11 @@ finally:
     os.close(descriptor)
     os.unlink(path)
 """
+# What the owner of a file may do outside sandboxes: take it out of its project.
+LEAVE = """import fcntl, os, struct
+fd = os.open("/data/overlay/var/upper/lib/ledger/book", os.O_RDONLY)
+fields = struct.unpack("=IIIII8x", fcntl.ioctl(fd, 0x801C581F, bytes(28)))
+fcntl.ioctl(fd, 0x401C5820, struct.pack("=IIIII8x", *fields[:3], 0, fields[4]))"""
 SCRAPE = """
 import socket, sys
 try:
@@ -123,6 +128,17 @@ def test_a_limit_is_enforced_at_once_also_for_root(device: Guest) -> None:
     assert 1 << 20 <= row["used"] < LIMIT
     found = mixctl(device, "storage usage --fresh")["data"]
     assert {one["name"]: one["bytes"] >= 1 << 20 for one in found["units"]}["ledger"]
+
+
+# case: H5
+def test_what_left_its_quota_counts_again(device: Guest) -> None:
+    (row,) = mixctl(device, "storage quota")
+    python(device, LEAVE)
+    (less,) = mixctl(device, "storage quota")
+    assert less["used"] <= row["used"] - (1 << 20)
+    device.run("kill -KILL $(head -n 1 /run/mixos/mixosd.lock)")  # it looks at its start, and each hour
+    device.wait_daemon()
+    assert wait_until(lambda: bool(mixctl(device, "storage quota")[0]["used"] >= row["used"]), 60)
 
 
 def test_a_restore_brings_settings_units_and_state_back(device: Guest) -> None:

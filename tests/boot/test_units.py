@@ -186,3 +186,15 @@ def test_one_that_goes_into_the_background_is_told_not_to(guest: Guest, install:
     guest.attempt("mixctl service start daemonize")
     assert wait_until(lambda: shown(guest, "daemonize")["state"] in {"failed", "done"}, SECONDS)
     assert guest.run("cat /sys/fs/cgroup/mixos/daemonize/cgroup.procs 2>/dev/null || true") == ""
+
+
+# case: H15
+def test_a_full_run_keeps_no_unit_from_starting(guest: Guest, install: Install) -> None:
+    install("late", "[service]\ncommand = ['/bin/sleep', '1000']\n")
+    try:
+        assert guest.attempt("cat /dev/zero >/run/full").status != 0
+        mixctl(guest, "service start late")
+        assert shown(guest, "late")["state"] == "running"
+        mixctl(guest, "service stop late")
+    finally:
+        guest.run("rm -f /run/full")

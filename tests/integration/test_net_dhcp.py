@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from buildsys.run import run
+from common import addresses as texts
 from common.settings.model import Settings, parse
 from common.settings.render import render
 from tests.hostpackages import ROOT
@@ -403,7 +403,7 @@ def test_where_nobody_answers_an_address_of_the_link_is_taken(leases: Leases) ->
     leases.tell("deconfig")
     leases.tell("leasefail")
     ((first, scope),) = there()
-    assert ipaddress.ip_interface(first) in ipaddress.ip_network("169.254.0.0/16")
+    assert texts.interface(first) in texts.network("169.254.0.0/16")
     assert scope == "link"
     leases.tell("leasefail")
     leases.tell("deconfig")

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import MixosError
+from common.errors import ConfigError, MixosError
 from daemon.core.part import Context
+from daemon.parts.service import prepare
+from daemon.parts.service.load import parse_unit
 from daemon.parts.service.logs import Query, Reader
 from daemon.parts.service.service import Service
 from daemon.parts.service.states import State
@@ -26,6 +28,7 @@ from tests.supervision import (
     ends,
     lines,
     managed,
+    places,
     reach,
     shell,
     unit,
@@ -172,6 +175,7 @@ def test_what_cannot_start_fails_at_once_and_check_says_so(place: Context, text:
     asyncio.run(main())
 
 
+# case: H3
 def test_a_unit_does_not_run_without_what_confines_it(place: Context):
     """Neither the firewall nor storage is there, and their files have something to enforce for two of these units."""
     mark = place.log / "ran"
@@ -638,6 +642,36 @@ def test_a_service_in_a_sandbox_is_supervised_like_any_other(place: Context):
         assert ends(place, "x") in ([(-1, 15)], [(143, 0)])  # the launcher tells a signal as a shell does
 
     asyncio.run(main())
+
+
+# case: H4
+def test_variables_give_a_unit_no_more_than_its_unit_file(place: Context):
+    """Its environment file lies in a folder that it writes."""
+    (place.etc / "env").write_text("STATE_DIRECTORY=/var/lib/other\nMIXOS_UNIT=other\nTZ=UTC\n")
+    text = f"""[service]
+command = ["/bin/true"]
+user = "nobody"
+sandbox = "service"
+state-directory = "own"
+environment-file = "{place.etc}/env"
+environment = {{ RUNTIME_DIRECTORY = "/run/other" }}
+"""
+    own = place.state.parent / "own"
+    (place.run / "units").mkdir()
+
+    def policy() -> bytes:
+        one = parse_unit(text, Path("x.toml"))
+        found = prepare.specification("x", one, place, places(), step=0, group="", shims="")
+        assert found.environment["STATE_DIRECTORY"] == str(own)
+        assert (found.environment["MIXOS_UNIT"], found.environment["TZ"]) == ("x", "UTC")
+        return (place.run / "units/x/sandbox.policy").read_bytes()
+
+    assert str(own).encode() in policy()
+    assert b"other" not in policy()
+    text += f'working-directory = "/{"x" * 256}"\n'
+    with pytest.raises(ConfigError) as caught:
+        policy()
+    assert caught.value.reason == "unit-sandbox"
 
 
 # case: D5

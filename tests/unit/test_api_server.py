@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from common.errors import NotFoundError, RpcError, UnreachableError
 from common.tomlfile import Strict
 from daemon import reference
 from daemon.client.connection import call
-from daemon.core import rpc
+from daemon.core import limits, rpc
 from daemon.core.limits import Bucket
 from daemon.core.manifest import manifests
 from daemon.core.method import EVERYONE, Method, Role, holds_secrets
@@ -189,6 +190,31 @@ def test_an_account_without_a_role_is_turned_away(tmp_path):
         assert device.reason("ping") == "role-none"
 
 
+# case: H8
+def test_what_sandboxes_were_refused_does_not_push_out_the_audit(tmp_path):
+    """A target every second for a day, from many sandboxes; what somebody did comes after it."""
+    facts = {"host": "x.test", "port": 1, "reason": "name-denied", "more": 2}
+    with running(tmp_path) as device:
+        events, loop = device.daemon.context.events, device.loop
+        for number in range(86_400 // 500):
+            for _ in range(500):  # as many as a listener keeps, then it listens
+                loop.call_soon_threadsafe(partial(events.publish, "sandbox.denied", f"s{number}", **facts))
+            device.call("ping")
+        device.call("sample.set", {"text": "done"})
+        entries = device.audit()
+    assert len(entries) < 20
+    assert [one["method"] for one in entries if one["kind"] == "intent"] == ["sample.set"]
+
+
+def test_a_sample_counts_what_it_leaves_out():
+    now = 0.0
+    sample = limits.Sample(lambda: now)
+    assert [sample.take(2) for _ in range(12)] == [0] * 10 + [None] * 2
+    now = 300.0
+    assert [sample.take(), sample.take()] == [6, None]
+
+
+# case: H8
 def test_denied_calls_are_audited_within_bounds(tmp_path):
     with running(tmp_path, Role.VIEWER) as device:
         for _ in range(50):
@@ -319,6 +345,31 @@ def test_streams_of_one_connection_are_limited_and_do_not_idle(quick):
         time.sleep(3 * QUICK.idle)
         channel.sendall(rpc.encode_request("ping", {}, 9))
         assert rpc.decode_answer(reader.readline(), 9) == "pong"
+
+
+# case: H6
+def test_streams_of_one_account_are_limited(tmp_path):
+    """Over all of its connections; one that has ended counts no longer."""
+    limits = replace(QUICK, streams_per_uid=2, idle=20.0)
+    with running(tmp_path, limits=limits) as device, connected(device.path) as one, connected(device.path) as two:
+        lines = {channel: channel.makefile("rb") for channel in (one, two)}
+
+        def begin(channel: socket.socket) -> bool:
+            channel.sendall(rpc.encode_request("sample.count", {"text": "wait"}, 1))
+            answer = next(one for one in map(json.loads, lines[channel]) if one.get("id") == 1)
+            assert "result" in answer or answer["error"]["data"]["reason"] == "stream-limit"
+            return "result" in answer
+
+        assert [begin(one), begin(two), begin(two), begin(one)] == [True, True, False, False]
+        one.sendall(rpc.encode_request("stream.cancel", {"stream": 1}, 2))
+        until(lambda: begin(two))
+
+
+# case: H6
+def test_a_stream_whose_reader_never_comes_back_ends(tmp_path):
+    with running(tmp_path, limits=replace(QUICK, stalled=0.3)) as device, connected(device.path) as channel:
+        channel.sendall(rpc.encode_request("sample.count", {"text": "big", "count": 200}, 1))
+        assert device.sample.closed.wait(PATIENCE)
 
 
 def test_who_does_not_read_answers_is_dropped_with_the_reason(tmp_path, monkeypatch):

@@ -105,6 +105,27 @@ def test_an_archive_never_writes_through_its_links(tmp_path):
     assert hostile(trees, (ROOT, b""), (link, b""), (through, b""), state=STATE) == "backup-name"
 
 
+# case: H11
+def test_names_too_long_or_too_deep_keep_the_rest_of_a_unit_in_a_backup(tmp_path):
+    trees = device(tmp_path)
+    at = os.open(trees.lib / "web/db", os.O_RDONLY)
+    for name in ["x" * 255] * 4 + ["d"] * 1500:
+        os.mkdir(name, dir_fd=at)
+        inner = os.open(name, os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = inner
+    os.close(at)
+    (trees.lib / ("web/a" + "/b" * 120)).mkdir(parents=True)
+    try:
+        left: list[str] = []
+        kept = [entry.path for entry, _ in contents.scan_state(trees, "web", left)]
+        assert "var/lib/web/db/data" in kept
+        assert left == ["var/lib/web/a" + "/b" * 99, "/".join(["var/lib/web/db", *["x" * 255] * 4])]
+        assert backup(trees, state=STATE)
+    finally:
+        files.remove(trees.lib / "web")  # not even pytest could
+
+
 def test_a_restore_makes_it_what_it_was(tmp_path):
     old, new = device(tmp_path / "a"), device(tmp_path / "b", "two")
     write(new.etc / "mixos/units/later.toml", "x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from common.errors import ConfigError, MixosError, RefusedError
 from common.files import write_atomically
@@ -26,11 +28,15 @@ from daemon.core.change.files import Rename, Renames, Trees
 from daemon.core.change.record import Contents
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
+from daemon.parts.backup.part import Backup, Restore
+from daemon.parts.config.part import Config, Put, Target
+from tests import backups
 from tests.waiting import eventually
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "ada", "local")
 GOOD, TRY, DRY = Wish(force=True), Wish(confirm=600), Wish.model_validate({"dry-run": True})
 KILLED = 9
+CUT = "cut"
 
 
 class Gadget:
@@ -55,7 +61,13 @@ class Gadget:
         if text == "broken":
             raise ConfigError("broken", reason="gadget-broken")
         before = {"kernel": self.kernel.read_text() if self.kernel.exists() else ""}
-        return Plan({self.file: view.read(self.file)}, [f"become {text}"], cuts=text == "cut", before=before, data=text)
+        return Plan(
+            {self.file: view.read(self.file)},
+            [f"become {text}"],
+            cuts=(text or "").startswith(CUT),
+            before=before,
+            data=text,
+        )
 
     async def apply(self, plan: Plan, step: files.Step) -> None:
         self._write("half")
@@ -171,6 +183,32 @@ def test_a_secret_is_not_in_the_difference(tmp_path):
 )
 def test_what_could_cut_the_caller_off_is_on_trial_by_itself(tmp_path, text, wish, seconds):
     assert Box(tmp_path).run(put(text, wish))["confirm"] == seconds
+
+
+@pytest.mark.parametrize("how", ["put", "undo", "restore"])
+# case: H7
+def test_whatever_brings_the_file_what_could_cut_the_caller_off_is_on_trial(tmp_path, monkeypatch, how):
+    monkeypatch.setitem(globals(), "CUT", "# cut")
+    cutting, harmless = "# cut\n", "# harmless\n"
+    box = Box(tmp_path / "box", parts=("network",))
+    file = box.context.etc / "network.toml"
+    file.write_text(cutting if how == "undo" else harmless)
+
+    async def work(changes: Changes) -> Any:
+        config = Config(box.context)
+        config.record("ada", "first")
+        if how == "put":
+            return await config.put(CALLER, Put.model_validate({"path": "network.toml", "text": cutting}))
+        if how == "undo":
+            await config.put(CALLER, Put.model_validate({"path": "network.toml", "text": harmless}))
+            return await config.undo(CALLER, Target())
+        old = backups.device(tmp_path / "old")
+        (old.etc / "mixos/network.toml").write_text(cutting)
+        content, secret = io.BytesIO(backups.backup(old)), SecretStr(backups.SECRET)
+        return await Backup(box.context).restore(CALLER, Restore.model_construct(content=content, passphrase=secret))
+
+    assert box.run(work)["confirm"] == 60
+    assert file.read_text() == harmless
 
 
 @pytest.mark.parametrize("dry", [False, True])

@@ -39,6 +39,7 @@ def test_work_that_ends_is_begun_again(monkeypatch: pytest.MonkeyPatch):
     ]
 
 
+# case: H16
 def test_a_listener_hears_what_comes_after_a_surprise(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tasks, "log", lambda level, text: None)
     heard: list[str] = []

@@ -391,3 +391,19 @@ def test_reasons_that_troubleshooting_names_exist():
 def test_pages_speak_of_no_path_of_one_machine():
     for page in PAGES:
         assert not re.search(r"/(?:work|root|home)/(?!\.)\w", page.read_text(encoding="utf-8")), page.name
+
+
+# case: H18
+def test_nothing_says_that_the_kernel_is_signed():
+    """The threat model says that it is not."""
+    said = re.findall(r"(not )?\bsign(?:s|ed)\b", (ROOT / "kernel/cmdline.txt").read_text())
+    assert all(said)
+
+
+# case: H19
+def test_actions_of_public_ci_are_named_by_commit():
+    """A tag can be moved by whoever owns it, and runs with what CI may do."""
+    files = [path for path in (ROOT / ".github").rglob("*") if path.suffix in (".yml", ".yaml")]
+    used = [word for path in files for word in re.findall(r"uses:\s*(\S+)", path.read_text())]
+    assert used
+    assert all(word.startswith("./") or re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", word) for word in used)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import read_regular, write_all, write_atomically, write_whole
+from common.files import folder_of, open_place, read_regular, write_all, write_atomically, write_whole
 from common.lines import split_lines
 from common.tomledit import set_keys
 
@@ -142,7 +142,27 @@ def test_a_link_of_a_stranger_leads_nowhere(tmp_path, monkeypatch, behind):
     assert caught.value.errno == errno.ELOOP
 
 
+# case: H1
+def test_a_link_of_a_stranger_on_the_way_leads_nowhere(tmp_path, monkeypatch):
+    (tmp_path / "roots").mkdir()
+    (tmp_path / "roots" / "file").write_bytes(b"secret")
+    link = strangers(tmp_path / "link", tmp_path / "roots", monkeypatch)
+    for deed in (lambda: read_regular(link / "file"), lambda: os.close(open_place(link / "a/b", make=True))):
+        with pytest.raises(OSError) as caught:
+            deed()
+        assert caught.value.errno == errno.ELOOP
+    assert [one.name for one in (tmp_path / "roots").iterdir()] == ["file"]
+
+
+def test_folders_on_the_way_are_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with folder_of(Path("a/../a/b/c"), make=True) as folder:
+        assert stat.S_IMODE(os.fstat(folder).st_mode) == 0o755
+    assert [str(one) for one in Path().rglob("*")] == ["a", "a/b"]
+
+
 @pytest.mark.parametrize("kind", ["loop", "pipe", "folder", "device"])
+# case: H2
 def test_only_files_are_read(tmp_path, kind):
     path = tmp_path / "it"
     if kind == "loop":

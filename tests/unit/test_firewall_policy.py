@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import addresses
 from common.errors import ConfigError
 from common.netvalues import host_address, interface_address, ip_network
 from daemon.core.change.applier import View
@@ -201,8 +202,8 @@ def test_too_many_addresses_are_refused(monkeypatch):
 
 networks = st.one_of(
     st.ip_addresses().map(str),
-    st.tuples(st.ip_addresses(v=4), st.integers(1, 32)).map(lambda x: str(ipaddress.ip_network(x, strict=False))),
-    st.tuples(st.ip_addresses(v=6), st.integers(1, 128)).map(lambda x: str(ipaddress.ip_network(x, strict=False))),
+    st.tuples(st.ip_addresses(v=4), st.integers(1, 32)).map(lambda x: str(addresses.network(x, strict=False))),
+    st.tuples(st.ip_addresses(v=6), st.integers(1, 128)).map(lambda x: str(addresses.network(x, strict=False))),
 )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from common.errors import NotFoundError
 from daemon.core import rpc
 from daemon.doors.values import pack
 from daemon.parts.service import logs
-from daemon.parts.service.logs import Present, Query, Reader, Record, lines, lines_backward
+from daemon.parts.service.logs import Present, Query, Reader, Record, lines, lines_backward, take
 
 BOOTS = ("aaaaaaaa", "bbbbbbbb")
 
@@ -161,7 +162,9 @@ def test_backward_is_forward_reversed(content, block, torn):
     size, logs._BLOCK = logs._BLOCK, max(block, 45)
     try:
         forward = list(lines(io.BytesIO(data), None))
-        assert list(lines_backward(io.BytesIO(data), len(data)))[::-1] == forward
+        backward = list(lines_backward(io.BytesIO(data), len(data)))[::-1]
+        assert [text for _, text in backward] == forward
+        assert all(data[at:].startswith(text) and data[at - 1 : at] in (b"", b"\n") for at, text in backward)
         assert list(lines(io.BytesIO(data), len(data))) == forward
     finally:
         logs._BLOCK = size
@@ -231,6 +234,21 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/00000001.log").write_bytes(b"".join(line(n) for n in range(10_000)))
     assert times(Reader(tmp_path).read(Query(("a",), last=10**9))) == list(range(9_900, 10_000))
+
+
+# case: H6
+def test_who_reads_the_first_line_only_costs_little(tmp_path):
+    """However much was asked for: here 8 MB, of which the newest are found first."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/00000001.log").write_bytes(b"".join(line(n, "x" * 8000) for n in range(1000)))
+    tracemalloc.start()
+    try:
+        records = Reader(tmp_path).read(Query(("a",), last=900))
+        assert take(records)[0].realtime == 100
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(list(records)) > 800
 
 
 @pytest.fixture

@@ -158,6 +158,22 @@ def test_same_policy_same_bytes() -> None:
 # -- policies for a command ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("role", list(Role))
+# case: H9
+def test_the_devices_network_is_for_units_and_administrators(role: Role) -> None:
+    """Its loopback has what listens there for the device alone."""
+    caller = CALLER._replace(role=role)
+    profile = Policy.model_validate({"network": "host", "user": "caller"})
+    command = {"command": ["id"]}
+    assert command_policy(profile, caller, Command.model_validate({**command, "network": "none"})).network == "none"
+    if role is Role.ADMIN:
+        assert command_policy(profile, caller, Command.model_validate(command)).network == "host"
+        return
+    with pytest.raises(RefusedError) as caught:
+        command_policy(profile, caller, Command.model_validate(command))
+    assert caught.value.reason == "sandbox-host-network"
+
+
 def test_a_commands_paths_are_its_callers() -> None:
     profile = Policy.model_validate({"read-only": ["/usr"], "user": "caller"})
     wanted = Command.model_validate({"command": ["id"], "read-write": ["/home/me"], "directory": "/home/me"})

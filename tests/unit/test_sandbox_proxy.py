@@ -375,7 +375,7 @@ def test_a_machine_without_ipv6_takes_the_other_address(monkeypatch: pytest.Monk
     async def act() -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             monkeypatch.setattr(socket, "socket", no_six)
-            addresses = [ipaddress.ip_address("::1"), ipaddress.ip_address("127.0.0.1")]
+            addresses = [ipaddress.IPv6Address("::1"), ipaddress.IPv4Address("127.0.0.1")]
             with await _connect(addresses, server.getsockname()[1], "both") as link:
                 assert link.socket.family == socket.AF_INET
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import addresses
 from daemon.linux.sandbox.proxy_rules import (
     Address,
     DeniedError,
@@ -28,7 +29,7 @@ PUBLIC = "8.8.8.8"
 
 
 def rules(*entries: str, own: Sequence[str] = ()) -> Rules:
-    mine = {ipaddress.ip_address(text) for text in own}
+    mine = {addresses.address(text) for text in own}
     return Rules(entries, lambda address: address in mine)
 
 
@@ -107,9 +108,9 @@ def test_an_address_is_ours_when_the_kernel_does_not_say_no(
     def fail(*_: object) -> socket.socket:
         raise OSError(number, "")
 
-    assert is_own(ipaddress.ip_address("127.0.0.1"))
+    assert is_own(addresses.address("127.0.0.1"))
     monkeypatch.setattr(socket, "socket", fail)
-    assert is_own(ipaddress.ip_address("2606:4700::1")) is own
+    assert is_own(addresses.address("2606:4700::1")) is own
 
 
 def test_the_devices_own_addresses_must_be_named_one_by_one() -> None:
@@ -128,7 +129,7 @@ PRIVATE = """
 
 @pytest.mark.parametrize("answer", PRIVATE.split())
 def test_no_name_stands_for_an_address_that_is_not_public(answer: str) -> None:
-    assert special(ipaddress.ip_address(answer)) is not None
+    assert special(addresses.address(answer)) is not None
     for others in ((), ("0.0.0.0/0", "[::/0]"), ("8.8.0.0/16",)):
         assert answered(rules("a.test", *others), "a.test", answer) == "answer-denied"
 
@@ -202,7 +203,7 @@ def test_a_wide_network_opens_nothing_special(inside: Address, private: str, len
     """Only a network within the kind of address opens it, whatever else it contains."""
     wanted = address(private)
     width = length if inside.version == 4 else 4 * length
-    network = ipaddress.ip_network((inside, width), strict=False)
+    network = addresses.network((inside, width), strict=False)
     if getattr(network.network_address, "ipv4_mapped", None):
         return
     kind = special(wanted)
@@ -210,5 +211,5 @@ def test_a_wide_network_opens_nothing_special(inside: Address, private: str, len
     text = f"[{network}]" if network.version == 6 else str(network)
     allowed = asked(rules(text), private) == "ok"
     assert not allowed or network.subnet_of(
-        kind if kind.version == network.version else ipaddress.ip_network("64:ff9b::/96")
+        kind if kind.version == network.version else addresses.network("64:ff9b::/96")
     )

@@ -104,11 +104,13 @@ def test_foreign_numbers(policy: tuple[str, seccomp.Level, frozenset[str]]) -> N
 
 @pytest.mark.parametrize("policy", POLICIES, ids=_named)
 @pytest.mark.parametrize("high", [0, HIGH])
+# case: H5
 def test_arguments(policy: tuple[str, seccomp.Level, frozenset[str]], high: int) -> None:
     """Whatever stands in the half of an argument that the kernel does not look at."""
-    for request in seccomp.TERMINAL_REQUESTS:
+    for request in (*seccomp.TERMINAL_REQUESTS, 0x401C5820, 0x40086602, 0x40046602):
         assert ask(policy, "ioctl", 0, request | high) == EPERM
-    assert ask(policy, "ioctl", 0, 0x5413 | high) == ALLOW  # TIOCGWINSZ
+    for request in (0x5413, 0x801C581F):  # TIOCGWINSZ, FS_IOC_FSGETXATTR
+        assert ask(policy, "ioctl", 0, request | high) == ALLOW
     for flag in (0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000):
         assert ask(policy, "clone", flag | 17 | high) == EPERM
         assert ask(policy, "unshare", flag | 0x400 | high) == EPERM

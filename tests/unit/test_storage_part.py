@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from common.errors import MixosError
+from daemon.core.change import files
 from daemon.core.method import ADMINS, OPERATORS, Caller, Nothing, Role
 from daemon.core.part import Context
 from daemon.linux import mounts, quotactl
@@ -25,6 +26,7 @@ from daemon.parts.storage import disks, health, quota, usage
 from daemon.parts.storage import verbs as command
 from daemon.parts.storage.part import Limit, Storage
 from daemon.parts.storage.trim import trim
+from tests.hostpackages import ROOT
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "root", "local")
 MOUNTINFO = """\
@@ -138,14 +140,60 @@ def test_usage_reads_no_further_than_it_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(usage, "MAX_NAMES", 10)
     real, read = os.scandir, []
 
-    @contextmanager
-    def counted(path: str) -> Iterator[Iterator[Any]]:
-        with real(path) as entries:
-            yield (read.append(entry.name) or entry for entry in entries)
+    def counted(folder: int) -> Iterator[Any]:
+        with real(folder) as entries:
+            yield from (read.append(entry.name) or entry for entry in entries)
 
     monkeypatch.setattr(os, "scandir", counted)
     assert usage.breakdown(tmp_path, tmp_path / "lib", tmp_path / "log")["complete"] is False
     assert len(read) == 11
+
+
+# case: H11
+def test_a_tree_may_be_deeper_than_any_path(tmp_path, monkeypatch):
+    """Three times as deep as Python recurses, with names as long as they can be: far beyond PATH_MAX."""
+    (tmp_path / "lib/deep").mkdir(parents=True)
+    at = os.open(tmp_path / "lib/deep", os.O_RDONLY)
+    for level in range(3 * sys.getrecursionlimit()):
+        os.mkdir("d" * (255 if level % 2 else 1), dir_fd=at)
+        inner = os.open("d" * (255 if level % 2 else 1), os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = inner
+    os.close(at)
+    try:
+        monkeypatch.setattr(quotactl, "_attributes", lambda _: bytes(28))
+        monkeypatch.setattr(quotactl.fcntl, "ioctl", lambda *_: 0)
+        with pytest.raises(MixosError) as caught:
+            quotactl.assign(tmp_path / "lib/deep", 1000)
+        assert caught.value.reason == "quota-too-many"
+        found = usage.breakdown(tmp_path, tmp_path / "lib", tmp_path / "log")
+        assert found["complete"] is False
+        assert len(os.listdir("/proc/self/fd")) < 100
+    finally:
+        files.remove(tmp_path / "lib/deep")
+
+
+# case: H5
+def test_what_left_its_quota_is_brought_back_and_told(tmp_path, kernel, monkeypatch):
+    context = place(tmp_path)
+    part, found = Storage(context, tmp_path), []
+    part.quotas.set("web", 1 << 20)
+    assert [row["enforced"] for row in part.quotas.rows()] == [True]
+    monkeypatch.setattr(quotactl, "project_of", lambda folder: 0)
+    assert [row["enforced"] for row in part.quotas.rows()] == [False]
+    kept = iter([3, 0])
+    monkeypatch.setattr(quotactl, "assign", lambda top, project: next(kept))
+
+    async def script() -> None:
+        task = asyncio.create_task(listen(context, found))
+        await asyncio.sleep(0)
+        await part._gather()
+        await part._gather()
+        await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(script())
+    assert found == [("storage.quota", "web", {"files": 3})]
 
 
 def test_quota_blocks():
@@ -323,7 +371,7 @@ def test_limits_are_put_in_force_after_a_restore(tmp_path, kernel):
         await part.stop()
 
     asyncio.run(script())
-    assert kernel == [("enforce", "web-data")]
+    assert ("enforce", "web-data") in kernel
 
 
 def stat_mode(path: Path) -> int:
@@ -369,6 +417,40 @@ def test_wrong_sizes(text):
 async def listen(context: Context, found: list[Any]) -> None:
     async for event in context.events.listen("storage."):
         found.append((event.topic, event.subject, dict(event.data)))
+
+
+# case: H10
+def test_errors_of_the_data_file_system_are_told(tmp_path):
+    context = place(tmp_path)
+    part, found = Storage(context, tmp_path / "data", tmp_path), []
+    line = "36 35 254:5 / {} rw,nosuid - ext4 /dev/vda5 {},errors=remount-ro\n"
+
+    async def script() -> None:
+        task = asyncio.create_task(listen(context, found))
+        await asyncio.sleep(0)
+        for options, errors in (("rw", 0), ("rw", 2), ("ro", 3), ("ro", 3)):
+            put(tmp_path / "proc/self/mountinfo", line.format(tmp_path / "data", options))
+            put(tmp_path / "sys/fs/ext4/vda5/errors_count", f"{errors}\n")
+            part._look()
+        await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(script())
+    assert found == [
+        ("storage.errors", str(tmp_path / "data"), {"read-only": False, "errors": 2}),
+        ("storage.errors", str(tmp_path / "data"), {"read-only": True, "errors": 3}),
+    ]
+    assert (part.status()["data-read-only"], part.status()["data-errors"]) == (True, 3)
+
+
+# case: H10
+def test_the_data_file_system_is_not_written_after_an_error():
+    (mount,) = [
+        line
+        for line in (ROOT / "rootfs/skeleton/usr/lib/mixos/init/disk").read_text().splitlines()
+        if "ext4 -o" in line
+    ]
+    assert "errors=remount-ro" in mount.split()[4].split(",")
 
 
 def test_events(tmp_path, monkeypatch):

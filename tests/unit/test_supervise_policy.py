@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError
 from common.values import calendar
-from daemon.parts.service import prepare
+from daemon.parts.service import leftovers, prepare
+from daemon.parts.service.accounts import Account
 from daemon.parts.service.backoff import Attempts
 from daemon.parts.service.judge import Outcome, Verdict, following, verdict
 from daemon.parts.service.load import parse_unit
 from daemon.parts.service.memory import KEPT, End, History, Memory
+from daemon.parts.service.shimstate import ProcessId
 from daemon.parts.service.states import RESTING, TRANSITIONS, State
 from daemon.parts.service.timer import Clock, Runs, remaining
 from daemon.parts.service.timer import following as next_time
@@ -317,3 +321,51 @@ def test_environment_files(tmp_path):
         with pytest.raises(ConfigError) as caught:
             prepare.environment_file(path)
         assert caught.value.reason == "unit-environment"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link of a stranger"])
+# case: H2
+def test_an_environment_file_is_waited_for_by_nobody(tmp_path, kind):
+    path = tmp_path / "env"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        (tmp_path / "roots").write_text("SECRET=1\n")
+        path.symlink_to("/dev/zero" if kind == "device" else "roots")
+    if kind == "link of a stranger":
+        if os.geteuid() != 0:
+            pytest.skip("links of others are made by root")
+        os.lchown(path, 12345, 12345)
+    with pytest.raises(ConfigError) as caught:
+        prepare.environment_file(path)
+    assert caught.value.reason == "unit-environment"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="folders are given away by root")
+# case: H12
+def test_a_folder_in_which_root_keeps_something_is_given_to_nobody(tmp_path):
+    who = Account(65534, 65534, (), "nobody", "/")
+    folder = tmp_path / "own"
+    prepare._make(folder, who, 0o750)
+    (folder / "file").touch()
+    prepare._make(folder, who, 0o750)
+    os.chown(folder, 0, 0)
+    with pytest.raises(ConfigError) as caught:
+        prepare._make(folder, who, 0o750)
+    assert (caught.value.reason, folder.stat().st_uid) == ("unit-folder", 0)
+
+
+# case: H17
+def test_a_number_that_is_anothers_by_now_is_not_killed(monkeypatch):
+    """It was the service's when the processes were looked for."""
+    other = os.fork()
+    if not other:
+        signal.pause()
+    try:
+        monkeypatch.setattr(leftovers, "session", lambda main: iter([other]))
+        assert leftovers.kill(ProcessId(other, 1))
+        os.kill(other, signal.SIGTERM)  # comes after the other one, had that been sent
+        assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == -signal.SIGTERM
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(other, signal.SIGKILL)

@@ -88,6 +88,16 @@ def test_defaults():
     assert not unit.unit.enabled
 
 
+SYSTEMS = (  # names of the system's own, and the line of the mistake
+    ("runtime-directory = 'mixos'\n", 6),
+    ("runtime-directory = 'sshd'\n", 6),
+    ("runtime-directory = 'ntpd.pid'\n", 6),
+    ("state-directory = 'mixos'\n", 6),
+    ("type = 'forking'\npid-file = '/run/mixos/mixosd.lock'\n", 7),
+    ("[[socket]]\nunix = '/run/mixos/mixosd.sock'\n", 7),
+)
+
+
 @pytest.mark.parametrize(
     ("text", "reason", "place"),
     [
@@ -120,6 +130,7 @@ def test_defaults():
         (HELLO + "type = 'forking'\npid-file = '/tmp/x.pid'\n", "config-value", ":7:1:"),
         (HELLO + "pid-file = '/run/x.pid'\n", "unit-contradiction", ":3:1:"),
         (HELLO + "type = 'forking'\nsandbox = 'service'\n", "unit-contradiction", ":3:1:"),
+        *((HELLO + text, "config-value", f":{line}:1:") for text, line in SYSTEMS),
         (HELLO + "sandbox = 'service'\nstate-directory = 'x'\n", "unit-contradiction", ":3:1:"),
         (HELLO + "type = 'forking'\n[ready]\nhow = 'fd:3'\n", "unit-contradiction", ":3:1:"),
         ("[service]\ncommand = ['/bin/x']\ntype = 'oneshot'\n[health]\ntcp = 1\n", "unit-contradiction", ":1:1:"),
@@ -129,6 +140,7 @@ def test_defaults():
         ("[unit\n", "config-syntax", "hello.toml"),
     ],
 )
+# case: H12
 def test_mistakes_say_where(text: str, reason: str, place: str):
     with pytest.raises(ConfigError) as caught:
         parsed(text)

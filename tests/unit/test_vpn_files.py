@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 import threading
 import time
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import addresses
 from common.errors import MixosError
 from common.tomlfile import parse
 from daemon.core.change.applier import Wish
@@ -430,8 +430,8 @@ def test_random_networks_avoid_what_is_there() -> None:
     taken = ["10.0.0.1/9", "192.0.2.1/24", "2001:db8::1/64"]
     for _ in range(50):
         four, six = clients.random_networks(taken)
-        assert ipaddress.ip_address("10.128.0.0") < ipaddress.ip_interface(four).ip < ipaddress.ip_address("11.0.0.0")
-        assert ipaddress.ip_interface(six).ip in ipaddress.ip_network("fd00::/8")
+        assert addresses.address("10.128.0.0") < addresses.interface(four).ip < addresses.address("11.0.0.0")
+        assert addresses.interface(six).ip in addresses.network("fd00::/8")
     with pytest.raises(MixosError) as caught:
         clients.random_networks(["10.0.0.1/8"])
     assert caught.value.reason == "vpn-address"

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroute2.netlink.generic.wireguard import wgmsg
 
+from common import addresses
 from daemon.linux import netlink, wireguard
 from daemon.linux.netlink import NetlinkError, attribute, nested, text, u8, u16
 from daemon.linux.wireguard import Change, Device, Endpoint, Peer
@@ -60,7 +61,7 @@ def understood(payload: bytes) -> Any:
 
 
 def test_golden_bytes() -> None:
-    peer = Peer(ONE, frozenset({ipaddress.ip_network("10.0.0.0/8")}), Endpoint("192.0.2.7", 51820), 25)
+    peer = Peer(ONE, frozenset({addresses.network("10.0.0.0/8")}), Endpoint("192.0.2.7", 51820), 25)
     wanted = Device("wg0", SECRET, port=51820, mark=51820, peers=(peer,))
     changes = [Change(ONE, 0, None, peer.endpoint, 25, (ipaddress.IPv4Network("10.0.0.0/8"),))]
     (payload,) = wireguard.encode(wanted, Device("wg0"), changes)
@@ -74,7 +75,7 @@ def test_endpoints_are_sockaddrs() -> None:
 
 
 def test_another_implementation_reads_the_same() -> None:
-    networks = {ipaddress.ip_network("10.8.0.2/32"), ipaddress.ip_network("2001:db8::/64")}
+    networks = {addresses.network("10.8.0.2/32"), addresses.network("2001:db8::/64")}
     peer = Peer(ONE, frozenset(networks), Endpoint("2001:db8::5", 7), 25, preshared=TWO)
     wanted = Device("wg0", SECRET, port=7, mark=9, peers=(peer,))
     (payload,) = wireguard.encode(wanted, Device("wg0"), wireguard.difference(wanted, Device("wg0")))
@@ -120,7 +121,7 @@ def told(device: Device, peers: Iterable[tuple[bytes, list[str]]], first: bool) 
     for key, networks in peers:
         allowed = [
             nested(0, [u16(1, 10 if n.version == 6 else 2), attribute(2, n.network_address.packed), u8(3, n.prefixlen)])
-            for n in map(ipaddress.ip_network, networks)
+            for n in map(addresses.network, networks)
         ]
         items.append(nested(0, [attribute(1, key), *([nested(9, allowed)] if allowed else [])]))
     return struct.pack("=BBH", 0, 1, 0) + b"".join(own) + nested(8, items)
@@ -208,7 +209,7 @@ class Model:
             values["endpoint"] = Endpoint(endpoint["addr"], endpoint["port"])
         self.peers[key] = replace(self.peers[key], **values)
         for network in item.get_attr("WGPEER_A_ALLOWEDIPS") or ():
-            self.allow(key, ipaddress.ip_network(network["addr"]))
+            self.allow(key, addresses.network(network["addr"]))
 
     def allow(self, key: bytes, network: Any) -> None:
         """An allowed IP belongs to one peer: giving it to another takes it away."""
@@ -217,7 +218,7 @@ class Model:
                 self.peers[other] = replace(peer, allowed=peer.allowed ^ {network})
 
 
-NETWORKS = [ipaddress.ip_network(f"10.0.{n}.0/24") for n in range(8)] + [ipaddress.ip_network("2001:db8::/64")]
+NETWORKS = [addresses.network(f"10.0.{n}.0/24") for n in range(8)] + [addresses.network("2001:db8::/64")]
 
 
 @st.composite
@@ -258,10 +259,10 @@ def test_a_difference_leads_to_what_is_wanted_and_touches_nothing_else(wanted: D
 
 def test_many_peers_and_a_peer_with_many_networks_are_sent_in_parts() -> None:
     def large() -> Iterator[Peer]:
-        everywhere = frozenset(ipaddress.ip_network((0x0B000000 + n, 32)) for n in range(1500))
+        everywhere = frozenset(addresses.network((0x0B000000 + n, 32)) for n in range(1500))
         yield Peer(SECRET, everywhere, keepalive=25)
         for n in range(1, 400):
-            yield Peer(struct.pack(">I", n) * 8, frozenset({ipaddress.ip_network((0x0A000000 + n, 32))}))
+            yield Peer(struct.pack(">I", n) * 8, frozenset({addresses.network((0x0A000000 + n, 32))}))
 
     wanted = Device("wg0", ONE, peers=tuple(large()))
     payloads = wireguard.encode(wanted, Device("wg0"), wireguard.difference(wanted, Device("wg0")))

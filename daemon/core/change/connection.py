@@ -8,6 +8,8 @@ from __future__ import annotations
 import ipaddress
 from typing import NamedTuple
 
+from common import addresses
+
 _SSH = 22
 
 
@@ -36,15 +38,13 @@ def connection(text: str) -> Connection | None:
 
 def _address(text: str) -> tuple[str, str | None] | None:
     """(address, interface behind `%`); an IPv4 address within IPv6 as the kernel's rules see it."""
+    plain, _, interface = text.partition("%")
     try:
-        address = ipaddress.ip_address(text)
+        address = addresses.address(plain)
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped:
-            return str(address.ipv4_mapped), None
-        plain, _, interface = str(address).partition("%")
-        return plain, interface or None
+        return (str(address.ipv4_mapped), None) if address.ipv4_mapped else (str(address), interface or None)
     return str(address), None
 
 

@@ -184,9 +184,13 @@ class Policy(Strict):
         if self.user != "caller":
             return self
         if uid == 0:
-            return self.model_copy(update={"user": "dynamic"})
+            return self.changed({"user": "dynamic"})
         others = tuple(sorted(set(groups) - {0, gid}))[:64]
-        return self.model_copy(update={"user": uid, "group": gid or None, "groups": others})
+        return self.changed({"user": uid, "group": gid or None, "groups": others})
+
+    def changed(self, changes: Mapping[str, Any]) -> Policy:
+        """With these values, by the names that they have in files; checked as a whole. Raises ValidationError."""
+        return Policy.model_validate({**self.model_dump(by_alias=True), **changes})
 
 
 class Access(IntEnum):
@@ -273,8 +277,13 @@ def tighten(base: Policy, overlay: Overlay) -> Policy:
     try:
         return Policy.model_validate({**base.model_dump(by_alias=True), **changes})
     except ValidationError as error:
-        problem = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise RefusedError(f"the overlay contradicts itself: {problem}", reason="policy-overlay") from error
+        raise RefusedError(f"the overlay contradicts itself: {problem(error)}", reason="policy-overlay") from error
+
+
+def problem(error: ValueError) -> str:
+    """What is wrong with values of a policy, as text."""
+    details = error.errors() if isinstance(error, ValidationError) else []
+    return str(details[0]["msg"]).removeprefix("Value error, ") if details else str(error)
 
 
 def _subset(base: Collection[Any], wanted: Collection[Any]) -> bool:

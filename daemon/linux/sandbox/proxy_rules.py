@@ -14,7 +14,6 @@ Whatever is not listed is refused. A listed name may stand for any public addres
 from __future__ import annotations
 
 import errno
-import ipaddress
 import re
 import socket
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
+from common import addresses
 from common.errors import RefusedError
 
 Address = IPv4Address | IPv6Address
@@ -35,7 +35,7 @@ _NAME = re.compile(rf"(?:{_LABEL}\.)*(?=[a-z0-9_-]*[a-z_-])(?!0x[0-9a-f]*$){_LAB
 # Not public. IANA special-purpose address registries for IPv4 and IPv6 (RFC 6890), 192.88.99.0/24 (RFC 7526), and
 # 168.63.129.16, at which a large cloud's machines find their host.
 SPECIAL: tuple[Network, ...] = tuple(
-    ipaddress.ip_network(text)
+    addresses.network(text)
     for text in (
         "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16",
         "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15",
@@ -93,7 +93,7 @@ def name(text: str) -> str:
 def parse_address(text: str) -> Address | None:
     """An address in its plain spelling; an IPv4 address in IPv6 clothes (::ffff:192.0.2.1) becomes what it is."""
     try:
-        found = ipaddress.ip_address(text)
+        found = addresses.address(text)
     except ValueError:
         return None
     if isinstance(found, IPv6Address):
@@ -161,7 +161,7 @@ def rule(text: str) -> Rule:
             raise ValueError(f"{text!r} would allow a whole top-level domain")
         return Rule("." + _plain_name(host[2:], text), None, ports)
     try:
-        network = ipaddress.ip_network(host)
+        network = addresses.network(host)
     except ValueError as error:
         if "/" in host or ":" in host:
             raise ValueError(f"{text!r}: {error}") from error

@@ -57,7 +57,7 @@ FORBIDDEN = _names("""
     ptrace process_vm_readv process_vm_writev process_madvise process_mrelease kcmp pidfd_getfd
     bpf perf_event_open fanotify_init fanotify_mark open_by_handle_at lsm_set_self_attr
     add_key keyctl request_key
-    acct quotactl quotactl_fd swapon swapoff reboot syslog vhangup
+    acct quotactl quotactl_fd file_setattr swapon swapoff reboot syslog vhangup
     settimeofday clock_settime clock_adjtime adjtimex
     mbind migrate_pages move_pages set_mempolicy set_mempolicy_home_node
 """)
@@ -80,6 +80,8 @@ FILE_TYPE, BLOCK, CHARACTER = 0o170000, 0o060000, 0o020000
 WRITE, EXECUTE = 2, 4  # PROT_*
 SHM_EXEC = 0o100000
 TERMINAL_REQUESTS = (0x5412, 0x541C, 0x541D, 0x5423)  # TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD (asm-generic/ioctls.h)
+# FS_IOC_FSSETXATTR, FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS (linux/fs.h): a file's owner could take it out of its quota
+FILE_REQUESTS = (0x401C5820, 0x40086602, 0x40046602)
 DOMAINS: Mapping[str, int] = {"unix": 1, "inet": 2, "inet6": 10, "netlink-route": 16}
 # Protocols by family: the default, TCP, UDP, ping sockets; for netlink NETLINK_ROUTE.
 PROTOCOLS: Mapping[str, tuple[int, ...]] = {"inet": (0, 6, 17, 1), "inet6": (0, 6, 17, 58), "netlink-route": (0,)}
@@ -116,7 +118,7 @@ def decisions(level: Level, families: Collection[str]) -> dict[str, Decision]:
     found: dict[str, Decision] = dict.fromkeys(FORBIDDEN, EPERM)
     found |= dict.fromkeys(ABSENT, ENOSYS)
     found |= dict.fromkeys(KILLED, KILL)
-    found["ioctl"] = Rule(tuple(_when(Test(1, 0xFFFFFFFF, one)) for one in TERMINAL_REQUESTS), ALLOW)
+    found["ioctl"] = Rule(tuple(_when(Test(1, 0xFFFFFFFF, one)) for one in (*TERMINAL_REQUESTS, *FILE_REQUESTS)), ALLOW)
     found["clone"] = _refuse(Test(0, NEW_NAMESPACES, 0, equal=False))
     found["unshare"] = _refuse(Test(0, NEW_NAMESPACES | NEW_TIME, 0, equal=False))
     found["personality"] = Rule(

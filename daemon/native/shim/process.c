@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 long long clock_ns(clockid_t id)
 {
@@ -40,6 +42,17 @@ bool descends(pid_t pid)
     return false;
 }
 
+/* Send a signal to a descendant, never to another process that has its number by now. */
+static void signal_descendant(pid_t pid, int number)
+{
+    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (fd < 0)
+        return;        /* it has ended */
+    if (descends(pid)) /* asked again: now it is known of whom this is true, if it is */
+        syscall(SYS_pidfd_send_signal, fd, number, NULL, 0);
+    close(fd);
+}
+
 pid_t descendants(int number)
 {
     pid_t first = 0, parent;
@@ -50,7 +63,7 @@ pid_t descendants(int number)
         if (pid <= 1 || !descends(pid))
             continue;
         if (number)
-            kill(pid, number);
+            signal_descendant(pid, number);
         if (!first && process(pid, &parent, &start) && parent == shim.self)
             first = pid;
     }

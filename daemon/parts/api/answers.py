@@ -65,7 +65,7 @@ class Entry(TypedDict):
     pid: NotRequired[Annotated[int, "the caller's process; of started: the daemon's"]]
     name: NotRequired[Annotated[str, "the caller's name; of sandbox.network: the sandbox"]]
     origin: NotRequired[Annotated[str, "local, or ssh and the address"]]
-    left_out: NotRequired[Annotated[int, "denied calls of this account before it that have no entry"]]
+    left_out: NotRequired[Annotated[int, "denied ones before it, of this account or of sandboxes, without an entry"]]
     call: NotRequired[Annotated[int, "outcome: the number of its intent"]]
     outcome: NotRequired[Annotated[str, "ok, unknown, cancelled, or the reason of the failure"]]
     seconds: NotRequired[Annotated[Seconds, "outcome: how long the call took"]]

@@ -7,6 +7,7 @@ calls, what is only true for this boot, and the journals of changes that were un
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -21,12 +22,14 @@ from common.tomlfile import Strict
 from daemon.core.change.files import Trees
 from daemon.core.manifest import function, manifests
 from daemon.core.part import Context
-from daemon.parts.backup.archive import Entry, fits
+from daemon.linux import tree
+from daemon.parts.backup.archive import MAX_ENTRIES, Entry, fits, too_big
 from daemon.parts.backup.sealed import BackupError
 
 FORMAT = 1  # of the content; the container has a version of its own
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 64 << 10  # bytes
+LEFT_OUT = 100  # names that are told
 STATE = "state"  # the section of units' state directories
 
 _HOST_KEY = tuple(f"etc/ssh/ssh_host_ed25519_key{end}" for end in ("", ".pub", ".fingerprint"))
@@ -165,37 +168,45 @@ def _files(trees: Trees, top: str) -> Iterator[str]:
 def scan_state(trees: Trees, folder: str, left_out: list[str]) -> Iterator[Item]:
     """Everything that a unit keeps. The unit may be hostile: no link is followed, nothing but files is opened.
 
-    left_out: grows by what cannot be kept: devices, sockets, pipes; names, owners and times that `archive` cannot hold.
+    left_out: grows, up to `LEFT_OUT` names, by what cannot be kept: devices, sockets, pipes, what lies too deep; names,
+    owners and times that `archive` cannot hold. Raises BackupError `backup-too-big`.
     """
     top = f"var/lib/{folder}"
-    for root, folders, names, descriptor in os.fwalk(trees.lib / folder, follow_symlinks=False):
-        folders.sort()
-        inner = os.path.relpath(root, trees.lib / folder)
-        base = top if inner == "." else f"{top}/{inner}"
-        facts = os.fstat(descriptor)
-        entry = Entry(base, "folder", stat.S_IMODE(facts.st_mode) & 0o1777, facts.st_uid, facts.st_gid)
-        if not fits(entry):
-            left_out.append(base)
-            folders.clear()
-            continue
-        yield entry, iter(())
-        for name in sorted([*folders, *names]):
-            path = f"{base}/{name}"
-            try:
-                facts = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                if stat.S_ISDIR(facts.st_mode):
-                    continue  # the walk comes to it
-                link = os.readlink(name, dir_fd=descriptor) if stat.S_ISLNK(facts.st_mode) else None
-            except OSError:
-                continue  # it is gone already
-            if link is None:
-                item = _file(name, path, descriptor)
-            else:
-                item = Entry(path, "link", 0o777, facts.st_uid, facts.st_gid, target=link), iter(())
-            if item is not None and fits(item[0]):
-                yield item
-            else:
-                left_out.append(path)
+    try:
+        with contextlib.closing(tree.walk(trees.lib / folder, MAX_ENTRIES, ordered=True)) as walk:
+            without: str | None = None  # a folder that is left out, with all that is in it
+            for one in walk:
+                if without is not None and one.path.startswith(without):
+                    continue
+                item = _kept(one, f"{top}/{one.path}" if one.path else top)
+                without = f"{one.path}/" if item is None else None
+                if item is not None:
+                    yield item
+                elif len(left_out) < LEFT_OUT:
+                    left_out.append(f"{top}/{one.path}")
+    except tree.TooManyError as error:
+        raise too_big() from error
+
+
+def _kept(one: tree.Found, path: str) -> Item | None:
+    facts = one.facts
+    item: Item | None = None
+    if stat.S_ISDIR(facts.st_mode) and one.entered:
+        item = Entry(path, "folder", stat.S_IMODE(facts.st_mode) & 0o1777, facts.st_uid, facts.st_gid), iter(())
+    elif stat.S_ISREG(facts.st_mode):
+        item = _file(one.name, path, one.folder)
+    elif stat.S_ISLNK(facts.st_mode):
+        link = _target(one)
+        if link is not None:
+            item = Entry(path, "link", 0o777, facts.st_uid, facts.st_gid, target=link), iter(())
+    return item if item is not None and fits(item[0]) else None
+
+
+def _target(one: tree.Found) -> str | None:
+    try:
+        return os.readlink(one.name, dir_fd=one.folder)
+    except OSError:
+        return None  # it is gone already
 
 
 def _file(name: str, path: str, folder: Path | int) -> Item | None:

@@ -212,7 +212,7 @@ class _Made:
         return {
             "backup": cast("About", self.manifest.model_dump(mode="json", by_alias=True)),
             "files": self.files,
-            "left-out": self.left_out[:100],
+            "left-out": self.left_out,
             "bytes": size,
             "encrypted": encrypted,
         }

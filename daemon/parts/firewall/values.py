@@ -5,12 +5,12 @@ Every function raises ValueError with a message that pydantic's error can carry 
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, StringConstraints
 
+from common import addresses
 from common.netvalues import host_address, ip_network
 
 Protocol = Literal["tcp", "udp"]
@@ -71,8 +71,6 @@ def parse_limit(text: str) -> Limit:
 def parse_network(text: str) -> str:
     """An address or network, normalised: host addresses without `/32`. Host bits must be zero."""
     network = ip_network(text.strip())
-    if "%" in text:
-        raise ValueError(f"{text!r}: an address with an interface (%) cannot be a source")
     if network.prefixlen == 0:
         raise ValueError(f"{text!r} is everyone, which is what leaving it out means")
     return str(network.network_address) if network.num_addresses == 1 else str(network)
@@ -81,7 +79,7 @@ def parse_network(text: str) -> str:
 def parse_address(text: str) -> str:
     """One address of another host, normalised."""
     address = host_address(text)
-    if ipaddress.ip_address(address).is_loopback:
+    if addresses.address(address).is_loopback:
         raise ValueError(f"{text!r} is not the address of another host")
     return address
 

@@ -8,7 +8,6 @@ and a conflict that shows up later, after two networks were joined, starts over 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import random
 import re
 import socket
@@ -33,6 +32,8 @@ from zeroconf import (  # type: ignore[attr-defined]  # exported, though not by 
 )
 from zeroconf._handlers.query_handler import QueryHandler  # the only way to see questions
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf, AsyncZeroconfServiceTypes
+
+from common.addresses import address as read_address
 
 _QUERY, _ANSWER = 0, 0x8400  # flags of a question and of an owner's answer, RFC 1035 section 4.1.1
 _A, _AAAA, _ANY, _IN = 1, 28, 255, 1
@@ -64,7 +65,7 @@ def network(interfaces: Sequence[str]) -> Network:
             continue
         for one in adapter.ips:
             text = one.ip if isinstance(one.ip, str) else one.ip[0]
-            packed = ipaddress.ip_address(text.partition("%")[0]).packed
+            packed = read_address(text.partition("%")[0]).packed
             addresses.append(packed)
             if isinstance(one.ip, str):
                 choice.append(one.ip)
@@ -160,9 +161,9 @@ class Responder(RecordUpdateListener):
 
     def status(self) -> dict[str, Any]:
         """The names in use."""
-        addresses = [str(ipaddress.ip_address(one)) for one in self.place.addresses]
+        shown = [str(read_address(one)) for one in self.place.addresses]
         services = [{"name": info.name.removesuffix(".local."), "port": info.port} for info in self.infos.values()]
-        return {"host": f"{self.host}.local", "addresses": addresses, "services": services}
+        return {"host": f"{self.host}.local", "addresses": shown, "services": services}
 
     # -- the host's name ---------------------------------------------------------------------------------------------
 

@@ -18,13 +18,13 @@ An interface that the file does not name is left to the scripts of early boot.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from common import addresses
 from common.netvalues import (
     HostAddress,
     HostName,
@@ -104,9 +104,9 @@ class Interface(Strict):
 
     def hops_alone(self) -> list[str]:
         """Gateways in no network of the interface: on its link by themselves, as beside an address with /32 or /128."""
-        on_link = [ipaddress.ip_interface(address).network for address in self.addresses]
-        on_link += [ipaddress.ip_network(route.to) for route in self.routes if not route.via]
-        hops = ((hop, ipaddress.ip_address(hop)) for hop in self.gateways)
+        on_link = [addresses.interface(address).network for address in self.addresses]
+        on_link += [addresses.network(route.to) for route in self.routes if not route.via]
+        hops = ((hop, addresses.address(hop)) for hop in self.gateways)
         return [text for text, hop in hops if not hop.is_link_local and not any(hop in net for net in on_link)]
 
 
@@ -114,8 +114,8 @@ def _check_gateways(interface: Interface) -> None:
     """A gateway is in a network of the interface, and there is one of each family. Raises ValueError."""
     if any(count > 1 for count in Counter(":" in hop for hop in interface.gateways).values()):
         raise ValueError("one gateway for IPv4 and one for IPv6; others are routes")
-    networks = [ipaddress.ip_interface(address) for address in interface.addresses]
-    for hop in map(ipaddress.ip_address, interface.gateways):
+    networks = [addresses.interface(address) for address in interface.addresses]
+    for hop in map(addresses.address, interface.gateways):
         if hop.version == 4 and interface.mode == "dhcp":
             raise ValueError(f'the gateway {hop} needs mode = "static": a lease brings its own')
         if any(hop == own.ip for own in networks):

@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from common import addresses
 from common.errors import MixosError
 from daemon.linux.rtnl import PROTOCOL, Address, Route, Rtnl, decode_address, decode_route
 from daemon.parts.net.plan import Seen, below, look
@@ -129,7 +130,7 @@ def _addresses(name: str, was: Mapping[str, Any], rtnl: Rtnl) -> None:
 
 
 def _network(address: Address) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    return ipaddress.ip_interface(address.address).network
+    return addresses.interface(address.address).network
 
 
 def _take_routes(

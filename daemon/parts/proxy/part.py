@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import grp
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints
 
-from common import netvalues
+from common import addresses, netvalues
 from common.errors import ConfigError, MixosError, RefusedError
 from common.files import write_atomically
 from common.netvalues import network
@@ -77,7 +76,7 @@ def parse_exception(text: str) -> str:
         return network(text)
     try:
         address, port = _split(text)
-        plain = netvalues.plain(ipaddress.ip_address(address))
+        plain = netvalues.plain(addresses.address(address))
         return f"[{plain}]:{port}" if port and plain.version == 6 else f"{plain}:{port}" if port else str(plain)
     except ValueError:
         if not _SUFFIX.fullmatch(text):
@@ -206,12 +205,12 @@ def _excepts(entry: str, host: str, port: int) -> bool:
     if wanted not in ("", str(port)):
         return False
     try:
-        network = ipaddress.ip_network(name)
+        network = addresses.network(name)
     except ValueError:
         bare = name.lstrip(".")
         return host == bare or host.endswith(f".{bare}")
     try:
-        return ipaddress.ip_address(host.partition("%")[0]) in network
+        return addresses.address(host.partition("%")[0]) in network
     except ValueError:
         return False
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ipaddress
 import ssl
 import time
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from common import addresses
 from common.errors import MixosError
 from daemon.parts.proxy.part import Settings
 
@@ -135,7 +135,7 @@ async def _socks(streams: Streams, host: str, port: int, proxy: SplitResult) -> 
 
 def _socks_address(host: str) -> bytes:
     try:
-        address = ipaddress.ip_address(host)
+        address = addresses.address(host)
     except ValueError:
         name = host.encode("idna")
         return bytes([3, len(name)]) + name

@@ -12,12 +12,12 @@ from pydantic import Field, StringConstraints
 from common.errors import RefusedError
 from common.tomlfile import Strict
 from common.values import Name
-from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing
+from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing, Role
 from daemon.core.part import Context
 from daemon.core.profiles import Profile, names, read_profile
 from daemon.core.transfer import Accepts, Content
 from daemon.linux.cgroup import Tree
-from daemon.linux.sandbox.policy import Changed, Network, Overlay, Policy, Shown, Word, tighten
+from daemon.linux.sandbox.policy import Changed, Network, Overlay, Policy, Shown, Word, problem, tighten
 from daemon.parts.sandbox.run import Ended, Runner
 
 if TYPE_CHECKING:
@@ -117,12 +117,18 @@ def command_policy(profile: Policy, caller: Caller, wanted: Command) -> Policy:
     """The profile for one command: the caller's overlay takes away, the caller's own paths are added.
 
     The paths are looked up with the account that the command gets, never with root's rights. Raises RefusedError
-    `policy-loosens`, also for a network that the profile does not give.
+    `policy-loosens`, also for a network that the profile does not give; `sandbox-host-network`.
     """
     overlay = wanted.overlay
     if wanted.network is not None:
         overlay = overlay.model_copy(update={"network": wanted.network})
     policy = tighten(profile, overlay).for_account(caller.uid, caller.gid)
+    if policy.network == "host" and caller.role is not Role.ADMIN:
+        raise RefusedError(
+            "the device's own network, with what listens on its loopback, is for administrators and units",
+            reason="sandbox-host-network",
+            hint="--network none, or a profile with network = proxy",
+        )
     own = {*wanted.read_only, *wanted.read_write}
     changes: dict[str, Any] = {
         "scratch": {path: size for path, size in policy.scratch.items() if path not in own},
@@ -132,16 +138,9 @@ def command_policy(profile: Policy, caller: Caller, wanted: Command) -> Policy:
     if wanted.directory is not None:
         changes["directory"] = wanted.directory
     try:
-        return Policy.model_validate({**policy.model_dump(by_alias=True), **changes})
+        return policy.changed(changes)
     except ValueError as error:  # such as a path that the profile shows already
-        raise RefusedError(_first(error), reason="sandbox-paths") from error
-
-
-def _first(error: ValueError) -> str:
-    from pydantic import ValidationError
-
-    details = error.errors() if isinstance(error, ValidationError) else []
-    return str(details[0]["msg"]).removeprefix("Value error, ") if details else str(error)
+        raise RefusedError(problem(error), reason="sandbox-paths") from error
 
 
 def _summary(profile: Profile) -> ProfileFacts:

@@ -153,7 +153,7 @@ class Runner:
             )
             try:
                 await worker.start()
-                yield policy.model_copy(update={"proxy_socket": str(path)})
+                yield policy.changed({"proxy-socket": str(path)})
             finally:
                 await worker.stop()
                 path.unlink(missing_ok=True)

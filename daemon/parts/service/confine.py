@@ -6,6 +6,7 @@ The profile says what a service may see and do; the unit adds what is this unit'
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,28 +39,39 @@ def profile(name: str, context: Context) -> Policy:
     return found
 
 
-def sandboxed(spec: Spec, service: Service, who: Account, context: Context, launcher: Path, sockets: int) -> Spec:
+def sandboxed(
+    spec: Spec, service: Service, who: Account, context: Context, launcher: Path, sockets: int, folders: Sequence[Path]
+) -> Spec:
     """`spec` with its command in the sandbox of the unit; the compiled policy is written beside the spec.
 
-    sockets: how many descriptors from 3 on the service inherits. Raises like `profile`.
+    sockets: how many descriptors from 3 on the service inherits; folders: those of its own, which it may write,
+    whatever its environment says. Raises like `profile`, and ConfigError `unit-sandbox`.
     """
     from daemon.linux.sandbox.compile import compile_policy
+    from daemon.linux.sandbox.policy import problem
 
     assert service.sandbox is not None
     folder = context.run / "units" / spec.unit
     policy = profile(service.sandbox, context).for_account(who.uid, who.gid, who.groups)
-    folders = [spec.environment[key] for key in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY") if key in spec.environment]
     notify = (f"?{folder / 'notify'}",) if spec.notify else ()
-    changes = {
-        "read_only": (*policy.read_only, *notify),
-        "read_write": tuple(dict.fromkeys((*policy.read_write, *folders))),
+    changes: dict[str, object] = {
         "directory": service.working_directory,
-        "umask": service.umask,
-        "pass_environment": tuple(dict.fromkeys((*policy.pass_environment, *spec.environment, *_MINE))),
+        "umask": f"{service.umask:04o}",
+        "pass-environment": tuple(dict.fromkeys((*policy.pass_environment, *spec.environment, *_MINE))),
     }
     if service.capabilities is not None:
         changes["capabilities"] = service.capabilities
-    data = compile_policy(policy.model_copy(update=changes), uid_locks=context.run / "uids")
+    try:
+        policy = policy.changed(changes)
+    except ValueError as error:
+        raise ConfigError(
+            f"the sandbox profile {service.sandbox} and the unit: {problem(error)}", reason="unit-sandbox"
+        ) from error
+    ours = {  # wherever the daemon has them
+        "read_only": (*policy.read_only, *notify),
+        "read_write": tuple(dict.fromkeys((*policy.read_write, *map(os.fspath, folders)))),
+    }
+    data = compile_policy(policy.model_copy(update=ours), uid_locks=context.run / "uids")
     folder.mkdir(mode=0o755, exist_ok=True)
     write_whole(folder / POLICY, data, 0o600)
     # The launcher wants to know exactly: so there is no store, see `contradictions`.

@@ -20,7 +20,12 @@ def kill(main: ProcessId) -> bool:
     found = list(session(main)) if main.pid else []
     for pid in found:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+            process = os.pidfd_open(pid)  # another one may have its number by now: asked again
+            try:
+                if _belongs(pid, main):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+            finally:
+                os.close(process)
     return bool(found)
 
 
@@ -29,14 +34,17 @@ def session(main: ProcessId) -> Iterator[int]:
 
     proc_pid_stat(5): behind the name in parentheses, field 3 is the state, 6 the session, 22 the start time.
     """
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_bytes().rpartition(b")")[2].split()
-        except OSError:
-            continue  # it has ended
-        pid, state, sid, began = int(path.parent.name), fields[0], int(fields[3]), int(fields[19])
-        if state in (b"Z", b"X") or pid == os.getpid():
-            continue
-        ours = began == main.start_time if pid == main.pid else sid == main.pid and began >= main.start_time
-        if ours:
-            yield pid
+    for path in Path("/proc").glob("[0-9]*"):
+        if _belongs(int(path.name), main):
+            yield int(path.name)
+
+
+def _belongs(pid: int, main: ProcessId) -> bool:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return False  # it has ended
+    state, sid, began = fields[0], int(fields[3]), int(fields[19])
+    if state in (b"Z", b"X") or pid == os.getpid():
+        return False
+    return began == main.start_time if pid == main.pid else sid == main.pid and began >= main.start_time

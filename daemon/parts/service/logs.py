@@ -7,7 +7,7 @@ was longer than 8192 bytes and goes on in the stream's next record; s: the shim 
 number never gets other content, so reading needs no lock. What is no record (torn by a power cut) is skipped and
 counted.
 
-Reading goes through blocks and keeps at most `Query.last` records; it blocks on the disk only.
+Reading keeps a block for each unit, never what was asked for, and blocks on the disk only.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from common.errors import NotFoundError
 from daemon.core.rpc import strict
 
-MAX_LAST = 100_000  # records that are kept in memory for `last`
+MAX_LAST = 100_000  # records that `last` may ask for
 POLL = 0.25  # seconds between two looks of `follow`
 _BLOCK = 64 << 10
-_BATCH = 200  # records that a thread reads at a time
+_BATCH = 64 << 10  # characters of records that a thread reads at a time
 _LONGEST = 8192 + 128  # bytes of a record
 _DEPTH = 10  # levels of the fields in a line
 _RECORD = re.compile(rb"(\d{1,20}) (\d{1,20}) ([0-9a-f]{8}) ([oeOEs]) (.*)", re.DOTALL)
@@ -67,6 +67,13 @@ class Record:
         """What `--json` prints: the members, and `fields` when there are some."""
         fields = self.fields
         return {**self.__dict__, **({} if fields is None else {"fields": fields})}
+
+
+class Place(NamedTuple):
+    """A place in the log of a unit: number of the file, bytes before it. (0, 0): before the first file."""
+
+    number: int = 0
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,13 +146,14 @@ class Reader:
         """
         ends = {unit: self._end(unit) for unit in query.units or self.units()}
         known = self._until(ends, query)
-        while batch := await asyncio.to_thread(lambda: list(islice(known, _BATCH))):
+        while batch := await asyncio.to_thread(take, known):
             for record in batch:
                 yield record
         tails = [_Tail(self, unit, self.folder / unit, *end) for unit, end in ends.items()]
         try:
             while True:
-                for record in heapq.merge(*(tail.take() for tail in tails), key=self._when):
+                share = max(2 * _LONGEST, _BLOCK // max(1, len(tails)))
+                for record in heapq.merge(*(tail.take(share) for tail in tails), key=self._when):
                     if query.matches(record, self._when(record)):
                         yield record
                 if all(tail.idle for tail in tails):
@@ -157,39 +165,46 @@ class Reader:
             for tail in tails:
                 tail.close()
 
-    def _end(self, unit: str) -> tuple[int, int]:
-        """Number and size of the newest file: the end of what there is now; (0, 0) before the first."""
+    def _end(self, unit: str) -> Place:
+        """The end of what there is now."""
         if not _UNIT.fullmatch(unit):
             raise NotFoundError(f"{unit!r:.80} is no name of a unit", reason="log-unit")
         for number in reversed(numbers(self.folder / unit)):
             with contextlib.suppress(OSError):  # it may have vanished by now
-                return number, _file(self.folder / unit, number).stat().st_size
-        return 0, 0
+                return Place(number, _file(self.folder / unit, number).stat().st_size)
+        return Place()
 
-    def _until(self, ends: dict[str, tuple[int, int]], query: Query) -> Iterator[Record]:
-        if query.last is None:
-            return heapq.merge(*(self._forward(unit, end, query) for unit, end in ends.items()), key=self._when)
-        last = min(query.last, MAX_LAST)
-        newest = heapq.merge(
-            *(self._newest(unit, end, query, last) for unit, end in ends.items()), key=self._when, reverse=True
+    def _until(self, ends: dict[str, Place], query: Query) -> Iterator[Record]:
+        begins = dict.fromkeys(ends, Place()) if query.last is None else self._begins(ends, query, query.last)
+        return heapq.merge(
+            *(self._forward(unit, begin, ends[unit], query) for unit, begin in begins.items()), key=self._when
         )
-        return reversed([record for record, _ in zip(newest, range(last), strict=False)])
 
-    def _forward(self, unit: str, end: tuple[int, int], query: Query) -> Iterator[Record]:
-        for number, stream in _open_all(self.folder / unit, end, newest_first=False):
+    def _begins(self, ends: dict[str, Place], query: Query, last: int) -> dict[str, Place]:
+        """Where the oldest of the `last` newest records of each unit is, for those that have some. Only this is kept
+        of them: who does not read on must not cost what they want to read."""
+        newest = heapq.merge(
+            *(self._newest(unit, end, query) for unit, end in ends.items()), key=lambda found: found[0], reverse=True
+        )
+        return {unit: place for _, unit, place in islice(newest, min(last, MAX_LAST))}
+
+    def _forward(self, unit: str, begin: Place, end: Place, query: Query) -> Iterator[Record]:
+        for number, stream in _open_all(self.folder / unit, begin, end, newest_first=False):
             with stream:
-                left = end[1] if number == end[0] else None
+                at = begin.offset if number == begin.number else 0
+                stream.seek(at)
+                left = end.offset - at if number == end.number else None
                 yield from self._matching(query, self.records(unit, lines(stream, left)))
 
-    def _newest(self, unit: str, end: tuple[int, int], query: Query, most: int) -> Iterator[Record]:
-        for number, stream in _open_all(self.folder / unit, end, newest_first=True):
+    def _newest(self, unit: str, end: Place, query: Query) -> Iterator[tuple[int, str, Place]]:
+        """(time, unit, place) of each matching record, the newest first."""
+        for number, stream in _open_all(self.folder / unit, Place(), end, newest_first=True):
             with stream:
-                size = end[1] if number == end[0] else os.fstat(stream.fileno()).st_size
-                for record in self._matching(query, self.records(unit, lines_backward(stream, size))):
-                    if most == 0:
-                        return
-                    most -= 1
-                    yield record
+                size = end.offset if number == end.number else os.fstat(stream.fileno()).st_size
+                for offset, line in lines_backward(stream, size):
+                    record = self._record(unit, line)
+                    if record is not None and query.matches(record, at := self._when(record)):
+                        yield at, unit, Place(number, offset)
 
     def _matching(self, query: Query, found: Iterator[Record]) -> Iterator[Record]:
         return (record for record in found if query.matches(record, self._when(record)))
@@ -203,14 +218,20 @@ class Reader:
     def records(self, unit: str, found: Iterator[bytes]) -> Iterator[Record]:
         """Lines as records; the others are counted."""
         for line in found:
-            match = _RECORD.fullmatch(line)
-            if match is None or len(line) > _LONGEST:
+            record = self._record(unit, line)
+            if record is not None:
+                yield record
+            else:
                 self.damaged += 1
-                continue
-            realtime, monotonic, boot, letter, text = match.groups()
-            name = _STREAMS[letter.lower()]
-            shown = text.decode("utf-8", "backslashreplace")
-            yield Record(unit, int(realtime), int(monotonic), boot.decode(), name, shown, letter in b"OE")
+
+    def _record(self, unit: str, line: bytes) -> Record | None:
+        match = _RECORD.fullmatch(line)
+        if match is None or len(line) > _LONGEST:
+            return None
+        realtime, monotonic, boot, letter, text = match.groups()
+        shown = text.decode("utf-8", "backslashreplace")
+        name = _STREAMS[letter.lower()]
+        return Record(unit, int(realtime), int(monotonic), boot.decode(), name, shown, letter in b"OE")
 
 
 class _Tail:
@@ -226,10 +247,10 @@ class _Tail:
             self.stream.seek(offset)
         self.idle = False
 
-    def take(self) -> Iterator[Record]:
-        """Whole records of at most one block: a writer that is faster than us must not keep the others waiting."""
+    def take(self, most: int) -> Iterator[Record]:
+        """Whole records of at most so many bytes: a writer that is faster than us must not keep the others waiting."""
         newer = self._newer()
-        block = self.stream.read(_BLOCK) if self.stream else b""  # after the look for newer ones: then this is the end
+        block = self.stream.read(most) if self.stream else b""  # after the look for newer ones: then this is the end
         whole = block.rfind(b"\n") + 1
         if self.stream and len(block) > whole:
             self.stream.seek(whole - len(block), os.SEEK_CUR)  # what is being written now comes with the next look
@@ -254,6 +275,16 @@ class _Tail:
         with contextlib.suppress(OSError):
             return _file(self.folder, number).open("rb")
         return None
+
+
+def take(found: Iterator[Record]) -> list[Record]:
+    """The next records, at least one if there is one."""
+    batch: list[Record] = []
+    size = 0
+    while size < _BATCH and (record := next(found, None)) is not None:
+        batch.append(record)
+        size += 200 + len(record.text)  # what a record is besides its text
+    return batch
 
 
 def _shallow(value: object) -> bool:
@@ -283,8 +314,9 @@ def lines(stream: BinaryIO, left: int | None) -> Iterator[bytes]:
         yield line.removesuffix(b"\n")
 
 
-def lines_backward(stream: BinaryIO, end: int) -> Iterator[bytes]:
-    """Lines before `end`, the last one first; a line longer than two blocks comes in pieces."""
+def lines_backward(stream: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
+    """(where it begins, line) for the lines before `end`, the last one first; one longer than two blocks comes in
+    pieces."""
     rest = b""
     first = True
     while end > 0:
@@ -293,19 +325,24 @@ def lines_backward(stream: BinaryIO, end: int) -> Iterator[bytes]:
         block = stream.read(end - start)
         if first:
             block, first = block.removesuffix(b"\n"), False
-        pieces = (block + rest).split(b"\n")
-        end = start
+        block += rest
+        pieces = block.split(b"\n")
         rest = pieces.pop(0)
-        yield from reversed(pieces)
+        at = start + len(block) + 1
+        for piece in reversed(pieces):
+            at -= len(piece) + 1
+            yield at, piece
+        end = start
         if len(rest) > _BLOCK:
-            yield rest
+            yield start, rest
             rest = b""
     if rest or not first:
-        yield rest
+        yield 0, rest
 
 
-def _open_all(folder: Path, end: tuple[int, int], *, newest_first: bool) -> Iterator[tuple[int, BinaryIO]]:
-    for number in sorted((n for n in numbers(folder) if n <= end[0]), reverse=newest_first):
+def _open_all(folder: Path, begin: Place, end: Place, *, newest_first: bool) -> Iterator[tuple[int, BinaryIO]]:
+    there = [number for number in numbers(folder) if begin.number <= number <= end.number]
+    for number in sorted(there, reverse=newest_first):
         with contextlib.suppress(FileNotFoundError):  # rotated away while we read
             yield number, _file(folder, number).open("rb")
 

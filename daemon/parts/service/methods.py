@@ -7,8 +7,7 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 from pydantic import Field, WithJsonSchema
 
@@ -17,7 +16,7 @@ from common.tomlfile import Strict
 from common.values import Name, SignalNumber, signal_name
 from daemon.core.method import ADMINS, OPERATORS, PEOPLE, Caller, Method
 from daemon.parts.service import timer
-from daemon.parts.service.logs import Present, Query, Reader, Record
+from daemon.parts.service.logs import Present, Query, Reader, take
 from daemon.parts.service.service import Service
 from daemon.parts.service.states import RESTING, State
 
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 WAIT = 30.0  # seconds that a call waits for what it asked for
 LONGEST = 600.0
 MOMENT = 0.5  # seconds for which a service without readiness is watched before it is called running
-_BATCH = 500  # records that are read at once
 
 
 class ServiceError(MixosError):
@@ -242,7 +240,7 @@ class _Calls:
                 yield cast("Line", record.as_json())
             return
         records = reader.read(query)
-        while batch := await asyncio.to_thread(_take, records):
+        while batch := await asyncio.to_thread(take, records):
             for record in batch:
                 yield cast("Line", record.as_json())
 
@@ -254,10 +252,6 @@ async def _settle(service: Service, seconds: float) -> None:
     if service.state is State.RUNNING and service.unit.readiness.how == "started":
         # It does not tell when it is ready: most that cannot work end at once.
         await service.until(lambda: service.state is not State.RUNNING, min(seconds, MOMENT))
-
-
-def _take(records: Any) -> list[Record]:
-    return list(islice(records, _BATCH))
 
 
 def row(manager: Manager, service: Service) -> Unit:

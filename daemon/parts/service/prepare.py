@@ -5,6 +5,7 @@ All of it is done again at each start, so that a user, a file or a disk that cam
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError
+from common.files import read_regular
 from common.lines import split_lines
 from daemon.core.part import Context
 from daemon.linux import cgroup
@@ -119,7 +121,8 @@ def specification(
     if service.sandbox is None:
         return result
     _executable(os.fspath(places.launcher))
-    return confine.sandboxed(result, service, who, context, places.launcher, len(unit.socket))
+    own = [folder for folder, _ in folders.values()]
+    return confine.sandboxed(result, service, who, context, places.launcher, len(unit.socket), own)
 
 
 def _rlimit(value: int) -> int:
@@ -142,15 +145,15 @@ def _environment(
         "HOME": who.home,
         "USER": who.name,
         "LOGNAME": who.name,
-        "MIXOS_UNIT": name,
         **places.environment(),
     }
-    if service.watchdog is not None and notify:
-        given["WATCHDOG_USEC"] = str(int(service.watchdog * 1e6))  # sd_watchdog_enabled(3)
-    given |= {key: os.fspath(folder) for key, (folder, _) in _folders(service, context).items()}
     if service.environment_file is not None:
         given |= environment_file(Path(service.environment_file))
-    return {**given, **service.environment}
+    given |= service.environment
+    given["MIXOS_UNIT"] = name  # from here on: what nobody else can say
+    if service.watchdog is not None and notify:
+        given["WATCHDOG_USEC"] = str(int(service.watchdog * 1e6))  # sd_watchdog_enabled(3)
+    return given | {key: os.fspath(folder) for key, (folder, _) in _folders(service, context).items()}
 
 
 def _folders(service: Service, context: Context) -> dict[str, tuple[Path, int]]:
@@ -164,11 +167,14 @@ def _folders(service: Service, context: Context) -> dict[str, tuple[Path, int]]:
 
 
 def _make(path: Path, who: Account, mode: int) -> None:
-    """Make a folder for the service's user; what is there already is given to that user, if it is a folder."""
+    """Make a folder for the service's user; what is there already is given to that user, if it is a folder and not one
+    in which root keeps something."""
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
+            if who.uid != os.fstat(descriptor).st_uid == 0 and os.listdir(descriptor):
+                raise OSError(errno.EPERM, "root keeps something there")
             if os.geteuid() == 0:
                 os.fchown(descriptor, who.uid, who.gid)
             os.fchmod(descriptor, mode)
@@ -184,8 +190,7 @@ def environment_file(path: Path) -> dict[str, str]:
     Raises ConfigError `unit-environment` with file and line.
     """
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_ENVIRONMENT_BYTES + 1)
+        data = read_regular(path, _ENVIRONMENT_BYTES + 1)
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         problem = getattr(error, "strerror", None) or "not UTF-8"

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.errors import MixosError
+from common.files import read_regular
 from common.values import Address
 from daemon.linux.process import Runner, capture
 from daemon.parts.service.unit import Ready
@@ -89,14 +88,10 @@ async def get_ready(ready: Ready, who: Callable[[], Asker]) -> None:
 def process_in(path: Path) -> int | None:
     """The number in a PID file; None while there is no such file, or nothing else than one number in it.
 
-    It is the service's own: not followed when it is a link, not waited for when it is a pipe, and not believed.
+    It is the service's own: not waited for when it is a pipe, and not believed.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        text = read_regular(path, 32).strip()
     except OSError:
         return None
-    try:
-        text = os.read(descriptor, 32).strip() if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
-    finally:
-        os.close(descriptor)
     return int(text) if text.isdigit() and len(text) < 10 else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from common.errors import ConfigError, MixosError, NotFoundError, RefusedError
+from common.files import folder_of
 from daemon.core.part import Context
 from daemon.linux.log import log
 from daemon.parts.service import events, leftovers, machine, prepare, ready, sockets
@@ -412,8 +414,12 @@ class Service:
         spec, self._spec = self._spec, None
         service = self.unit.service
         if service is not None and service.pid_file is not None:
-            with contextlib.suppress(OSError):  # many programs do not start where there is one
-                Path(service.pid_file).unlink()
+            path = Path(service.pid_file)
+            with (
+                contextlib.suppress(OSError),
+                folder_of(path) as folder,
+            ):  # many programs do not start where there is one
+                os.unlink(path.name, dir_fd=folder)
         await self.link.command(lambda shim: shim.start(spec))
 
     async def _halt(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.errors import MixosError
+from common.files import folder_of
 from daemon.linux import foreign
 from daemon.parts.service.accounts import group_id, user_id
 from daemon.parts.service.unit import Socket
@@ -52,55 +53,61 @@ def _tcp(wanted: Socket) -> socket.socket:
 
 
 def _unix(wanted: Socket) -> socket.socket:
-    """Bound under its own name, which its service sees (getsockname(2)), with its mode from the first moment; until it
-    listens, nobody can connect."""
+    """Bound under its own name, which its service sees (getsockname(2)); nobody can connect before it has its owner and
+    mode and listens. When its folder is a user's own, nothing else is given away."""
     assert wanted.unix is not None
     path = Path(wanted.unix)
-    if _alive(path):
-        raise OSError(98, "someone listens there already")
     uid, gid = user_id(wanted.owner), group_id(wanted.group)
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        path.unlink(missing_ok=True)
-        old = os.umask(0o777 & ~wanted.mode)
+    with folder_of(path, make=True) as folder:
+        if _alive(path.name, folder):
+            raise OSError(98, "someone listens there already")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=folder)
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            os.fchmod(channel.fileno(), 0)  # what bind(2) makes has the mode of the socket
             channel.bind(os.fspath(path))
-        finally:
-            os.umask(old)
-        if os.geteuid() == 0:
-            _give(path, uid, gid)
-    except BaseException:
-        channel.close()
-        raise
+            _give(path.name, folder, uid, gid, wanted.mode)
+        except BaseException:
+            channel.close()
+            raise
     return channel
 
 
-def _give(path: Path, uid: int, gid: int) -> None:
-    """Change the owner of a socket, and of nothing that somebody has put in its place."""
-    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _give(name: str, folder: int, uid: int, gid: int, mode: int) -> None:
+    """Give the socket that was just bound its owner and mode, and nothing that somebody has put in its place: only a
+    socket that is being made is ours and has mode 0. Raises FileExistsError."""
+    place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            raise FileExistsError(17, "something that is no socket is there")
-        os.chown(f"/proc/self/fd/{descriptor}", uid, gid)
+        found = os.fstat(place)
+        if (found.st_mode, found.st_uid) != (stat.S_IFSOCK, os.geteuid()):
+            raise FileExistsError(17, "something else is in its place")
+        os.chmod(f"/proc/self/fd/{place}", mode)  # nobody can connect: it does not listen yet
+        if os.geteuid() == 0:
+            os.chown(f"/proc/self/fd/{place}", uid, gid)
     finally:
-        os.close(descriptor)
+        os.close(place)
 
 
-def _alive(path: Path) -> bool:
+def _alive(name: str, folder: int) -> bool:
     """Whether somebody accepts connections there. Raises FileExistsError for what is no socket."""
-    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError(17, "something that is no socket is there")
+    try:
+        place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
         try:
+            if not stat.S_ISSOCK(os.fstat(place).st_mode):
+                raise FileExistsError(17, "something that is no socket is there")
             probe.setblocking(False)
-            probe.connect(os.fspath(path))
+            probe.connect(f"/proc/self/fd/{place}")
         except ConnectionRefusedError:
             return False
         except BlockingIOError:
             return True  # its backlog is full
+        finally:
+            os.close(place)
         return True
-    return False
 
 
 async def connection(descriptors: Sequence[int]) -> None:
@@ -120,9 +127,10 @@ def remove_files(sockets: Sequence[Socket]) -> None:
     """Remove the files of Unix sockets that are closed for good."""
     for one in sockets:
         if one.unix is not None:
-            with contextlib.suppress(OSError):
-                if stat.S_ISSOCK(os.lstat(one.unix).st_mode):
-                    Path(one.unix).unlink()
+            path = Path(one.unix)
+            with contextlib.suppress(OSError), folder_of(path) as folder:
+                if stat.S_ISSOCK(os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode):
+                    os.unlink(path.name, dir_fd=folder)
 
 
 def close(descriptors: Iterable[int]) -> None:

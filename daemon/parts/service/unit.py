@@ -17,6 +17,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from common.tomlfile import Strict
 from common.values import Address, CalendarTime, Duration, Endpoint, Limit, Mode, Name, SignalNumber, Size, address
 
+# Below /run or /var/lib, of the device or of an ordinary host: given to a unit's user, they would be in other hands.
+RESERVED = frozenset({"lock", "log", "mixos", "netns", "shm", "sshd", "systemd", "udev", "user", "utmp"})
 MAX_WORDS = 900  # of a command; with the launcher's own before it, as many as a shim takes (spec.MAX_ARGS)
 
 
@@ -29,6 +31,18 @@ def _absolute(path: str) -> str:
 def _pid_file(path: str) -> str:
     if not _absolute(path).startswith("/run/"):
         raise ValueError("a path below /run is expected: what it says holds for this boot only")
+    return path
+
+
+def _own_folder(name: str) -> str:
+    if name in RESERVED or name.endswith(".pid"):
+        raise ValueError("this name is the system's own")
+    return name
+
+
+def _not_ours(path: str) -> str:
+    if _absolute(path) == "/run/mixos" or path.startswith("/run/mixos/"):
+        raise ValueError("what is below /run/mixos is the daemon's own")
     return path
 
 
@@ -51,7 +65,9 @@ Text = Annotated[str, AfterValidator(_text)]
 Absolute = Annotated[str, AfterValidator(_absolute)]
 Command = Annotated[tuple[Text, ...], AfterValidator(_command)]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-PidFile = Annotated[str, AfterValidator(_pid_file)]
+OwnFolder = Annotated[Folder, AfterValidator(_own_folder)]
+PidFile = Annotated[str, AfterValidator(_pid_file), AfterValidator(_not_ours)]
+SocketFile = Annotated[str, AfterValidator(_not_ours)]
 Capability = Annotated[str, Field(pattern=r"^CAP_[A-Z_]+$")]
 LimitName = Literal[
     "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
@@ -108,8 +124,8 @@ class Service(Strict):
     rlimits: dict[LimitName, Limit] = Field(default={})
     capabilities: tuple[Capability, ...] | None = None  # the only ones it keeps; default: what its user has
     sandbox: Name | None = None
-    runtime_directory: Folder | None = None  # below /run, made for the user at start
-    state_directory: Folder | None = None  # below /var/lib, made for the user at start, kept
+    runtime_directory: OwnFolder | None = None  # below /run, made for the user at start
+    state_directory: OwnFolder | None = None  # below /var/lib, made for the user at start, kept
 
     @property
     def ready_timeout(self) -> float | None:
@@ -244,7 +260,7 @@ class Socket(Strict):
 
     name: Folder = "socket"
     tcp: Endpoint | None = None
-    unix: Absolute | None = None
+    unix: SocketFile | None = None
     backlog: int = Field(default=128, ge=1, le=4096)
     mode: Mode = 0o600  # unix only
     owner: Text = "root"

@@ -1,7 +1,8 @@
 """The part `storage`: disks, space, quotas, health.
 
 Beside answering it looks at two things by itself: how full the data partition is (each minute, one system call) and how
-the disks are (each hour); it publishes `storage.full`, `storage.space` and `storage.health` when that changes.
+the disks are and whether units' files are still in their quotas (each hour); it publishes `storage.full`,
+`storage.space` and `storage.health` when that changes, `storage.quota` when files were brought back.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Storage:
         self.problems: Mapping[str, str] = {}  # unit → why its limit is not in force
         self._states: dict[str, str] = {}  # disk → health
         self._full = False
+        self._errors: tuple[bool, int] = (False, 0)  # of the data file system: whether it is read-only, how many
         self._enforcing: asyncio.Task[None] | None = None
         self._usage: tuple[float, Breakdown] | None = None
         self._counting = asyncio.Lock()
@@ -143,7 +145,14 @@ class Storage:
     def status(self) -> Mapping[str, Any]:
         """How full the data partition is; disks that are not well; limits that are not in force."""
         bad = {name: state for name, state in self._states.items() if state in ("warning", "failing")}
-        return {"data-percent": self._percent(), "disks": bad, "quota-problems": dict(self.problems)}
+        read_only, errors = self._errors
+        return {
+            "data-percent": self._percent(),
+            "data-read-only": read_only,
+            "data-errors": errors,
+            "disks": bad,
+            "quota-problems": dict(self.problems),
+        }
 
     # -- methods -----------------------------------------------------------------------------------------------------
 
@@ -194,9 +203,16 @@ class Storage:
                 if time.monotonic() >= due:
                     due = time.monotonic() + _HOUR
                     await asyncio.wait([asyncio.ensure_future(self._examine())], timeout=_MINUTE)  # a disk may hang
+                    await self._gather()
             except Exception as error:  # noqa: BLE001  # the next look may succeed; watching must go on
                 log("warning", f"storage: {type(error).__name__}: {error}")
             await asyncio.sleep(_MINUTE)
+
+    async def _gather(self) -> None:
+        """What a unit has taken out of its quota is brought back, and told."""
+        for unit, count in (await asyncio.to_thread(self.quotas.gather)).items():
+            self.context.events.publish("storage.quota", unit, files=count)
+            log("warning", f"storage: {count} files of {unit} had left its quota")
 
     async def _examine(self) -> list[Health]:
         """Ask the disks, and tell what changed. Whoever comes meanwhile gets the same answer: a disk that hangs holds
@@ -216,7 +232,14 @@ class Storage:
         return round(100 * (space.f_blocks - space.f_bfree) / usable, 1) if usable else None
 
     def _look(self) -> None:
-        """Tell when the data partition becomes full, and when there is room again."""
+        """Tell of errors of the data file system; when it becomes full, and when there is room again."""
+        found = mounts.errors(self.data, self.root)
+        if found > self._errors:
+            self.context.events.publish(
+                "storage.errors", os.fspath(self.data), **{"read-only": found[0]}, errors=found[1]
+            )
+            log("err", f"storage: {self.data} has errors ({found[1]})" + ", nothing is written any more" * found[0])
+        self._errors = found
         percent = self._percent()
         if percent is None:
             return

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from daemon.linux import tree
 
 if TYPE_CHECKING:
     from daemon.parts.storage.answers import Breakdown
@@ -31,31 +33,26 @@ class _Walk:
     complete: bool = True
     seen: set[int] = field(default_factory=set)
 
-    def size(self, path: str) -> int:
+    def size(self, top: Path) -> int:
         """Bytes that a tree takes on the device."""
-        total, waiting = 0, [path]
-        while waiting and self.complete:
-            current = waiting.pop()
-            with contextlib.suppress(OSError):  # not a folder, or gone: other processes go on living
-                total += os.lstat(current).st_blocks * _BLOCK
-                with os.scandir(current) as entries:  # never a list: a unit may make millions of names
-                    total += sum(self._entry(entry, waiting) for entry in takewhile(self._goes_on, entries))
+        total = 0
+        try:
+            with contextlib.closing(tree.walk(top, MAX_NAMES)) as found:
+                for one in found:
+                    self.names += one.path != ""
+                    self.complete &= one.entered or one.facts.st_dev != self.device
+                    if self.names > MAX_NAMES or time.monotonic() > self.until:
+                        raise tree.TooManyError
+                    total += self._blocks(one.facts)
+        except OSError:
+            pass  # not a folder, or gone: other processes go on living
+        except tree.TooManyError:
+            self.complete = False
         return total
 
-    def _goes_on(self, _: os.DirEntry[str]) -> bool:
-        self.names += 1
-        self.complete = self.complete and self.names <= MAX_NAMES and time.monotonic() <= self.until
-        return self.complete
-
-    def _entry(self, entry: os.DirEntry[str], waiting: list[str]) -> int:
-        try:
-            facts = entry.stat(follow_symlinks=False)
-        except OSError:
-            return 0
-        if entry.is_dir(follow_symlinks=False):
-            if facts.st_dev == self.device:
-                waiting.append(entry.path)
-            return 0
+    def _blocks(self, facts: os.stat_result) -> int:
+        if stat.S_ISDIR(facts.st_mode):
+            return facts.st_blocks * _BLOCK if facts.st_dev == self.device else 0
         if facts.st_nlink > 1:
             if facts.st_ino in self.seen:
                 return 0
@@ -73,13 +70,13 @@ def breakdown(data: Path, lib: Path, log: Path, seconds: float = SECONDS) -> Bre
     rows: dict[str, int] = {}
     daemon = 0
     for folder in _children(lib):
-        size = walk.size(os.fspath(folder))
+        size = walk.size(folder)
         if folder.name == "mixos":
             daemon = size
         else:
             rows[folder.name] = size
-    logs = walk.size(os.fspath(log)) if log.is_dir() else 0
-    packages = sum(walk.size(os.fspath(data / name)) for name in ("packages", "mix") if (data / name).is_dir())
+    logs = walk.size(log) if log.is_dir() else 0
+    packages = sum(walk.size(data / name) for name in ("packages", "mix") if (data / name).is_dir())
     space = os.statvfs(data)
     used = (space.f_blocks - space.f_bfree) * space.f_frsize
     known = sum(rows.values()) + daemon + logs + packages

@@ -6,6 +6,7 @@ import ipaddress
 import secrets
 from collections.abc import Iterable
 
+from common import addresses
 from common.errors import RefusedError
 from daemon.linux.wireguard import Network
 from daemon.parts.vpn import keys, wgquick
@@ -18,9 +19,9 @@ _NO_KEY = "# PrivateKey = the one that belongs to the public key in use; it neve
 
 def random_networks(taken: Iterable[str]) -> tuple[str, str]:
     """Addresses for a new tunnel: a /24 below 10/8 that overlaps nothing in `taken`, and a ULA /64 (RFC 4193)."""
-    used = [ipaddress.ip_interface(address).network for address in taken if ":" not in address]
+    used = [addresses.interface(address).network for address in taken if ":" not in address]
     for _ in range(_TRIES):
-        network = ipaddress.ip_network((bytes([10, secrets.randbelow(256), secrets.randbelow(256), 0]), 24))
+        network = addresses.network((bytes([10, secrets.randbelow(256), secrets.randbelow(256), 0]), 24))
         if not any(network.overlaps(other) for other in used):
             break
     else:
@@ -39,8 +40,8 @@ def allowed(tunnel: Tunnel, wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 def _inside(tunnel: Tunnel, allowed_ips: Iterable[str]) -> tuple[str, ...]:
     """Those that are one address in a network of the tunnel."""
-    own = [ipaddress.ip_interface(address).network for address in tunnel.addresses]
-    hosts = [(text, ipaddress.ip_network(text)) for text in allowed_ips]
+    own = [addresses.interface(address).network for address in tunnel.addresses]
+    hosts = [(text, addresses.network(text)) for text in allowed_ips]
     return tuple(
         text for text, host in hosts if host.num_addresses == 1 and any(host.network_address in each for each in own)
     )
@@ -49,10 +50,10 @@ def _inside(tunnel: Tunnel, allowed_ips: Iterable[str]) -> tuple[str, ...]:
 def next_addresses(tunnel: Tunnel, beside: Iterable[str] = ()) -> tuple[str, ...]:
     """A free address for a new peer in each network of the tunnel, as allowed IPs, in none of the networks `beside`.
     Raises RefusedError `vpn-full`, `vpn-address`."""
-    networks = [ipaddress.ip_network(item) for peer in tunnel.peer.values() for item in peer.allowed_ips]
-    networks += map(ipaddress.ip_network, beside)
+    networks = [addresses.network(item) for peer in tunnel.peer.values() for item in peer.allowed_ips]
+    networks += map(addresses.network, beside)
     found = []
-    for address in map(ipaddress.ip_interface, tunnel.addresses):
+    for address in map(addresses.interface, tunnel.addresses):
         free = _free(address, networks)
         if free is None:
             raise RefusedError(
@@ -84,7 +85,7 @@ def client(tunnel: Tunnel, entry: PeerEntry, public: bytes, private: bytes | Non
     """The client's file for wg-quick. public: this device's key; private: the client's, None when it has its own."""
     hosts = tuple(network for network in entry.allowed_ips if network.endswith(("/32", "/128")))
     own = _inside(tunnel, hosts) or hosts
-    networks = [str(ipaddress.ip_interface(address).network) for address in tunnel.addresses]
+    networks = [str(addresses.interface(address).network) for address in tunnel.addresses]
     server = _server(tunnel, entry, public, preshared, tunnel.client_routes or tuple(networks))
     quick = Quick(private or bytes(32), own, dns=tunnel.client_dns, mtu=_mtu(tunnel), peers=(server,))
     return wgquick.write(quick, f"PrivateKey = {keys.encode(private)}" if private else _NO_KEY) + _hole(tunnel)
@@ -92,7 +93,7 @@ def client(tunnel: Tunnel, entry: PeerEntry, public: bytes, private: bytes | Non
 
 def section(tunnel: Tunnel, entry: PeerEntry, public: bytes, preshared: bytes | None) -> str:
     """The [Peer] section alone, for a client that keeps its [Interface]."""
-    networks = [str(ipaddress.ip_interface(address).network) for address in tunnel.addresses]
+    networks = [str(addresses.interface(address).network) for address in tunnel.addresses]
     server = _server(tunnel, entry, public, preshared, tunnel.client_routes or tuple(networks))
     text = wgquick.write(Quick(bytes(32), peers=(server,)), "")
     return text[text.index("[Peer]") :] + _hole(tunnel)

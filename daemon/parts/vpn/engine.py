@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common import addresses
 from common.errors import MixosError
 from daemon.core.change import applier
 from daemon.core.change.applier import View
@@ -282,7 +282,7 @@ def _cuts(way: Connection, changed: set[str], now: Mapping[str, Tunnel], new: Ma
 
 def _has_own_route(peer: str) -> bool:
     """Whether an address is reached by a route of the main table that is not a default route."""
-    address = ipaddress.ip_address(peer.partition("%")[0])
+    address = addresses.address(peer.partition("%")[0])
     with Rtnl() as rtnl:
-        networks = [ipaddress.ip_network(route.to) for route in rtnl.routes() if route.table == MAIN_TABLE]
+        networks = [addresses.network(route.to) for route in rtnl.routes() if route.table == MAIN_TABLE]
     return any(address in network for network in networks if network.prefixlen)

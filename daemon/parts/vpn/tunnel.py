@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common import addresses
 from common.errors import RefusedError
 from common.netvalues import is_address, split_endpoint
 from daemon.linux import wireguard
@@ -61,7 +61,7 @@ def device(name: str, tunnel: Tunnel, store: Store, endpoints: Mapping[str, Endp
     peers = [
         Peer(
             public=keys.decode(entry.public_key),
-            allowed=frozenset(ipaddress.ip_network(network) for network in entry.allowed_ips),
+            allowed=frozenset(addresses.network(network) for network in entry.allowed_ips),
             endpoint=endpoints.get(title),
             keepalive=entry.keepalive,
             preshared=store.read(peer_psk(name, title)) if entry.psk else bytes(32),
@@ -76,7 +76,7 @@ def routes(name: str, tunnel: Tunnel) -> set[Route]:
     """The routes into the tunnel: allowed networks, but for those that an address of the interface already leads to."""
     if not tunnel.routes:
         return set()
-    own = [ipaddress.ip_interface(address).network for address in tunnel.addresses]
+    own = [addresses.interface(address).network for address in tunnel.addresses]
     found = set()
     for network in _allowed(tunnel):
         if any(network.version == other.version and network.subnet_of(other) for other in own):  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def warnings(tunnel: Tunnel) -> list[str]:
             found += [
                 f"the endpoint of {title} is in {each}, which leads into the tunnel itself"
                 for each in inside
-                if ipaddress.ip_address(host) in each
+                if addresses.address(host) in each
             ]
     return found
 
@@ -121,8 +121,8 @@ def servers(tunnel: Tunnel, dead: Collection[str]) -> tuple[str, ...]:
 
 def _behind(tunnel: Tunnel, address: str) -> str | None:
     """The peer that packets to an address go to: the one with the most special network (wg(8)); None: to none."""
-    host = ipaddress.ip_address(address)
-    parts = ((ipaddress.ip_network(text), title) for title, peer in tunnel.peer.items() for text in peer.allowed_ips)
+    host = addresses.address(address)
+    parts = ((addresses.network(text), title) for title, peer in tunnel.peer.items() for text in peer.allowed_ips)
     found = [(network.prefixlen, title) for network, title in parts if host in network]
     return max(found)[1] if found else None
 
@@ -137,7 +137,7 @@ def knock(name: str, addresses: Iterable[str]) -> None:
 
 
 def _allowed(tunnel: Tunnel) -> Iterator[Network]:
-    return (ipaddress.ip_network(network) for peer in tunnel.peer.values() for network in peer.allowed_ips)
+    return (addresses.network(network) for peer in tunnel.peer.values() for network in peer.allowed_ips)
 
 
 @dataclass
@@ -182,11 +182,11 @@ def set_rules(rtnl: Rtnl, tunnels: Iterable[Tunnel], past: Iterable[str] = (), p
         rtnl.remove_rule(rule)
 
 
-def _hosts(addresses: Iterable[str]) -> Iterator[str]:
+def _hosts(texts: Iterable[str]) -> Iterator[str]:
     """Addresses as networks of one; what is on a link or in this device anyway is left out, and what is no address."""
-    for text in addresses:
+    for text in texts:
         with contextlib.suppress(ValueError):
-            address = ipaddress.ip_address(text)
+            address = addresses.address(text)
             if not address.is_link_local and not address.is_loopback:
                 yield f"{address}/{address.max_prefixlen}"
 

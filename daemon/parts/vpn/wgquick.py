@@ -6,11 +6,11 @@ running shell commands from a file that somebody sent is not importing a configu
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from common import addresses
 from common import netvalues as values
 from common.errors import ConfigError
 from common.lines import split_lines
@@ -240,7 +240,7 @@ def _with_prefix(text: str) -> str:
 
 def _allowed(text: str) -> str:
     """An allowed IP; host bits are dropped, as wg(8) does."""
-    return str(values.ip_network(str(ipaddress.ip_network(text, strict=False))))
+    return str(values.ip_network(str(addresses.network(text, strict=False))))
 
 
 def write(quick: Quick, private: str) -> str:

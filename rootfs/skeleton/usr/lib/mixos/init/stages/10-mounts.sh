@@ -6,6 +6,9 @@ mkdir -p /dev/pts /dev/shm
 ln -s /proc/self/fd /dev/fd
 for pair in 0:stdin 1:stdout 2:stderr; do ln -s "fd/${pair%:*}" "/dev/${pair#*:}"; done
 mount -a || echo "mixos: not all of fstab could be mounted" >/dev/console
+# What boot and the daemon keep has room of its own: a unit that fills its folder in /run must not keep others from starting.
+mkdir -p "$RUN"
+mount -t tmpfs -o nosuid,nodev,noexec,mode=0755,size=10% tmpfs "$RUN" || echo "mixos: $RUN has no room of its own" >/dev/console
 mkdir -p "$RUN/net" /run/lock /run/sshd
 for pair in securityfs:/sys/kernel/security pstore:/sys/fs/pstore efivarfs:/sys/firmware/efi/efivars; do
     if [ -d "${pair#*:}" ]; then

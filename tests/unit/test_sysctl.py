@@ -1,0 +1,39 @@
+"""Kernel settings at boot: the image's, then the device's own, which lie in a layer that is mounted in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from buildsys.run import run
+from tests.hostpackages import ROOT
+
+INIT = ROOT / "rootfs/skeleton/usr/lib/mixos/init"
+
+
+def boot(tmp_path: Path) -> str:
+    """Run all stages that are about them, in order, below tmp_path; the overlay is what the stage 50 brings."""
+    stages = sorted(path for path in (INIT / "stages").iterdir() if "sysctl" in path.name or "overlays" in path.name)
+    script = f'RUN={tmp_path}; say() {{ echo "say $*"; }}; note() {{ echo "note $*"; }}\n'
+    for stage in stages:
+        script += f"mv {tmp_path}/layer {tmp_path}/etc\n" if "overlays" in stage.name else stage.read_text()
+    script = script.replace(". /usr/lib/mixos/init/sysctl", (INIT / "sysctl").read_text())
+    for place in ("/proc/sys", "/etc/sysctl.d", "/usr/lib/sysctl.d"):
+        script = script.replace(place, f"{tmp_path}{place}")
+    return run(["/usr/bin/busybox", "sh", "-eu", "-c", script]).text
+
+
+# case: H14
+def test_settings_of_the_device_are_in_force(tmp_path: Path) -> None:
+    kernel = tmp_path / "proc/sys/kernel"
+    kernel.mkdir(parents=True)
+    for name in ("one", "two"):
+        (kernel / name).write_text("0\n")
+    for place, text in (
+        ("usr/lib/sysctl.d", "# why\nkernel.one = 1\nkernel.two = 1\nkernel.gone = 1\n"),
+        ("layer/sysctl.d", "kernel.two = 2\nkernel.none = 3\n"),
+    ):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "10.conf").write_text(text)
+    boot(tmp_path)
+    assert [(kernel / name).read_text() for name in ("one", "two")] == ["1\n", "2\n"]
+    assert (tmp_path / "sysctl").read_text() == "missing kernel.gone kernel.none\nrefused\n"
