@@ -150,3 +150,22 @@ def test_tree_digests_see_names_bytes_modes_and_links(tmp_path: Path):
 )
 def test_globs(path: str, pattern: str, result: bool):
     assert matches(path, pattern) is result
+
+
+# case: B2
+def test_a_tool_is_its_file_and_the_libraries_that_compute(tmp_path, monkeypatch):
+    names = {path.name.partition(".")[0] for path in key._libraries(key.find_tool("mksquashfs").resolve())}
+    assert "libzstd" in names
+    assert not names & {"libc", "libm", "libpthread"}
+    script, library = tmp_path / "tool", tmp_path / "lib.so"
+    script.write_text("#!/bin/sh\n")
+    assert key._libraries(script) == []
+    monkeypatch.setattr(key, "find_tool", lambda name: script)
+    monkeypatch.setattr(key, "_libraries", lambda program: [library])
+    digests = set()
+    for content in (b"one", b"two"):
+        library.write_bytes(content)
+        key.tool_digest.cache_clear()
+        digests.add(key.tool_digest("tool"))
+    key.tool_digest.cache_clear()
+    assert len(digests) == 2
