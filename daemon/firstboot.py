@@ -66,15 +66,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def grow_partition(disk: Path, partition: Path) -> bool:
-    """Extend the data partition to the end of the disk; whether anything changed. Also mends a backup table that is
-    not at the end of the disk (an image copied to a larger one)."""
+    """Extend the data partition over the free space behind it; whether anything changed. Also mends a backup table that
+    is not at the end of the disk (an image copied to a larger one)."""
     descriptor = os.open(disk, os.O_RDWR | os.O_CLOEXEC)
     try:
         table = gpt.read(descriptor)
         data = table.find(PARTITION)
-        if data.last != max(part.last for part in table.partitions):
-            raise DiskError(f"{PARTITION} is not the last partition of {disk}", reason="partition-not-last")
-        grown = table.grow_last()
+        grown = table.grown(data)
         new = grown.find(PARTITION)
         if new == data and not table.problems:
             return False
