@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import DiskError, MixosError
+from common.streams import open_missing
 from daemon.linux import process
 from image import gpt
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
     prepare: partition not mounted; grow it, make or fit its file system. resize: mounted; fit the file system.
     """
+    open_missing()
     if len(argv) != 3 or argv[0] not in ("prepare", "resize"):
         sys.stderr.write("usage: mixos-firstboot prepare|resize DISK PARTITION\n")
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -46,7 +47,8 @@ def flash(
         nonlocal shown
         line = f"{phase}: {100 * done // max(total, 1)} % of {size(total)}"
         if line != shown and sys.stderr.isatty():
-            print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+            with suppress(OSError):  # a terminal that went away does not leave half a system on the disk
+                print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
         shown = line
 
     result = flashing.flash(image, device, confirm, file=to_file, preseed=preseed, progress=progress)

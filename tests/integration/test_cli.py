@@ -400,3 +400,17 @@ def test_flash_with_a_bad_preseed_writes_nothing(mixos: Mixos, image: Path, tmp_
     assert done.status == 3
     assert done.json["reason"] == "settings-unknown-key"
     assert not (tmp_path / "disk").exists()
+
+
+# case: B5
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_streams_that_were_closed(image: Path, tmp_path: Path, closed: str) -> None:
+    """What is opened first would have their numbers: messages would be written into the disk."""
+    disk = tmp_path / "disk"
+    for words in (["flash", image, disk, "--file", "--yes"], ["plan", "--json"], ["fetch", "--offline", "--json"]):
+        script = f'exec "$@" {closed}'
+        environment = {"MIXOS_CACHE": str(tmp_path / "cache")}
+        done = run(["sh", "-c", script, "sh", MIXOS, *words], cwd=ROOT, env=environment, allow=range(256), split=True)
+        assert b"Traceback" not in done.stdout + done.stderr
+        assert done.status == (0 if words[0] != "fetch" else 4)
+    assert gpt.read(disk).partitions == gpt.read(image).partitions
