@@ -314,6 +314,8 @@ def _read_copy(fd: int, at: int, sectors: int) -> tuple[Table, int]:
     if not count or entry_size < ENTRY_SIZE or entry_size & (entry_size - 1) or count * entry_size > MAX_ARRAY:
         raise GptError(f"header in sector {at}: {count} entries of {entry_size} bytes", "gpt-entries")
     end = other if at == 1 else here  # the sector of the backup header, and so the size the table was made for
+    if at == 1 and sectors <= end < 1 << 40:
+        raise GptError(f"the table is for {end + 1} sectors, and there are {sectors}: cut short", "gpt-cut-short")
     if here != at or (at != 1 and other != 1) or not MIN_SECTORS <= end + 1 <= sectors:
         raise GptError(f"header in sector {at}: points outside the disk", "gpt-geometry")
     geometry = _geometry(at, array, Geometry(count, entry_size, first_usable=low), high, end)

@@ -402,6 +402,16 @@ def test_flash_with_a_bad_preseed_writes_nothing(mixos: Mixos, image: Path, tmp_
     assert not (tmp_path / "disk").exists()
 
 
+# case: B14
+def test_flash_from_standard_input(image: Path, tmp_path: Path) -> None:
+    argv = [MIXOS, "flash", "-", tmp_path / "disk", "--file", "--json"]
+    refused = run(argv, cwd=ROOT, stdin=image.read_bytes(), allow=range(256))
+    assert json.loads(refused.stdout.splitlines()[-1])["reason"] == "not-confirmed"
+    assert not (tmp_path / "disk").exists()
+    run([*argv, "--yes"], cwd=ROOT, stdin=image.read_bytes())
+    assert (tmp_path / "disk").read_bytes() == image.read_bytes()
+
+
 # case: B5
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_streams_that_were_closed(image: Path, tmp_path: Path, closed: str) -> None:

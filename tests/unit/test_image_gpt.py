@@ -214,6 +214,7 @@ def test_unsound_tables_are_not_made(sample: gpt.Table, change: dict[str, object
         (12, 600, "gpt-revision"),
         (24, 7, "gpt-geometry"),
         (32, 1 << 60, "gpt-geometry"),
+        (32, SECTORS, "gpt-cut-short"),
         (40, 33, "gpt-geometry"),
         (40, 3000, "gpt-bounds"),
         (40, SECTORS, "gpt-geometry"),
