@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from common.errors import ConfigError
 from common.files import read_regular
 from common.positions import Position, nearest, positions
+from common.safe import without_password
 
 MAX_BYTES = 4 << 20  # no file that people write by hand is larger
 
@@ -98,7 +99,7 @@ def _explain(
     if detail["type"] == "missing":
         return f"{where}key '{name}' is missing"
     message = detail["msg"].removeprefix("Value error, ")
-    value = repr(detail["input"])
+    value = without_password(repr(detail["input"]))
     return f"{where}{name} = {value if len(value) < 120 else value[:117] + '...'}: {message[:1].lower()}{message[1:]}"
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
+from buildsys.config.values import WebAddress
 from common.tomlfile import Strict
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -85,7 +86,7 @@ class Partitions(Strict):
 class Fetch(Strict):
     """mirrors: base URLs under which files are found by their SHA-256, asked before upstream."""
 
-    mirrors: tuple[Annotated[str, StringConstraints(pattern=r"^https?://")], ...] = ()
+    mirrors: tuple[WebAddress, ...] = ()
 
 
 class MixosToml(Strict):
