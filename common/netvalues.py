@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from common import wireguard
+from common.hosts import host_problem
 from common.values import host_and_port
 
 # IFNAMSIZ is 16 with the final NUL. No blank, slash or shell character: names become files and words of scripts.
@@ -39,8 +40,9 @@ def host_address(text: str) -> str:
         address = ipaddress.ip_address(text)
     except ValueError as error:
         raise ValueError(f"{text!r} is not an IP address") from error
-    if "%" in text or address.is_multicast or address.is_unspecified:
-        raise ValueError(f"{text!r} is not the address of a host")
+    problem = None if address.is_loopback else host_problem(address)
+    if "%" in text or problem:
+        raise ValueError(f"{text!r} {problem or 'is not the address of a host'}")
     return str(address)
 
 
@@ -52,8 +54,9 @@ def interface_address(text: str) -> str:
         raise ValueError(f"{text!r} is not an address with prefix length, such as 192.0.2.10/24") from error
     if "/" not in text:
         raise ValueError(f"{text!r} needs its prefix length, such as {text}/{24 if address.version == 4 else 64}")
-    if "%" in text or address.is_multicast or address.is_unspecified or address.is_loopback:
-        raise ValueError(f"{text!r} is not the address of a host")
+    problem = host_problem(address.ip, address.network)
+    if "%" in text or problem:
+        raise ValueError(f"{text!r} {problem or 'is not the address of a host'}")
     return str(address)
 
 

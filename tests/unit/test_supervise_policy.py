@@ -261,6 +261,12 @@ def test_a_history_keeps_the_last_ends_and_none_twice(tmp_path):
     assert History.read(tmp_path / "new" / "x.json") == History()
 
 
+# case: B7
+def test_an_environment_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "env").write_bytes(b"\xef\xbb\xbfA=1\r\n")
+    assert prepare.environment_file(tmp_path / "env") == {"A": "1"}
+
+
 def test_environment_files(tmp_path):
     path = tmp_path / "env"
     path.write_text("# comment\n\nA=1\n B='x y' \nC=\"\nD=a=b\n")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from common import netvalues as values
 from common.errors import ConfigError
+from common.text import MARK
 from daemon.parts.vpn import keys
 
 MAX_BYTES = 48 << 10  # a request to the daemon holds it, escaped
@@ -87,7 +88,7 @@ def _sections(text: str, where: str) -> list[_Section]:
     """The sections with their values, known keys only. Keys and section names have no case (wg(8))."""
     sections: list[_Section] = []
     comment = ""
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(text.removeprefix(MARK).splitlines(), 1):
         line, mark, remark = raw.partition("#")
         line = line.strip()
         if mark and not line:
