@@ -165,6 +165,51 @@ def test_mistake_in_the_settings_of_the_device(mixos: Mixos, config: Callable[..
     done = mixos("--config", path, "plan", "--kernel-source", kernel, "--json")
     assert done.status == 3
     assert done.json["reason"] == "settings-unknown-key"
+    line = (
+        path.read_text().splitlines().index(next(text for text in path.read_text().splitlines() if "hostnam " in text))
+    )
+    assert f"{path}:{line + 1}:" in done.json["error"]
+
+
+# case: B21
+def test_an_image_without_what_it_needs_is_not_planned(mixos: Mixos, config: Callable[..., Path], kernel: Path) -> None:
+    text = (ROOT / "mixos.toml").read_text()
+    (whole,) = re.findall(r"^install = .*$", text, re.MULTILINE)
+    for install, named in (("install = []", "busybox"), (whole.replace('"openssh", ', ""), "openssh")):
+        path = config((whole, install))
+        done = mixos("--config", path, "plan", "--kernel-source", kernel, "--json")
+        assert (done.status, done.json["reason"]) == (3, "package-missing")
+        assert f"{path}:" in done.json["error"]
+        assert named in done.json["error"]
+
+
+# case: B11
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('esp = "256M"', 'esp = "128M"'),
+        ('root = "256M" ', 'root = "100G" '),
+        ('root = "256M" ', 'root = "8M" '),
+        ('data = "64M"', 'data = "2097152M"'),
+        ("[packages]", 'cmdline = ["x=é"]\n[packages]'),
+        ('install = ["busybox", ', "install = ["),
+    ],
+)
+def test_limits_of_an_image_are_known_when_it_is_planned(
+    mixos: Mixos, config: Callable[..., Path], kernel: Path, old: str, new: str
+) -> None:
+    path = config((old, new))
+    done = mixos("--config", path, "plan", "--kernel-source", kernel, "--json")
+    assert done.status == 3
+    assert re.search(rf"{re.escape(str(path))}:\d+:\d+", done.json["error"])
+
+
+# case: B18
+def test_a_day_of_toml_in_the_settings_of_an_image(mixos: Mixos, config: Callable[..., Path], kernel: Path) -> None:
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
+    rows = f'[[settings.ssh.keys]]\nkey = "{key}"\nexpires = 2027-01-01\n# [[settings.ssh.keys]]'
+    path = config(("# [[settings.ssh.keys]]", rows))
+    assert mixos("--config", path, "plan", "--kernel-source", kernel, "--json").status == 0
 
 
 def test_outside_a_checkout(mixos: Mixos, tmp_path: Path) -> None:
