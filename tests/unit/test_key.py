@@ -169,3 +169,20 @@ def test_a_tool_is_its_file_and_the_libraries_that_compute(tmp_path, monkeypatch
         digests.add(key.tool_digest("tool"))
     key.tool_digest.cache_clear()
     assert len(digests) == 2
+
+
+# case: B12
+@pytest.mark.parametrize(
+    "name",
+    ["fstab~", "#fstab#", ".#fstab", ".fstab.swp", "fstab.orig", "fstab.rej", ".gitkeep", ".DS_Store", "Thumbs.db"],
+)
+def test_what_editors_leave_is_not_of_a_folder(tmp_path, name):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/fstab").write_text("x")
+    before = tree_digest(scan_tree(tmp_path, ("**",)))
+    if name.startswith(".#"):
+        (tmp_path / "etc" / name).symlink_to("me@host.1:2")
+    else:
+        (tmp_path / "etc" / name).write_text("y")
+    assert tree_digest(scan_tree(tmp_path, ("**",))) == before
+    assert name in {Path(entry.path).name for entry in scan_tree(tmp_path)}  # of a result everything counts
