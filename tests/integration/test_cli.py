@@ -469,3 +469,35 @@ def test_streams_that_were_closed(image: Path, tmp_path: Path, closed: str) -> N
         assert b"Traceback" not in done.stdout + done.stderr
         assert done.status == (0 if words[0] != "fetch" else 4)
     assert gpt.read(disk).partitions == gpt.read(image).partitions
+
+
+# case: B19
+def test_packages_of_others_with_our_names(tmp_path: Path) -> None:
+    for name in ("common", "daemon", "image", "kernel", "packages", "rootfs"):
+        (tmp_path / "path" / name).mkdir(parents=True)
+        (tmp_path / "path" / name / "__init__.py").write_text("raise SystemExit('not this one')\n")
+    environment = {"PYTHONPATH": str(tmp_path / "path"), "MIXOS_CACHE": str(tmp_path / "cache")}
+    for words in (["plan", "--json"], ["daemon", "--help"], ["why", "--help"], ["doctor", "--json"]):
+        done = run([MIXOS, *words], cwd=ROOT, env=environment, allow=range(256))
+        assert b"not this one" not in done.stdout
+        assert b"Traceback" not in done.stdout
+
+
+# case: B19
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    environment = {"MIXOS_CACHE": str(tmp_path / "cache")}
+    assert run([MIXOS, "plan", "--json"], cwd=ROOT, env=environment, split=True).status == 0
+
+
+# case: B19
+def test_a_home_of_nobody(mixos: Mixos) -> None:
+    done = mixos("plan", "--kernel-source", "~no-such-user/linux", "--json")
+    assert done.status == 3
+
+
+# case: B19
+def test_bootstrap_with_settings_of_a_shell_and_of_pip(tmp_path: Path) -> None:
+    (tmp_path / "ci").mkdir()
+    environment = {"CDPATH": str(tmp_path), "PIP_USER": "1"}
+    run(["sh", "ci/bootstrap"], cwd=ROOT, env=environment, timeout=300)
