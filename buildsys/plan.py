@@ -236,7 +236,10 @@ def _helpers(project: Project) -> Iterator[Action]:
     yield Action(
         "apparmor",
         Script(read_text(profiles / "build.sh")),
-        {"profiles": FromPath(profiles, ("*.profile", "features", "include/*"))},
+        {
+            "profiles": FromPath(profiles, ("*.profile", "features", "include/*")),
+            "daemon": FromPath(project.root / "daemon", ("**/*.profile",)),
+        },
         tools=("apparmor_parser", "sh"),
         seconds=10,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Collection
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -17,6 +18,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 _RESERVED = frozenset({"lo", "all", "default"})  # the loopback; folders below /proc/sys/net/ipv4/conf
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+MAX_SERVERS = 3  # name servers that are asked
+_MAX_LINE = 254  # of resolv.conf, in bytes
 _PEER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
@@ -29,15 +32,20 @@ def interface_name(text: str) -> str:
 
 def peer_name(text: str) -> str:
     """What a peer is called. Raises ValueError."""
-    if not _PEER.fullmatch(text):
+    if not is_peer_name(text):
         raise ValueError(f"{text!r} is not a name for a peer: at most 32 letters, digits and _ -")
     return text
+
+
+def is_peer_name(text: str) -> bool:
+    """Whether a peer can be called so."""
+    return bool(_PEER.fullmatch(text))
 
 
 def host_address(text: str) -> str:
     """The address of one host, without prefix or zone. Raises ValueError."""
     try:
-        address = ipaddress.ip_address(text)
+        address = plain(ipaddress.ip_address(text))
     except ValueError as error:
         raise ValueError(f"{text!r} is not an IP address") from error
     problem = None if address.is_loopback else host_problem(address)
@@ -55,9 +63,14 @@ def interface_address(text: str) -> str:
     if "/" not in text:
         raise ValueError(f"{text!r} needs its prefix length, such as {text}/{24 if address.version == 4 else 64}")
     problem = host_problem(address.ip, address.network)
-    if "%" in text or problem:
+    if "%" in text or plain(address.ip) != address.ip or problem:
         raise ValueError(f"{text!r} {problem or 'is not the address of a host'}")
     return str(address)
+
+
+def plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An IPv4 address within IPv6 (::ffff:192.0.2.1, as programs log it) as what it is: no packet carries it so."""
+    return (address.version == 6 and address.ipv4_mapped) or address
 
 
 def network(text: str) -> str:
@@ -68,7 +81,10 @@ def network(text: str) -> str:
 def ip_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """An address or a network. Raises ValueError, with the network that was meant when host bits are set."""
     try:
-        return ipaddress.ip_network(text)
+        found = ipaddress.ip_network(text)
+        if plain(found.network_address) != found.network_address and found.prefixlen >= 96:
+            return ipaddress.ip_network((plain(found.network_address), found.prefixlen - 96))
+        return found
     except ValueError as error:
         try:
             near = ipaddress.ip_network(text, strict=False)
@@ -82,6 +98,15 @@ def host_name(text: str) -> str:
     if len(text) > 253 or not _HOST.fullmatch(text):
         raise ValueError(f"{text!r} is not a host name")
     return text
+
+
+def resolver_fits(servers: Collection[str], search: Collection[str]) -> None:
+    """Whether the C library uses all of it: musl asks three servers and ignores a line of 255 bytes and more
+    (src/network/resolvconf.c). Raises ValueError."""
+    if len(set(servers)) > MAX_SERVERS:
+        raise ValueError(f"{len(set(servers))} name servers: at most {MAX_SERVERS} are asked")
+    if len(" ".join(["search", *dict.fromkeys(search)])) > _MAX_LINE:
+        raise ValueError(f"the search domains have more than {_MAX_LINE - len('search ')} characters together")
 
 
 def endpoint(text: str) -> str:

@@ -6,14 +6,17 @@ that this small editor cannot make (an inline table, a dotted key) is refused, n
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import RefusedError
+from common.lines import split_lines
 from common.positions import positions
 
 Path = tuple[str | int, ...]
+_COMMENT = re.compile(r"""\s*#(?!.*("{3}|'{3}))""")  # and no end of a text that goes over several lines
 
 
 def literal(value: object) -> str:
@@ -46,7 +49,7 @@ def set_keys(text: str, table: Sequence[str], values: Mapping[str, object]) -> s
 
     Raises RefusedError `config-edit` when the file is written in a way that must be edited by hand.
     """
-    lines = text.splitlines()
+    lines = split_lines(text)
     places = positions(text)
     new = {name: f"{key(name)} = {literal(value)}" for name, value in values.items() if value is not None}
     if not table or tuple(table) in places:
@@ -71,13 +74,13 @@ def remove_table(text: str, table: Sequence[str]) -> str:
     for name in table[:-1]:
         parent = parent.get(name, {})
     parent.pop(table[-1], None)
-    lines = text.splitlines()
+    lines = split_lines(text)
     headers = sorted(
         (place.line - 1, path) for path, place in positions(text).items() if lines and _is_header(lines, place.line)
     )
     kept: list[str] = []
     inside = False
-    starts = {line: path[: len(table)] == tuple(table) for line, path in headers}
+    starts = {_with_comments(lines, line): path[: len(table)] == tuple(table) for line, path in headers}
     for number, line in enumerate(lines):
         inside = starts.get(number, inside)
         if not inside:
@@ -88,9 +91,18 @@ def remove_table(text: str, table: Sequence[str]) -> str:
     return result
 
 
+def _with_comments(lines: Sequence[str], header: int) -> int:
+    """The first line (from 0) of the comments right above a header: they are the table's. Those that begin the file are
+    the file's."""
+    line = header
+    while line and _COMMENT.match(lines[line - 1]):
+        line -= 1
+    return line or header
+
+
 def _statement_ends(text: str) -> dict[int, int]:
     """First line of each statement → the line behind its last one (from 0): by parsing ever more lines."""
-    lines = text.splitlines()
+    lines = split_lines(text)
     starts = sorted({place.line - 1 for place in positions(text).values()})
     ends = {}
     for start, following in zip(starts, [*starts[1:], len(lines)], strict=True):

@@ -15,9 +15,10 @@ from pydantic_core import ErrorDetails
 
 from common.errors import ConfigError
 from common.files import read_regular
-from common.positions import Position, nearest, positions
+from common.positions import nearest, positions
 from common.safe import without_password
 from common.text import MARK, decoded, shown
+from common.values import PATTERNS
 
 MAX_BYTES = 4 << 20  # no file that people write by hand is larger
 
@@ -63,8 +64,23 @@ def parse(text: str, path: Path, model: type[Model]) -> Model:
         return model.model_validate(data)
     except ValidationError as error:
         places = positions(text)
-        lines = [_explain(detail, places, path, model) for detail in error.errors()[:20]]
+        spots = [(detail, nearest(places, detail["loc"])) for detail in error.errors()[:20]]
+        lines = [_explain(detail, f"{path}:{spot.line}:{spot.column}: ", model) for detail, spot in spots]
         raise ConfigError("\n".join(lines), reason=_reason(error.errors())) from error
+
+
+def parse_edit(text: str, before: str, path: Path, model: type[Model]) -> Model:
+    """Like `parse`, for text that a command has made of `before`, which is what the file says: a mistake of the command
+    is told without a line, since there is none; one that was there before with its line."""
+    try:
+        return parse(text, path, model)
+    except ConfigError as error:
+        parse(before, path, model)
+        cause = error.__cause__
+        if not isinstance(cause, ValidationError):
+            raise
+        lines = [_explain(detail, "", model) for detail in cause.errors()[:20]]
+        raise ConfigError("\n".join(lines), reason=error.reason) from cause
 
 
 def decode(text: str, path: Path) -> dict[str, Any]:
@@ -85,21 +101,34 @@ def _reason(details: list[ErrorDetails]) -> str:
     return "config-missing-key" if "missing" in kinds else "config-value"
 
 
-def _explain(
-    detail: ErrorDetails, places: dict[tuple[str | int, ...], Position], path: Path, model: type[BaseModel]
-) -> str:
+def _explain(detail: ErrorDetails, where: str, model: type[BaseModel]) -> str:
     location = detail["loc"]
-    place = nearest(places, location)
     name = ".".join(str(part) for part in location)
-    where = f"{path}:{place.line}:{place.column}: "
     if detail["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), _keys_at(model, location[:-1]), n=1)
         return f"{where}unknown key '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
     if detail["type"] == "missing":
         return f"{where}key '{name}' is missing"
-    message = detail["msg"].removeprefix("Value error, ")
     value = without_password(shown(detail["input"]))
-    return f"{where}{name} = {value if len(value) < 120 else value[:117] + '...'}: {message[:1].lower()}{message[1:]}"
+    return f"{where}{name} = {value if len(value) < 120 else value[:117] + '...'}: {plain(detail)}"
+
+
+def plain(detail: ErrorDetails) -> str:
+    """What pydantic found, in words of TOML and JSON: no expressions, no types of Python."""
+    limits = detail.get("ctx", {})
+    match detail["type"]:
+        case "string_pattern_mismatch":
+            return PATTERNS.get(limits["pattern"].strip("^$"), "this cannot stand here: other characters are expected")
+        case "tuple_type" | "list_type" | "set_type" | "frozen_set_type":
+            return "a list is expected"
+        case "dict_type" | "model_type" | "model_attributes_type" | "dataclass_type":
+            return "a table is expected"
+        case "too_short":
+            return f"at least {limits['min_length']} are expected"
+        case "too_long":
+            return f"at most {limits['max_length']} are expected"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{message[:1].lower()}{message[1:]}"
 
 
 def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

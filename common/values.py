@@ -48,12 +48,26 @@ def duration(value: Any) -> float:
 
 
 def signal_number(value: Any) -> int:
-    """The number of a signal by its name ("TERM" or "SIGTERM"). Raises ValueError."""
-    name = value if isinstance(value, str) else ""
-    found = getattr(signal.Signals, name if name.startswith("SIG") else f"SIG{name}", None)
-    if found is None:
-        raise ValueError("the name of a signal is expected, such as TERM, INT or HUP")
-    return int(found)
+    """The number of a signal by its name ("TERM" or "SIGTERM", "RTMIN+1", "RTMAX-1") or number. Raises ValueError."""
+    text = str(value).removeprefix("SIG") if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if found := re.fullmatch(r"(RTMIN\+|RTMAX-|)([0-9]{1,2})", text):
+        number = {"": 0, "RTMIN+": signal.SIGRTMIN, "RTMAX-": signal.SIGRTMAX}[found[1]]
+        number += -int(found[2]) if found[1] == "RTMAX-" else int(found[2])
+    else:
+        number = int(getattr(signal.Signals, f"SIG{text}", 0))
+    if number not in signal.valid_signals() or (found and found[1] and number < signal.SIGRTMIN):
+        raise ValueError("a signal is expected, such as TERM, HUP, 9 or RTMIN+1")
+    return number
+
+
+def signal_name(number: int) -> str:
+    """The same the other way: "SIGTERM", "SIGRTMIN+1"."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return (
+            f"SIGRTMIN+{number - signal.SIGRTMIN}" if signal.SIGRTMIN < number < signal.SIGRTMAX else f"signal {number}"
+        )
 
 
 def mode(value: Any) -> int:
@@ -138,6 +152,11 @@ def calendar(value: Any) -> Calendar:
 
 
 NAME = r"[a-z0-9][a-z0-9_-]{0,47}"  # also a folder, a cgroup and part of a socket's path (108 bytes: unix(7))
+PATTERNS = {  # in words
+    NAME: "up to 48 of a-z, 0-9, - and _ are expected, a letter or digit first",
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}": "up to 64 letters, digits, ., - and _ are expected, a letter or digit first",
+    r"CAP_[A-Z_]+": "the name of a capability is expected, such as CAP_NET_BIND_SERVICE",
+}
 
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
 Size = Annotated[int, BeforeValidator(size)]

@@ -88,7 +88,8 @@ class Daemon:
         api = Source("api", lambda: ApiPart(context, self.dispatcher, self.audit))
         transfer = Source("transfer", lambda: TransferPart(self.dispatcher, spool))
         context.changes.call = self._call
-        self.parts = Parts([system, api, transfer, *given, Source("dbus", dbus)], self.dispatcher, context.gates.close)
+        sources = [system, api, transfer, *given, Source("dbus", dbus)]
+        self.parts = Parts(sources, self.dispatcher, context.gates.close, context.figures)
 
     async def run(self, stop: asyncio.Event, group: str = GROUP) -> None:
         """Serve until `stop` is set, the members of `group` as well where others may come."""

@@ -33,7 +33,8 @@ class Machine:
     serial: "socket" (log file and console.sock, for detached machines), "stdio" (the caller's terminal, also logged) or
     "file" (log only). display: "none" or a QEMU display such as "gtk". ssh_port: TCP port of 127.0.0.1 forwarded to
     the guest's port 22, None without a network. disk_bus: one of DISK_BUSES. reboot: whether a guest reboot restarts
-    the machine (False: it ends). extra: more QEMU arguments, appended as they are.
+    the machine (False: it ends). preallocate: have the memory there before it starts. extra: more QEMU arguments,
+    appended as they are.
     """
 
     disk: Path
@@ -49,6 +50,7 @@ class Machine:
     watchdog: bool = True
     reboot: bool = True
     firmware: tuple[Path, Path] | None = None
+    preallocate: bool = False
     extra: tuple[str, ...] = ()
 
 
@@ -72,8 +74,8 @@ def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list
     if machine.memory < 64 or not 1 <= cpus <= 64:
         raise UsageError(f"{machine.memory} MiB and {cpus} CPUs make no machine", reason="bad-machine")
     code, _ = machine.firmware or firmware()
-    # A controller that nothing is connected to is still waited for by the kernel, port by port.
-    sata = "on" if machine.disk_bus == "ahci" else "off"
+    # The kernel waits for every port of a controller, also where nothing is connected. What is added may need it.
+    sata = "on" if machine.disk_bus == "ahci" or machine.extra else "off"
     argv = [str(find_tool(QEMU)), "-name", "mixos", "-machine", f"q35,smm=off,vmport=off,sata={sata}"]
     argv += acceleration.arguments()
     argv += ["-m", str(machine.memory), "-smp", str(cpus), "-nodefaults", "-no-user-config", "-rtc", "base=utc"]
@@ -84,6 +86,8 @@ def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list
     for number, disk in enumerate(machine.extra_disks, 1):
         argv += _disk(disk, f"disk{number}", "virtio", first=False)
     argv += _serial(machine.serial) + _display(machine.display) + _network(machine.ssh_port)
+    if machine.preallocate:
+        argv += ["-mem-prealloc"]
     if machine.watchdog:
         argv += ["-device", "i6300esb", "-action", "watchdog=reset"]
     if machine.tpm:

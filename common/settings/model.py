@@ -36,12 +36,14 @@ from typing import Any, Literal
 from common.accounts import NAMES
 from common.errors import SettingsError
 from common.hosts import host_problem
+from common.lines import split_lines
 from common.settings.sshkey import OPTIONS, expiry_problem, key_problem, normal_key, option_problem, source_problem
 from common.text import MARK, is_utf16, shown
 
 MAX_BYTES = 64 << 10
 MAX_KEYS = 64
 MAX_SERVERS = 8
+MAX_DNS = 3  # the C library asks no more
 MAX_SOURCES = 16
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -127,7 +129,7 @@ def parse(data: bytes, where: str, base: Settings) -> Settings:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         found = re.search(r"at line (\d+), column (\d+)", str(error))
         # Without a position the parser reached the end of the text.
-        spot = f"{where}:{found[1]}:{found[2]}" if found else f"{where}:{max(1, len(text.splitlines()))}"
+        spot = f"{where}:{found[1]}:{found[2]}" if found else f"{where}:{max(1, len(split_lines(text)))}"
         raise SettingsError(f"{spot}: not valid TOML: {error}", reason="settings-syntax") from error
     return from_mapping(document, where, base, _Locator(text).find)
 
@@ -224,7 +226,7 @@ class _Reader:
             self.wrong("network.interface", f"{interface!r} is not the name of a network interface")
         dns = tuple(
             str(address)
-            for name in self.texts(table, "dns", "network.dns", MAX_SERVERS) or ()
+            for name in self.texts(table, "dns", "network.dns", MAX_DNS) or ()
             if (address := self.address(name, "network.dns")) is not None
         )
         if mode == "dhcp":
@@ -253,7 +255,8 @@ class _Reader:
         gateway = self.text(table, "gateway", "network.gateway", "")
         if gateway and (hop := self.address(gateway, "network.gateway")) is not None:
             gateway = str(hop)
-            if hop not in address.network and not hop.is_link_local:
+            alone = address.network.num_addresses == 1 and address.version == hop.version  # then it is on the link
+            if hop not in address.network and not hop.is_link_local and not alone:
                 self.wrong("network.gateway", f"{gateway} is not in {address.network}")
             elif problem := host_problem(hop, address.network if hop in address.network else None):
                 self.wrong("network.gateway", f"{gateway} {problem}")
@@ -331,7 +334,7 @@ class _Locator:
     def __init__(self, text: str) -> None:
         self.lines: dict[str, int] = {}
         prefix, counts = "", dict[str, int]()
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(split_lines(text), 1):
             if header := self._HEADER.fullmatch(line):
                 prefix = self._clean(header[2])
                 if header[1] == "[[":

@@ -6,7 +6,9 @@ Imports next to nothing: `mixctl status` must be quick on a slow board.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,12 +53,14 @@ def stream(
     timeout: float = 15.0,
     patience: float = 0.0,
     descriptors: Sequence[int] = (),
+    reader: int | None = None,
 ) -> Iterator[Any]:
     """The items of a stream method, as they come, until it ends; leaving the loop early ends it at the server too.
 
     timeout: seconds for the answer that opens the stream; items may be any time apart. descriptors: as for `call`.
-    Raises like it, at the first item or in between; UnreachableError `daemon-gone` when the daemon ended before the
-    stream did.
+    reader: a descriptor that the items go to: when nobody is left to read it, that is noticed without an item, and
+    BrokenPipeError is raised. Raises like `call` besides, at the first item or in between; UnreachableError
+    `daemon-gone` when the daemon ended before the stream did.
     """
     asked = _Asked(method, params, os.fspath(path), timeout, descriptors)
     with _answered(asked, patience) as (channel, opened, lines):
@@ -64,9 +68,12 @@ def stream(
         if ident is None:
             raise rpc.failure(f"{method} is not a stream", code=rpc.INTERNAL_ERROR, reason="rpc-answer")
         channel.settimeout(None)
+        lines.reader = reader
         while True:
             try:
                 line = next(lines)
+            except BrokenPipeError:
+                raise
             except OSError as error:
                 message = "mixosd ended before the stream did"
                 raise UnreachableError(message, reason="daemon-gone", retryable=True) from error
@@ -156,9 +163,10 @@ def _connect(channel: socket.socket, path: str, timeout: float, deadline: float)
 
 
 class _Lines:
-    """Lines until the peer closes, which is an error: every conversation ends with an answer."""
+    """Lines until the peer closes, which is an error: every conversation ends with an answer. reader: see `stream`."""
 
     def __init__(self, channel: socket.socket) -> None:
+        self.reader: int | None = None
         self._channel = channel
         self._data = bytearray()
 
@@ -169,6 +177,7 @@ class _Lines:
         at = 0
         while (end := self._data.find(b"\n", at)) < 0:
             at = len(self._data)
+            self._listened_to()
             chunk = self._channel.recv(64 << 10)
             if not chunk or at > rpc.MAX_ANSWER:
                 raise ConnectionError(0, "the connection was closed before an answer")
@@ -176,3 +185,13 @@ class _Lines:
         line = bytes(self._data[:end])
         del self._data[: end + 1]
         return line
+
+    def _listened_to(self) -> None:
+        """Wait for bytes. Raises BrokenPipeError when nobody will read them."""
+        if self.reader is None:
+            return
+        waiting = select.poll()
+        waiting.register(self._channel, select.POLLIN)
+        waiting.register(self.reader, 0)  # a pipe without readers, a socket or terminal that is hung up (poll(2))
+        if any(number == self.reader for number, _ in waiting.poll()):
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))

@@ -11,7 +11,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from common.errors import RpcError
-from common.tomlfile import Strict
+from common.tomlfile import Strict, plain
 from daemon.core import rpc
 from daemon.core.method import Method
 
@@ -27,7 +27,9 @@ def validate(method: Method, params: Mapping[str, Any]) -> Strict:
         details = {
             _place(detail): detail for detail in reversed(error.errors()[:20])
         }  # of a union what its first kind says
-        lines = [_explain(detail, method.params) for detail in reversed(details.values())]
+        inside = {place.partition(".")[0] for place in details if "." in place}  # an item that is wrong is not missing
+        told = [detail for place, detail in details.items() if detail["type"] != "too_short" or place not in inside]
+        lines = [_explain(detail, method.params) for detail in reversed(told)]
         raise wrong("\n".join(lines), f"{method.name} takes {_usage(method)}") from error
     except RecursionError as error:
         raise wrong("nested too deeply", None) from error
@@ -78,6 +80,5 @@ def _explain(detail: ErrorDetails, model: type[Strict]) -> str:
     if detail["type"] == "string_pattern_mismatch":
         meanings = {field.alias or key: field.description for key, field in model.model_fields.items()}
         return f"{name}: not as it must be ({meanings[str(location[0])]})"
-    message = detail["msg"].removeprefix("Value error, ")
     # The value is not repeated: it may be a secret, and the caller knows it.
-    return f"{name or 'parameters'}: {message[:1].lower()}{message[1:]}"
+    return f"{name or 'parameters'}: {plain(detail)}"

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from daemon.core.change.engine import Changes
 from daemon.core.events import Bus
+from daemon.core.figures import Figures
 from daemon.core.gates import Gates
 from daemon.core.method import Method
 from daemon.core.worker.forks import Forks
@@ -38,6 +39,7 @@ class Context:
     shared: bool = True  # whether accounts of this system other than ours may use it, by their groups
     events: Bus = field(default_factory=Bus)
     gates: Gates = field(default_factory=Gates)
+    figures: Figures = field(default_factory=Figures)
     forks: Forks = field(default_factory=Forks)
 
     @cached_property
@@ -47,7 +49,10 @@ class Context:
 
 
 class Part(Protocol):
-    """What `mixosd` needs from a part. A part that fails to start is reported and left out; the others go on."""
+    """What `mixosd` needs from a part. A part that fails to start is reported and left out; the others go on.
+
+    It may have a method `figures() -> Iterable[Family]` as well, see `daemon.core.figures`.
+    """
 
     name: str
 

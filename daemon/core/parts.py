@@ -10,6 +10,7 @@ from typing import Any
 
 from common.errors import MixosError, RefusedError
 from daemon.core.dispatch import Dispatcher
+from daemon.core.figures import Figures
 from daemon.core.manifest import Manifest
 from daemon.core.method import Method
 from daemon.core.part import Context, Part
@@ -55,11 +56,16 @@ class Parts:
     """Starts, stops and reports parts, and hands their methods to the dispatcher."""
 
     def __init__(
-        self, sources: Sequence[Source], dispatcher: Dispatcher, ended: Callable[[str], None] = lambda name: None
+        self,
+        sources: Sequence[Source],
+        dispatcher: Dispatcher,
+        ended: Callable[[str], None] = lambda name: None,
+        figures: Figures | None = None,
     ) -> None:
-        """ended: told the name of each part that has stopped or failed."""
+        """ended: told the name of each part that has stopped or failed; figures: gets those of parts that have some."""
         self.sources = sources
         self._ended = ended
+        self._figures = figures or Figures()
         self._dispatcher = dispatcher
         self._states = {one.name: _State() for one in sources}
         dispatcher.absent = self.absent
@@ -83,6 +89,8 @@ class Parts:
     async def _start(self, one: Source, state: _State) -> None:
         state.part = await asyncio.to_thread(one.make)
         await state.part.start()
+        if (figures := getattr(state.part, "figures", None)) is not None:
+            self._figures.offer(one.name, figures)
         methods = state.part.methods()
         self._dispatcher.add(methods)
         state.methods = methods
@@ -97,6 +105,7 @@ class Parts:
 
     async def _stop(self, name: str, state: _State) -> None:
         self._ended(name)
+        self._figures.withdraw(name)
         self._dispatcher.remove(state.methods)
         if state.part is None:
             return

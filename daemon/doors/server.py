@@ -198,8 +198,10 @@ class Connection:
             self._handed += [(self._read + len(self._data), number) for number in numbers]
             if len(self._handed) > 2 * rpc.MAX_DESCRIPTORS:  # of this line, and of one that began in the same read
                 raise unfit(_TOO_MANY)
-            if not chunk:
-                return None
+            if not chunk:  # half-closed: what came before is a call, though its newline did not
+                self._data += b"\n" if self._data else b""
+                if not self._data:
+                    return None
         line = bytes(self._data[: end + 1])
         del self._data[: end + 1]
         self._read += len(line)

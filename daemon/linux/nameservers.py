@@ -2,16 +2,16 @@
 
 The best group that is there wins as a whole, since musl asks all servers at once and takes the first answer:
 the VPN's (`net/dns.vpn/NAME`), those of network.toml (`net/dns.file`), those of the settings (`net/configured.dns`),
-those of the leases (`net/NAME.dns`). When network.toml has search domains and no servers (`net/search.file`), they go
-behind the last two: of several such lines the last counts (resolv.conf(5)). The script `init/dhcp` computes the same
-from the same files, so it does not matter who is the last to do it. Nothing is saved and put back: a contribution that
-ends is a file less.
+those of one lease (`net/NAME.dns`), which the rest of its files tells (`_rank`). When network.toml has search domains
+and no servers (`net/search.file`), they go behind the last two: of several such lines the last counts
+(resolv.conf(5)). The script `init/dhcp` computes the same from the same files, so it does not matter who is the last to
+do it. Nothing is saved and put back: a contribution that ends is a file less.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from common import netvalues as values
@@ -32,7 +32,7 @@ class Names:
         self._put(self.folder / "search.file", (), () if servers else search)
         self.refresh()
 
-    def set_vpn(self, wanted: dict[str, tuple[Sequence[str], Sequence[str]]]) -> None:
+    def set_vpn(self, wanted: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> None:
         """Interface → servers and search domains, of every tunnel that is up; all others go."""
         folder = self.folder / "dns.vpn"
         for path in folder.glob("*"):
@@ -58,16 +58,31 @@ class Names:
     def compute(self) -> str:
         """The text that resolv.conf shall have (resolv.conf(5))."""
         leases = sorted(path for path in self.folder.glob("*.dns") if path.name != "configured.dns")
+        best = sorted(leases, key=self._rank)[:1]
         search = self.folder / "search.file"
         groups: list[tuple[Collection[Path], Collection[Path]]] = [
             (sorted((self.folder / "dns.vpn").glob("*")), ()),
             ([self.folder / "dns.file"], ()),
             ([self.folder / "configured.dns"], [search]),
-            (leases, [search]),
+            (best, [search]),
         ]
         group, more = next((pair for pair in groups if any(path.is_file() for path in pair[0])), groups[-1])
         found = [path.read_text("utf-8", "replace")[:_MAX_FILE] for path in (*group, *more) if path.is_file()]
         return "".join(line.strip() + "\n" for text in found for line in text.splitlines())
+
+    def _rank(self, path: Path) -> int:
+        """Of a lease, the lowest counts: the metric, of the daemon (NAME.want) or of the script (NAME.lease: address,
+        end, metric, 1 for one without a router); then those without a router, then those without servers."""
+        servers = "nameserver" in path.read_text("utf-8", "replace")[:_MAX_FILE].split()
+        rank = 0 if servers else 2 << 40
+        try:
+            words = path.with_suffix(".lease").read_text("ascii").split()
+            rank += int(words[2]) + (int(words[3]) << 40)
+            lines = path.with_suffix(".want").read_text("ascii").splitlines()
+            metrics = [int(line.split()[1]) for line in lines if line.startswith("metric ")]
+            return rank + metrics[0] - int(words[2]) if metrics else rank
+        except (OSError, ValueError, IndexError):
+            return rank
 
     def servers(self) -> list[str]:
         """The servers in resolv.conf, as it is."""

@@ -25,6 +25,8 @@ PROC = Path("/proc/sys/net")
 PROTOCOL = 77  # rtm_protocol and FRA_PROTOCOL of what the daemon adds: its own are told from everybody else's by it
 BOOT = 3  # RTPROT_BOOT: what `ip route add` says, so also the scripts of early boot
 MAIN_TABLE = 254
+CONNECTED = 2  # RTPROT_KERNEL: what it makes of an address
+LEASE = 16  # RTPROT_DHCP: what a lease brought
 IPV6_METRIC = 1024  # IP6_RT_PRIO_USER: what the kernel makes of a metric that is left out
 PERMANENT = 0x80  # IFA_F_PERMANENT: set by somebody, not learnt from a router
 
@@ -83,7 +85,8 @@ class Route:
 
 @dataclass(frozen=True, order=True)
 class Rule:
-    """A routing rule: packets (not) marked `mark` look into `table`, leaving out prefixes as short as `suppress`."""
+    """A routing rule: packets (not) marked `mark`, or those for the network `to`, look into `table`, leaving out
+    prefixes as short as `suppress`."""
 
     family: int
     priority: int
@@ -92,6 +95,7 @@ class Rule:
     inverted: bool = False
     suppress: int = -1
     protocol: int = PROTOCOL
+    to: str = ""
 
 
 def family_of(network: str) -> int:
@@ -171,10 +175,10 @@ def _durable(payload: bytes) -> bytes:
     return payload[: _RTMSG.size - 4] + bytes(4) + b"".join(parts)
 
 
-def _through(payload: bytes) -> int:
+def _through(payload: bytes, connected: bool) -> int:
     """The interface that a route which can be given back goes through; 0 for another one."""
     family, _, _, _, _, protocol, _, kind, flags = _unpack(_RTMSG, payload)
-    made = protocol in (2, 9) or flags & 0x200  # RTPROT_KERNEL, RTPROT_RA; RTM_F_CLONED
+    made = protocol in ((9,) if connected else (CONNECTED, 9)) or flags & 0x200  # RTPROT_RA; RTM_F_CLONED
     if made or family not in (socket.AF_INET, socket.AF_INET6) or kind != 1:  # RTN_UNICAST
         return 0
     return number(dict(attributes(payload[_RTMSG.size :])).get(4, b"\0"))
@@ -182,7 +186,7 @@ def _through(payload: bytes) -> int:
 
 def decode_rule(payload: bytes) -> Rule:
     """RTM_NEWRULE. Raises NetlinkError `netlink-garbage`."""
-    family, _, _, _, table, _, _, _, flags = _unpack(_RTMSG, payload)
+    family, length, _, _, table, _, _, _, flags = _unpack(_RTMSG, payload)
     found = dict(attributes(payload[_RTMSG.size :]))
     suppress = number(found.get(14, b"\xff\xff\xff\xff"))
     return Rule(
@@ -193,6 +197,7 @@ def decode_rule(payload: bytes) -> Rule:
         inverted=bool(flags & 2),  # FIB_RULE_INVERT
         suppress=-1 if suppress == 0xFFFFFFFF else suppress,
         protocol=number(found.get(21, b"\0")),
+        to=f"{_address(found[1])}/{length}" if 1 in found else "",
     )
 
 
@@ -230,8 +235,11 @@ def encode_route(route: Route, index: int) -> bytes:
 def encode_rule(rule: Rule) -> bytes:
     """The request that adds or removes a rule."""
     table = rule.table if rule.table < 256 else 0
-    head = _RTMSG.pack(rule.family, 0, 0, 0, table, 0, 0, 1, 2 if rule.inverted else 0)  # FR_ACT_TO_TBL
+    address, _, length = rule.to.partition("/")
+    flags = 2 if rule.inverted else 0
+    head = _RTMSG.pack(rule.family, int(length or 0), 0, 0, table, 0, 0, 1, flags)  # FR_ACT_TO_TBL
     parts = [u32(6, rule.priority), u32(15, rule.table), attribute(21, bytes([rule.protocol]))]
+    parts += [attribute(1, packed(address))] if address else []
     parts += [u32(10, rule.mark)] if rule.mark else []
     parts += [u32(14, rule.suppress)] if rule.suppress >= 0 else []
     return head + b"".join(parts)
@@ -306,12 +314,12 @@ class Rtnl:
         parts = self._socket.dump(_ADDRESS[2], _IFADDR.pack(0, 0, 0, 0, 0))
         return [part.payload for part in parts if _unpack(_IFADDR, part.payload)[4] == index]
 
-    def raw_routes(self) -> dict[int, list[bytes]]:
+    def raw_routes(self, *, connected: bool = False) -> dict[int, list[bytes]]:
         """The kernel's own messages about unicast routes, for `replay_route`, by the interface that they go through;
-        without those that it makes by itself from addresses and from what routers announce."""
+        without those that it makes by itself from addresses (but for `connected`) and from what routers announce."""
         found: dict[int, list[bytes]] = {}
         for part in self._socket.dump(_ROUTE[2], _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
-            index = _through(part.payload)
+            index = _through(part.payload, connected)
             if index:
                 found.setdefault(index, []).append(_durable(part.payload))
         return found

@@ -18,7 +18,7 @@ profile mixosd /usr/bin/mixosd flags=(attach_disconnected) {
   /usr/bin/dbus-daemon Px,
 
   # Processes of its parts, which parse what strangers send: the fork server enters their profiles.
-  change_profile -> {dbus-door,mdns,metrics-endpoint,sandbox-proxy},
+  include <include/entered>
   @{PROC}/@{pid}/attr/apparmor/current w,
 
   /{etc,var,run,data,tmp}/** wkl,

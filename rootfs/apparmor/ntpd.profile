@@ -8,6 +8,8 @@ profile ntpd /usr/lib/mixos/init/ntp {
 
   /usr/lib/mixos/init/ntp r,
   /etc/ntp.conf r,
+  /run/mixos/net/ r,
+  /run/mixos/net/*.ntp r,
   /run/ntpd.pid rw,
 
   capability sys_time,

@@ -77,7 +77,7 @@ def images(projects: Sequence[Project], count: int) -> Iterator[list[dict[str, f
         rows: list[list[dict[str, float]]] = [[] for _ in vms]
         for number in range(count + 1):
             for vm, found in zip(vms, rows, strict=True):
-                one = look(Guest(vm, Machine(disk=vm.disk, ssh_port=0, extra=boots.MEMORY)))
+                one = look(Guest(vm, Machine(disk=vm.disk, ssh_port=0, preallocate=True)))
                 if number:
                     found.append(one)
         yield from rows

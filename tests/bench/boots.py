@@ -19,9 +19,6 @@ from tests.bench.figures import Figure
 from tests.boot.guest import BOOT_SECONDS, END_SECONDS, Guest, KeyVm
 
 SETTLE_SECONDS = 20.0
-# What a guest first touches the host must first find: a guest clears all of its memory as it starts, and how long that
-# takes would tell of the host alone.
-MEMORY = ("-mem-prealloc",)
 MIB = 1 << 20
 
 
@@ -71,7 +68,7 @@ def mixos(project: Project, count: int) -> list[Boot]:
     with folder() as state:
         vm = KeyVm(project, state)
         vm.prepare(fresh=True, size=2 << 30, preseed=None)
-        return [measure(Guest(vm, Machine(disk=vm.disk, ssh_port=0, extra=MEMORY))) for _ in range(count + 1)]
+        return [measure(Guest(vm, Machine(disk=vm.disk, ssh_port=0, preallocate=True))) for _ in range(count + 1)]
 
 
 def direct(project: Project, disk: Path, kernel: tuple[str, ...], count: int, key: Path) -> list[Boot]:
@@ -81,7 +78,12 @@ def direct(project: Project, disk: Path, kernel: tuple[str, ...], count: int, ke
         for name in ("id_ed25519", "id_ed25519.pub"):
             shutil.copy(key.with_name(name), state / name)
         run(["cp", "--sparse=always", disk, state / qemu.DISK])
-        return [measure(Guest(vm, Machine(disk=vm.disk, ssh_port=0, extra=(*kernel, *MEMORY)))) for _ in range(count)]
+        return [
+            measure(
+                Guest(vm, Machine(disk=vm.disk, ssh_port=0, extra=(*kernel, "-machine", "sata=off"), preallocate=True))
+            )
+            for _ in range(count)
+        ]
 
 
 def figures(group: str, name: str, boots: list[Boot], peer: list[Boot] | None = None) -> list[Figure]:

@@ -45,7 +45,7 @@ def figures() -> list[Figure]:
     with boots.folder() as state:
         vm = KeyVm(Project.at(ROOT), state)
         vm.prepare(fresh=True, size=2 << 30, preseed=None)
-        guest = Guest(vm, Machine(disk=vm.disk, ssh_port=0, extra=boots.MEMORY))
+        guest = Guest(vm, Machine(disk=vm.disk, ssh_port=0, preallocate=True))
         try:
             guest.start()
             guest.wait_ssh()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from buildsys.run import spawn
 from tests.boot.guest import Guest, wait_until
 
 
@@ -92,6 +93,17 @@ def test_a_sandbox_for_a_role_that_may_start_nothing_else(guest: Guest) -> None:
 def test_a_sandbox_ends_with_its_limits(guest: Guest) -> None:
     hog = "mixctl sandbox run --profile tool -- /usr/bin/python3 -I -c 'x = b\"x\" * (700 << 20)'"
     assert guest.attempt(hog, "admin").status == 137
+
+
+# case: D6
+def test_a_sandbox_ends_when_the_ssh_of_its_caller_is_killed(guest: Guest) -> None:
+    process = spawn(guest.command("admin", "mixctl sandbox run -- sleep 4242", options=("BatchMode=yes",)))
+    try:
+        assert wait_until(lambda: guest.attempt("pgrep -f '^sleep 4242'").status == 0, 60.0)
+    finally:
+        process.kill()
+    assert wait_until(lambda: guest.attempt("pgrep -f '^sleep 4242'").status != 0, 60.0)
+    assert guest.attempt("pgrep -f 'mixctl sandbox run'").status != 0
 
 
 def test_explain_finds_everything_enforced_on_this_kernel(guest: Guest) -> None:

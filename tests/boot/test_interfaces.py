@@ -38,6 +38,22 @@ def test_without_a_file_the_settings_count(guest: Guest) -> None:
     assert net(guest, "check")["steps"] == []
 
 
+# case: N12
+def test_the_metric_of_a_lease(clean: Guest) -> None:
+    """With the image's own BusyBox, under its AppArmor profile."""
+    guest = clean
+    guest.run("mixctl net set eth0 metric=50 && mixctl net apply --force")
+
+    def metrics() -> set[int]:
+        return {row["metric"] for row in net(guest, "show eth0")["routes"] if row["to"] == "0.0.0.0/0"}
+
+    assert metrics() == {50}
+    guest.run("rm /run/mixos/net/eth0.lease && kill -USR1 $(cat /run/mixos/net/eth0.pid)")  # a renewal writes it again
+    assert wait_until(lambda: guest.attempt("test -e /run/mixos/net/eth0.lease").status == 0, SECONDS)
+    assert metrics() == {50}
+    assert net(guest, "check")["steps"] == []
+
+
 def test_a_vlan_on_a_bridge(clean: Guest) -> None:
     guest = clean
     put(

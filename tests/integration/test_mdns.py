@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from zeroconf import DNSIncoming
 
 from common.errors import MixosError
 from daemon.client.connection import call
@@ -67,8 +70,8 @@ class Bench:
     async def host(self, name: str) -> str | None:
         return (await self.status(name)).get("host")
 
-    async def services(self, name: str) -> list[str]:
-        return [row["name"] for row in (await self.status(name)).get("services", [])]
+    async def announces(self, name: str, *services: str) -> bool:
+        return [row["name"] for row in (await self.status(name)).get("services", [])] == list(services)
 
     @asynccontextmanager
     async def responder(self, name: str, space: Space) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -78,8 +81,11 @@ class Bench:
             yield child
 
     @asynccontextmanager
-    async def avahi(self, name: str) -> AsyncIterator[Callable[..., Awaitable[str]]]:
-        """avahi-daemon in `two`, with a bus of its own; gives a function that runs an Avahi program there."""
+    async def avahi(self, name: str, called: str = "") -> AsyncIterator[Callable[..., Awaitable[str]]]:
+        """avahi-daemon in `two`, with a bus of its own; gives a function that runs an Avahi program there.
+
+        called: the name that it must come to have, when that is another one.
+        """
         bus, config = self.folder / "bus", self.folder / "avahi.conf"
         (self.folder / "bus.conf").write_text(BUS.format(path=bus))
         config.write_text(AVAHI.format(name=name))
@@ -97,7 +103,7 @@ class Bench:
             async with background(*enter, "unshare", "-m", "sh", "-c", private, **address):
 
                 async def answers() -> bool:
-                    return bool(await program("avahi-resolve", "-n", f"{name}.local"))
+                    return bool(await program("avahi-resolve", "-n", f"{called or name}.local"))
 
                 await eventually(answers)
                 yield program
@@ -142,7 +148,7 @@ def test_avahi_finds_us_and_we_find_avahi(bench):
 
     async def main() -> None:
         async with bench.avahi("laptop") as avahi, bench.responder("a", bench.one) as child:
-            await eventually(lambda: bench.host("a"))
+            await eventually(lambda: bench.announces("a", "kitchen._ssh._tcp", "My web._http._tcp"))
             assert (await avahi("avahi-resolve", "-4", "-n", "kitchen.local")).split() == ["kitchen.local", "192.0.2.1"]
             rows = [line.split(";") for line in (await avahi("avahi-browse", "-rpt", "_ssh._tcp")).splitlines()]
             assert ["kitchen", "kitchen.local", "22"] in [[row[3], row[6], row[8]] for row in rows if row[0] == "="]
@@ -174,6 +180,102 @@ def test_a_name_that_avahi_has_is_not_taken(bench):
             assert (status["host"], status["wanted"]) == ("kitchen-2.local", "kitchen.local")
             assert "192.0.2.1" in await avahi("avahi-resolve", "-4", "-n", "kitchen-2.local")
             assert "192.0.2.2" in await avahi("avahi-resolve", "-4", "-n", "kitchen.local")
+
+    asyncio.run(main())
+
+
+# case: N8
+def test_a_name_that_we_have_is_not_given_up(bench):
+    bench.write("a", "kitchen")
+    for words in (("link", "set", "eth0", "addrgenmode", "none"), ("-6", "address", "flush", "dev", "eth0")):
+        bench.one.ip(*words)  # an address that comes makes the responder ask for its name: here nothing but Avahi does
+
+    async def main() -> None:
+        async with bench.responder("a", bench.one):
+            await eventually(lambda: bench.announces("a", "kitchen._ssh._tcp"))
+            async with bench.avahi("kitchen", called="kitchen-2") as avahi:
+                assert "192.0.2.2" in await avahi("avahi-resolve", "-4", "-n", "kitchen-2.local")
+                assert "192.0.2.1" in await avahi("avahi-resolve", "-4", "-n", "kitchen.local")
+                status = await bench.status("a")
+                assert (status["host"], status["conflicts"]) == ("kitchen.local", 0)
+
+    asyncio.run(main())
+
+
+# case: N9
+def test_a_strangers_name_that_is_none_ends_no_list(bench):
+    bench.write("a", "kitchen")
+
+    async def main() -> None:
+        async with bench.avahi("laptop"), bench.responder("a", bench.one):
+            await eventually(lambda: bench.host("a"))
+            enter = ("ip", "netns", "exec", bench.two.name)
+            address = {"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={bench.folder}/bus"}
+            words = ("avahi-publish", "-s", "odd\x07name", "_http._tcp", "80")
+            other = ("avahi-publish", "-s", "plain", "_http._tcp", "81")
+            async with background(*enter, *words, **address), background(*enter, *other, **address):
+
+                async def both() -> bool:
+                    found = await bench.ask("a", "browse", type="_http._tcp", seconds=2)
+                    return [row["name"] for row in found["services"]] == ["plain"] and found["skipped"] == 1
+
+                await eventually(both, 20)
+
+    asyncio.run(main())
+
+
+# case: N11
+def test_a_name_needs_no_service(bench):
+    bench.write("a", "kitchen", "ssh = false\n")
+
+    async def main() -> None:
+        async with bench.responder("a", bench.one), bench.avahi("laptop") as avahi:
+            await eventually(lambda: bench.host("a"))
+            assert "192.0.2.1" in await avahi("avahi-resolve", "-4", "-n", "kitchen.local")
+
+    asyncio.run(main())
+
+
+def goodbyes(server: socket.socket) -> set[str]:
+    """The names of records that were withdrawn in what a socket has received."""
+    server.setblocking(False)
+    found = set()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            packet = DNSIncoming(server.recv(9000))
+            found |= {record.name for record in packet.answers() if record.ttl == 0 and packet.is_response()}
+    return found
+
+
+# case: N11
+def test_only_what_changes_is_withdrawn(bench):
+    bench.write("a", "kitchen", "[services.web]\ntype = '_http._tcp'\nport = 80\nunit = 'web'\n")
+    state = bench.folder / "a/run/units/web/state"
+    state.parent.mkdir(parents=True)
+
+    def listen() -> socket.socket:
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("224.0.0.251", 5353))
+        group = socket.inet_aton("224.0.0.251") + socket.inet_aton("192.0.2.2")
+        server.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+        return server
+
+    async def main() -> None:
+        async with bench.responder("a", bench.one):
+            await eventually(lambda: bench.announces("a", "kitchen._ssh._tcp"))
+            with bench.two.inside(listen) as server:
+                for phase, names in (
+                    ("running", ["kitchen._ssh._tcp", "kitchen._http._tcp"]),
+                    ("ended", ["kitchen._ssh._tcp"]),
+                ):
+                    assert goodbyes(server) == set()
+                    state.write_text(f"phase {phase}\npid 1\n")
+                    await bench.ask("a", "apply")
+                    await eventually(lambda names=names: bench.announces("a", *names))
+                withdrawn = goodbyes(server)
+                assert "kitchen._http._tcp.local." in withdrawn
+                assert not withdrawn & {"kitchen.local.", "kitchen._ssh._tcp.local.", "_ssh._tcp.local."}
 
     asyncio.run(main())
 
@@ -266,17 +368,14 @@ def test_what_is_no_name_and_a_process_that_dies(bench):
 def test_it_is_switched_and_follows_units(bench):
     bench.write("a", "kitchen", "[services.web]\ntype = '_http._tcp'\nport = 80\nunit = 'web'\n")
 
-    async def announced(wanted: list[str]) -> bool:
-        return await bench.services("a") == wanted
-
     async def main() -> None:
         async with bench.responder("a", bench.one):
-            await eventually(lambda: announced(["kitchen._ssh._tcp"]))
+            await eventually(lambda: bench.announces("a", "kitchen._ssh._tcp"))
             state = bench.folder / "a/run/units/web/state"
             state.parent.mkdir(parents=True)
             state.write_text("phase running\npid 1\n")
             assert await bench.ask("a", "apply") == {"enabled": True}
-            await eventually(lambda: announced(["kitchen._ssh._tcp", "kitchen._http._tcp"]))
+            await eventually(lambda: bench.announces("a", "kitchen._ssh._tcp", "kitchen._http._tcp"))
             found = await bench.ask("a", "browse", type="_http._tcp", seconds=1)
             assert [row["port"] for row in found["services"]] == [80]
             assert await bench.ask("a", "off") == {"enabled": False}

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,18 +19,20 @@ from buildsys.run import run
 from common.errors import MixosError
 from common.tomlfile import parse
 from daemon.core.change import record
-from daemon.core.change.applier import Wish
+from daemon.core.change.applier import View, Wish
 from daemon.core.part import Context
 from daemon.linux.netlink import Message, NetlinkError, Socket
 from daemon.linux.rtnl import MAIN_TABLE, Link, Route, Rtnl, Rule
-from daemon.linux.wireguard import Device
+from daemon.linux.wireguard import Change, Device, Endpoint
 from daemon.parts.config.part import Config, Put
 from daemon.parts.net import engine as part_engine
 from daemon.parts.net import part
 from daemon.parts.net.part import Set
 from daemon.parts.net.plan import Seen, below
+from daemon.parts.vpn import engine as vpn_engine
 from daemon.parts.vpn import keys, resolve, tunnel, wgquick
-from daemon.parts.vpn.model import VpnFile
+from daemon.parts.vpn import part as part_of_vpn
+from daemon.parts.vpn.model import Tunnel, VpnFile
 from daemon.parts.vpn.part import Vpn
 from daemon.parts.vpn.requests import AddPeer, ChangeInterface, ChangePeer, Import, Init, OfInterface, OfPeer, Rotate
 from tests.integration.boxes import CALLER, NOTHING, Box, addresses, cable, ip, routes
@@ -451,6 +455,60 @@ def test_an_mtu_that_is_too_small_for_ipv6_and_back(box: Box) -> None:
     asyncio.run(scenario())
 
 
+# wanted: static /32 with off-link gateway
+@pytest.mark.parametrize(
+    ("own", "hop"), [("192.0.2.9/32", "198.51.100.1"), ("2001:db8::9/128", "2001:db8:1::1")], ids=["ipv4", "ipv6"]
+)
+def test_a_single_address_has_its_gateway_on_the_link(box: Box, own: str, hop: str) -> None:
+    text = f'[interface.eth0]\nmode = "static"\naddresses = ["{own}"]\ngateways = ["{hop}"]\n'
+
+    async def scenario() -> None:
+        cable()
+        for metric in ("", "metric = 7\n"):
+            await box.apply(text + metric)
+            assert {(hop, "", "eth0"), ("default", hop, "eth0")} <= routes("-6" if ":" in hop else "-4")
+            assert (await box.part.check(CALLER, NOTHING))["steps"] == []
+        await box.apply('[interface.eth0]\nmode = "none"\n')
+        assert not [one for one in routes("-6" if ":" in hop else "-4") if one[0] != "fe80::/64"]
+
+    asyncio.run(scenario())
+
+
+# case: N15
+@pytest.mark.parametrize("how", ["works", "fails", "revert"])
+def test_ipv6_goes_with_an_mtu_that_is_too_small_for_it(box: Box, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """The kernel takes addresses, routes and switches of IPv6 away by itself: what is done to them comes before."""
+    six = 'addresses = ["192.0.2.10/24", "2001:db8::10/64"]\ngateways = ["2001:db8::1"]\nipv6 = "static"\n'
+    more = '[[interface.eth0.routes]]\nto = "2001:db8:5::/48"\nvia = "2001:db8::2"\n'
+    start = f'[interface.eth0]\nmode = "static"\n{six}{more}'
+    tiny = '[interface.eth0]\nmode = "static"\naddresses = ["192.0.2.10/24"]\nipv6 = "off"\nmtu = 1200\n'
+    if how == "fails":
+        tiny += '[[interface.eth0.routes]]\nto = "198.51.100.0/24"\nvia = "172.16.0.1"\n'
+
+    async def scenario() -> None:
+        cable()
+        await box.apply(start)
+        before, routes_before = everything(), routes("-6")
+        assert ("2001:db8:5::/48", "2001:db8::2", "eth0") in routes_before
+        if how == "fails":
+            with pytest.raises(MixosError) as caught:
+                await box.apply(tiny)
+            assert caught.value.reason == "netlink-refused"
+        else:
+            await box.apply(tiny, confirm=600 if how == "revert" else 0)
+            assert addresses("eth0") == {"192.0.2.10/24"}
+            assert (await box.part.check(CALLER, NOTHING))["steps"] == []
+            if how == "works":
+                await box.apply(start)  # and the way back, with IPv6 from nothing
+            else:
+                await box.part.revert(CALLER, NOTHING)
+        assert everything() == before
+        assert addresses("eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
+        assert not box.part.engine.plan(box.part.engine.config, box.part.engine.config)[1]
+
+    asyncio.run(scenario())
+
+
 REMOTE = CALLER._replace(origin="ssh 192.0.2.77 (claimed)")
 
 
@@ -522,6 +580,69 @@ def test_below_an_interface_is_what_carries_it() -> None:
     assert below("gone", seen) == set()
 
 
+def kernels() -> set[tuple[str, str, int, str, str]]:
+    """Routes of the main tables, the kernel's own included; without those of links, which come in their own time."""
+    rows = [*ip("route", "show"), *ip("-6", "route", "show")]
+    found = {
+        (row["dst"], row.get("gateway", ""), row.get("metric", 0), row["dev"], row.get("prefsrc", ""))
+        for row in rows
+        if row["dst"] != "fe80::/64"
+    }
+    assert found
+    return found
+
+
+# case: N1
+@pytest.mark.parametrize("how", ["revert", "restart", "fails"])
+@pytest.mark.parametrize(
+    ("mode", "own", "to", "via"),
+    [
+        ("static", "198.51.100.5/24", "203.0.113.0/24", "198.51.100.1"),
+        ("none", "2001:db8:1::5/64", "2001:db8:7::/64", "2001:db8:1::1"),
+    ],
+    ids=["ipv4", "ipv6"],
+)
+def test_a_connected_route_that_a_new_one_replaces_comes_back(
+    box: Box, monkeypatch: pytest.MonkeyPatch, how: str, mode: str, own: str, to: str, via: str
+) -> None:
+    """That of an interface that the file does not name, where its address came by itself."""
+    metric = 256 if ":" in to else 0  # IP6_RT_PRIO_ADDRCONF
+    text = f'[interface.lan]\nmode = "{mode}"\naddresses = ["{own}"]\nbridge = {{}}\n'
+    text += f'[[interface.lan.routes]]\nto = "{to}"\nvia = "{via}"\nmetric = {metric}\n'
+
+    async def scenario() -> None:
+        made_by_others()
+        before, all_before = kernels(), everything()
+        if how == "fails":
+            real = part_engine.execute
+
+            def execute(*words: Any) -> None:
+                real(*words)
+                if words[0][0] == "add-route":
+                    raise OSError(errno.EIO, "broken")
+
+            monkeypatch.setattr(part_engine, "execute", execute)
+            with pytest.raises(OSError, match="broken"):
+                await box.apply(text)
+        else:
+            await box.apply(text, confirm=600)
+            assert (to, via, metric, "lan", "") in kernels()
+        if how == "revert":
+            await box.part.revert(CALLER, NOTHING)
+        if how == "restart":
+            await box.context.changes.stop()
+            now = record.boottime()
+            monkeypatch.setattr(record, "boottime", lambda: now + 700)
+            again = Box(box.context.etc.parent)
+            await again.part.start()
+            await again.part.stop()
+        assert kernels() == before
+        assert everything() == all_before
+
+    asyncio.run(scenario())
+
+
+# case: N2
 def test_the_way_out_of_an_interface_that_the_file_does_not_name_comes_back(box: Box) -> None:
     """The kernel has one route for a destination and a metric: a new one takes the place of anybody's."""
 
@@ -925,6 +1046,32 @@ def test_commands_of_the_vpn_end_to_end(vpn: Vpn, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+# case: N16
+def test_what_cannot_be_shown_is_not_made(vpn: Vpn) -> None:
+    """A key that is told once would be lost with a configuration that is too large for a code."""
+    network = tuple(f"10.{n}.0.0/16" for n in range(200))
+
+    async def scenario() -> None:
+        await vpn.start()
+        await vpn.init(CALLER, Init.model_validate({"addresses": ["10.201.0.1/24"], "client-routes": network}))
+        limit = {"config-bytes": 2953}
+        await vpn.add(CALLER, AddPeer.model_validate({"peer": "old", "keep-key": True}))
+        before = vpn.engine.config.everything()
+        for work, params, values in (
+            (vpn.add, AddPeer, {"peer": "phone"}),
+            (vpn.rotate, Rotate, {"peer": "old", "key": True}),
+            (vpn.rotate, Rotate, {"peer": "old"}),
+            (vpn.rotate, Rotate, {}),
+        ):
+            with pytest.raises(MixosError) as caught:
+                await cast(Any, work)(CALLER, params.model_validate({**values, **limit}))
+            assert caught.value.reason == "vpn-config-size"
+            assert vpn.engine.config.everything() == before
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
 def test_peers_that_are_added_at_once_get_addresses_of_their_own(vpn: Vpn) -> None:
     async def scenario() -> None:
         await vpn.start()
@@ -994,6 +1141,135 @@ def test_an_undo_waits_for_no_name(vpn: Vpn, monkeypatch: pytest.MonkeyPatch) ->
         await asyncio.sleep(0.1)
         assert vpn.engine.up == set() or asked == ["vpn.example.org:9"]  # a kernel without WireGuard has none up
         await vpn.stop()
+
+    asyncio.run(scenario())
+
+
+class Wires:
+    """WireGuard devices for a kernel that has none: what was asked for, and handshakes as a test says."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, Device] = {}
+
+    def __call__(self) -> Wires:
+        return self
+
+    def __enter__(self) -> Wires:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def get(self, name: str) -> Device:
+        return self.devices[name]
+
+    def tell(self, name: str, changes: list[Change]) -> None:
+        for change in changes:
+            self.peer(name, change.public, endpoint=change.endpoint)
+
+    def bring_up(self, kernel: tunnel.Kernel, entry: Tunnel, wanted: Device) -> None:
+        """In place of `tunnel.Kernel.bring_up`: on a link of another kind."""
+        if wanted.name not in links():
+            cable(wanted.name, f"far-{wanted.name}")
+            self.devices[wanted.name] = wanted
+        tunnel.set_up(kernel.rtnl, wanted.name, entry)
+
+    def peer(self, name: str, public: bytes, **values: Any) -> None:
+        device = self.devices[name]
+        peers = tuple(replace(peer, **values) if peer.public == public else peer for peer in device.peers)
+        self.devices[name] = replace(device, peers=peers)
+
+
+@pytest.fixture
+def wires(monkeypatch: pytest.MonkeyPatch) -> Wires:
+    made = Wires()
+    monkeypatch.setattr(vpn_engine, "WireGuard", made)
+    monkeypatch.setattr(vpn_engine.Engine, "device", lambda _, name: made.devices.get(name))
+    monkeypatch.setattr(tunnel.Kernel, "bring_up", lambda kernel, *rest: made.bring_up(kernel, *rest))
+    return made
+
+
+# case: N20
+def test_a_tunnel_that_is_half_up_is_down(vpn: Vpn, wires: Wires) -> None:
+    """The device is there, and somebody else has the route: status, problem and the answer tell one story."""
+
+    async def scenario() -> None:
+        cable()
+        for words in ("address add 10.90.0.5/16 dev eth0", "link set eth0 up"):
+            run(["ip", *words.split()])
+        await vpn.start()
+        made = await vpn.bring_in(CALLER, Import.model_validate({"name": "wgp", "text": PROVIDER + "10.90.0.0/16"}))
+        (row,) = (await vpn.report(CALLER, NOTHING))["interfaces"]
+        assert (made["state"], row["state"], row["wanted"]) == ("down", "down", "up")
+        assert made["problem"] == row["problem"] is not None
+        assert [peer["state"] for peer in row["peers"]] == ["down"]
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
+PROVIDER = f"[Interface]\nPrivateKey = {'A' * 42}E=\nAddress = 10.99.0.2/32\nDNS = 10.90.0.53\n\n[Peer]\n"
+PROVIDER += f"PublicKey = {ONE}\nEndpoint = vpn.example.org:9\nAllowedIPs = "
+
+
+# case: N3
+@pytest.mark.parametrize("allowed", ["10.90.0.0/16", "0.0.0.0/0"])
+def test_the_name_of_an_endpoint_is_not_asked_of_a_server_behind_it(
+    vpn: Vpn, wires: Wires, monkeypatch: pytest.MonkeyPatch, allowed: str
+) -> None:
+    """A boot, a peer that falls silent and moves, and one that answers again."""
+    public, answers, seen = keys.decode(ONE), ["192.0.2.9"], []
+    context = vpn.context
+
+    def servers() -> list[str]:
+        return vpn.engine.names.servers()
+
+    async def look_up(_: str, __: float = 0) -> list[Endpoint]:
+        past = [row["dst"] for row in ip("rule") if "dst" in row]
+        seen.append((*servers(), *past))
+        return [Endpoint(answers[0], 9)] if answers else []
+
+    async def scenario() -> None:
+        monkeypatch.setattr(resolve, "endpoint", look_up)
+        monkeypatch.setattr(part_of_vpn, "TICK_SECONDS", 3600.0)
+        (context.run / "net").mkdir(parents=True)
+        (context.run / "net/eth0.dns").write_text("nameserver 192.0.2.53\n")
+        await vpn.start()
+        await vpn.bring_in(CALLER, Import.model_validate({"name": "wgp", "text": PROVIDER + allowed}))
+        await vpn.stop()
+        run(["ip", "link", "delete", "wgp"])
+        wires.devices.clear()
+        seen.clear()
+
+        again = Vpn(context)  # the next boot
+        context.changes._appliers.clear()
+        await again.engine.apply(await again.engine.prepare(View(context.changes.places, {}), None, False), print)
+        assert servers() == ["192.0.2.53"]
+        await again.engine.look_again()
+        everything = ("192.0.2.53",) if allowed == "0.0.0.0/0" else ()
+        assert seen == [("192.0.2.53", *everything)]
+        assert servers() == ["10.90.0.53"]
+        assert not [row for row in ip("rule") if "dst" in row]
+
+        wires.peer("wgp", public, handshake=int(time.time()), endpoint=Endpoint("192.0.2.9", 9))
+        await again.engine.look_again()
+        assert len(seen) == 1
+        wires.peer("wgp", public, handshake=1, sent=100)  # idle for long: nothing is wrong with that
+        answers.clear()  # nobody behind the tunnel answers, whatever is asked
+        for _ in range(3):
+            await again.engine.look_again()
+            assert servers() == ["10.90.0.53"]
+        for sent in (200, 300):
+            wires.peer("wgp", public, sent=sent)
+            await again.engine.look_again()
+        assert servers() == ["192.0.2.53"]
+        answers.append("192.0.2.10")
+        await again.engine.look_again()
+        assert seen[-1] == ("192.0.2.53", *everything)
+        assert wires.devices["wgp"].peers[0].endpoint == Endpoint("192.0.2.10", 9)
+        wires.peer("wgp", public, handshake=int(time.time()))
+        await again.engine.look_again()
+        assert servers() == ["10.90.0.53"]
 
     asyncio.run(scenario())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import shutil
 import signal
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from buildsys.run import run
+from common.settings.model import Settings, parse
+from common.settings.render import render
 from tests.hostpackages import ROOT
-from tests.integration.boxes import CALLER, NOTHING, Box, addresses, cable, routes
+from tests.integration.boxes import CALLER, NOTHING, Box, addresses, cable, ip, routes
 from tests.waiting import ended
 
 pytestmark = pytest.mark.usefixtures("namespace")
@@ -38,48 +41,73 @@ def leased() -> bool:
     return bool(addresses("eth0") & {f"192.0.2.{last}/24" for last in range(100, 111)})
 
 
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
+class Cabled(Box):
     """The part, the script `network` of early boot running beside it, and a DHCP server behind the cable."""
+
+    def __init__(self, tmp: Path, settings: str = "") -> None:
+        super().__init__(tmp)
+        (self.context.etc / "network.conf").write_text(settings)
+        self.tmp = tmp
+        self.server: int | None = None
+        for folder in ("run/net", "init", "bin", "sys/eth0"):
+            (tmp / folder).mkdir(parents=True)
+        for program in ("ip", "arping", "udhcpc"):
+            (tmp / "bin" / program).symlink_to("/usr/bin/busybox")
+        for name in ("network", "dhcp", "functions", "udhcpc"):
+            text = (INIT / name).read_text().replace("/run/mixos", str(tmp / "run"))
+            text = text.replace("/usr/lib/mixos/init", str(tmp / "init")).replace("/etc/mixos", str(tmp / "etc"))
+            text = text.replace("/usr/sbin/udhcpc", f"{tmp}/bin/udhcpc")
+            text = text.replace("/sys/class/net", str(tmp / "sys")).replace("PATH=", f"PATH={tmp}/bin:")
+            (tmp / "init" / name).write_text(text)
+            (tmp / "init" / name).chmod(0o755)
+        # Both ends are this kernel's: the server's answers for its own addresses alone.
+        Path("/proc/sys/net/ipv4/conf/far0/arp_ignore").write_text("1")
+        (link,) = ip("link", "show", "eth0")
+        facts = {"ifindex": link["ifindex"], "mtu": 1500, "carrier_up_count": 1, "address": link["address"]}
+        for name, value in facts.items():
+            (tmp / "sys/eth0" / name).write_text(f"{value}\n")
+        if settings:  # are for hardware alone
+            (tmp / "sys/eth0/type").write_text("1\n")
+            (tmp / "sys/eth0/device").mkdir()
+        self.serve("192.0.2", router="192.0.2.1")
+        self.script = self._spawn("ash", str(tmp / "init/network"))
+
+    def serve(self, net: str, first: int = 100, last: int = 110, router: str = "") -> None:
+        """A DHCP server for the network `net`.0/24, in place of the one before."""
+        if self.server:
+            os.kill(self.server, signal.SIGKILL)
+            ended(self.server)
+        run(["ip", "address", "flush", "dev", "far0"])
+        run(["ip", "address", "add", f"{net}.1/24", "dev", "far0"])
+        (self.tmp / "leases").write_bytes(b"")
+        lines = [f"start {net}.{first}", f"end {net}.{last}", "interface far0", f"lease_file {self.tmp}/leases"]
+        lines += ["opt dns 192.0.2.53", "opt subnet 255.255.255.0", "option lease 3600"]
+        lines += [f"opt router {router}"] if router else []
+        (self.tmp / "udhcpd.conf").write_text("\n".join(lines) + "\n")
+        self.server = self._spawn("udhcpd", "-f", str(self.tmp / "udhcpd.conf"))
+
+    def _spawn(self, *words: str) -> int:
+        output = (os.POSIX_SPAWN_OPEN, 1, str(self.tmp / "output"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        both = [output, (os.POSIX_SPAWN_DUP2, 1, 2)]
+        return os.posix_spawn("/usr/bin/busybox", ["busybox", *words], {}, file_actions=both, setpgroup=0)
+
+    def close(self) -> None:
+        for pid in (self.server, self.script):
+            assert pid
+            os.killpg(pid, signal.SIGKILL)  # the script's client is in its group
+            ended(pid)
+        shutil.rmtree(self.tmp / "run")
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Cabled]:
     cable()
-    box = Box(tmp_path)
-    for folder in ("run/net", "init", "bin", "sys/eth0"):
-        (tmp_path / folder).mkdir(parents=True)
-    for program in ("udhcpc", "udhcpd"):
-        (tmp_path / "bin" / program).symlink_to("/usr/bin/busybox")
-    for name in ("network", "dhcp", "functions", "udhcpc"):
-        text = (INIT / name).read_text().replace("/run/mixos", str(tmp_path / "run"))
-        text = text.replace("/usr/lib/mixos/init", str(tmp_path / "init")).replace("/etc/mixos", str(tmp_path / "etc"))
-        text = text.replace("/usr/sbin/udhcpc", f"{tmp_path}/bin/udhcpc")
-        text = text.replace("/sys/class/net", str(tmp_path / "sys")).replace("PATH=", f"PATH={tmp_path}/bin:")
-        (tmp_path / "init" / name).write_text(text)
-        (tmp_path / "init" / name).chmod(0o755)
-    (tmp_path / "sys/eth0/ifindex").write_text("2\n")
-    run(["ip", "address", "add", "192.0.2.1/24", "dev", "far0"])
-    lease = tmp_path / "leases"
-    lease.touch()
-    server = f"start 192.0.2.100\nend 192.0.2.110\ninterface far0\nlease_file {lease}\nopt dns 192.0.2.53\n"
-    (tmp_path / "udhcpd.conf").write_text(
-        f"{server}opt router 192.0.2.1\nopt subnet 255.255.255.0\noption lease 3600\n"
-    )
-    null = (os.POSIX_SPAWN_OPEN, 1, str(tmp_path / "output"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    both = [null, (os.POSIX_SPAWN_DUP2, 1, 2)]
-    pids = [
-        os.posix_spawn(argv[0], argv, {}, file_actions=both, setpgroup=0)
-        for argv in (
-            ["/usr/bin/busybox", "udhcpd", "-f", str(tmp_path / "udhcpd.conf")],
-            ["/usr/bin/busybox", "ash", str(tmp_path / "init/network")],
-        )
-    ]
-    box.servers = pids
+    box = Cabled(tmp_path)
     yield box
-    for pid in pids:
-        os.killpg(pid, signal.SIGKILL)  # the script's client is in its group
-        ended(pid)
-    shutil.rmtree(tmp_path / "run")
+    box.close()
 
 
-def test_the_client_follows_the_file(box: Box) -> None:
+def test_the_client_follows_the_file(box: Cabled) -> None:
     """Lease, then a fixed address, then a lease again, then nothing: one client at a time, and no address too many."""
 
     async def scenario() -> None:
@@ -115,7 +143,7 @@ def test_the_client_follows_the_file(box: Box) -> None:
     asyncio.run(scenario())
 
 
-def test_another_lease_after_a_trial_replaces_the_one_that_came_back(box: Box, tmp_path: Path) -> None:
+def test_another_lease_after_a_trial_replaces_the_one_that_came_back(box: Cabled) -> None:
     async def scenario() -> None:
         folder = box.context.run / "net"
         await box.apply(DHCP)
@@ -128,19 +156,9 @@ def test_another_lease_after_a_trial_replaces_the_one_that_came_back(box: Box, t
         await asyncio.sleep(1)
         assert addresses("eth0") == {old}
         # The server gives others now: what it gave to somebody else would be ours, too.
-        new = tmp_path / "udhcpd.conf"
-        new.write_text(new.read_text().replace("192.0.2.100", "192.0.2.150").replace("192.0.2.110", "192.0.2.160"))
-        (server,) = (pid for pid in box.servers if b"udhcpd" in Path(f"/proc/{pid}/cmdline").read_bytes())
-        os.kill(server, signal.SIGKILL)
-        (tmp_path / "leases").write_bytes(b"")
+        box.serve("192.0.2", 150, 160)
         run(["ip", "link", "set", "far0", "up"])
-        argv = ["/usr/bin/busybox", "udhcpd", "-f", str(new)]
-        other = os.posix_spawn(argv[0], argv, {}, file_actions=[(os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)])
-        try:
-            await until(lambda: (folder / "eth0.address").exists())
-        finally:
-            os.kill(other, signal.SIGKILL)
-            ended(other)
+        await until(lambda: (folder / "eth0.address").exists())
         (address,) = addresses("eth0")
         assert address != old
         assert not (folder / "eth0.earlier").exists()
@@ -148,7 +166,7 @@ def test_another_lease_after_a_trial_replaces_the_one_that_came_back(box: Box, t
     asyncio.run(scenario())
 
 
-def test_a_client_that_has_just_died_does_not_come_back(box: Box) -> None:
+def test_a_client_that_has_just_died_does_not_come_back(box: Cabled) -> None:
     """The script starts one again after 5 s; within them the interface has become somebody else's."""
 
     async def scenario() -> None:
@@ -166,7 +184,7 @@ def test_a_client_that_has_just_died_does_not_come_back(box: Box) -> None:
     asyncio.run(scenario())
 
 
-def test_there_is_one_client_also_after_one_died(box: Box) -> None:
+def test_there_is_one_client_also_after_one_died(box: Cabled) -> None:
     async def scenario() -> None:
         folder = box.context.run / "net"
 
@@ -187,33 +205,249 @@ def test_there_is_one_client_also_after_one_died(box: Box) -> None:
     asyncio.run(scenario())
 
 
-def test_routes_follow_the_lease(tmp_path: Path) -> None:
-    """A router in the lease's network, outside of it (as with /32), another one, none."""
-    cable()
-    run(["ip", "link", "set", "eth0", "up"])
-    for folder in ("run/net", "sys/eth0"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "sys/eth0/ifindex").write_text("7\n")
-    script = tmp_path / "dhcp"
-    text = (INIT / "dhcp").read_text().replace("/run/mixos", str(tmp_path / "run"))
-    script.write_text(text.replace("/sys/class/net", str(tmp_path / "sys")))
+class Leases:
+    """The script `dhcp`, called as udhcpc does, with BusyBox's `ip` and a folder in place of /sys/class/net."""
 
-    def lease(
-        what: str, router: str, ip: str = "192.0.2.77", mask: str = "32", mtu: str = ""
-    ) -> set[tuple[str, str, str]]:
-        given = [f"{key}={value}" for key, value in (("router", router), ("ip", ip), ("mask", mask), ("mtu", mtu))]
-        run(["env", "interface=eth0", *given, "/usr/bin/busybox", "sh", script, what])
+    def __init__(self, tmp: Path) -> None:
+        self.net = tmp / "run/net"
+        self.sys = tmp / "sys/eth0"
+        self.resolv = tmp / "run/dns/resolv.conf"
+        self.script = tmp / "dhcp"
+        for folder in (self.net, self.sys, tmp / "bin"):
+            folder.mkdir(parents=True)
+        (self.sys / "ifindex").write_text("7\n")
+        (self.sys / "mtu").write_text("1500\n")
+        (self.sys / "address").write_text("02:00:00:00:00:ff\n")
+        for program in ("ip", "arping"):
+            (tmp / "bin" / program).symlink_to("/usr/bin/busybox")
+        text = (INIT / "dhcp").read_text().replace("/run/mixos", str(tmp / "run")).replace("PATH=", f"PATH={tmp}/bin:")
+        self.script.write_text(text.replace("/sys/class/net", str(tmp / "sys")))
+
+    def tell(self, what: str, **given: str) -> set[tuple[str, str, str]]:
+        """The routes after it."""
+        words = [f"{key}={value}" for key, value in given.items()]
+        run(["env", "interface=eth0", *words, "/usr/bin/busybox", "sh", self.script, what])
         return routes()
 
-    assert lease("bound", "198.51.100.1 198.51.100.2") == {
+    def lease(
+        self, what: str, router: str = "", ip: str = "192.0.2.77", mask: str = "24", **others: str
+    ) -> set[tuple[str, str, str]]:
+        return self.tell(what, router=router, ip=ip, mask=mask, **others)
+
+    def mtu(self) -> str:
+        return (self.sys / "mtu").read_text().strip()
+
+
+@pytest.fixture
+def leases(tmp_path: Path) -> Leases:
+    cable()
+    run(["ip", "link", "set", "eth0", "up"])
+    return Leases(tmp_path)
+
+
+def test_routes_follow_the_lease(leases: Leases) -> None:
+    """A router in the lease's network, outside of it (as with /32), another one, none."""
+    lease = leases.lease
+    assert lease("bound", "198.51.100.1 198.51.100.2", mask="32") == {
         ("198.51.100.1", "", "eth0"),
         ("default", "198.51.100.1", "eth0"),
     }
-    assert ("default", "198.51.100.2", "eth0") in lease("renew", "198.51.100.2")
-    assert lease("bound", "192.0.2.1", "192.0.2.78", "24") == {("default", "192.0.2.1", "eth0")}
-    assert lease("renew", "192.0.2.2", "192.0.2.78", "24") == {("default", "192.0.2.2", "eth0")}
-    assert lease("renew", "", "192.0.2.78", "24") == set()
+    assert lease("renew", "198.51.100.2", mask="32") == {
+        ("198.51.100.2", "", "eth0"),
+        ("default", "198.51.100.2", "eth0"),
+    }
+    assert lease("bound", "192.0.2.1", "192.0.2.78") == {("default", "192.0.2.1", "eth0")}
+    assert lease("renew", "192.0.2.2", "192.0.2.78") == {("default", "192.0.2.2", "eth0")}
+    assert lease("renew", "", "192.0.2.78") == set()
     assert addresses("eth0") == {"192.0.2.78/24"}
-    for mtu in ("1400", "68", "", "garbage"):  # one that switches IPv6 off is not taken
-        lease("renew", "", "192.0.2.78", "24", mtu)
-        assert (tmp_path / "sys/eth0/mtu").read_text() == "1400\n"
+
+
+# case: N6
+def test_what_a_lease_brings_goes_when_the_next_one_lacks_it(leases: Leases) -> None:
+    cloud = "198.51.100.1/32 0.0.0.0 0.0.0.0/0 198.51.100.1 203.0.113.0/24 198.51.100.9"  # as behind many hypervisors
+    whole = {
+        ("198.51.100.1", "", "eth0"),
+        ("default", "198.51.100.1", "eth0"),
+        ("198.51.100.9", "", "eth0"),
+        ("203.0.113.0/24", "198.51.100.9", "eth0"),
+    }
+    names = {"search": "a.example b.example", "domain": "old.example", "dns": "192.0.2.53", "ntpsrv": "192.0.2.123"}
+    assert leases.lease("bound", "192.0.2.66", mask="32", staticroutes=cloud, mtu="1400", **names) == whole
+    assert leases.mtu() == "1400"
+    assert leases.resolv.read_text() == "search a.example b.example\nnameserver 192.0.2.53\n"
+    assert (leases.net / "eth0.ntp").read_text() == "192.0.2.123\n"
+    assert leases.lease("renew", mask="32", msstaticroutes=cloud, mtu="1400") == whole  # the same by another option
+    assert leases.lease("renew", "198.51.100.2", mask="32", domain="old.example") == {
+        ("198.51.100.2", "", "eth0"),
+        ("default", "198.51.100.2", "eth0"),
+    }
+    assert leases.mtu() == "1500"
+    assert leases.resolv.read_text() == "search old.example\n"
+    assert (leases.net / "eth0.ntp").read_text() == ""
+    leases.lease("renew", mask="32", staticroutes=cloud, mtu="1300")
+    assert leases.tell("deconfig") == set()
+    assert leases.mtu() == "1500"
+    assert addresses("eth0") == set()
+
+
+# case: N6
+def test_a_lease_is_bounded(leases: Leases) -> None:
+    many = " ".join(f"10.{n}.0.0/16 192.0.2.1" for n in range(200))
+    assert len(leases.lease("bound", staticroutes=many)) == 64
+    assert leases.lease("renew", staticroutes="garbage") == set()
+    search = "* a;b $(reboot) good.example " + " ".join(f"{'x' * 60}{n}.example" for n in range(9))
+    leases.lease("renew", search=search)
+    line = leases.resolv.read_text()
+    assert line.startswith("search good.example x")
+    assert len(line) < 256  # more than that musl ignores
+    for mtu in ("1400", "68", "", "garbage", "99999", "9" * 30):  # one that switches IPv6 off is not taken
+        leases.lease("renew", mtu=mtu)
+        assert leases.mtu() == ("1400" if mtu == "1400" else "1500")
+    (leases.sys / "mtu").write_text("1450\n")  # somebody's own
+    leases.lease("renew")
+    assert leases.mtu() == "1450"
+
+
+# case: N13
+def test_a_lease_with_another_mask(leases: Leases) -> None:
+    """No connection ends: the address is there all the time, and so is the way out."""
+    way = {("default", "192.0.2.1", "eth0")}
+    assert leases.lease("bound", "192.0.2.1") == way
+    for mask in ("25", "23"):
+        assert leases.lease("renew", "192.0.2.1", mask=mask) == way
+        assert addresses("eth0") == {f"192.0.2.77/{mask}"}
+    assert leases.lease("renew", "192.0.2.1", ip="192.0.2.78", mask="24") == way
+    assert addresses("eth0") == {"192.0.2.78/24"}
+
+
+# case: N12
+def test_later_leases_have_the_metric_of_the_file(leases: Leases) -> None:
+    def metrics() -> set[int]:
+        return {row["metric"] for row in ip("route") if row.get("protocol") == "dhcp"}
+
+    leases.lease("bound", "192.0.2.1")
+    assert metrics() == {107}
+    (leases.net / "eth0.want").write_text("dhcp\nmetric 50\nmtu\n")
+    leases.lease("renew", "192.0.2.1", mtu="1400")
+    assert metrics() == {50}
+    assert leases.mtu() == "1500"  # the file's
+
+
+# case: N12
+def test_the_metric_of_a_lease_is_in_force(box: Cabled) -> None:
+    def metrics() -> set[int]:
+        return {row["metric"] for row in ip("route") if row["dst"] == "default"}
+
+    async def scenario() -> None:
+        await box.apply(DHCP)
+        await until(lambda: (box.context.run / "net/eth0.address").exists())
+        (before,) = metrics()
+        await box.apply(DHCP + "metric = 50\n", confirm=600)
+        assert metrics() == {50}
+        assert (await box.part.check(CALLER, NOTHING))["steps"] == []
+        await box.part.revert(CALLER, NOTHING)
+        assert metrics() == {before}
+        assert (box.context.run / "net/eth0.want").read_text() == "dhcp\n"
+
+    asyncio.run(scenario())
+
+
+# case: N7
+def test_another_network_behind_the_cable(box: Cabled, tmp_path: Path) -> None:
+    """The lease would have lasted an hour."""
+
+    async def scenario() -> None:
+        await box.apply(DHCP)
+        folder = box.context.run / "net"
+        await until(lambda: (folder / "eth0.address").exists())
+        client, carrier = (folder / "eth0.pid").read_text(), folder / "eth0.carrier"
+        counter = tmp_path / "sys/eth0/carrier_up_count"
+        box.serve("198.51.100", router="198.51.100.1")
+        counter.write_text("2\n")
+        box.part.engine.early.wake()  # as the daemon does; without one the script looks every 10 s
+        await until(lambda: any(one.startswith("198.51.100.") for one in addresses("eth0")))
+        assert len(addresses("eth0")) == 1
+        await until(lambda: routes() == {("default", "198.51.100.1", "eth0")})
+        # The same network: a new client, the same address, which was never away.
+        await until(carrier.exists)
+        (address,) = addresses("eth0")
+        assert (folder / "eth0.pid").read_text() != client
+        counter.write_text("3\n")
+        box.part.engine.early.wake()
+        await until(lambda: carrier.exists() and carrier.read_text() == "3\n")
+        assert addresses("eth0") == {address}
+
+    asyncio.run(scenario())
+
+
+# case: N7
+def test_an_old_lease_ends_where_nobody_answers(leases: Leases) -> None:
+    leases.lease("bound", "192.0.2.1", lease="3600")
+    (leases.net / "eth0.again").touch()
+    leases.tell("deconfig")  # a client that starts again after the cable moved
+    leases.tell("leasefail")
+    assert addresses("eth0") == {"192.0.2.77/24"}
+    leases.lease("renew", "192.0.2.1", lease="0")
+    leases.tell("leasefail")
+    assert addresses("eth0") == set()
+    assert not (leases.net / "eth0.address").exists()
+
+
+# wanted: IPv4 link-local when nobody answers
+def test_where_nobody_answers_an_address_of_the_link_is_taken(leases: Leases) -> None:
+    def there() -> list[tuple[str, str]]:
+        rows = [one for link in ip("-4", "address", "show", "dev", "eth0") for one in link["addr_info"]]
+        return [(f"{one['local']}/{one['prefixlen']}", one["scope"]) for one in rows]
+
+    Path("/proc/sys/net/ipv4/conf/far0/arp_ignore").write_text("1")  # both ends are this kernel's
+    leases.tell("deconfig")
+    leases.tell("leasefail")
+    ((first, scope),) = there()
+    assert ipaddress.ip_interface(first) in ipaddress.ip_network("169.254.0.0/16")
+    assert scope == "link"
+    leases.tell("leasefail")
+    leases.tell("deconfig")
+    assert there() == [(first, scope)]
+    assert leases.lease("bound", "192.0.2.1") == {("default", "192.0.2.1", "eth0")}
+    assert there() == [("192.0.2.77/24", "global")]
+    leases.tell("deconfig")
+    run(["ip", "address", "add", first.replace("/16", "/32"), "dev", "far0"])  # somebody else's now
+    leases.tell("leasefail")
+    ((second, _),) = there()
+    assert second != first
+    leases.tell("gone")
+    assert there() == []
+
+
+# wanted: static /32 with off-link gateway
+@pytest.mark.parametrize(
+    ("address", "hop", "family"),
+    [
+        ("192.0.2.9/32", "198.51.100.1", "-4"),
+        ("192.0.2.9/24", "192.0.2.1", "-4"),
+        ("2001:db8::9/128", "2001:db8:1::1", "-6"),
+    ],
+)
+def test_the_settings_give_a_single_address_a_gateway(tmp_path: Path, address: str, hop: str, family: str) -> None:
+    text = f'[network]\nmode = "static"\ninterface = "eth0"\naddress = "{address}"\ngateway = "{hop}"\n'
+    files = render(parse(text.encode(), "mixos-preseed.toml", Settings()))
+    cable()
+    box = Cabled(tmp_path, files["etc/mixos/network.conf"].data.decode())
+    try:
+        asyncio.run(until(lambda: any(route[:2] == ("default", hop) for route in routes(family))))
+        assert address in addresses("eth0")
+    finally:
+        box.close()
+
+
+# wanted: ARP check on leases
+def test_an_address_that_somebody_has_is_not_taken(box: Cabled) -> None:
+    async def scenario() -> None:
+        folder = box.context.run / "net"
+        box.serve("192.0.2", first=100, last=101)
+        run(["ip", "address", "add", "192.0.2.100/32", "dev", "far0"])  # somebody without a lease
+        await box.apply(DHCP)
+        await until(lambda: (folder / "eth0.address").exists())
+        assert addresses("eth0") == {"192.0.2.101/24"}
+
+    asyncio.run(scenario())

@@ -141,7 +141,7 @@ def test_the_command_has_no_rights(launcher: Path) -> None:
     fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     assert {fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
     assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
-    assert "sandbox" in lines
+    assert "localhost" in lines
     assert "0077" in lines
 
 
@@ -859,6 +859,16 @@ def test_a_command_through_the_daemon(part: Sandbox) -> None:
     assert part.status() == {"running": 0}
 
 
+# case: D5
+@pytest.mark.parametrize("profile", ["minimal", "tool", "build", "network", "service"])
+def test_streams_may_be_opened_again_inside(part: Sandbox, profile: str) -> None:
+    script = "cat /dev/stdin; echo out >/dev/stdout; echo err >/dev/stderr; echo more >>/dev/fd/2"
+    for caller in (USER, ADMIN):
+        with handed(b"given\n") as given:
+            found = collect(part, caller, given, command=["sh", "-c", script], profile=profile)
+        assert (*found[:2], found[2]["code"]) == (b"given\nout\n", b"err\nmore\n", 0)
+
+
 def test_root_is_never_root_inside(part: Sandbox) -> None:
     out, _, _ = collect(part, ADMIN, command=["id", "-u"])
     assert int(out) >= 61000
@@ -1183,6 +1193,37 @@ def test_run_on_the_command_line(mixctl: Any, work: Path) -> None:
     assert '"code": 0' in lines
     assert mixctl("run", "--net", "host", "--", "true").exception.reason == "policy-loosens"
     assert mixctl("run", "--profile", "tol", "--", "true").exception.reason == "profile-missing"
+
+
+# case: D15
+def test_names_that_work_outside_work_inside(mixctl: Any, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.chown(work, NOBODY, NOBODY)
+    (work / "pj" / "deep").mkdir(parents=True)
+    (work / "link").symlink_to("pj")
+    (work / "file").write_text("x")
+    os.chown(work / "file", NOBODY, NOBODY)
+    monkeypatch.chdir(work)
+    folder = f"{work}/pj\n"
+    for words, said in (
+        (("--rw", "link", "-C", "link", "--", "pwd"), folder),
+        (("--rw", "pj", "-C", "pj/", "--", "pwd"), folder),
+        (("--rw", "pj/", "--ro", "link", "--", "pwd"), folder),
+        (("--rw", "pj", "-C", "link/deep/..", "--", "pwd"), folder),
+        (("--ro", "link", "-C", "link/deep", "--", "pwd"), f"{work}/pj/deep\n"),
+        (("--rw", "file", "--", "pwd"), "/\n"),
+        (("--rw", "file", "--rw", "pj", "--", "pwd"), folder),
+        (("--rw", "pj", "-C", "/tmp/", "--", "pwd"), "/tmp\n"),
+        (("--rw", "/tmp", "--", "sh", "-c", f"test -e {work}; pwd"), "/tmp\n"),
+    ):
+        done = mixctl("run", *words)
+        assert (done.exit_code, done.stdout) == (0, said), (words, done.output, done.exception)
+
+
+# case: D17
+def test_the_name_of_a_sandbox_resolves(launcher: Path) -> None:
+    name = "import socket; print(socket.gethostbyname(socket.gethostname()))"
+    one = policy(read_only=[*SYSTEM, "?/etc/hosts", "?/etc/nsswitch.conf"], sockets=["unix", "inet", "inet6"])
+    assert launch(launcher, one, ["python3", "-I", "-c", name]).out == "127.0.0.1\n"
 
 
 def test_json_is_one_object_a_line(mixctl: Any) -> None:

@@ -638,8 +638,8 @@ if "LISTEN_FDS" in os.environ:
     say("FDSTOREREMOVE=1\\nFDNAME=state")
 else:
     r, w = os.pipe(); os.write(w, b"kept")
-    say("FDSTORE=1\\nFDNAME=state", r)
-    say("FDSTORE=1\\nFDNAME=too-many", r)
+    say("FDSTORE=1\\nFDPOLL=0\\nFDNAME=state", r)  # else it would go with the writer
+    say("FDSTORE=1\\nFDNAME=too-many", w)
 """
 
     async def scenario() -> None:
@@ -653,6 +653,41 @@ else:
 
     asyncio.run(scenario())
     assert place.lines() == ["state b'kept'"]
+
+
+# case: D14
+def test_of_what_is_stored_duplicates_and_what_has_hung_up_go(place):
+    """As sd_notify(3) says; nothing else is taken for a duplicate."""
+    script = f"""{NOTIFY}
+import select, tempfile
+if "LISTEN_FDS" in os.environ:
+    print(os.environ["LISTEN_FDNAMES"]); sys.exit()
+memory = os.memfd_create("m")
+one, other = socket.socketpair()
+for fd in (memory, one.fileno()):
+    for number in range(5):
+        say("FDSTORE=1\\nFDNAME=again", fd)
+say("FDSTORE=1\\nFDNAME=other", other.fileno())
+polls = [select.epoll(), select.epoll()]
+for poll in polls:
+    say("FDSTORE=1\\nFDNAME=polls", poll.fileno())
+for number in range(30):
+    near, far = socket.socketpair(); far.close()
+    say("FDSTORE=1\\nFDNAME=dead", near.fileno())
+    near.close()
+say("FDSTORE=1\\nFDNAME=last", os.pidfd_open(os.getppid()))
+"""
+
+    async def scenario() -> None:
+        async with shim_of(place, place.py(script, notify=True, fd_store=16)) as shim:
+            await shim.start()
+            await until(shim, Empty)
+            await shim.start()
+            await until(shim, Empty)
+            await shim.quit()
+
+    asyncio.run(scenario())
+    assert place.lines() == ["again:again:other:polls:polls:last"]
 
 
 STUBBORN = """
@@ -863,6 +898,14 @@ def test_flood_is_bounded_and_counted(place):
     assert len(kept) + dropped == 100_000
     assert shim.state.dropped == dropped
     assert len([words for words in said if words[0] == "dropped"]) < 60  # not one for each line
+
+
+# case: D7
+def test_of_one_long_line_each_piece_is_there_or_counted(place):
+    log = Logging(str(place.logs / "hello"), rate=100, burst=500)
+    shim, _ = asyncio.run(complete(place, place.py("os.write(1, b'x' * 3_000_000 + b'\\n')", log=log)))
+    assert shim.state.dropped > 0
+    assert len(place.lines()) + shim.state.dropped == 367  # pieces of 8192 bytes
 
 
 def test_rotation_keeps_so_many_files(place):
@@ -1246,7 +1289,7 @@ def test_folder_that_is_not_there():
 def test_clean_under_the_sanitizers(place, leaf):
     """A whole life with the checks on: a report of theirs would end the shim and with it the connection."""
     script = f"""{NOTIFY}
-say("STATUS=" + "é" * 500); say("READY=1"); say("FDNAME=a\\nFDSTORE=1", 1)
+say("STATUS=" + "é" * 500); say("READY=1"); say("FDNAME=a\\nFDSTORE=1", os.memfd_create("a"))
 for n in range(3000): os.write(1 + n % 2, b"x" * (n * 7 % 9001) + b"\\n" * (n % 3))
 if os.fork() == 0: time.sleep(600)
 os._exit(3)

@@ -421,6 +421,60 @@ def test_timers_follow_the_clocks(place: Context):
     asyncio.run(main())
 
 
+# case: D3
+@pytest.mark.parametrize("program", ["/bin/false", "/nonexistent/program"])
+def test_a_schedule_outlives_the_retries_of_a_run(place: Context, program: str):
+    service = f"command = ['{program}']\ntype = 'oneshot'\nrestart = 'on-failure'\nstart-limit = {{ burst = 3 }}"
+    unit(place, "probe", f"[service]\n{service}\n{QUICK}[timer]\nevery = '300ms'\n")
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            probe, heard = manager.services["probe"], Heard(place)
+            manager.begin(["probe"])
+            await eventually(lambda: heard.states("probe").count("scheduled") > 2)
+            heard.close()
+            assert heard.states("probe").count("starting") > (3 if program == "/bin/false" else 1)
+            await eventually(lambda: probe.state is S.SCHEDULED and bool(probe.memory.slug))
+            assert probe.memory.slug == ("start-limit" if program == "/bin/false" else "program-missing")
+
+    asyncio.run(main())
+
+
+# case: D4
+def test_a_failed_run_of_a_timer_is_told(place: Context):
+    about = "on-failure = ['alarm']"
+    unit(place, "probe", shell("test -e $OK", kind="oneshot", more=f"environment = {{ OK = '{place.log}/ok' }}",
+                               unit_=about, rest="[timer]\nevery = '1h'"))  # fmt: skip
+    unit(place, "alarm", shell("echo x >>$OUT", kind="oneshot", more=f"environment = {{ OUT = '{place.log}/alarm' }}"))
+    unit(place, "base", shell(SLEEP, unit_="requires = ['probe']"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            probe = manager.services["probe"]
+            manager.begin(["base"])
+            await reach(manager.services["base"], S.RUNNING)
+            assert not probe.failed
+            manager.begin(["probe"], now=True)
+            await eventually(lambda: lines(place.log / "alarm") == 1)
+            assert (probe.state, probe.memory.slug, manager.status()["failed"]) == (
+                S.SCHEDULED,
+                "service-exit",
+                ["probe"],
+            )
+            assert manager.services["base"].state is S.RUNNING  # the schedule that it requires is there
+            probe.forget()
+            assert (probe.state, manager.status()["failed"]) == (S.SCHEDULED, [])
+            manager.begin(["probe"], now=True)
+            await eventually(lambda: lines(place.log / "alarm") == 2)
+            (place.log / "ok").touch()
+            manager.begin(["probe"], now=True)
+            await eventually(lambda: ends(place, "probe")[-1:] == [(0, 0)])
+            await eventually(lambda: probe.state is S.SCHEDULED)
+            assert not probe.failed
+
+    asyncio.run(main())
+
+
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -462,6 +516,35 @@ def test_reload_applies_what_differs_and_nothing_that_is_broken(place: Context):
                 assert manager.services[name].state is S.RUNNING
                 assert name in manager.loaded.broken
             assert (await manager.reload())["removed"] == ["same"]
+
+    asyncio.run(main())
+
+
+# case: D2
+def test_a_unit_outlives_what_it_only_mentions(place: Context):
+    """Whether a reload finds it gone, or the next boot; after it is back all is as it was."""
+    unit(place, "db", shell(SLEEP))
+    unit(place, "web", shell(SLEEP, unit_="wants = ['db']\nafter = ['db']"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["web"])
+            for name in ("db", "web"):
+                await reach(manager.services[name], S.RUNNING)
+            known = manager.services["web"].known
+            (place.etc / "units" / "db.toml").unlink()
+            assert (await manager.reload())["removed"] == ["db"]
+            assert manager.services["web"].state is S.RUNNING
+            assert manager.services["web"].known == known
+            assert "'db'" in manager.loaded.missing["web"]
+        (place.run / "units").rename(place.run / "old")  # as after a boot
+        async with managed(place) as manager:
+            assert manager.begin(["web"]).missing == ("db",)
+            await reach(manager.services["web"], S.RUNNING)
+            unit(place, "db", shell(SLEEP))
+            await manager.reload()
+            assert not manager.loaded.missing
+            assert manager.begin(["web"]).names == ("db", "web")
 
     asyncio.run(main())
 
@@ -553,6 +636,23 @@ def test_a_service_in_a_sandbox_is_supervised_like_any_other(place: Context):
             assert (place.state.parent / "boxed" / "seen").read_text() == "True 65534 False yes\n"
             await manager.halt(["x"])
         assert ends(place, "x") in ([(-1, 15)], [(143, 0)])  # the launcher tells a signal as a shell does
+
+    asyncio.run(main())
+
+
+# case: D5
+@as_root
+def test_a_service_in_a_sandbox_may_open_its_streams_again(place: Context):
+    unit(place, "x", shell("read -r a </dev/stdin; echo o >/dev/stdout; echo e >/dev/stderr", kind="oneshot",
+                           more="sandbox = 'service'\nrestart = 'no'"))  # fmt: skip
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            for run in (1, 2):  # each with another account, perhaps
+                manager.begin(["x"])
+                await reach(manager.services["x"], S.DONE, S.FAILED)
+                found = Reader(place.log / "units").read(Query(("x",), streams=frozenset({"stdout", "stderr"})))
+                assert sorted(record.text for record in found) == ["e"] * run + ["o"] * run
 
     asyncio.run(main())
 

@@ -61,7 +61,7 @@ def test_all_methods(place: Context):
     unit(place, "good", shell(f"echo hello; echo oops >&2; {SLEEP}", unit_=about, rest=limits))
     unit(place, "one", shell("echo once", kind="oneshot"))
     unit(place, "bad", shell("echo why; exit 3", more="restart = 'no'"))
-    unit(place, "broken", "[unit]\nafter = ['god']\n")
+    unit(place, "broken", "[unit]\nrequires = ['god']\n")
 
     async def main() -> None:
         async with managed(place) as manager:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +13,17 @@ from typing import Any
 
 import pytest
 
-from buildsys.run import run
+from buildsys.run import run, spawn
+from common.errors import MixosError
 from daemon.client import connection as client
 from daemon.client import mixctl
 from daemon.client.cli.common import columns
 from daemon.client.console.terminal import width_of
+from daemon.core.manifest import manifests
+from daemon.core.part import Context
+from daemon.core.parts import source
 from tests.daemons import Running, running
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +83,7 @@ def test_errors_of_the_daemon_end_with_its_exit_code(device, capsys):
 def test_what_is_written_and_not_in_force_is_no_success(tmp_path, monkeypatch, words, form):
     answer: dict[str, Any] = {
         "changed": True, "applied": True, "diff": "", "files": "", "steps": [], "cuts-off": False, "confirm": None,
-        "confirmed": True, "change": "00000001", "changed-files": ["mdns.toml"], "apply": ["mdns.apply"],
+        "confirmed": True, "change": "00000001", "changed-files": ["mdns.toml"], "stays": [], "apply": ["mdns.apply"],
         "revision": 1, "dry-run": False, "removed": [], "restart": [], "reboot": False, "problems": [],
     }  # fmt: skip
     monkeypatch.setattr(client, "call", lambda *given, **options: answer)
@@ -84,6 +92,45 @@ def test_what_is_written_and_not_in_force_is_no_success(tmp_path, monkeypatch, w
     assert mixctl.main(argv) == 0
     answer["problems"] = [{"method": "mdns.apply", "reason": "mdns-no", "message": "no"}]
     assert mixctl.main(argv) == 1
+
+
+# case: wanted import -
+def test_an_import_from_standard_input_needs_a_name(monkeypatch):
+    given: list[Any] = []
+
+    def call(method: str, params: Any, *_: object, **__: object) -> Any:
+        given.append(params)
+        raise MixosError("enough", reason="enough")
+
+    monkeypatch.setattr(client, "call", call)
+    for words, codes in (([], [2]), (["--name", "wg7"], [1])):
+        read, write = os.pipe()
+        os.write(write, b"[Interface]\n")
+        os.close(write)
+        with os.fdopen(read) as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", stream)
+            assert [mixctl.main(["vpn", "import", "-", *words])] == codes
+    assert [(one["name"], one["file"], one["text"]) for one in given] == [("wg7", "standard input", "[Interface]\n")]
+
+
+# case: N20
+@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize("words", ["init", "import FILE --name wg0", "add-peer a", "rotate", "rotate a --key", "apply"])
+def test_a_tunnel_that_is_not_up_is_no_success(tmp_path, monkeypatch, words, form):
+    answer: dict[str, Any] = {
+        "changed": True, "applied": True, "diff": "", "files": "", "steps": [], "cuts-off": False, "confirm": None,
+        "interface": "wg0", "state": "up", "problem": None, "warnings": [], "public-key": "x",
+        "addresses": [], "peers": [],
+        "peer": "a", "config": "", "configs": {}, "up": ["wg0"], "down": {}, "problems": [],
+    }  # fmt: skip
+    monkeypatch.setattr(client, "call", lambda *given, **options: answer)
+    (tmp_path / "file").touch()
+    argv = ["vpn", *(str(tmp_path / "file") if word == "FILE" else word for word in words.split()), *form]
+    assert mixctl.main(argv) == 0
+    answer |= {"state": "down", "problem": "no route", "up": [], "down": {"wg0": "no route"}}
+    assert mixctl.main(argv) == 1
+    answer["applied"] = False
+    assert mixctl.main([*argv, "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("words", ["config put mdns.toml FILE --dry-run", "config remove mdns.toml --dry-run"])
@@ -165,7 +212,28 @@ def test_what_cannot_be_put_is_told_with_its_name_and_class(
     assert reason == "rpc-method" or error["error"].startswith(f"{file}: ")
 
 
-@pytest.mark.parametrize("verb", ["ping", "events --help", "completion bash", "audit"])
+# case: D6
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
+def test_a_stream_whose_reader_has_gone_ends_without_an_item(device: Running, kind: str):
+    """As of an ssh that was killed: nothing is written that could fail."""
+    code = "import sys; from daemon.client.mixctl import main; sys.exit(main())"
+    pair = {"pipe": os.pipe, "socket": lambda: [one.detach() for one in socket.socketpair()], "terminal": os.openpty}
+    ours, theirs = pair[kind]()
+    with os.fdopen(theirs, "wb", buffering=0) as log:
+        process = spawn(
+            [sys.executable, "-c", code, "events", "api."], env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, log=log
+        )
+    try:
+        while not select.select([ours], [], [], 0.05)[0]:
+            device.call("sample.set", {"text": "a"})
+        os.close(ours)
+        assert process.wait(PATIENCE) == 141
+    finally:
+        process.kill()
+
+
+# case: D13
+@pytest.mark.parametrize("verb", ["ping", "status", "events --help", "completion bash", "audit"])
 def test_a_full_disk_behind_the_output_is_no_traceback(device: Running, verb: str):
     code = "import sys; from daemon.client.mixctl import main; sys.exit(main())"
     line = f'"{sys.executable}" -c "{code}" {verb} >/dev/full'
@@ -176,9 +244,31 @@ def test_a_full_disk_behind_the_output_is_no_traceback(device: Running, verb: st
 
 @pytest.mark.parametrize(
     ("verb", "code"),
-    [("config put firewall.toml", 11), ("vpn import -", 11), ("backup verify - --plain", 8), ("ping", 0)],
+    [("config put firewall.toml", 11), ("vpn import - --name wg0", 11), ("backup verify - --plain", 8), ("ping", 0)],
 )
 def test_streams_that_were_closed_are_empty(device: Running, verb: str, code: int):
     program = "import sys; from daemon.client.mixctl import main; sys.exit(main())"
     line = f'"{sys.executable}" -c "{program}" {verb} <&- >&-'
     run(["/bin/sh", "-c", line], env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, split=True, allow=(code,))
+
+
+# case: D12
+@pytest.mark.parametrize("line", ["# a\x85b\u202ec\x1b[2J\r\n# end", "# end\n\n\n"])
+def test_a_file_goes_out_and_in_byte_for_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str):
+    """Except on a terminal, which it must not steer."""
+    (tmp_path / "units").mkdir()
+    path = tmp_path / "units/x.toml"
+    path.write_bytes(line.encode())
+    context = Context(tmp_path, tmp_path / "state", tmp_path, tmp_path, tmp_path / "log", shared=False)
+    with running(tmp_path, more=[source(one, context) for one in manifests() if one.name == "config"]) as device:
+        monkeypatch.setenv("MIXOS_SOCKET", str(device.path))
+        code = "import sys; from daemon.client.mixctl import main; sys.exit(main())"
+        argv = [sys.executable, "-c", code, "config", "get", "units/x.toml"]
+        assert run(argv, env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, split=True).stdout == line.encode()
+        main, terminal = os.openpty()
+        with os.fdopen(terminal, "wb", buffering=0) as log:
+            assert spawn(argv, env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, log=log).wait(PATIENCE) == 0
+        shown = os.read(main, 4096)
+        os.close(main)
+        assert b"\x1b" not in shown
+        assert "\u202e".encode() not in shown

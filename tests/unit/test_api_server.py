@@ -39,7 +39,7 @@ from daemon.core.part import Context
 from daemon.core.parts import Source, source
 from daemon.core.peer import Credentials
 from daemon.doors import server
-from tests.daemons import QUICK, Running, Sample, Text, Word, running
+from tests.daemons import QUICK, Running, Sample, Text, Word, answers, connected, request, running
 from tests.hostpackages import ROOT
 from tests.waiting import PATIENCE, joined, until
 
@@ -802,3 +802,14 @@ def test_any_call_is_answered(fuzzed, name, params):
     assert ("result" in answer) != ("error" in answer)
     if "error" in answer:
         assert answer["error"]["data"]["reason"] != "rpc-internal"
+
+
+def test_a_call_without_newline_before_the_half_close_is_answered(tmp_path):
+    with running(tmp_path) as device, connected(device.path) as channel:
+        channel.sendall(request("sample.echo", text="a").removesuffix(b"\n"))
+        channel.shutdown(socket.SHUT_WR)
+        assert answers(channel) == [{"text": "a", "count": 1}]
+    with running(tmp_path) as device, connected(device.path) as channel:
+        channel.sendall(request("sample.echo", text="a")[:-5])
+        channel.shutdown(socket.SHUT_WR)
+        assert answers(channel) == ["rpc-json"]

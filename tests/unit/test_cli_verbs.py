@@ -77,6 +77,8 @@ LEFT_OUT: Mapping[str, frozenset[str]] = {
     "config put": frozenset({"text"}),
     "firewall block": frozenset({"content"}),
     "proxy set": frozenset({"password"}),  # asked for
+    "vpn add-peer": frozenset({"config-bytes"}),  # follows from --qr
+    "vpn rotate": frozenset({"config-bytes"}),
     "vpn import": frozenset({"text"}),
     "api methods": frozenset({"name"}),
     "audit verify": frozenset({"seq", "hash"}),  # both in --anchor

@@ -502,6 +502,19 @@ def test_a_file_that_no_part_knows_is_refused(tmp_path: Path, path: str, hint: s
     assert path not in [row["path"] for row in asyncio.run(config.files(me, Nothing()))]
 
 
+# case: D11
+@pytest.mark.parametrize("text", ["", "\n", " \t\r\n"])
+@pytest.mark.parametrize("path", ["units/ok.toml", "firewall.toml", "enabled.toml"])
+def test_nothing_is_no_content(tmp_path: Path, path: str, text: str):
+    config = part(tmp_path)
+    write(config.history, path, "# as it is\n")
+    with pytest.raises(RefusedError) as caught:
+        asyncio.run(config.put(ADMIN, Put.model_validate({"path": path, "text": text})))
+    assert caught.value.reason == "config-empty"
+    assert (config.context.etc / path).read_text() == "# as it is\n"
+
+
+# case: D22
 @pytest.mark.parametrize(
     ("path", "text", "reason"),
     [
@@ -513,12 +526,18 @@ def test_a_file_that_no_part_knows_is_refused(tmp_path: Path, path: str, hint: s
         ("proxy.toml", "htpp = ''\n", "config-unknown-key"),
         ("profiles/mine.toml", "netwrok = 'none'\n", "config-unknown-key"),
         ("units/hello.toml", "[service]\n", "config-missing-key"),
+        ("units/hello.toml", "[service]\ncommand = [7]\n", "config-value"),
+        ("units/hello.toml", "[unit]\nrequires = ['nobody']\n", "unit-broken"),
+        ("units/hello.toml", "[unit]\nrequires = ['hello']\n", "unit-broken"),
+        ("units/hello.toml", "[unit]\nafter = ['other']\n", "unit-broken"),
+        ("units/_x.toml", "[unit]\n", "unit-name"),
         ("enabled.toml", "enable = 'x'\n", "config-value"),
     ],
 )
 def test_content_is_checked_by_its_part_before_it_is_written(tmp_path: Path, path: str, text: str, reason: str):
     config = part(tmp_path)
     me = Caller(Role.ADMIN, 0, 0, 1, "me", "")
+    write(config.history, "units/other.toml", "[unit]\nafter = ['hello']\n")
     with pytest.raises(ConfigError) as caught:
         asyncio.run(config.put(me, Put.model_validate({"path": path, "text": text})))
     assert caught.value.reason == reason

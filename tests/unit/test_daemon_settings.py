@@ -117,6 +117,8 @@ NO_HOSTS = ("192.168.1.0/24", "192.168.1.255/24", "0.1.2.3/8", "240.0.0.1/8", "2
         ('[network]\nmode = "static"\naddress = "192.0.2.1/33"', 3, "settings-value"),
         ('[network]\nmode = "static"\naddress = "192.0.2.9/24"\ngateway = "192.0.3.1"', 4, "settings-value"),
         ('[network]\nmode = "static"\naddress = "192.0.2.9/24"\ngateway = "192.0.2.9"', 4, "settings-value"),
+        ('[network]\nmode = "static"\naddress = "192.0.2.9/32"\ngateway = "192.0.2.9"', 4, "settings-value"),
+        ('[network]\nmode = "static"\naddress = "192.0.2.9/32"\ngateway = "2001:db8::1"', 4, "settings-value"),
         ('[network]\ninterface = "eth0; reboot"', 2, "settings-value"),
         ('[network]\ndns = ["nine"]', 2, "settings-value"),
         ('[network]\ndns = "192.0.2.1"', 2, "settings-type"),

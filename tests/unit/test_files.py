@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from common.files import read_regular, write_all, write_atomically, write_whole
+from common.lines import split_lines
+from common.tomledit import set_keys
 
 NEW = {"a": b"new a", "b": b"", "c": b"x" * 100_000}
 
@@ -153,3 +155,13 @@ def test_only_files_are_read(tmp_path, kind):
         path.symlink_to("/dev/zero")
     with pytest.raises(OSError):
         read_regular(path)
+
+
+# case: D20
+@pytest.mark.parametrize("odd", ["\u2028", "\x85"])
+def test_only_newlines_end_a_line(odd: str):
+    assert split_lines("") == []
+    assert split_lines("\n") == [""]
+    assert split_lines(f"a{odd}b\r\n\nc") == [f"a{odd}b", "", "c"]
+    text = f"# one{odd}two\n[a]\nb = 'x'\n"
+    assert set_keys(text, ("a",), {"b": "y"}) == f'# one{odd}two\n[a]\nb = "y"\n'

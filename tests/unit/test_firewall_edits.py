@@ -66,6 +66,28 @@ def test_names_are_made_and_never_shared():
     assert caught.value.reason == "firewall-exists"
 
 
+# case: N19
+@pytest.mark.parametrize(
+    ("how", "model", "keys"),
+    [
+        (edits.allow, requests.Allow, {"service": "https", "zone": "wan", "from": ["::1", "192.0.2.0/24"]}),
+        (edits.deny, requests.Deny, {"service": "tcp/25", "reject": True}),
+        (edits.forward, requests.ForwardPort, {"zone": "wan", "port": "tcp/80", "to": "192.0.2.5", "to-port": 8080}),
+        (edits.nat, requests.Translate, {"from": "lan", "to": "wan", "masquerade": False}),
+        (edits.zone, requests.EditZone, {"name": "lan", "interfaces": ["eth0"], "allow": ["http"]}),
+        (edits.block, requests.Block, {"addresses": ["192.0.2.1"]}),
+    ],
+)
+def test_the_same_again_changes_nothing(how, model, keys):
+    once = edit(how, DEFAULT, model, **keys)
+    again = dict(keys, **{"from": keys["from"][::-1]} if isinstance(keys.get("from"), list) else {})
+    assert edit(how, once, model, **again) == once
+    if "name" in model.model_fields and model is not requests.EditZone:
+        named = edit(how, once, model, **keys, name="mine")
+        assert named != once
+        assert edit(how, named, model, **keys, name="mine") == named
+
+
 def test_forward_and_nat():
     source = edit(edits.zone, DEFAULT, requests.EditZone, name="home", interfaces=["eth1"])
     source = edit(edits.nat, source, requests.Translate, **{"from": "home", "to": "wan"})

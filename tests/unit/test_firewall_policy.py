@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
+from common.netvalues import host_address, interface_address, ip_network
 from daemon.core.change.applier import View
 from daemon.core.change.files import Trees
 from daemon.parts.firewall import lists
@@ -61,6 +62,16 @@ def test_limits():
             parse_limit(text)
 
 
+# case: N22
+def test_a_source_is_remembered_for_a_year_at_most():
+    """The kernel's own limit would be told in its words."""
+    for text in ("1/day burst 182", "999/hour burst 999999"):
+        assert parse_limit(text).seconds <= 366 * 86400
+    for text in ("1/day burst 183", "1/day burst 999999", "1/hour burst 999999"):
+        with pytest.raises(ValueError):
+            parse_limit(text)
+
+
 @pytest.mark.parametrize("text", ["192.0.2.1/24", "0.0.0.0/0", "::/0", "300.1.1.1", "fe80::1%eth0", "", "1.2.3", "@x"])
 def test_what_is_no_network(text):
     with pytest.raises(ValueError):
@@ -70,6 +81,31 @@ def test_what_is_no_network(text):
 def test_networks_are_normalised():
     assert parse_network("2001:DB8:0::/48") == "2001:db8::/48"
     assert parse_network("192.0.2.7/32") == "192.0.2.7"
+
+
+# case: N18
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("::ffff:203.0.113.0/120", "203.0.113.0/24"),
+        ("::ffff:cb00:7109/128", "203.0.113.9"),
+        ("2001:db8::ffff:203.0.113.9", "2001:db8::ffff:cb00:7109"),
+    ],
+)
+def test_ipv4_within_ipv6_is_ipv4(text, plain):
+    """No packet has such an address, so a rule for it would never match."""
+    assert parse_network(text) == plain
+    assert lists.span(text) == lists.span(plain)
+    if "/" not in text:
+        assert host_address(text) == plain
+        assert lists.span(f"{text}-{text}") == lists.span(plain)
+
+
+# case: N18
+def test_ipv4_within_ipv6_is_no_address_of_an_interface():
+    with pytest.raises(ValueError):
+        interface_address("::ffff:192.0.2.1/120")
 
 
 # -- the file --------------------------------------------------------------------------------------------------------
@@ -175,7 +211,7 @@ networks = st.one_of(
 def test_merging_keeps_exactly_the_addresses(texts):
     found = lists.merge(texts)
     for family, ranges in ((4, found.v4), (6, found.v6)):
-        parsed = [ipaddress.ip_network(text) for text in texts if (":" in text) == (family == 6)]
+        parsed = [network for network in map(ip_network, texts) if network.version == family]
         wanted = list(ipaddress.collapse_addresses(parsed))
         assert sum(last - first + 1 for first, last in ranges) == sum(one.num_addresses for one in wanted)
         assert all(found.holds(family, int(one[0])) and found.holds(family, int(one[-1])) for one in wanted)

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import NotFoundError
+from daemon.core import rpc
+from daemon.doors.values import pack
 from daemon.parts.service import logs
 from daemon.parts.service.logs import Present, Query, Reader, Record, lines, lines_backward
 
@@ -86,6 +88,32 @@ def test_record(reader):
 @pytest.mark.parametrize("text", ["{", "{}x", "[1]", "{" * 5000 + "}" * 5000, '{"a":', "{nope}"])
 def test_text_that_is_no_object(text):
     assert Record("a", 1, 1, BOOTS[0], "stdout", text).fields is None
+
+
+# case: D1
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"loss": NaN}',
+        '{"loss": -Infinity}',
+        '{"loss": 1e999}',
+        '{"loss": 1' + "0" * 400 + "}",
+        '{"a": 1, "a": 2}',
+        '{"a": ' + "[" * 20 + "]" * 20 + "}",
+        '{"a": ' + "[" * 900 + "]" * 900 + "}",
+        '{"a": "\\ud800"}',
+        '{"a": 1.5, "deep": [[[{"b": [1]}]]], "whole": 18446744073709551616}',
+    ],
+)
+def test_no_line_of_a_service_hides_the_next(tmp_path, text):
+    """Whatever it prints passes through an answer of the socket and of D-Bus, with its text as it is."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/00000001.log").write_bytes(line(1, text) + line(2, "after"))
+    items = [record.as_json() for record in Reader(tmp_path).read(Query(("a",)))]
+    told = [rpc.decode_stream(rpc.encode_item(1, item), 1) for item in items]
+    assert [item["text"] for _, item in told] == [text, "after"]
+    for item in items:
+        pack(lambda _, value: value, {}, item)
 
 
 @pytest.mark.parametrize(

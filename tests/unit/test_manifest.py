@@ -48,7 +48,13 @@ def test_parts_start_behind_what_they_come_after():
 
 def test_whatever_a_manifest_names_is_there():
     for one in manifest.manifests():
-        places = [one.part, one.claims, *one.functions.values(), *(file.check for file in one.files)]
+        places = [
+            one.part,
+            one.claims,
+            *one.functions.values(),
+            *(file.check for file in one.files),
+            *(file.fits for file in one.files),
+        ]
         for place in filter(None, places):
             assert callable(one.find(place)), place
         for verb, entry in one.verbs.items():
@@ -141,6 +147,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from common.tomlfile import Strict, load
+from daemon.core.figures import Family
 from daemon.core.method import ADMINS, Method
 
 if TYPE_CHECKING:
@@ -172,6 +179,9 @@ class Kettle:
 
     def status(self):
         return {"degrees": self.degrees}
+
+    def figures(self):
+        yield Family("mixos_kettle_degrees", "gauge", "Of the water.", [({}, self.degrees)])
 
     async def cups(self, caller, params) -> list[str]:
         return ["blue", "red"]
@@ -237,6 +247,9 @@ def test_a_folder_added_is_a_part_added(tmp_path: Path, monkeypatch: pytest.Monk
         assert ask("kettle.apply") == {"degrees": 80}
         assert [row["path"] for row in ask("config.list")] == ["kettle.toml"]
         assert device.daemon.parts.status()["kettle"]["degrees"] == 80
+        assert [(one.name, one.rows) for one in device.daemon.context.figures.families()] == [
+            ("mixos_kettle_degrees", [({}, 80)])
+        ]
         # command line, completion, help
         done = CliRunner().invoke(commands.cli, ["kettle", "blue", "--json"])
         assert json.loads(done.output) == {"cup": "blue", "cups": ["blue", "red"]}

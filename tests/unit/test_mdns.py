@@ -6,12 +6,15 @@ import asyncio
 from pathlib import Path
 from typing import Any, cast
 
+import ifaddr
 import pytest
+from zeroconf import ServiceInfo
 
 from common.errors import ConfigError
 from common.tomlfile import parse
 from daemon.core.part import Context
 from daemon.parts.mdns.part import MdnsFile, MdnsPart
+from daemon.parts.mdns.responder import network
 from daemon.parts.mdns.verbs import _found, _status
 
 PATH = Path("mdns.toml")
@@ -92,6 +95,10 @@ def test_off_means_that_nothing_runs(tmp_path):
         "[services.a]\ntype = '_http._tcp'\nport = 80\ntxt = { 'a=b' = 'c' }",
         "[services.a]\ntype = '_http._tcp'\nport = 80\ntxt = { a = 1 }",
         "enabled = 1",
+        "[services.a]\ntype = '_http._tcp'\nport = 80\nname = '" + "ü" * 31 + "'",
+        "[services.a]\ntype = '_http._tcp'\nport = 80\ntxt = { note = '" + "ü" * 126 + "' }",
+        "[services.a]\ntype = '_http._tcp'\nport = 80\n[services.a.txt]\n"
+        + "".join(f"k{n} = '{'x' * 250}'\n" for n in range(6)),
     ],
 )
 def test_mistakes(text):
@@ -100,9 +107,26 @@ def test_mistakes(text):
     assert caught.value.reason == "config-value"
 
 
+# case: N10
+def test_what_fits_is_counted_in_bytes():
+    """255 for a string with its key, 63 for a name, and a line is named where there are more."""
+    text = (
+        "[services.a]\ntype = '_http._tcp'\nport = 80\nname = '"
+        + "ü" * 30
+        + "'\ntxt = { note = '"
+        + "ü" * 125
+        + "' }\n"
+    )
+    service = parse(text, PATH, MdnsFile).services["a"]
+    ServiceInfo("_http._tcp.local.", f"{service.name}-2._http._tcp.local.", properties=dict(service.txt))
+    with pytest.raises(ConfigError) as caught:
+        parse(text.replace("note", "notes"), PATH, MdnsFile)
+    assert caught.value.message.startswith("mdns.toml:5:")
+
+
 def test_strangers_do_not_write_to_the_terminal():
     row = {"name": "\x1b[2Jx", "host": "h\n", "port": 1, "addresses": ["192.0.2.1"], "txt": {"k\x07": "\x9b1m"}}
-    shown = _found({"services": [row]})
+    shown = _found({"services": [row], "skipped": 0})
     assert not any((ord(char) < 32 and char != "\n") or 127 <= ord(char) < 160 for char in shown)
     assert len(shown.splitlines()) == 2
 
@@ -111,3 +135,17 @@ def test_a_new_name_is_told():
     names = {"running": True, "enabled": True, "addresses": [], "services": [], "problem": None}
     same = _status({**names, "wanted": "a.local", "host": "a.local"})
     assert len(_status({**names, "wanted": "a.local", "host": "a-2.local"})) > len(same) + 2
+
+
+# case: N22
+def test_a_persons_interfaces_are_spoken_on(monkeypatch):
+    """Whatever they are called; those that programs make for themselves are not."""
+    own = ["lo", "wg0", "tun3", "tap0", "docker0", "veth1a2b", "br-0123456789ab", "dummy0", "ifb1"]
+    theirs = ["eth0", "br-lan", "lobby", "wgarden", "tunnel", "tapas", "dockside", "br-0123456789"]
+    adapters = [
+        ifaddr.Adapter(name, name, [ifaddr.IP(f"192.0.2.{number}", 24, name)], number)
+        for number, name in enumerate([*own, *theirs], 1)
+    ]
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: adapters)
+    assert network([]).choice == tuple(f"192.0.2.{number}" for number in range(len(own) + 1, len(own + theirs) + 1))
+    assert network(["wg0"]).choice == ("192.0.2.2",)

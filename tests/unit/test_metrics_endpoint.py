@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from daemon.core.figures import Family, Figures
 from daemon.parts.metrics import http
 from daemon.parts.metrics.exposition import text
 from daemon.parts.metrics.http import Endpoint, judge
@@ -44,6 +45,23 @@ def test_units_can_be_left_out_and_unknown_figures_are():
     assert not [name for name in families(text(SAMPLE, {}, False)) if name.startswith("mixos_unit")]
     unknown = SAMPLE._replace(units={"hello": UNIT._replace(memory=None)})
     assert "mixos_unit_memory_bytes" not in families(text(unknown, {}, True))
+
+
+def test_figures_of_other_parts():
+    def broken() -> list[Family]:
+        raise OSError(5, "I/O error")
+
+    figures = Figures()
+    figures.offer("kettle", lambda: [Family("mixos_kettle_degrees", "gauge", "Of the water.", [({}, 80.0)])])
+    figures.offer("broken", broken)
+    figures.offer("spoiler", lambda: [Family("mixos_cpus", "gauge", "Named as one of ours.", [({}, -1.0)])])
+    figures.offer("units", lambda: [Family("mixos_unit_x", "gauge", "Of each.", [({"unit": "web"}, 1.0)])])
+    found = families(text(SAMPLE, {}, True, figures.families()))
+    assert found["mixos_kettle_degrees"] == {(): 80.0}
+    assert found["mixos_unit_x"] == {(("unit", "web"),): 1.0}
+    assert found["mixos_cpus"] == families(text(SAMPLE, {}, True))["mixos_cpus"]
+    figures.withdraw("kettle")
+    assert {"mixos_kettle_degrees", "mixos_unit_x"}.isdisjoint(families(text(SAMPLE, {}, False, figures.families())))
 
 
 @given(st.text(st.characters(codec=None), max_size=20), st.text(st.characters(codec=None), max_size=20))

@@ -27,12 +27,12 @@ from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.linux.nameservers import Names
 from daemon.linux.rtnl import BOOT, Link, Route, Rtnl
-from daemon.parts.net import snapshot
+from daemon.parts.net import snapshot, timesync
 from daemon.parts.net.handover import EarlyBoot
 from daemon.parts.net.migrate import migrate
 from daemon.parts.net.netfile import NetworkFile
 from daemon.parts.net.part import Interfaces, Set
-from daemon.parts.net.plan import Seen, describe, look, told
+from daemon.parts.net.plan import Seen, describe, look, plan, told
 from tests.waiting import ended, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,6 +159,58 @@ def test_two_default_routes_of_one_metric_are_a_mistake() -> None:
     assert caught.value.reason == "config-value"
 
 
+# wanted: static /32 with off-link gateway
+@pytest.mark.parametrize(
+    ("addresses", "hop", "fits"),
+    [
+        ('"192.0.2.9/32"', "198.51.100.1", True),
+        ('"192.0.2.9/32", "203.0.113.9/24"', "203.0.113.1", True),
+        ('"192.0.2.9/31"', "198.51.100.1", False),
+        ('"192.0.2.9/32"', "192.0.2.9", False),
+        ('"192.0.2.9/24", "2001:db8::9/128"', "198.51.100.1", False),
+        ('"2001:db8::9/128"', "2001:db8:1::1", True),
+    ],
+)
+def test_a_gateway_beside_a_single_address(addresses: str, hop: str, fits: bool) -> None:
+    text = f'[interface.a]\nmode = "static"\naddresses = [{addresses}]\ngateways = ["{hop}"]'
+    if fits:
+        assert network(text).interface["a"].hops_alone() == ([] if hop.startswith("203") else [hop])
+        return
+    with pytest.raises(MixosError) as caught:
+        network(text)
+    assert caught.value.reason == "config-value"
+
+
+# case: N23
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("routes = [{ to = '10.0.0.0/8', via = '192.0.2.1' }, { to = '10.0.0.0/8', via = '192.0.2.2' }]", False),
+        ("routes = [{ to = '10.0.0.0/8', via = '192.0.2.1' }, { to = '10.0.0.0/8', via = '192.0.2.1' }]", False),
+        (
+            "routes = [{ to = '10.0.0.0/8', via = '192.0.2.1' }, { to = '10.0.0.0/8', via = '192.0.2.2', metric = 5 }]",
+            True,
+        ),
+        (
+            "routes = [{ to = '2001:db8:5::/48', via = '2001:db8::1' }, { to = '2001:db8:5::/48', metric = 1024 }]",
+            False,
+        ),
+        ("metric = 7\nroutes = [{ to = 'default', via = '192.0.2.1', metric = 7 }]", False),
+        ("routes = [{ to = '10.0.0.0/8' }]\n[interface.b]\nroutes = [{ to = '10.0.0.0/8', via = '192.0.2.1' }]", False),
+        ("metric = 7\n[interface.b]\nmetric = 7", False),
+        ("[interface.b]", True),
+    ],
+)
+def test_one_destination_by_two_ways_is_a_mistake(text: str, fits: bool) -> None:
+    """The kernel keeps one of them; each time that the file is applied the other would take its place."""
+    if fits:
+        network(f"[interface.a]\n{text}")
+        return
+    with pytest.raises(MixosError) as caught:
+        network(f"[interface.a]\n{text}")
+    assert caught.value.reason == "config-value"
+
+
 # -- editing ---------------------------------------------------------------------------------------------------------
 
 FILE = """# top
@@ -195,6 +247,14 @@ def test_a_new_table_is_appended_and_removed_again() -> None:
 
 def test_root_keys() -> None:
     assert tomllib.loads(set_keys(FILE, [], {"dns": None, "search": ["a"]}))["search"] == ["a"]
+
+
+# case: N4
+def test_a_table_goes_with_the_comments_above_it_and_no_others() -> None:
+    text = "# the file\n[a]\nx = 1\n\n# about b\n# more\n[b]\ny = 1\n# about c\n[c]\nz = 1\n"
+    assert remove_table(text, ["b"]) == "# the file\n[a]\nx = 1\n\n# about c\n[c]\nz = 1\n"
+    assert remove_table(text, ["a"]) == "# the file\n# about b\n# more\n[b]\ny = 1\n# about c\n[c]\nz = 1\n"
+    assert remove_table('[a]\nx = """\n# no comment"""\n[b]\n', ["b"]) == '[a]\nx = """\n# no comment"""\n'
 
 
 def test_a_table_goes_with_those_below_it() -> None:
@@ -245,10 +305,15 @@ CONTRIBUTIONS = {
     "br0.dns": "nameserver 192.0.2.55\n",
     "eth0.dns": "search lan\nnameserver 192.0.2.56\n",
     "search.file": "search example.net\n",
+    "br0.lease": "192.0.2.9/24 3600 107 0\n",
+    "eth0.lease": "192.0.2.9/24 3600 102 0\n",
+    "br0.want": "dhcp\nmetric 50\nmtu\n",
 }
 
 
-@pytest.mark.parametrize("mask", [0, 1, 3, 4, 7, 8, 12, 16, 24, 32, 48, 63, 64, 65, 68, 72, 80, 96, 127])
+@pytest.mark.parametrize(
+    "mask", [0, 1, 3, 4, 7, 8, 12, 16, 24, 32, 48, 63, 64, 65, 68, 72, 80, 96, 127, 176, 304, 432, 944]
+)
 def test_daemon_and_script_write_the_same_resolv_conf(tmp_path: Path, mask: int) -> None:
     (tmp_path / "net/dns.vpn").mkdir(parents=True)
     for number, (name, text) in enumerate(CONTRIBUTIONS.items()):
@@ -262,6 +327,57 @@ def test_daemon_and_script_write_the_same_resolv_conf(tmp_path: Path, mask: int)
     script.write_text((INIT / "dhcp").read_text().replace("/run/mixos", str(tmp_path)))
     run(["/bin/sh", script, "resolv"])
     assert (tmp_path / "dns/resolv.conf").read_text() == ours
+
+
+# case: N14
+@pytest.mark.parametrize(
+    ("first", "second", "wins"),
+    [
+        ("103 0", "102 0", "eth1"),
+        ("103 0\nmetric 50", "102 0", "eth0"),
+        ("102 1", "103 0", "eth1"),  # without a router
+        ("102 0\nbare", "103 1", "eth1"),  # without servers
+        ("102 0\nbare", "103 1\nbare", "eth0"),
+    ],
+)
+def test_one_lease_is_asked_for_names(tmp_path: Path, first: str, second: str, wins: str) -> None:
+    (tmp_path / "net").mkdir()
+    for number, text in enumerate((first, second)):
+        lease, _, more = text.partition("\n")
+        (tmp_path / f"net/eth{number}.lease").write_text(f"192.0.2.9/24 3600 {lease}\n")
+        server = "" if more == "bare" else f"nameserver 192.0.2.{number}\n"
+        (tmp_path / f"net/eth{number}.dns").write_text(f"search eth{number}\n{server}")
+        if more.startswith("metric"):
+            (tmp_path / f"net/eth{number}.want").write_text(f"dhcp\n{more}\n")
+    assert Names(tmp_path).compute().startswith(f"search {wins}\n")
+    assert Names(tmp_path).compute().count("nameserver") == (0 if "bare" in second else 1)
+    script = tmp_path / "dhcp"
+    script.write_text((INIT / "dhcp").read_text().replace("/run/mixos", str(tmp_path)))
+    run(["/bin/sh", script, "resolv"])
+    assert (tmp_path / "dns/resolv.conf").read_text() == Names(tmp_path).compute()
+
+
+# case: N14
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ('dns = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]', True),
+        ('dns = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"]', False),
+        ('[interface.a]\ndns = ["192.0.2.1", "192.0.2.2"]\n[interface.b]\ndns = ["192.0.2.2", "192.0.2.3"]', True),
+        ('[interface.a]\ndns = ["192.0.2.1", "192.0.2.2"]\n[interface.b]\ndns = ["192.0.2.4", "192.0.2.3"]', False),
+        (f'search = ["{"a" * 60}.example", "{"b" * 60}.example", "{"c" * 60}.example"]', True),
+        (f'search = ["{"a" * 60}.example", "{"b" * 60}.example", "{"c" * 60}.example", "{"d" * 60}.example"]', False),
+    ],
+)
+def test_what_the_c_library_would_drop_is_refused(text: str, fits: bool) -> None:
+    if fits:
+        servers, search = network(text).names()
+        assert len(servers) <= 3
+        assert len(" ".join(["search", *search])) < 255
+        return
+    with pytest.raises(MixosError) as caught:
+        network(text)
+    assert caught.value.reason == "config-value"
 
 
 def test_search_domains_alone_leave_the_name_servers_of_a_lease(tmp_path: Path) -> None:
@@ -294,6 +410,43 @@ def test_a_contribution_that_ends_leaves_no_trace(tmp_path: Path) -> None:
     again.set_vpn({})
     assert again.servers() == ["192.0.2.1"]
     assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["dns.vpn", "eth0.dns"]
+
+
+# case: N6
+def test_ntpd_asks_the_servers_of_leases_too(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "ntp.conf").write_text("# note\nserver pool.example\n")
+    script, ntpd = tmp_path / "ntp", tmp_path / "ntpd"
+    ntpd.write_text('#!/bin/sh\necho asked "$@"\n')
+    ntpd.chmod(0o755)
+    text = (INIT / "ntp").read_text().replace("/run/mixos", str(tmp_path)).replace("/usr/sbin/ntpd", str(ntpd))
+    script.write_text(text.replace("/etc/ntp.conf", str(tmp_path / "ntp.conf")))
+    assert run(["/bin/sh", script]).text == "asked -n"  # it reads its own file
+    (tmp_path / "net/eth0.ntp").write_text("192.0.2.123\n")
+    assert run(["/bin/sh", script]).text == "asked -n -p 192.0.2.123 -p pool.example"
+    assert timesync.status(tmp_path, tmp_path / "net")["servers"] == ["192.0.2.123", "pool.example"]
+
+
+# case: N12
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("[interface.eth0]\nmetric = 50", True),
+        (
+            '[interface.eth0]\nmode = "none"\naddresses = ["2001:db8::9/64"]\ngateways = ["2001:db8::1"]\nmetric = 50',
+            True,
+        ),
+        ('[interface.eth0]\nmode = "none"\nmetric = 50', False),
+        ('[interface.eth0]\nmode = "static"\naddresses = ["192.0.2.9/24"]\nmetric = 50', False),
+    ],
+)
+def test_a_metric_of_nothing_is_a_mistake(text: str, fits: bool) -> None:
+    if fits:
+        network(text)
+        return
+    with pytest.raises(MixosError) as caught:
+        network(text)
+    assert caught.value.reason == "config-value"
 
 
 # -- hand-over -------------------------------------------------------------------------------------------------------
@@ -416,6 +569,30 @@ def test_vlans_of_others_get_their_mtu_back(tmp_path: Path) -> None:
     kernel.change("eth1", 1280)
     snapshot.restore(json.loads(json.dumps(noted)), rtnl, tmp_path)
     assert kernel.there == {**before, "eth1": replace(before["eth1"], mtu=1280)}
+
+
+# case: N22
+@pytest.mark.parametrize(
+    ("text", "now", "fits"),
+    [
+        ("", 1500, False),
+        ("", 9000, True),
+        ("[interface.eth0]\nmtu = 9000", 1500, True),
+        ("[interface.eth0]\nmtu = 1500", 9000, False),
+        ("", None, True),  # it is not there yet
+        ("[interface.eth0]\nmtu = 1500", None, False),
+    ],
+)
+def test_a_vlan_has_no_larger_packets_than_what_it_lies_on(text: str, now: int | None, fits: bool) -> None:
+    wanted = network(f"{text}\n[interface.v]\nmtu = 9000\nvlan = {{ parent = 'eth0', id = 5 }}")
+    link = Link(1, "eth0", "", True, "up", now or 0, "", "", 0, 0, 0, False, 0, 0)
+    seen = Seen({"eth0": link} if now else {})
+    if fits:
+        plan(wanted, NetworkFile(), seen)
+        return
+    with pytest.raises(RefusedError) as caught:
+        plan(wanted, NetworkFile(), seen)
+    assert caught.value.reason == "net-conflict"
 
 
 def test_a_route_that_a_new_one_replaces_is_told() -> None:

@@ -135,6 +135,23 @@ def test_exceptions(host, port, direct):
     assert Settings(file).direct(host, port) == direct
 
 
+# case: wanted [v6]:port
+@pytest.mark.parametrize(
+    ("entry", "written", "near", "far"),
+    [
+        ("[2001:DB8::9]:8080", "[2001:db8::9]:8080", ("2001:db8::9", 8080), ("2001:db8::9", 80)),
+        ("[2001:db8::9]", "2001:db8::9", ("2001:db8::9", 80), ("2001:db8::8", 80)),
+        ("192.0.2.9:8080", "192.0.2.9:8080", ("192.0.2.9", 8080), ("192.0.2.9", 80)),
+        ("::ffff:192.0.2.9", "192.0.2.9", ("192.0.2.9", 80), ("192.0.2.8", 80)),
+    ],
+)
+def test_an_address_with_a_port(entry, written, near, far):
+    found = Settings(ProxyFile.model_validate({"no-proxy": (entry,)}))
+    assert found.file.no_proxy == (written,)
+    assert found.direct(*near)
+    assert not found.direct(*far)
+
+
 def test_a_star_means_no_proxy_at_all():
     proxies = ProxyFile.model_validate({"http": "http://p:1", "no-proxy": ("*",)})
     assert Settings(proxies).for_url("http://example.net/") is None
@@ -207,7 +224,9 @@ def test_a_login_shell_has_the_setting_and_only_its_group_may_read_it(context, t
     assert {line for line in told if line.partition("=")[0] in expected} == {f"{k}={v}" for k, v in expected.items()}
 
 
-@pytest.mark.parametrize("text", ["192.0.2.1/24", "192.0.2.0/33", "a b", "host:123456", ""])
+@pytest.mark.parametrize(
+    "text", ["192.0.2.1/24", "192.0.2.0/33", "a b", "host:123456", "", "[::1]:", "[::1]80", "[::1", "::1]", "[a]"]
+)
 def test_what_is_no_exception(text):
     with pytest.raises(ValueError):
         parse_exception(text)
@@ -399,6 +418,9 @@ def test_the_command_reads_the_password_from_standard_input(context, monkeypatch
     assert read(View(context.changes.places)).credentials == Credentials(user="me", password=SECRET)
     shown = json.loads(runner.invoke(cli.proxy, ["show", "--json"]).output)
     assert (shown["https"], shown["no-proxy"][-1]) == ("http://***@p:1", ".lan")
+    # case: wanted emptying no-proxy
+    assert runner.invoke(cli.proxy, ["set", "--no-proxy", ""]).exit_code == 0
+    assert read(View(context.changes.places)).file.no_proxy == ()
     assert runner.invoke(cli.proxy, ["clear"]).exit_code == 0
     assert runner.invoke(cli.proxy, ["set"]).exit_code == 2
     assert read(View(context.changes.places)) == Settings()

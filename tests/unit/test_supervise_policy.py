@@ -116,6 +116,7 @@ GOOD, BAD, FINAL = Verdict(True), Verdict(False, False, "x", "x"), Verdict(False
         ("type = 'oneshot'", "[timer]\nevery = '1h'", GOOD, State.SCHEDULED),
         ("type = 'oneshot'", "[timer]\nevery = '1h'", BAD, State.SCHEDULED),
         ("type = 'oneshot'\nrestart = 'on-failure'", "[timer]\nevery = '1h'", BAD, State.BACKOFF),
+        ("type = 'oneshot'\nrestart = 'on-failure'", "[timer]\nevery = '1h'", FINAL, State.SCHEDULED),
         ("", "[[socket]]\ntcp = 1", GOOD, State.LISTENING),
         ("restart = 'always'", "[[socket]]\ntcp = 1", GOOD, State.LISTENING),
         ("restart = 'no'", "[[socket]]\ntcp = 1", BAD, State.FAILED),
@@ -130,6 +131,9 @@ def test_a_used_up_start_limit_is_the_end():
     one = unit("start-limit = { burst = 2, interval = '1m' }")
     assert following(one, BAD, attempts, 3.0) is State.FAILED
     assert following(one, BAD, attempts, 100.0) is State.BACKOFF
+    more = "type = 'oneshot'\nrestart = 'on-failure'\nstart-limit = { burst = 2, interval = '1m' }"
+    timed = unit(more, "[timer]\nevery = '1h'")
+    assert following(timed, BAD, attempts, 3.0) is State.SCHEDULED  # the retries of one run, not the schedule
 
 
 # -- timers ----------------------------------------------------------------------------------------------------------
@@ -163,6 +167,41 @@ def wall(text: str) -> float:
 )
 def test_calendar(berlin, text, after, expected):
     assert next_time(calendar(text), wall(after)) == wall(expected)
+
+
+# case: D18
+@pytest.mark.parametrize(
+    ("minute", "begin", "shown"),
+    [
+        (15, "2026-04-05T00:30", ["01:15", "02:15", "03:15"]),  # at 02:00 it becomes 01:30 again
+        (45, "2026-04-05T00:30", ["00:45", "01:45", "02:45"]),
+        (0, "2026-04-05T00:30", ["01:00", "02:00", "03:00"]),
+        (15, "2026-10-04T00:30", ["01:15", "03:15", "04:15"]),  # at 02:00 it becomes 02:30
+        (45, "2026-10-04T00:30", ["00:45", "01:45", "02:45"]),
+        (0, "2026-10-04T00:30", ["01:00", "03:00", "04:00"]),
+    ],
+)
+def test_hours_where_summer_time_is_half_an_hour(monkeypatch, minute, begin, shown):
+    monkeypatch.setenv("TZ", "<+1030>-10:30<+11>-11,M10.1.0,M4.1.0")  # Lord Howe Island
+    time.tzset()
+    try:
+        at, found = wall(begin), []
+        for _ in shown:
+            at = next_time(calendar(f"hourly at :{minute:02}"), at)
+            found.append(f"{datetime.fromtimestamp(at):%H:%M}")
+        assert found == shown
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_hours_go_on_where_one_is_repeated_or_left_out(berlin):
+    for begin in ("2026-03-29T00:20", "2026-10-25T00:20"):
+        at = wall(begin)
+        for _ in range(5):
+            following = next_time(calendar("hourly at :15"), at)
+            assert following - at == 3600 or at == wall(begin)
+            at = following
 
 
 @given(st.integers(0, 4_000_000_000), st.sampled_from(["hourly at :59", "daily at 00:00", "weekly on monday at 12:00"]))
@@ -265,6 +304,14 @@ def test_a_history_keeps_the_last_ends_and_none_twice(tmp_path):
 def test_an_environment_file_with_a_byte_order_mark(tmp_path):
     (tmp_path / "env").write_bytes(b"\xef\xbb\xbfA=1\r\n")
     assert prepare.environment_file(tmp_path / "env") == {"A": "1"}
+
+
+# case: D20
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85", "\xa0", "\r"])
+def test_only_newlines_end_a_line_of_an_environment_file(tmp_path, odd):
+    path = tmp_path / "env"
+    path.write_bytes(f"A=x{odd}B=y\r\nC=z{odd}.\n".encode())
+    assert prepare.environment_file(path) == {"A": f"x{odd}B=y", "C": f"z{odd}."}
 
 
 def test_environment_files(tmp_path):

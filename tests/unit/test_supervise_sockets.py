@@ -36,6 +36,23 @@ def test_a_unix_socket_has_its_mode_from_the_first_moment(path: Path):
             channel.accept()[0].close()
 
 
+# case: D16
+def test_a_unix_socket_knows_its_own_name(path: Path):
+    for _ in range(2):  # a dead one is in the way then
+        with open_socket(wanted(unix=str(path))) as channel, socket.socket(socket.AF_UNIX) as client:
+            assert channel.getsockname() == str(path)
+            client.connect(str(path))
+            assert client.getpeername() == str(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="other owners need root")
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666, 0o770])
+def test_owner_and_mode_of_a_unix_socket(path: Path, mode: int):
+    with open_socket(wanted(unix=str(path), owner="daemon", group="daemon", mode=f"{mode:04o}")):
+        facts = path.stat()
+        assert (facts.st_uid, facts.st_gid, stat.S_IMODE(facts.st_mode)) == (1, 1, mode)
+
+
 def test_a_dead_socket_is_replaced_a_live_one_and_anything_else_is_not(path: Path):
     first = open_socket(wanted(unix=str(path)))
     with pytest.raises(MixosError) as caught:

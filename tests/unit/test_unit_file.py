@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from pydantic import BaseModel
 
 from common import values
 from common.errors import ConfigError
-from daemon.parts.service.load import LastGood, Loaded, load, parse_unit
+from common.values import signal_name, signal_number
+from daemon.parts.service.load import MAX_MESSAGE, LastGood, Loaded, load, parse_unit
 from daemon.parts.service.states import State
 from daemon.parts.service.unit import Unit
 
@@ -205,14 +207,28 @@ def test_a_broken_file_leaves_the_older_text_in_force(folders):
     assert sorted(alone.units) == ["b"]  # what requires a broken unit is itself sound
 
 
+# case: D2
 @pytest.mark.parametrize("key", ["requires", "wants", "after", "before", "after-exit", "conflicts", "on-failure"])
-def test_unknown_names_are_refused_with_a_suggestion(folders, key):
+def test_unknown_names_are_told_with_a_suggestion_and_only_what_is_required_is_fatal(folders, key):
     put(folders[1], "network")
     put(folders[1], "a", f"{key} = ['netwrok']")
     loaded = load(folders, {})
-    assert sorted(loaded.units) == ["network"]
-    assert "a.toml:2:1: " in loaded.broken["a"]
-    assert "did you mean 'network'?" in loaded.broken["a"]
+    told, silent = (loaded.broken, loaded.missing) if key == "requires" else (loaded.missing, loaded.broken)
+    assert sorted(loaded.units) == (["network"] if key == "requires" else ["a", "network"])
+    assert "a.toml:2:1: " in told["a"]
+    assert "did you mean 'network'?" in told["a"]
+    assert not silent
+
+
+# case: D19
+def test_a_long_cycle_and_long_lists_of_mistakes_are_told_shortly(folders):
+    for number in range(100):
+        put(folders[1], f"u{number}", f"after = ['u{(number + 1) % 100}']")
+    put(folders[1], "wrong", "\n".join(f"key{number} = 1" for number in range(1000)))
+    loaded = load(folders, {})
+    assert "(100 units)" in loaded.broken["u0"]
+    assert len(loaded.broken) == 101
+    assert max(map(len, loaded.broken.values())) <= MAX_MESSAGE
 
 
 def test_a_cycle_is_named_in_full_and_takes_only_its_members(folders):
@@ -235,6 +251,24 @@ def test_who_closes_a_cycle_is_the_broken_one(folders):
     after = load(folders, before.units)
     assert after.units == before.units
     assert list(after.broken) == ["a"]
+
+
+# case: D21
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[unit]\nafter = ['OK']\n",
+        "[service]\ncommand = ['/x']\nstate-directory = 'a/b'\n",
+        "[service]\ncommand = ['/x']\ncapabilities = ['x']\n",
+        "[service]\ncommand = '/x'\n",
+        "[service]\ncommand = ['/x']\n[[socket]]\ntcp = 1\n[timer]\n[limits]\nio-max = 3\n",
+        f"[service]\ncommand = {['/x'] * 1500}\n",
+    ],
+)
+def test_mistakes_are_told_in_plain_words(text):
+    with pytest.raises(ConfigError) as caught:
+        parsed(text)
+    assert not re.search(r"pattern|\^|tuple|dict|argv|validation|instance", caught.value.message)
 
 
 def test_itself(folders):
@@ -333,3 +367,21 @@ def test_every_key_is_described_with_its_default_and_no_other():
 
 def test_every_state_is_described():
     assert set(re.findall(r"^\| `([a-z]+)` \| .* \| .* \|$", PAGE, re.MULTILINE)) == {state.value for state in State}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("TERM", 15), ("SIGHUP", 1), ("9", 9), (9, 9), ("RTMIN+1", signal.SIGRTMIN + 1),
+     ("SIGRTMAX-2", signal.SIGRTMAX - 2), ("RTMIN", signal.SIGRTMIN), ("RTMIN+0", signal.SIGRTMIN)],
+)  # fmt: skip
+def test_signals(text, number):
+    assert signal_number(text) == number
+    assert signal_number(signal_name(number)) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "65", "-1", "+9", "TERM+1", "RTMIN+64", "RTMAX-64", "sigterm", "_DFL", True, None, 9.0]
+)
+def test_what_is_no_signal(text):
+    with pytest.raises(ValueError, match="expected"):
+        signal_number(text)

@@ -214,6 +214,12 @@ def test_a_stock_file_is_read() -> None:
     assert SECRET not in repr(quick)
 
 
+# case: wanted DNS = a b
+def test_lists_may_be_divided_by_blanks() -> None:
+    text = STOCK.replace("DNS = 10.5.0.1, fd00:5::1, corp", "DNS = 10.5.0.1 fd00:5::1,\t corp")
+    assert wgquick.parse(text) == wgquick.parse(STOCK)
+
+
 def test_what_is_written_is_read_back() -> None:
     quick = wgquick.parse(STOCK)
     again = wgquick.parse(wgquick.write(quick, f"PrivateKey = {SECRET}"))
@@ -256,6 +262,87 @@ def test_garbage_is_refused(text: str) -> None:
     with pytest.raises(MixosError) as caught:
         wgquick.parse(text)
     assert caught.value.reason in ("vpn-import", "vpn-import-unsupported", "vpn-key")
+
+
+def peers_of(*texts: str) -> str:
+    """A file whose peers are written as `texts`, with KEY for a key of their own and lines instead of `;`."""
+    lines = [text.replace("KEY", keys.encode(bytes([n]) * 32)) for n, text in enumerate(texts, 1)]
+    return f"[Interface]\nPrivateKey = {SECRET}\n\n" + "\n".join(lines).replace(";", "\n") + "\n"
+
+
+# case: N4
+@pytest.mark.parametrize(
+    ("texts", "names"),
+    [
+        (
+            ["[Peer];# laptop;PublicKey=KEY;", "[Peer];# phone;PublicKey=KEY;", "[Peer];# tv;PublicKey=KEY;"],
+            "laptop phone tv",
+        ),
+        (["# laptop;[Peer];PublicKey=KEY", "# phone;[Peer];PublicKey=KEY"], "laptop phone"),
+        (["[Peer];PublicKey=KEY;# laptop;", "[Peer];PublicKey=KEY"], "peer1 peer2"),  # whose is it?
+        (["# theirs;;[Peer];PublicKey=KEY", "[Peer];PublicKey=KEY # phone"], "peer1 peer2"),
+        (["# laptop;# of Bob;[Peer];PublicKey=KEY", "# The phone;[Peer];# phone;PublicKey=KEY"], "laptop phone"),
+    ],
+)
+def test_a_comment_names_its_own_peer_or_none(tmp_path: Path, texts: list[str], names: str) -> None:
+    entry = files(tmp_path).add_quick("wg0", wgquick.parse(peers_of(*texts)))
+    assert list(entry.peer) == names.split()
+    assert [peer.public_key for peer in entry.peer.values()] == [
+        keys.encode(bytes([n]) * 32) for n in range(1, len(texts) + 1)
+    ]
+
+
+# case: N5
+@pytest.mark.parametrize(
+    ("comments", "names"),
+    [
+        (["peer2", "Bob's phone"], "peer2 peer3"),
+        (["Bob's phone", "peer1"], "peer2 peer1"),
+        (["a", "a", "peer2", "peer3"], "a peer4 peer2 peer3"),
+        (["", "", "peer1", "a", "a"], "peer2 peer3 peer1 a peer5"),
+    ],
+)
+def test_each_peer_of_an_import_has_a_name_of_its_own(tmp_path: Path, comments: list[str], names: str) -> None:
+    text = peers_of(*(f"# {comment};[Peer];PublicKey=KEY" for comment in comments))
+    entry = files(tmp_path).add_quick("wg0", wgquick.parse(text))
+    assert list(entry.peer) == names.split()
+    assert len({peer.public_key for peer in entry.peer.values()}) == len(comments)
+
+
+# case: N5
+def test_no_two_secrets_have_one_name() -> None:
+    with pytest.raises(MixosError) as caught:
+        vpn(f'[interface."wg0.a"]\n[interface.wg0.peer.a]\npublic-key = "{ONE}"\nkept-key = true\n')
+    assert caught.value.reason == "config-value"
+
+
+# case: N21
+@pytest.mark.parametrize(
+    ("texts", "line"),
+    [
+        (["[Peer];PublicKey=KEY", f"[Peer];PublicKey={ONE}"], 7),
+        (["[Peer];PublicKey=KEY;AllowedIPs=10.0.0.0/8", "[Peer];AllowedIPs=10.0.0.1/8;PublicKey=KEY"], 9),
+    ],
+)
+def test_a_mistake_of_an_import_is_told_with_its_line(texts: list[str], line: int) -> None:
+    with pytest.raises(MixosError) as caught:
+        wgquick.parse(peers_of(*texts), "a.conf")
+    assert caught.value.reason == "vpn-import"
+    assert caught.value.message.startswith(f"a.conf:{line}: ")
+
+
+# case: N21
+def test_a_mistake_of_a_command_has_no_line(tmp_path: Path) -> None:
+    """One that stood in the file before has."""
+    config = files(tmp_path)
+    with pytest.raises(MixosError) as caught:
+        config.add_quick("wg0", wgquick.parse(peers_of() + "MTU = 100\n"))
+    assert caught.value.reason == "config-value"
+    assert "vpn.toml" not in caught.value.message
+    config.changed[FILE] = b"[interface.wg1]\nmtu = 100\n"
+    with pytest.raises(MixosError) as caught:
+        config.add_tunnel("wg0", bytes(32), {"mtu": 100})
+    assert "vpn.toml:2:" in caught.value.message
 
 
 def test_an_import_makes_a_tunnel(tmp_path: Path) -> None:
@@ -319,6 +406,26 @@ def test_addresses_are_given_in_order_and_run_out() -> None:
         assert caught.value.reason == reason
 
 
+# case: N17
+@pytest.mark.parametrize(
+    ("wanted", "allowed", "addresses"),
+    [
+        ((), ("10.8.0.3/32", "fd00:8::3/128"), ("10.8.0.3/32", "fd00:8::3/128")),
+        (("10.8.0.9/32",), ("10.8.0.9/32",), ("10.8.0.9/32",)),
+        (("192.168.50.0/24",), ("10.8.0.3/32", "fd00:8::3/128", "192.168.50.0/24"), ("10.8.0.3/32", "fd00:8::3/128")),
+        (("192.168.50.5/32",), ("10.8.0.3/32", "fd00:8::3/128", "192.168.50.5/32"), ("10.8.0.3/32", "fd00:8::3/128")),
+        (("10.8.0.0/28",), ("10.8.0.16/32", "fd00:8::3/128", "10.8.0.0/28"), ("10.8.0.16/32", "fd00:8::3/128")),
+        (("0.0.0.0/0",), ("10.8.0.3/32", "fd00:8::3/128", "0.0.0.0/0"), ("10.8.0.3/32", "fd00:8::3/128")),
+    ],
+)
+def test_a_peer_with_a_network_behind_it_has_an_address_too(
+    wanted: tuple[str, ...], allowed: tuple[str, ...], addresses: tuple[str, ...]
+) -> None:
+    assert clients.allowed(server(), wanted) == allowed
+    peer = vpnfile.PeerEntry.model_validate({"public-key": TWO, "allowed-ips": allowed})
+    assert wgquick.parse(clients.client(server(), peer, bytes([3]) * 32, bytes([8]) * 32, None)).addresses == addresses
+
+
 def test_random_networks_avoid_what_is_there() -> None:
     taken = ["10.0.0.1/9", "192.0.2.1/24", "2001:db8::1/64"]
     for _ in range(50):
@@ -348,6 +455,25 @@ def test_routes_and_rules_of_a_tunnel_that_takes_everything() -> None:
     assert tunnel.routes("wg0", quiet) == set()
     assert tunnel.rules([quiet]) == set()
     assert tunnel.mark_of(quiet) == 0
+
+
+# case: wanted endpoint inside its own AllowedIPs
+@pytest.mark.parametrize(
+    ("endpoint", "allowed", "count"),
+    [
+        ("203.0.113.9:5", '"10.0.0.0/8", "203.0.113.0/24"', 1),
+        ("203.0.113.9:5", '"0.0.0.0/1", "128.0.0.0/1"', 1),
+        ("[2001:db8::9]:5", '"2001:db8::/32"', 1),
+        ("203.0.113.9:5", '"0.0.0.0/0", "203.0.113.0/24"', 1),
+        ("203.0.113.9:5", '"0.0.0.0/0"', 0),
+        ("203.0.113.9:5", '"10.0.0.0/8"', 0),
+        ("vpn.example.org:5", '"0.0.0.0/1"', 0),
+    ],
+)
+def test_an_endpoint_in_what_leads_to_it_is_a_warning(endpoint: str, allowed: str, count: int) -> None:
+    text = f'[interface.wg0.peer.a]\npublic-key = "{ONE}"\nendpoint = "{endpoint}"\nallowed-ips = [{allowed}]\n'
+    assert len(tunnel.warnings(server(text))) == count
+    assert tunnel.warnings(server(f"[interface.wg0]\nroutes = false\n{text}")) == []
 
 
 def test_a_device_needs_its_secrets(tmp_path: Path) -> None:

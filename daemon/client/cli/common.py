@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -37,10 +38,20 @@ def ask(
 def follow(
     method: str, params: Mapping[str, object] | None = None, *, descriptors: Sequence[int] = ()
 ) -> Iterator[Any]:
-    """The items of a stream, until it ends or the person interrupts."""
+    """The items of a stream, until it ends, the person interrupts, or nobody reads standard output any more."""
     from daemon.client.connection import stream
 
-    yield from stream(method, params or {}, patience=PATIENCE, descriptors=descriptors)
+    yield from stream(method, params or {}, patience=PATIENCE, descriptors=descriptors, reader=1)
+
+
+def write_file(text: str) -> None:
+    """The text of a file on standard output, byte for byte; on a terminal so that it cannot steer it."""
+    from common.safe import printable
+
+    if not sys.stdout.isatty():
+        click.echo(text.encode(), nl=False)
+    else:
+        click.echo(printable(text), nl=not text.endswith("\n"))
 
 
 def show(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:

@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 
 from common.files import write_atomically
+from common.lines import split_lines
 
 LINES = 1000
 MAX_BYTES = 256 << 10
@@ -47,8 +48,8 @@ class History:
             data = _read_regular(self.path)
         except OSError:
             return []
-        lines = data.decode("utf-8", "replace").splitlines()
-        return [line for line in lines if line.isprintable() and line][-LINES:]
+        found = split_lines(data.decode("utf-8", "replace"))
+        return [line for line in found if line.isprintable() and line][-LINES:]
 
     def _append(self, data: bytes) -> int:
         """Add one line in one write; the file's size then. A link in its place is not followed."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from common.errors import MixosError, RefusedError, UsageError
+from common.lines import split_lines
 from daemon.core.change import files
 from daemon.core.change.applier import ETC, Plan, View, Wish
 from daemon.core.change.files import Renames, Trees
@@ -131,6 +132,6 @@ def _mode(places: Trees, name: str) -> int:
 def _lines(data: bytes | None) -> list[str] | None:
     """Of a text; None for what is not text."""
     try:
-        return (data or b"").decode().splitlines()
+        return split_lines((data or b"").decode())
     except UnicodeDecodeError:
         return None

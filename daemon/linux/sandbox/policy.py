@@ -127,7 +127,7 @@ class Policy(Strict):
     user: Account = "dynamic"
     group: Annotated[int, Field(ge=1, lt=0xFFFFFFFF)] | None = None
     groups: tuple[Annotated[int, Field(ge=1, lt=0xFFFFFFFF)], ...] = Field(default=(), max_length=64)
-    hostname: str = Field(default="sandbox", pattern=r"^[a-z0-9-]{0,63}$")  # "": the host's own
+    hostname: str = Field(default="localhost", pattern=r"^[a-z0-9-]{0,63}$")  # that resolves; "": the host's
     capabilities: tuple[Capability, ...] = ()
     seccomp: Level = "standard"
     sockets: tuple[Family, ...] = ("unix",)

@@ -141,6 +141,7 @@ static _Noreturn void be_init(char **command, int alive)
     bound("memory", "memory.max", scalar[MEMORY], RLIMIT_DATA, REQUIRE_MEMORY);
     bound("pids", "pids.max", scalar[PIDS], RLIMIT_NPROC, REQUIRE_PIDS);
     make_root();
+    own_null();
     if (scalar[NETWORK] != NETWORK_HOST)
         loopback_up();
     int listener = scalar[NETWORK] == NETWORK_PROXY ? bridge_listen((uint16_t)scalar[PROXY_PORT]) : -1;
@@ -304,6 +305,7 @@ int main(int argc, char **argv)
     choose_account();
     if (user_mode && scalar[REQUIRE] & REQUIRE_ACCOUNT)
         deny("the policy demands an account of its own, which only root can give", "");
+    give_streams();
     take_rights();
     detach_paths();
     return keeper(argv + 1);

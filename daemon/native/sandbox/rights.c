@@ -6,12 +6,14 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/filter.h>
+#include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <stdio.h>
 #include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 bool user_mode;
@@ -41,6 +43,16 @@ void choose_account(void)
         close(at);
     }
     group = scalar[GID] == SAME_GID ? account : (gid_t)scalar[GID];
+}
+
+/* Pipes as standard streams belong to whoever uses them: opening /dev/stdout again asks for the rights of a file (pipe(7)).
+ * A FIFO with a name is somebody else's file and stays as it is. */
+void give_streams(void)
+{
+    struct statfs about;
+    for (int fd = 0; fd < 3 && !user_mode; fd++)
+        if (must(fstatfs(fd, &about), "descriptor", "") == 0 && about.f_type == PIPEFS_MAGIC)
+            must(fchown(fd, account, (gid_t)-1), "standard stream", "");
 }
 
 static void write_map(const char *file, const char *format, unsigned inside, unsigned outside)

@@ -223,3 +223,16 @@ void make_root(void)
     set_attributes(root, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, 0, "/");
     close(root);
 }
+
+/* A standard stream that is the host's /dev/null becomes ours: the host's path is one that nobody inside may open. */
+void own_null(void)
+{
+    struct stat outside, inside;
+    for (int fd = 0; fd < 3 && stat("/dev/null", &inside) == 0; fd++)
+        if (fstat(fd, &outside) == 0 && S_ISCHR(outside.st_mode) && outside.st_rdev == inside.st_rdev) {
+            int mode = (int)must(fcntl(fd, F_GETFL), "standard stream", "") & O_ACCMODE;
+            int ours = (int)must(open("/dev/null", mode | O_CLOEXEC), "standard stream", "");
+            must(dup2(ours, fd), "standard stream", "");
+            close(ours);
+        }
+}

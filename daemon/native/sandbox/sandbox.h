@@ -59,6 +59,7 @@ extern uid_t account;
 extern gid_t group;
 
 void choose_account(void);
+void give_streams(void);
 void take_rights(void);
 void act_as(uid_t uid, gid_t gid);
 void drop_rights(void);
@@ -89,6 +90,7 @@ void remove_placeholders(void);
 /* ---- root.c ---- */
 
 void make_root(void);
+void own_null(void);
 
 /* ---- bridge.c ---- */
 

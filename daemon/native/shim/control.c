@@ -15,7 +15,7 @@ static void command(char *text, int fd) /* fd: what came with it, or -1 */
     bool number = count == 2 && to_number(word[1], 0, 86400000, &value);
 #define IS(name, words) (count == (words) && strcmp(word[0], name) == 0)
     if (IS("store", 2) && fd >= 0) {
-        if (keep(word[1], fd, false))
+        if (keep(word[1], fd, false, false))
             fd = -1, tell("ok");
         else
             tell("error full no room, or not a name");

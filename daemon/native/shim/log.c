@@ -155,7 +155,7 @@ static void line_done(int stream, const char *text, size_t size, bool more)
 {
     long long cost = (1 + (long long)size / COST) * SECOND;
     if (spec.log_rate && logs.tokens < cost) {
-        logs.dropped += !more;
+        logs.dropped++;
         return;
     }
     logs.tokens -= cost;

@@ -89,7 +89,7 @@ static _Noreturn void loop(void)
     for (;;) {
         long long now = clock_ns(CLOCK_MONOTONIC);
         bool slow = logs.throttled > now, deaf = service.notify_at > now;
-        struct pollfd polled[] = {
+        struct pollfd polled[10 + KEPT] = {
             {shim.signals, POLLIN, 0},
             {shim.control, POLLIN, 0},
             {shim.client, POLLIN, 0},
@@ -101,7 +101,7 @@ static _Noreturn void loop(void)
             {slow ? -1 : shim.pipes[0][0], POLLIN, 0},
             {slow ? -1 : shim.pipes[1][0], POLLIN, 0},
         };
-        if (poll(polled, sizeof polled / sizeof *polled, wait_ms(now)) < 0)
+        if (poll(polled, (nfds_t)watch_kept(polled, 10), wait_ms(now)) < 0)
             continue; /* EINTR: we were stopped and go on */
 
         if (polled[4].revents) /* first: a program that is executed says nothing before */
@@ -126,6 +126,7 @@ static _Noreturn void loop(void)
             look_client();
         if (polled[1].revents)
             look_control();
+        look_kept();
         look_populated();
         now = clock_ns(CLOCK_MONOTONIC);
         if (service.kill_at && now >= service.kill_at)

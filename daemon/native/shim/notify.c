@@ -37,7 +37,7 @@ static bool trusted(const struct ucred *sender)
 static void notified(char *text, int *fds, int count) /* sd_notify(3) */
 {
     const char *name = "stored";
-    bool store = false, forget = false, become_ready = false, reload = false;
+    bool store = false, forget = false, watched = true, become_ready = false, reload = false;
     long long value;
     char *rest;
     for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
@@ -62,6 +62,7 @@ static void notified(char *text, int *fds, int count) /* sd_notify(3) */
         else if (strncmp(line, "FDNAME=", 7) == 0)
             name = line + 7;
         store |= strcmp(line, "FDSTORE=1") == 0;
+        watched &= strcmp(line, "FDPOLL=0") != 0;
         forget |= strcmp(line, "FDSTOREREMOVE=1") == 0;
     }
     if (reload)
@@ -71,8 +72,10 @@ static void notified(char *text, int *fds, int count) /* sd_notify(3) */
     look_ready(become_ready);
     if (forget)
         unkeep(name, true), tell("unstored %.64s", name);
+    if (store)
+        look_kept(); /* what has hung up takes no room */
     for (int i = 0; i < count; i++)
-        if (store && keep(name, fds[i], true))
+        if (store && keep(name, fds[i], true, watched))
             tell("stored %s", name);
         else
             let_go(fds[i]);

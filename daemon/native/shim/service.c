@@ -265,6 +265,7 @@ void start(void)
     pid_t parent;
     if (service.populated || service.main_pid)
         return tell("error busy processes are left");
+    look_kept();
     const char *wrong = spec_load(&line);
     if (wrong)
         return tell("error spec line %d: %s", line, wrong);

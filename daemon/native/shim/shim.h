@@ -2,6 +2,7 @@
 #ifndef MIXOS_SHIM_H
 #define MIXOS_SHIM_H
 
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -134,7 +135,7 @@ struct logs {
     int fd;
     long long tokens;                /* SECOND each: what may be written at once */
     long long throttled, dropped_at; /* when to read on; when to note what was dropped (0: nothing was) */
-    long long dropped, lost;         /* lines: over the rate; for which there was no room */
+    long long dropped, lost;         /* records: over the rate; for which there was no room */
 };
 extern struct logs logs;
 
@@ -159,13 +160,18 @@ void look_notify(void);
 struct kept {
     char name[NAME + 1];
     int fd;
-    bool own; /* the service has brought it itself */
+    bool own;     /* the service has brought it itself */
+    bool watched; /* it goes when its other end hangs up */
 };
 extern struct kept kept[KEPT];
 extern int kept_count;
 
-/* Whether there is room, and the name is one. */
-bool keep(const char *name, int fd, bool own);
+/* Whether there is room, the name is one, and the service has not brought it before. */
+bool keep(const char *name, int fd, bool own, bool watched);
+/* Add what is watched to a list for poll(2); its new length. */
+int watch_kept(struct pollfd *polled, int count);
+/* Let go of what is watched and has hung up. */
+void look_kept(void);
 /* own: the service removes only what it has brought itself. */
 void unkeep(const char *name, bool own);
 /* Close what came from the service. The last close(2) of a socket that is set to linger would wait for its other end. */

@@ -1,12 +1,14 @@
 """The inner format of a backup: a tar stream of the plainest kind (POSIX.1-1988 "ustar"), written and read strictly.
 
-Files, folders and symbolic links only; every name once, no name below what is not a folder, no link that leads out of
-the folder it is kept for. A header is accepted only if this module would have written the very same 512 bytes, so there
-is one way to say a thing and nothing to interpret.
+Files, folders and symbolic links only; every name once, no name below what is not a folder, so that no link is ever
+followed. What is too long for a header stands in an extended one before it (POSIX.1-2001 pax: `path`, `linkpath`,
+nothing else). Headers are accepted only if this module would have written the very same bytes, so there is one way to
+say a thing and nothing to interpret.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,12 +19,15 @@ from daemon.parts.backup.sealed import BackupError
 BLOCK = 512
 MAX_ENTRIES = 50_000
 MAX_TOTAL = 1 << 30  # bytes of all files of a backup, unpacked
+MAX_NAME = 1024  # bytes of a path, and of a link's target
+MAX_NAMES = 16 << 20  # bytes of all paths of a backup, those of folders that are only meant included
 MAX_ID = 0o7777777  # user and group ids that fit a header
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _USTAR = b"ustar\x0000"
 _PERMISSIONS = 0o1777  # set-uid and set-gid are not kept: nothing here is a program of the system
 _PIECE = 128 << 10
+_EXTENDED = b"x"
 
 Kind = Literal["file", "folder", "link"]
 _TYPES: dict[Kind, bytes] = {"file": b"0", "link": b"2", "folder": b"5"}
@@ -45,11 +50,30 @@ class Entry:
 
 
 def encode(entry: Entry) -> bytes:
-    """The header. Raises BackupError `backup-name` for names and numbers that it cannot hold."""
-    prefix, name = _split(_bytes(entry.path) + (b"/" if entry.kind == "folder" else b""))
-    target = _bytes(entry.target)
-    if len(target) > 100 or max(entry.uid, entry.gid) > MAX_ID or not 0 <= entry.mtime < 1 << 33:
-        raise BackupError(f"{entry.path!r}: link, owner or time cannot be kept", reason="backup-name")
+    """The header, with an extended one before it where names are long. Raises BackupError `backup-name` for names and
+    numbers that cannot be kept."""
+    path, target = _bytes(entry.path) + (b"/" if entry.kind == "folder" else b""), _bytes(entry.target)
+    numbers = max(entry.uid, entry.gid) <= MAX_ID and 0 <= entry.mtime < 1 << 33
+    if not numbers or max(len(path), len(target)) > MAX_NAME:
+        raise BackupError(f"{entry.path!r:.200}: name, link, owner or time cannot be kept", reason="backup-name")
+    short = _split(path)
+    records = b"" if short else _record(b"path", path)
+    records += _record(b"linkpath", target) if len(target) > 100 else b""
+    header = _header(entry, _TYPES[entry.kind], *(short or (b"", path[:100])), target[:100])
+    if not records:
+        return header
+    front = _header(Entry("", "file", 0o600, size=len(records)), _EXTENDED, b"", b"extended", b"")
+    return front + records + bytes(-len(records) % BLOCK) + header
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    """`LENGTH KEY=VALUE`: bytes of the whole, its own digits and the newline included."""
+    size = len(key) + len(value) + 3
+    digits = next(count for count in range(1, 6) if len(str(size + count)) == count)
+    return b"%d %s=%s\n" % (size + digits, key, value)
+
+
+def _header(entry: Entry, code: bytes, prefix: bytes, name: bytes, target: bytes) -> bytes:
     fields = (
         name,
         b"%07o\0" % (entry.mode & _PERMISSIONS),
@@ -58,7 +82,7 @@ def encode(entry: Entry) -> bytes:
         b"%011o\0" % entry.size,
         b"%011o\0" % entry.mtime,
         b" " * 8,
-        _TYPES[entry.kind],
+        code,
         target,
         _USTAR,
         b"",
@@ -71,17 +95,20 @@ def encode(entry: Entry) -> bytes:
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
 
-def decode(block: bytes) -> Entry:
-    """The entry of a header. Raises BackupError `backup-tar` for everything that `encode` does not write."""
+def decode(block: bytes, front: bytes = b"") -> Entry:
+    """The entry of a header; front: the extended one before it, padding included. Raises BackupError `backup-tar` for
+    everything that `encode` does not write."""
     name, mode, uid, gid, size, mtime, _, code, target, *_, prefix = _HEADER.unpack(block)
     path = b"/".join(part for part in (prefix.rstrip(b"\0"), name.rstrip(b"\0")) if part)
     try:
+        long = _records(front[BLOCK:])
+        path, target = long.get(b"path", path), long.get(b"linkpath", target)
         kind = _KINDS[code]
         numbers = {"mode": mode, "uid": uid, "gid": gid, "size": size, "mtime": mtime}
         values = {word: int(field[:-1], 8) for word, field in numbers.items()}
         text = path.removesuffix(b"/").decode("utf-8", "surrogateescape")
         entry = Entry(text, kind, **values, target=target.rstrip(b"\0").decode("utf-8", "surrogateescape"))
-        if min(values.values()) < 0 or encode(entry) != block:
+        if min(values.values()) < 0 or encode(entry) != front + block:
             raise ValueError("not written by us")
     except (KeyError, ValueError, struct.error, BackupError) as error:
         raise BackupError("the archive in the backup has a header that is not one of ours", reason="backup-tar") from (
@@ -95,16 +122,22 @@ def decode(block: bytes) -> Entry:
     return entry
 
 
-def leads_out(path: str, target: str, root: str) -> bool:
-    """Whether a link at `path` may lead out of the folder `root` above it.
+def _records(data: bytes) -> dict[bytes, bytes]:
+    """What an extended header says. Raises ValueError."""
+    found = {}
+    while data.rstrip(b"\0"):
+        size = int(data[: data.index(b" ")])
+        key, _, value = data[data.index(b" ") + 1 : size - 1].partition(b"=")
+        found[key], data = value, data[max(size, 1) :]
+    return found
 
-    Only leading ".." are allowed, counted from the folder that the link really is in; every link of an archive being
-    so, no chain of them leads out either.
-    """
-    parts = target.split("/")
-    ups = next((number for number, part in enumerate(parts) if part != ".."), len(parts))
-    depth = len(path.split("/")) - len(root.split("/")) - 1
-    return target.startswith("/") or "\0" in target or ups > depth or any(p in ("..", "") for p in parts[ups:])
+
+def fits(entry: Entry) -> bool:
+    """Whether an archive can hold it."""
+    try:
+        return bool(encode(entry))
+    except BackupError:
+        return False
 
 
 def write(entries: Iterable[tuple[Entry, Iterable[bytes]]]) -> Iterator[bytes]:
@@ -139,13 +172,14 @@ def read(pieces: Iterator[bytes], limit: int = MAX_TOTAL) -> Iterator[tuple[Entr
     limit: bytes of all files together. Raises BackupError `backup-tar`, `backup-name`, `backup-too-big`,
     `backup-truncated`; and whatever `pieces` raises.
     """
-    source, kinds, total = _Source(pieces), dict[str, str](), 0
+    source, kinds, total, names = _Source(pieces), dict[str, str](), 0, 0
     while (block := source.take(BLOCK)) != bytes(BLOCK):
-        entry = decode(block)
+        front = _front(source, block)
+        entry = decode(source.take(BLOCK) if front else block, front)
         total += entry.size
-        if len(kinds) >= 2 * MAX_ENTRIES or total > limit:
+        names += _claim(entry, kinds)
+        if len(kinds) > 2 * MAX_ENTRIES or total > limit or names > MAX_NAMES:
             raise too_big()
-        _claim(entry, kinds)
         content = source.give(entry.size)
         yield entry, content
         for _ in content:
@@ -156,16 +190,29 @@ def read(pieces: Iterator[bytes], limit: int = MAX_TOTAL) -> Iterator[tuple[Entr
         raise BackupError("there is something behind the end of the archive", reason="backup-tar")
 
 
-def _claim(entry: Entry, kinds: dict[str, str]) -> None:
-    """Every name once, and only below folders; folders that are only meant by a name may still come."""
-    above = entry.path
+def _front(source: _Source, block: bytes) -> bytes:
+    """The whole of an extended header that begins with `block`; empty when it is another one."""
+    if block[156:157] != _EXTENDED:
+        return b""
+    size = int(block[124:135], 8) if re.fullmatch(rb"[0-7]{11}", block[124:135]) else 0
+    if not 0 < size <= 2 * (MAX_NAME + 32):
+        raise BackupError("the archive in the backup has a header that is not one of ours", reason="backup-tar")
+    return block + source.take(size + -size % BLOCK)
+
+
+def _claim(entry: Entry, kinds: dict[str, str]) -> int:
+    """Every name once, and only below folders; folders that are only meant by a name may still come. Bytes of the
+    names that are new."""
+    above, new = entry.path, len(entry.path)
     while "/" in above:
         above = above.rpartition("/")[0]
+        new += len(above) if above not in kinds else 0
         if kinds.setdefault(above, "meant") not in ("meant", "folder"):
             raise BackupError(f"{entry.path!r} is below something that is not a folder", reason="backup-name")
     if kinds.get(entry.path, "meant") != "meant" or (entry.path in kinds and entry.kind != "folder"):
         raise BackupError(f"{entry.path!r} is there twice", reason="backup-name")
     kinds[entry.path] = entry.kind
+    return new
 
 
 class _Source:
@@ -199,11 +246,9 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _split(path: bytes) -> tuple[bytes, bytes]:
-    """Prefix and name of a path: as much as fits into the name, the rest, up to a slash, before it."""
+def _split(path: bytes) -> tuple[bytes, bytes] | None:
+    """Prefix and name of a path: as much as fits into the name, the rest, up to a slash, before it. None: too long."""
     if len(path) <= 100:
         return b"", path
     place = path.find(b"/", len(path) - 101, len(path) - 1)
-    if not 0 < place <= 155:
-        raise BackupError(f"{path!r} is too long a name for a backup", reason="backup-name")
-    return path[:place], path[place + 1 :]
+    return (path[:place], path[place + 1 :]) if 0 < place <= 155 else None

@@ -21,7 +21,7 @@ from common.tomlfile import Strict
 from daemon.core.change.files import Trees
 from daemon.core.manifest import function, manifests
 from daemon.core.part import Context
-from daemon.parts.backup.archive import Entry, leads_out
+from daemon.parts.backup.archive import Entry, fits
 from daemon.parts.backup.sealed import BackupError
 
 FORMAT = 1  # of the content; the container has a version of its own
@@ -165,7 +165,7 @@ def _files(trees: Trees, top: str) -> Iterator[str]:
 def scan_state(trees: Trees, folder: str, left_out: list[str]) -> Iterator[Item]:
     """Everything that a unit keeps. The unit may be hostile: no link is followed, nothing but files is opened.
 
-    left_out: grows by what cannot be kept (devices, sockets, pipes, links that lead out).
+    left_out: grows by what cannot be kept: devices, sockets, pipes; names, owners and times that `archive` cannot hold.
     """
     top = f"var/lib/{folder}"
     for root, folders, names, descriptor in os.fwalk(trees.lib / folder, follow_symlinks=False):
@@ -173,7 +173,12 @@ def scan_state(trees: Trees, folder: str, left_out: list[str]) -> Iterator[Item]
         inner = os.path.relpath(root, trees.lib / folder)
         base = top if inner == "." else f"{top}/{inner}"
         facts = os.fstat(descriptor)
-        yield Entry(base, "folder", stat.S_IMODE(facts.st_mode) & 0o1777, facts.st_uid, facts.st_gid), iter(())
+        entry = Entry(base, "folder", stat.S_IMODE(facts.st_mode) & 0o1777, facts.st_uid, facts.st_gid)
+        if not fits(entry):
+            left_out.append(base)
+            folders.clear()
+            continue
+        yield entry, iter(())
         for name in sorted([*folders, *names]):
             path = f"{base}/{name}"
             try:
@@ -185,11 +190,9 @@ def scan_state(trees: Trees, folder: str, left_out: list[str]) -> Iterator[Item]
                 continue  # it is gone already
             if link is None:
                 item = _file(name, path, descriptor)
-            elif leads_out(path, link, top):
-                item = None
             else:
                 item = Entry(path, "link", 0o777, facts.st_uid, facts.st_gid, target=link), iter(())
-            if item is not None:
+            if item is not None and fits(item[0]):
                 yield item
             else:
                 left_out.append(path)

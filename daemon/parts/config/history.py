@@ -18,6 +18,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import stat
 import time
 from collections import Counter, deque
@@ -206,7 +207,7 @@ class History:
         if not kept(file):
             return None
         try:
-            return self.content(file[0]).decode("utf-8").splitlines(keepends=True)
+            return re.findall(r"[^\n]*\n|[^\n]+", self.content(file[0]).decode("utf-8"))
         except UnicodeDecodeError:
             return None
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, SecretStr
 
-from common.errors import MixosError, NotFoundError
+from common.errors import MixosError, NotFoundError, RefusedError
 from common.tomlfile import Strict, parse, read_text
 from daemon.core.change.applier import ETC, Wish
 from daemon.core.change.record import Record
@@ -104,6 +104,13 @@ def _entry(path: str) -> Callable[[str, Path], object] | None:
         return lambda text, place: parse(text, place, check)
     function: Callable[[str, Path], object] = check
     return function
+
+
+def _fits(text: str, path: str, context: Context) -> None:
+    """Raises ConfigError when its part would not take the file beside those that are there."""
+    manifest, file = file_for(path) or (None, None)
+    if manifest is not None and file is not None and file.fits:
+        manifest.find(file.fits)(text, Path(path), context)
 
 
 class Config:
@@ -197,12 +204,16 @@ class Config:
         return {"path": params.path, "text": read_text(self.context.etc / params.path)}
 
     async def put(self, caller: Caller, params: Put) -> Written:
-        """Raises NotFoundError `config-unknown-file`, ConfigError for what its part would not take, HistoryError, and
-        what `Changes.make` raises."""
+        """Raises NotFoundError `config-unknown-file`, RefusedError `config-empty`, ConfigError for what its part would
+        not take, HistoryError, and what `Changes.make` raises."""
         text = params.text.get_secret_value()
         check = _entry(params.path)
+        if not text.strip():
+            hint = f"mixctl config remove {params.path} takes the file away"
+            raise RefusedError("there is nothing in it", reason="config-empty", hint=hint)
         if check is not None:
             await asyncio.to_thread(check, text, Path(params.path))
+        await asyncio.to_thread(_fits, text, params.path, self.context)
         return await self._change(
             caller, params, f"config put {params.path}", lambda: {ETC + params.path: text.encode()}
         )

@@ -11,7 +11,7 @@ from common.errors import ConfigError
 from common.text import decoded
 from common.units import clock, size
 from daemon.client.cli.change import SECONDS, change_options, changed, tell, wish
-from daemon.client.cli.common import ask, json_option, show
+from daemon.client.cli.common import ask, json_option, show, write_file
 from daemon.client.console.names import names as known
 from daemon.client.show import Column, Listing
 from daemon.core.rpc import MAX_LINE
@@ -82,7 +82,11 @@ def get(path: str, as_json: bool) -> None:
     Example:
       mixctl config get firewall.toml
     """
-    show(ask("config.get", {"path": path}), as_json, lambda answer: answer["text"].rstrip("\n"))
+    answer = ask("config.get", {"path": path})
+    if as_json:
+        show(answer, as_json, str)
+    else:
+        write_file(answer["text"])
 
 
 @config.command()

@@ -11,41 +11,44 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from common.errors import NotFoundError, RefusedError
+from common.lines import split_lines
 from common.tomledit import remove_table, set_keys
+from common.tomlfile import Strict
 from daemon.parts.firewall import lists, requests
-from daemon.parts.firewall.model import Config
+from daemon.parts.firewall.model import Config, Forward, Nat, Rule
 from daemon.parts.firewall.policy import Source
 
 KINDS = ("rules", "forwards", "nat", "lists")
+_MODELS: Mapping[str, type[Strict]] = {"rules": Rule, "forwards": Forward, "nat": Nat}
 
 
 def allow(source: Source, config: Config, wish: requests.Allow) -> Source:
     """A rule that permits."""
-    name = wish.name or _free(config.rules, "allow", wish.service, wish.zone or "")
+    words = ("allow", wish.service, wish.zone or "")
     keys = {"service": wish.service, "zone": wish.zone, "from": wish.sources or None, "limit": wish.limit}
-    return _add(source, config, "rules", name, keys)
+    return _add(source, config, "rules", wish.name, words, keys)
 
 
 def deny(source: Source, config: Config, wish: requests.Deny) -> Source:
     """A rule that refuses, silently or with an answer."""
-    name = wish.name or _free(config.rules, "deny", wish.service, wish.zone or "")
+    words = ("deny", wish.service, wish.zone or "")
     action = "reject" if wish.reject else "deny"
     keys = {"action": action, "service": wish.service, "zone": wish.zone, "from": wish.sources or None}
-    return _add(source, config, "rules", name, keys)
+    return _add(source, config, "rules", wish.name, words, keys)
 
 
 def forward(source: Source, config: Config, wish: requests.ForwardPort) -> Source:
     """A port forward."""
-    name = wish.name or _free(config.forwards, wish.port, "to", wish.to)
-    more = {"to-port": wish.to_port, "from": wish.sources or None}
-    return _add(source, config, "forwards", name, {"zone": wish.zone, "port": wish.port, "to": wish.to, **more})
+    words = (wish.port, "to", wish.to)
+    keys = {"zone": wish.zone, "port": wish.port, "to": wish.to, "to-port": wish.to_port, "from": wish.sources or None}
+    return _add(source, config, "forwards", wish.name, words, keys)
 
 
 def nat(source: Source, config: Config, wish: requests.Translate) -> Source:
     """A way from zone to zone."""
-    name = wish.name or _free(config.nat, wish.source, "to", wish.to)
-    masquerade = None if wish.masquerade else False
-    return _add(source, config, "nat", name, {"from": wish.source, "to": wish.to, "masquerade": masquerade})
+    words = (wish.source, "to", wish.to)
+    keys = {"from": wish.source, "to": wish.to, "masquerade": None if wish.masquerade else False}
+    return _add(source, config, "nat", wish.name, words, keys)
 
 
 def remove(source: Source, config: Config, wish: requests.Remove) -> Source:
@@ -117,13 +120,28 @@ def _without_lines(content: str, unwanted: Sequence[str]) -> str:
             raise _missing("address in this list, written so,", entry, ())
     there, wanted = lists.lines(content), set(unwanted)
     gone = {number for number, entry in there if entry in wanted}
-    return "".join(f"{line}\n" for number, line in enumerate(content.splitlines(), 1) if number not in gone)
+    return "".join(f"{line}\n" for number, line in enumerate(split_lines(content), 1) if number not in gone)
 
 
-def _add(source: Source, config: Config, kind: str, name: str, keys: Mapping[str, object]) -> Source:
-    if name in getattr(config, kind):
+def _add(
+    source: Source, config: Config, kind: str, name: str | None, words: Sequence[str], keys: Mapping[str, object]
+) -> Source:
+    """With one entry more, unless there is one (of that name, if one is given) that says the same. words: what a name
+    is made of. Raises RefusedError `firewall-exists`."""
+    there: Mapping[str, Strict] = getattr(config, kind)
+    new = _MODELS[kind].model_validate({key: value for key, value in keys.items() if value is not None})
+    same = {each for each, entry in there.items() if _meaning(entry) == _meaning(new)}
+    if name in same or (name is None and same):
+        return source
+    name = name or _free(there, *words)
+    if name in there:
         raise RefusedError(f"{kind}.{name} exists already", reason="firewall-exists", hint="choose another --name")
     return replace(source, text=set_keys(source.text, (kind, name), keys))
+
+
+def _meaning(entry: Strict) -> dict[str, object]:
+    """What an entry says, in whatever order."""
+    return {key: set(value) if isinstance(value, tuple) else value for key, value in entry.model_dump().items()}
 
 
 def _free(taken: Collection[str], *words: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import ConfigError
 from common.files import write_atomically
+from common.lines import split_lines
 from daemon.core.change import applier
 from daemon.core.change.applier import View
 from daemon.core.change.connection import connection
@@ -168,8 +169,8 @@ def origin(caller: Caller) -> Packet | None:
 
 def difference(now: Listing | None, wanted: Listing) -> str:
     """A unified diff between two listings, and a line for each list whose addresses differ."""
-    before = now.text.splitlines() if now else []
-    lines = list(difflib.unified_diff(before, wanted.text.splitlines(), "in force", "wanted", n=1, lineterm=""))
+    before = split_lines(now.text) if now else []
+    lines = list(difflib.unified_diff(before, split_lines(wanted.text), "in force", "wanted", n=1, lineterm=""))
     for name, wanted_digest in wanted.elements.items():
         if now is not None and now.elements.get(name) not in (None, wanted_digest):
             lines.append(f"~ the addresses of {name} differ")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from common.errors import ConfigError
+from common.lines import split_lines
 from common.text import decoded
 
 MAX_ADDRESSES = 200_000  # of all lists together
@@ -52,7 +53,15 @@ def number(text: str) -> tuple[int, int]:
 
 
 def span(text: str) -> tuple[int, int, int]:
-    """(family, first, last) of an address, a network without host bits, or a range. Raises ValueError."""
+    """(family, first, last) of an address, a network without host bits, or a range. IPv4 within IPv6 (::ffff:192.0.2.1)
+    is IPv4: no packet carries it so. Raises ValueError."""
+    family, first, last = _span(text)
+    if family == 6 and first >> 32 == last >> 32 == 0xFFFF:
+        return 4, first & 0xFFFFFFFF, last & 0xFFFFFFFF
+    return family, first, last
+
+
+def _span(text: str) -> tuple[int, int, int]:
     if "-" in text:
         (family, first), (other, last) = (number(part.strip()) for part in text.split("-", 1))
         if family != other or first > last:
@@ -82,7 +91,7 @@ def merge(texts: Iterable[str]) -> Ranges:
 
 def lines(text: str) -> Iterator[tuple[int, str]]:
     """(line number, entry) of a list's text, comments left out."""
-    for index, line in enumerate(text.splitlines(), 1):
+    for index, line in enumerate(split_lines(text), 1):
         entry = line.partition("#")[0].partition(";")[0].strip()
         if entry:
             yield index, entry

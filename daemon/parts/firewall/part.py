@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from common.errors import MixosError, RefusedError
-from common.tomlfile import parse
+from common.tomlfile import parse, parse_edit
 from daemon.core.change.applier import View, Wish
 from daemon.core.change.record import Contents
 from daemon.core.method import ADMINS, PEOPLE, Caller, Handler, Method, Nothing, Params
@@ -146,7 +146,8 @@ class Firewall:
         old = parse(source.text, path, Config)
         new = how(source, old)
         known = {place for place, _ in mistakes(old)}
-        if wrong := [text for place, text in mistakes(parse(new.text, path, Config)) if place not in known]:
+        config = parse_edit(new.text, source.text, path, Config)
+        if wrong := [text for place, text in mistakes(config) if place not in known]:
             raise RefusedError("\n".join(wrong), reason="firewall-reference", hint="mixctl firewall list")
         texts = {name: text for name, text in new.lists.items() if text != source.lists.get(name)}
         contents: dict[str, bytes | None] = {LISTS + name: text.encode() for name, text in texts.items()}

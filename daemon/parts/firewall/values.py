@@ -16,6 +16,7 @@ from common.netvalues import host_address, ip_network
 Protocol = Literal["tcp", "udp"]
 
 _PORTS = re.compile(r"(tcp|udp)/([0-9]{1,5})(?:-([0-9]{1,5}))?")
+_LONGEST = 366 * 86400  # the kernel takes about 500 years
 _LIMIT = re.compile(r"([0-9]{1,6})/(second|minute|hour|day)(?: burst ([0-9]{1,6}))?")
 _INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,14}\*?")  # IFNAMSIZ is 16 with the final NUL
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
@@ -61,7 +62,10 @@ def parse_limit(text: str) -> Limit:
     found = _LIMIT.fullmatch(text)
     if not found or int(found[1]) == 0:
         raise ValueError(f"{text!r} is not a limit such as '10/minute' or '10/minute burst 20'")
-    return Limit(int(found[1]), found[2], int(found[3]) if found[3] else 5)
+    limit = Limit(int(found[1]), found[2], int(found[3]) if found[3] else 5)
+    if limit.seconds > _LONGEST:
+        raise ValueError(f"{text!r}: each source would be remembered for {limit.seconds // _SECONDS['day']} days")
+    return limit
 
 
 def parse_network(text: str) -> str:

@@ -46,3 +46,4 @@ class Found(TypedDict):
 
     types: NotRequired[Annotated[list[str], "the types of services that there are, when no type was given"]]
     services: NotRequired[Annotated[list[Service], "the services of the type, by name"]]
+    skipped: NotRequired[Annotated[int, "services that were left out: their names or records cannot be read"]]

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from common.errors import MixosError, UnreachableError
 from common.files import write_atomically
@@ -41,9 +41,31 @@ _SECONDS = 5.0  # for an answer that takes no time
 # RFC 6763 section 7: up to 15 letters, digits and hyphens behind an underscore
 ServiceType = Annotated[str, StringConstraints(pattern=r"^_[a-z0-9](?:[a-z0-9-]{0,13}[a-z0-9])?\._(?:tcp|udp)$")]
 TxtKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,16}$")]
-TxtValue = Annotated[str, StringConstraints(max_length=200)]
+_NAME_BYTES = 60  # a label has 63 (RFC 1035 section 2.3.4); three are for "-2" when the name is another device's
+_TXT_BYTES = 1300  # of all strings together, each with its length (RFC 6763 section 6.2)
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9-]{0,50}[A-Za-z0-9])?$")]
 Interface = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,14}$")]
+
+
+def _label(name: str) -> str:
+    """A service's name. Raises ValueError."""
+    if len(name.encode()) > _NAME_BYTES:
+        raise ValueError(f"a name has at most {_NAME_BYTES} bytes, and this one {len(name.encode())}")
+    return name
+
+
+def _texts(txt: dict[str, str]) -> dict[str, str]:
+    """Strings of a TXT record, 255 bytes each (RFC 6763 section 6.1). Raises ValueError."""
+    sizes = {key: len(f"{key}={value}".encode()) for key, value in txt.items()}
+    for key, size in sizes.items():
+        if size > 255:
+            raise ValueError(f"{key} and its value have at most 255 bytes, and these {size}")
+    if (total := sum(sizes.values()) + len(sizes)) > _TXT_BYTES:
+        raise ValueError(f"all of it has at most {_TXT_BYTES} bytes, and this {total}")
+    return txt
+
+
+Instance = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f.]*$"), AfterValidator(_label)]
 
 
 class Announced(Strict):
@@ -51,9 +73,9 @@ class Announced(Strict):
 
     type: ServiceType
     port: Annotated[int, Field(strict=True, ge=1, le=65535)]
-    name: Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"^[^\x00-\x1f\x7f.]*$")] | None = None
+    name: Instance | None = None
     unit: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$")] | None = None
-    txt: Annotated[dict[TxtKey, TxtValue], Field(max_length=20)] = Field(default_factory=dict)
+    txt: Annotated[dict[TxtKey, str], Field(max_length=20), AfterValidator(_texts)] = Field(default_factory=dict)
 
 
 class MdnsFile(Strict):
@@ -121,7 +143,7 @@ class MdnsPart:
         services = [one for one in file.services.values() if one.unit is None or self._runs(one.unit)]
         hostname = file.hostname or Path("/proc/sys/kernel/hostname").read_text().strip()
         self.wanted = {
-            "hostname": hostname.partition(".")[0],
+            "hostname": hostname.partition(".")[0][:_NAME_BYTES],
             "interfaces": list(file.interfaces),
             "services": [one.model_dump(mode="json") for one in (*ssh, *services)],
         }

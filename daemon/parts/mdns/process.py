@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from common.errors import MixosError
@@ -83,27 +83,38 @@ class Mdns:
         wanted = self.wanted
         place = network(wanted["interfaces"])
         now = self.responder
-        if now is not None and now.place == place and self.announced == wanted and self.problem is None:
-            now.check()
-            return _CHECK
+        kept = now is not None and now.place == place and self.problem is None and self._same_name(wanted)
+        if now is not None and kept:
+            if self.announced == wanted:
+                now.check()
+                return _CHECK
+            return await self._announce(now.change(wanted["services"]), wanted)
         await self.silence()
         if self.problem == "conflict":  # the other one probes again, too: whoever comes first has the name
             await asyncio.sleep(random.uniform(0, min(30, 3 * self.conflicts)))
-        self.announced, self.problem = wanted, None
+        self.problem = None
         if not place.choice:
             return None  # no network yet
         self.responder = Responder(place, self.conflict)
-        try:
-            await self.responder.announce(wanted["hostname"], wanted["services"])
-        except Exception as error:  # noqa: BLE001  # whatever the network does to us, we try again
-            self.problem = f"{type(error).__name__}: {error}"[:200]
-            log("warning", f"mdns: {self.problem}")
-            return _AGAIN
-        if self.responder.host != wanted["hostname"]:
+        again = await self._announce(self.responder.announce(wanted["hostname"], wanted["services"]), wanted)
+        if self.responder.owned and self.responder.host != wanted["hostname"]:
             log(
                 "notice",
                 f"mdns: {wanted['hostname']}.local is another device's; this one is {self.responder.host}.local",
             )
+        return again
+
+    def _same_name(self, wanted: Mapping[str, Any]) -> bool:
+        return self.announced is not None and self.announced["hostname"] == wanted["hostname"]
+
+    async def _announce(self, work: Awaitable[None], wanted: Mapping[str, Any]) -> float:
+        self.announced = wanted
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001  # whatever the network does to us, we try again
+            self.problem = f"{type(error).__name__}: {error}"[:200]
+            log("warning", f"mdns: {self.problem}")
+            return _AGAIN
         return _CHECK
 
     async def silence(self) -> None:
@@ -123,7 +134,7 @@ class Mdns:
 
     async def told(self, _: Any) -> object:
         """The names in use, and what is wrong."""
-        names = self.responder.status() if self.responder and self.responder.infos else {}
+        names = self.responder.status() if self.responder and self.responder.owned else {}
         wanted = f"{self.wanted['hostname']}.local"
         return {"wanted": wanted, "conflicts": self.conflicts, "problem": self.problem, **names}
 
@@ -137,7 +148,8 @@ class Mdns:
         try:
             if kind is None:
                 return {"types": await responder.types(seconds)}
-            return {"services": await responder.browse(kind, seconds)}
+            services, skipped = await responder.browse(kind, seconds)
+            return {"services": services, "skipped": skipped}
         except Exception as error:  # a name that zeroconf refuses, a network that went away
             log("warning", f"mdns: browse: {type(error).__name__}: {error}")
             raise MixosError("the network could not be asked", reason="mdns-browse", retryable=True) from error

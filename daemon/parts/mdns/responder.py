@@ -1,8 +1,8 @@
 """The mDNS responder: one name, its addresses, its services, on some interfaces (RFC 6762, RFC 6763, by `zeroconf`).
 
 `zeroconf` probes for the names of services but takes a host's name as given, so that is done here: three questions for
-the name before it is used, another device's answer means the next name (`host-2`), and a conflict that shows up later,
-after two networks were joined, starts over (RFC 6762 sections 8.1 and 9).
+the name before it is used, another device's answer means the next name (`host-2`), who probes for ours gets an answer,
+and a conflict that shows up later, after two networks were joined, starts over (RFC 6762 sections 8.1 and 9).
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
+import re
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ifaddr
 from zeroconf import (  # type: ignore[attr-defined]  # exported, though not by name
+    BadTypeInNameException,
     DNSAddress,
+    DNSIncoming,
     DNSOutgoing,
     DNSQuestion,
     IPVersion,
@@ -27,15 +31,20 @@ from zeroconf import (  # type: ignore[attr-defined]  # exported, though not by 
     ServiceInfo,
     Zeroconf,
 )
+from zeroconf._handlers.query_handler import QueryHandler  # the only way to see questions
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf, AsyncZeroconfServiceTypes
 
-_QUERY = 0  # flags of a question, RFC 1035 section 4.1.1
+_QUERY, _ANSWER = 0, 0x8400  # flags of a question and of an owner's answer, RFC 1035 section 4.1.1
 _A, _AAAA, _ANY, _IN = 1, 28, 255, 1
+_ONLY = 0x8000  # of a class: these are all records of the name, RFC 6762 section 10.2
+_TTL = 120  # seconds, RFC 6762 section 10
+_DEFENCE_GAP = 0.25  # seconds between two answers to those who probe, RFC 6762 section 6
 _PROBES, _PROBE_GAP = 3, 0.25  # RFC 6762 section 8.1; the gap in seconds
 _MOST = 500  # answers that are listed
 _NAMES = 99  # host names that are tried
 # Made by this device for itself or for tunnels: nobody out there answers to its names.
-_VIRTUAL = ("lo", "wg", "tun", "tap", "veth", "br-", "docker", "dummy", "ifb")
+# Whole names as they are given by programs: "br-lan" and "wgarden" are a person's.
+_VIRTUAL = re.compile(r"lo|(wg|tun|tap|docker|dummy|ifb)[0-9]*|veth.*|br-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ def network(interfaces: Sequence[str]) -> Network:
     choice: list[str | int] = []
     addresses: list[bytes] = []
     for adapter in ifaddr.get_adapters():
-        if adapter.name not in interfaces if interfaces else adapter.name.startswith(_VIRTUAL):
+        if adapter.name not in interfaces if interfaces else _VIRTUAL.fullmatch(adapter.name):
             continue
         for one in adapter.ips:
             text = one.ip if isinstance(one.ip, str) else one.ip[0]
@@ -64,6 +73,19 @@ def network(interfaces: Sequence[str]) -> Network:
     return Network(tuple(choice), tuple(sorted(set(addresses))))
 
 
+class _Asked(QueryHandler):
+    """`zeroconf`'s answers, and a call with every question."""
+
+    def __init__(self, zeroconf: Zeroconf, asked: Callable[[Sequence[DNSIncoming]], None]) -> None:
+        super().__init__(zeroconf)
+        self.asked = asked
+
+    def handle_assembled_query(self, packets: list[DNSIncoming], *more: Any) -> None:
+        """Called by `zeroconf`."""
+        super().handle_assembled_query(packets, *more)
+        self.asked(packets)
+
+
 class Responder(RecordUpdateListener):
     """Announces on one state of the network; for another one a new responder is made.
 
@@ -74,8 +96,12 @@ class Responder(RecordUpdateListener):
         self.place = place
         self.conflict = conflict
         self.host = ""
-        self.infos: list[ServiceInfo] = []
+        self.infos: dict[tuple[str, str, int], ServiceInfo] = {}  # by type, name, and which of several such
         self.zeroconf = AsyncZeroconf(interfaces=list(place.choice), ip_version=IPVersion.All)
+        self.zeroconf.zeroconf.query_handler = _Asked(self.zeroconf.zeroconf, self._defend)
+        self.owned = False  # the name in `host` is ours
+        self._defended = 0.0
+        self._told: dict[tuple[str, str, int], Mapping[str, Any]] = {}
         self._seen = False
         self._listening = False
 
@@ -85,30 +111,57 @@ class Responder(RecordUpdateListener):
         services: {"type": "_http._tcp", "port", "name" or None, "txt"}. Raises OSError when the network is gone.
         """
         self.host = await self._free_name(host)
+        self._own()
+        await self.change(services)
+
+    async def change(self, services: Sequence[Mapping[str, Any]]) -> None:
+        """Announce what is new, withdraw what is not wanted any more; the rest and the host's name stay as they are."""
+        wanted: dict[tuple[str, str, int], Mapping[str, Any]] = {}
         for service in services:
-            kind = f"{service['type']}.local."
-            info = ServiceInfo(
-                kind,
-                f"{service['name'] or self.host}.{kind}",
-                port=service["port"],
-                properties=dict(service["txt"]),
-                server=f"{self.host}.local.",
-                addresses=list(self.place.addresses),
-            )
-            # Changes the instance's name on a conflict; the answer is a task that announces.
-            await (await self.zeroconf.async_register_service(info, allow_name_change=True))
-            self.infos.append(info)
+            name, number = service["name"] or self.host, 0
+            while (service["type"], name, number) in wanted:
+                number += 1
+            wanted[service["type"], name, number] = service
+        # What is awaited is a task that announces.
+        for key, service in wanted.items():
+            if key not in self.infos:
+                info = self._info(f"{key[1]}.{service['type']}.local.", service)
+                # changes the instance's name on a conflict
+                await (await self.zeroconf.async_register_service(info, allow_name_change=True))
+            elif self._told[key] != service:
+                info = self._info(self.infos[key].name, service)
+                await (await self.zeroconf.async_update_service(info))
+            else:
+                continue
+            self.infos[key], self._told[key] = info, service
+        for key in self.infos.keys() - wanted.keys():
+            await (await self.zeroconf.async_unregister_service(self.infos[key]))
+            del self.infos[key]
+        self.zeroconf.zeroconf.registry.has_entries = True  # the host's name, if nothing else
+
+    def _info(self, name: str, service: Mapping[str, Any]) -> ServiceInfo:
+        return ServiceInfo(
+            f"{service['type']}.local.",
+            name,
+            port=service["port"],
+            properties=dict(service["txt"]),
+            server=f"{self.host}.local.",
+            addresses=list(self.place.addresses),
+        )
 
     async def close(self) -> None:
         """Say goodbye to everything announced."""
         self._listen(None)
+        if self.owned:
+            self.owned = False
+            self._tell(0)
         await self.zeroconf.async_unregister_all_services()
         await self.zeroconf.async_close()
 
     def status(self) -> dict[str, Any]:
         """The names in use."""
         addresses = [str(ipaddress.ip_address(one)) for one in self.place.addresses]
-        services = [{"name": info.name.removesuffix(".local."), "port": info.port} for info in self.infos]
+        services = [{"name": info.name.removesuffix(".local."), "port": info.port} for info in self.infos.values()]
         return {"host": f"{self.host}.local", "addresses": addresses, "services": services}
 
     # -- the host's name ---------------------------------------------------------------------------------------------
@@ -132,9 +185,41 @@ class Responder(RecordUpdateListener):
                 return False
         return True
 
+    def _defend(self, packets: Sequence[DNSIncoming]) -> None:
+        """Answer those who ask for any record of our name, as who probes for it does: `zeroconf` answers by type."""
+        name = f"{self.host}.local.".lower()
+        asked = any(
+            question.type == _ANY and question.name.lower() == name
+            for packet in packets
+            for question in packet.questions
+        )
+        now = time.monotonic()
+        if not self.owned or not asked or now - self._defended < _DEFENCE_GAP:
+            return
+        self._defended = now
+        self._tell(_TTL)
+
+    def _own(self) -> None:
+        """Use the name: `zeroconf` answers for it from now on, whether or not there is a service."""
+        registry = self.zeroconf.zeroconf.registry
+        service = {"type": "_host._udp", "port": 0, "txt": {}}  # of which nothing is told but the host's addresses
+        info = self._info(f"{self.host}._host._udp.local.", service)
+        registry.servers.setdefault(f"{self.host}.local.".lower(), {})[info.key] = info
+        registry.has_entries = True
+        self.owned = True
+        self._tell(_TTL)
+
+    def _tell(self, seconds: int) -> None:
+        """Tell everybody which addresses the name has, for so many seconds."""
+        out = DNSOutgoing(_ANSWER)
+        for address in self.place.addresses:
+            kind = _A if len(address) == 4 else _AAAA
+            out.add_answer_at_time(DNSAddress(f"{self.host}.local.", kind, _IN | _ONLY, seconds, address), 0)
+        self.zeroconf.zeroconf.async_send(out)
+
     def check(self) -> None:
-        """Ask who has our name; an answer of somebody else is a conflict. By type as well: `zeroconf` itself does not
-        answer a probe (ANY) for a host's name."""
+        """Ask who has our name; an answer of somebody else is a conflict. By type as well: not all responders answer a
+        probe (ANY) for a host's name."""
         out = DNSOutgoing(_QUERY)
         for kind in (_ANY, _A, _AAAA):
             out.add_question(DNSQuestion(f"{self.host}.local.", kind, _IN))
@@ -159,7 +244,7 @@ class Responder(RecordUpdateListener):
                 and record.address not in self.place.addresses
             ):
                 self._seen = True
-        if self._seen and self.infos:
+        if self._seen and self.owned:
             self.conflict()
 
     def async_update_records_complete(self) -> None:
@@ -172,8 +257,9 @@ class Responder(RecordUpdateListener):
         found = await AsyncZeroconfServiceTypes.async_find(aiozc=self.zeroconf, timeout=seconds)
         return sorted(one.removesuffix(".local.") for one in found)[:_MOST]
 
-    async def browse(self, kind: str, seconds: float) -> list[dict[str, Any]]:
-        """The services of a type: {"name", "type", "host", "port", "addresses", "txt"}."""
+    async def browse(self, kind: str, seconds: float) -> tuple[list[dict[str, Any]], int]:
+        """The services of a type, {"name", "type", "host", "port", "addresses", "txt"}, and how many were left out
+        since a name or what it stands for cannot be read."""
         names: set[str] = set()
 
         def changed(zeroconf: Zeroconf, service_type: str, name: str, state_change: object) -> None:
@@ -184,9 +270,16 @@ class Responder(RecordUpdateListener):
         browser = AsyncServiceBrowser(self.zeroconf.zeroconf, full, handlers=[changed])
         await asyncio.sleep(seconds)
         await browser.async_cancel()
-        infos = [AsyncServiceInfo(full, name) for name in sorted(names)]
-        await asyncio.gather(*(info.async_request(self.zeroconf.zeroconf, 3000) for info in infos))
-        return [_row(info, kind) for info in infos]
+        rows = await asyncio.gather(*(self._ask(full, name, kind) for name in sorted(names)))
+        return [row for row in rows if row is not None], rows.count(None)
+
+    async def _ask(self, full: str, name: str, kind: str) -> dict[str, Any] | None:
+        try:
+            info = AsyncServiceInfo(full, name)
+            await info.async_request(self.zeroconf.zeroconf, 3000)
+            return _row(info, kind)
+        except (BadTypeInNameException, ValueError):  # ValueError: also text that is not Unicode
+            return None
 
 
 def _row(info: AsyncServiceInfo, kind: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def _status(result: Mapping[str, Any]) -> str:
         return f"waiting for the network ({result['problem']})" if result["problem"] else "waiting for the network"
     taken = f"  ({result['wanted']} is another device's)" if result["host"] != result["wanted"] else ""
     lines = [f"name       {result['host']}{taken}", f"addresses  {' '.join(result['addresses'])}"]
+    lines += [f"problem    {result['problem']}"] if result["problem"] else []
     return "\n".join([*lines, *(f"service    {row['name']} port {row['port']}" for row in result["services"])])
 
 
@@ -64,9 +65,8 @@ def browse(seconds: float, as_json: bool, **values: str | None) -> None:
 def _found(result: Mapping[str, Any]) -> str:
     if "types" in result:
         return "\n".join(_safe(one) for one in result["types"]) or "nothing was found"
-    if not result["services"]:
-        return "nothing was found"
-    return _SERVICES.table(result["services"])
+    table = _SERVICES.table(result["services"]) if result["services"] else "nothing was found"
+    return f"{table}\nleft out, since they cannot be read: {result['skipped']}" if result["skipped"] else table
 
 
 def _safe(value: object) -> str:

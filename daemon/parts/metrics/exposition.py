@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from daemon.core.figures import Family
 from daemon.parts.metrics.health import STATES, health
 from daemon.parts.metrics.sample import Sample
 
@@ -11,9 +12,13 @@ Labels = Mapping[str, str]
 Rows = Iterable[tuple[Labels, float | None]]
 
 
-def text(sample: Sample, release: Mapping[str, str], with_units: bool) -> str:
-    """The whole document. release: the facts of /usr/lib/mixos/release."""
-    return "".join(_family(*family) for family in _families(sample, release, with_units))
+def text(sample: Sample, release: Mapping[str, str], with_units: bool, others: Iterable[Family] = ()) -> str:
+    """The whole document. release: the facts of /usr/lib/mixos/release; others: of other parts."""
+    named = {family[0]: family for family in _families(sample, release, with_units)}
+    for family in others:
+        if with_units or not any("unit" in labels for labels, _ in family.rows):
+            named.setdefault(family.name, (family.name, family.kind, family.help, family.rows))
+    return "".join(_family(*family) for family in named.values())
 
 
 def _families(sample: Sample, release: Mapping[str, str], with_units: bool) -> Iterator[tuple[str, str, str, Rows]]:

@@ -205,7 +205,7 @@ class Metrics:
         from daemon.linux.facts import release
         from daemon.parts.metrics.exposition import text
 
-        return text(self._sample(), release(), self.config.prometheus.units)
+        return text(self._sample(), release(), self.config.prometheus.units, self.context.figures.families())
 
     def _sample(self) -> Sample:
         """A sample that is at most a second old: however often it is asked for, the machine is not read more often."""

@@ -188,7 +188,7 @@ class Engine:
         steps = await asyncio.to_thread(self._do, wanted, before, hook)
         for name in sorted((managed(before).keys() | self.early.claimed()) - managed(wanted).keys()):
             await self.early.release(name)
-        self._tell_names(wanted)
+        self.names.set_file(*wanted.names())
         return steps
 
     def _do(self, wanted: NetworkFile, before: NetworkFile, hook: Hook) -> list[str]:
@@ -207,17 +207,11 @@ class Engine:
 
     async def _hand_over(self, wanted: NetworkFile, seen: Seen) -> None:
         for name, entry in managed(wanted).items():
-            await self.early.claim(name, entry.mode == "dhcp")
+            await self.early.claim(name, entry.mode == "dhcp", entry.metric, entry.mtu is not None)
             four = next((address for address in entry.addresses if ":" not in address), None)
             if entry.mode != "dhcp":
                 there = four is not None and name in seen.links
                 self.early.set_address(name, four.partition("/")[0] if there and four else None)
-
-    def _tell_names(self, wanted: NetworkFile) -> None:
-        entries = wanted.interface.values()
-        servers = wanted.dns or [server for entry in entries for server in entry.dns]
-        search = wanted.search or [name for entry in entries for name in entry.search]
-        self.names.set_file(list(dict.fromkeys(servers)), list(dict.fromkeys(search)))
 
     def tell(self, problem: Exception) -> None:
         """What keeps the file from being in force."""

@@ -3,11 +3,14 @@
 Early boot must not wait for Python, so the script `init/network` brings interfaces up as the settings say, and it keeps
 the DHCP clients, which thereby outlive the daemon. The daemon says what it wants in files below /run/mixos/net:
 
-    NAME.want      "dhcp": keep a client on this interface, whatever it is; "none": leave it alone
+    NAME.want      "dhcp": keep a client on this interface, whatever it is; "none": leave it alone; then for its leases
+                   "metric NUMBER" of routes, and "mtu" when a lease has no say in that
     NAME.pid       the client's process, written by it
     NAME.started   the script looks after this interface; the script (or `release`) takes it away
     NAME.address   the interface has an IPv4 address (what time synchronisation waits for)
     NAME.earlier   addresses of an earlier lease, which go with the next one
+    NAME.lease, .routes, .mtu, .local, .dns, .ntp, .carrier, .again
+                   what the script keeps of a lease, for the next one
     wake           a pipe: a line makes the script look now
 """
 
@@ -34,10 +37,12 @@ class EarlyBoot:
         self.folder = folder
         self.settings = settings  # /etc/mixos/network.conf
 
-    async def claim(self, name: str, dhcp: bool) -> None:
-        """From now on the daemon says what happens with `name`; a DHCP client that is wanted and runs goes on."""
+    async def claim(self, name: str, dhcp: bool, metric: int = 0, mtu: bool = False) -> None:
+        """From now on the daemon says what happens with `name`; a DHCP client that is wanted and runs goes on. For
+        later leases: metric of their routes (0: by the interface's number); mtu: the daemon has set it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._write(name, "dhcp" if dhcp else "none")
+        lines = ["dhcp", *([f"metric {metric}"] if metric else []), *(["mtu"] if mtu else [])] if dhcp else ["none"]
+        self._write(name, "\n".join(lines))
         client = self.client(name)
         if not dhcp:
             (self.folder / f"{name}.earlier").unlink(missing_ok=True)

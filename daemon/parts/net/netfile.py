@@ -20,12 +20,22 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from common.netvalues import HostAddress, HostName, InterfaceAddress, InterfaceName, NetworkText, interface_name
+from common.netvalues import (
+    HostAddress,
+    HostName,
+    InterfaceAddress,
+    InterfaceName,
+    NetworkText,
+    interface_name,
+    resolver_fits,
+)
 from common.tomlfile import Strict
+from daemon.linux.rtnl import IPV6_METRIC
 
 MAX_INTERFACES = 256
 Metric = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
@@ -87,8 +97,17 @@ class Interface(Strict):
             raise ValueError('an IPv6 address needs ipv6 = "auto" or "static"')
         if self.mtu is not None and self.mtu < 1280 and self.ipv6 != "off":
             raise ValueError('IPv6 needs an mtu of 1280 (RFC 8200); or say ipv6 = "off"')
+        if self.metric and self.mode != "dhcp" and not self.gateways:
+            raise ValueError("metric is that of gateways and of leases: there is neither")
         _check_gateways(self)
         return self
+
+    def hops_alone(self) -> list[str]:
+        """Gateways in no network of the interface: on its link by themselves, as beside an address with /32 or /128."""
+        on_link = [ipaddress.ip_interface(address).network for address in self.addresses]
+        on_link += [ipaddress.ip_network(route.to) for route in self.routes if not route.via]
+        hops = ((hop, ipaddress.ip_address(hop)) for hop in self.gateways)
+        return [text for text, hop in hops if not hop.is_link_local and not any(hop in net for net in on_link)]
 
 
 def _check_gateways(interface: Interface) -> None:
@@ -101,8 +120,10 @@ def _check_gateways(interface: Interface) -> None:
             raise ValueError(f'the gateway {hop} needs mode = "static": a lease brings its own')
         if any(hop == own.ip for own in networks):
             raise ValueError(f"the gateway {hop} is the interface's own address")
-        if not hop.is_link_local and not any(hop in own.network for own in networks):
-            raise ValueError(f"the gateway {hop} is in no network of this interface")
+    alone = {own.version for own in networks if own.network.num_addresses == 1}
+    for text in interface.hops_alone():
+        if (6 if ":" in text else 4) not in alone:
+            raise ValueError(f"the gateway {text} is in no network of this interface")
 
 
 class NetworkFile(Strict):
@@ -118,6 +139,11 @@ class NetworkFile(Strict):
         for name in value:
             interface_name(name)
         return value
+
+    @model_validator(mode="after")
+    def _names_are_used(self) -> NetworkFile:
+        resolver_fits(*self.names())
+        return self
 
     @model_validator(mode="after")
     def _is_a_tree(self) -> NetworkFile:
@@ -136,14 +162,30 @@ class NetworkFile(Strict):
         for (parent, ident), count in used.items():
             if count > 1:
                 raise ValueError(f"VLAN {ident} on {parent} is there twice")
-        hops = Counter((":" in hop, entry.metric) for entry in self.interface.values() for hop in entry.gateways)
-        if any(count > 1 for count in hops.values()):
-            raise ValueError("two interfaces have a gateway with the same metric: which one is used?")
+        for (to, metric), count in Counter(self._destinations()).items():
+            if count > 1:
+                text = f"there are two ways to {to} with the metric {metric}: which one is used?"
+                raise ValueError(f"{text} The kernel keeps one; give the other another metric")
         addresses = Counter(address for entry in self.interface.values() for address in entry.addresses)
         for address, count in addresses.items():
             if count > 1:
                 raise ValueError(f"the address {address} is there twice")
         return self
+
+    def _destinations(self) -> Iterator[tuple[str, int]]:
+        """Network and metric of each route, those of gateways and of leases with a metric of the file included."""
+        for entry in self.interface.values():
+            found = [("::/0" if ":" in hop else "0.0.0.0/0", entry.metric) for hop in entry.gateways]
+            found += [(route.to, route.metric) for route in entry.routes]
+            found += [("0.0.0.0/0", entry.metric)] if entry.mode == "dhcp" and entry.metric else []
+            yield from ((to, metric or (IPV6_METRIC if ":" in to else 0)) for to, metric in found)
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """Name servers and search domains: those of the file, else those of all its interfaces together."""
+        entries = self.interface.values()
+        servers = self.dns or [server for entry in entries for server in entry.dns]
+        search = self.search or [name for entry in entries for name in entry.search]
+        return list(dict.fromkeys(servers)), list(dict.fromkeys(search))
 
     def ports(self) -> dict[str, str]:
         """Port → its bridge. Raises ValueError when a port has two."""

@@ -18,7 +18,7 @@ from common.errors import MixosError, NotFoundError, RefusedError
 from common.files import write_atomically
 from common.netvalues import InterfaceName
 from common.tomledit import set_keys
-from common.tomlfile import Strict, parse, read_text
+from common.tomlfile import Strict, parse, parse_edit, read_text
 from daemon.core.change.applier import View, Wish
 from daemon.core.method import ADMINS, Caller, Method, Nothing
 from daemon.core.part import Context
@@ -173,10 +173,11 @@ class Interfaces:
         self.context.changes.refuse_during_trial(self.engine)
         table = ["interface", params.name] if params.name else []
         try:
-            new = set_keys(self._text(), table, params.values)
+            old = self._text()
+            new = set_keys(old, table, params.values)
         except TypeError as error:
             raise RefusedError(f"a value cannot be written: {error}", reason="config-edit") from error
-        wanted = parse(new, self.engine.file, NetworkFile)
+        wanted = parse_edit(new, old, self.engine.file, NetworkFile)
         self.context.etc.mkdir(parents=True, exist_ok=True)
         write_atomically(self.engine.file, new.encode(), 0o644)
         seen, steps = await asyncio.to_thread(self.engine.plan, wanted, self.engine.config)
@@ -184,7 +185,7 @@ class Interfaces:
 
     async def time(self, _: Caller, __: Nothing) -> Clock:
         """`net.time`."""
-        return cast("Clock", timesync.status(self.etc))
+        return cast("Clock", timesync.status(self.etc, self.engine.early.folder))
 
     def _text(self) -> str:
         return read_text(self.engine.file) if self.engine.file.exists() else ""
@@ -203,9 +204,12 @@ class Interfaces:
     # -- interfaces that come later ----------------------------------------------------------------------------------
 
     def _changed(self) -> None:
-        """Something happened to links: look again a moment later, if it concerns us."""
+        """Something happened to links: look again a moment later, if it concerns us. Clients are told at once: another
+        network may be behind the cable."""
         assert self._watch is not None
         names = self._watch.take()
+        if names is None or any(self.engine.early.client(name) for name in names):
+            self.engine.early.wake()
         parents = {entry.vlan.parent for entry in self.engine.config.interface.values() if entry.vlan}
         ours = managed(self.engine.config).keys() | parents
         if self._settling is None and (ours if names is None else names & ours):

@@ -12,7 +12,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.errors import RefusedError
-from daemon.linux.rtnl import BOOT, IPV6_METRIC, MAIN_TABLE, PROC, PROTOCOL, Address, Link, Route, Rtnl
+from daemon.linux.rtnl import (
+    BOOT,
+    CONNECTED,
+    IPV6_METRIC,
+    LEASE,
+    MAIN_TABLE,
+    PROC,
+    PROTOCOL,
+    Address,
+    Link,
+    Route,
+    Rtnl,
+)
 from daemon.parts.net.netfile import Interface, NetworkFile
 
 ALIAS = "mixos:network.toml"
@@ -61,12 +73,38 @@ def plan(wanted: NetworkFile, before: NetworkFile, seen: Seen) -> list[Step]:
 
     Interfaces that are not there (yet) are left out. Raises RefusedError `net-conflict`.
     """
+    _check_mtus(wanted, before, seen)
     return [
         *_unwanted(wanted, seen),
         *_released(wanted, before, seen),
         *_links(wanted, seen),
-        *(step for name, entry in _upwards(wanted) for step in _interface(name, entry, wanted, seen)),
+        *(step for name, entry in _upwards(wanted) for step in _interface(name, entry, wanted, before, seen)),
     ]
+
+
+def _mtu(name: str, wanted: NetworkFile, before: NetworkFile, seen: Seen) -> int | None:
+    """What it shall be; None: as it is. Where the file no longer says one: the usual one, of a VLAN at most that of
+    what it lies on."""
+    entry, was = managed(wanted).get(name), managed(before).get(name)
+    if entry is None or entry.mtu is not None or was is None or was.mtu is None:
+        return entry.mtu if entry else None
+    parent = entry.vlan.parent if entry.vlan else ""
+    link = seen.links.get(parent)
+    return min(1500, _mtu(parent, wanted, before, seen) or (link.mtu if link else 1500))
+
+
+def _check_mtus(wanted: NetworkFile, before: NetworkFile, seen: Seen) -> None:
+    """A VLAN's MTU is at most that of what it lies on. Raises RefusedError `net-conflict`."""
+    for name, entry in wanted.interface.items():
+        parent = entry.vlan.parent if entry.vlan else ""
+        link = seen.links.get(parent)
+        most = _mtu(parent, wanted, before, seen) or (link.mtu if link else None)
+        if parent and most and entry.mtu and entry.mtu > most:
+            raise RefusedError(
+                f"interface.{name}.mtu is {entry.mtu}, and {parent}, which it lies on, has {most}",
+                reason="net-conflict",
+                hint=f"mixctl net set {parent} mtu={entry.mtu}",
+            )
 
 
 def _upwards(wanted: NetworkFile) -> list[tuple[str, Interface]]:
@@ -135,6 +173,8 @@ def _released(wanted: NetworkFile, before: NetworkFile, seen: Seen) -> Iterator[
                 yield _route_step("remove-route", route)
         own = {address.address for address in seen.addresses if address.index == here.index}
         yield from (("remove-address", name, address) for address in entry.addresses if address in own)
+        if entry.mode == "dhcp":
+            yield from _lease_routes(here, 0, seen)
         if entry.mtu:
             yield ("set-mtu", name, "1500")
         yield from _sysctl(name, {"disable_ipv6": "0", "accept_ra": "1", "autoconf": "1"}, seen)
@@ -160,19 +200,36 @@ def _links(wanted: NetworkFile, seen: Seen) -> Iterator[Step]:
             there.add(name)
 
 
-def _interface(name: str, entry: Interface, wanted: NetworkFile, seen: Seen) -> Iterator[Step]:
+def _interface(name: str, entry: Interface, wanted: NetworkFile, before: NetworkFile, seen: Seen) -> Iterator[Step]:
     link = seen.links.get(name)
     if link is not None and link.alias == ALIAS and not _same_link(entry, link, seen):
         link = None  # is made anew
     if link is None and (not _kind(entry) or not _can_exist(entry, wanted, seen)):
         return
+    mtu = _mtu(name, wanted, before, seen)
+    changes = [("set-mtu", name, str(mtu))] if mtu is not None and (link is None or link.mtu != mtu) else []
+    # With less than 1280 the kernel takes IPv6 away with all that was set: what goes, goes before, and comes after.
+    back = link is None or (link.mtu < 1280 and bool(changes))
+    switches = list(_sysctl(name, _IPV6[entry.ipv6], seen, new=back))
+    if entry.ipv6 == "off":
+        six = [*_routes(name, entry, seen, link), *_addresses(name, entry, seen, link)]
+        yield from (step for step in six if ":" in step[2] and step[0].startswith("remove"))
+        yield from (*switches, *changes)
+        seen = _without_six(seen)
+    else:
+        yield from (*changes, *switches)
     yield from _shape(name, entry, wanted, seen, link)
-    yield from _sysctl(name, _IPV6[entry.ipv6], seen, new=link is None)
     yield from _value(f"ipv4/conf/{name}/promote_secondaries", "1", seen, new=link is None)
     if link is None or not link.up:
         yield ("set-up", name)
     yield from _addresses(name, entry, seen, link)
     yield from _routes(name, entry, seen, link)
+
+
+def _without_six(seen: Seen) -> Seen:
+    """Once IPv6 is off."""
+    addresses = [one for one in seen.addresses if ":" not in one.address]
+    return replace(seen, addresses=addresses, routes=[one for one in seen.routes if ":" not in one.to])
 
 
 def _can_exist(entry: Interface, wanted: NetworkFile, seen: Seen) -> bool:
@@ -186,9 +243,7 @@ def _can_exist(entry: Interface, wanted: NetworkFile, seen: Seen) -> bool:
 
 
 def _shape(name: str, entry: Interface, wanted: NetworkFile, seen: Seen, link: Link | None) -> Iterator[Step]:
-    """MTU, bridge properties, and whose port it is."""
-    if entry.mtu is not None and (link is None or link.mtu != entry.mtu):
-        yield ("set-mtu", name, str(entry.mtu))
+    """Bridge properties, and whose port it is."""
     if entry.bridge and entry.bridge.stp != (link.stp if link else False):
         yield ("set-stp", name, "on" if entry.bridge.stp else "off")
     bridge = wanted.ports().get(name, "")
@@ -223,17 +278,35 @@ def _addresses(name: str, entry: Interface, seen: Seen, link: Link | None) -> It
 def _routes(name: str, entry: Interface, seen: Seen, link: Link | None) -> Iterator[Step]:
     wanted = [(("::/0" if ":" in hop else "0.0.0.0/0"), hop, entry.metric) for hop in entry.gateways]
     wanted += [(route.to, route.via, route.metric) for route in entry.routes]
+    wanted += [(f"{hop}/{128 if ':' in hop else 32}", "", entry.metric) for hop in entry.hops_alone()]
     routes = [Route(to, via, name, metric or (IPV6_METRIC if ":" in to else 0)) for to, via, metric in wanted]
     here = [route for route in seen.routes if link and route.interface == name and route.table == MAIN_TABLE]
-    keys = {(route.to, route.via, route.metric) for route in here}
+    keys = set(map(_key, here))
     for route in sorted(routes, key=lambda route: route.via != ""):  # those that lead to gateways of others first
-        if (route.to, route.via, route.metric) not in keys:
+        if _key(route) not in keys:
             yield _route_step("add-route", route)
-    keep = {(route.to, route.via, route.metric) for route in routes}
+    keep = set(map(_key, routes))
     for route in here:
-        lease = entry.mode == "dhcp" and ":" not in route.to and route.protocol == BOOT
-        if route.protocol in (PROTOCOL, BOOT) and not lease and (route.to, route.via, route.metric) not in keep:
+        lease = entry.mode == "dhcp" and ":" not in route.to and route.protocol in (BOOT, LEASE)
+        if route.protocol in (PROTOCOL, BOOT, LEASE) and not lease and _key(route) not in keep:
             yield _route_step("remove-route", route)
+    if link is not None and entry.mode == "dhcp":
+        yield from _lease_routes(link, entry.metric, seen)
+
+
+def _lease_routes(link: Link, metric: int, seen: Seen) -> Iterator[Step]:
+    """Those of the lease that is there get the metric that later ones will have; 0: what the script `init/dhcp` takes
+    by itself."""
+    metric = metric or 100 + link.index
+    main = (route for route in seen.routes if route.interface == link.name and route.table == MAIN_TABLE)
+    wrong = [route for route in main if route.protocol == LEASE and ":" not in route.to and route.metric != metric]
+    for route in sorted(wrong, key=lambda route: route.via != ""):
+        yield _route_step("add-route", replace(route, metric=metric))
+    yield from (_route_step("remove-route", route) for route in wrong)
+
+
+def _key(route: Route) -> tuple[str, str, int]:
+    return route.to, route.via, route.metric
 
 
 def _route_step(what: str, route: Route) -> Step:
@@ -241,10 +314,15 @@ def _route_step(what: str, route: Route) -> Step:
 
 
 def replaced(steps: Iterable[Step], seen: Seen) -> list[Route]:
-    """Routes of other interfaces that the kernel takes away for new ones, of the same destination and metric."""
+    """Routes that the kernel takes away for new ones, of the same destination and metric: those of other interfaces,
+    and its own."""
     new = {(step[2], int(step[4])): step[1] for step in steps if step[0] == "add-route"}
     main = (route for route in seen.routes if route.table == MAIN_TABLE)
-    return [route for route in main if new.get((route.to, route.metric), route.interface) != route.interface]
+    return [
+        route
+        for route in main
+        if (taker := new.get((route.to, route.metric))) and (taker != route.interface or route.protocol == CONNECTED)
+    ]
 
 
 def told(steps: Sequence[Step], seen: Seen) -> list[str]:

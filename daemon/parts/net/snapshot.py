@@ -42,9 +42,10 @@ def take(rtnl: Rtnl, names: Iterable[str], seen: Seen) -> dict[str, Any]:
 
 
 def take_routes(rtnl: Rtnl, routes: Sequence[Route]) -> list[tuple[str, str]]:
-    """Single routes of interfaces that are left alone otherwise: (interface, message) of each."""
+    """Single routes, the kernel's own from addresses too, which it makes with an address and never again: (interface,
+    message) of each."""
     names = {rtnl.index(name): name for name in {route.interface for route in routes}}
-    there = rtnl.raw_routes() if names else {}
+    there = rtnl.raw_routes(connected=True) if names else {}
     return [
         (name, payload.hex())
         for index, name in names.items()

@@ -46,6 +46,12 @@ def servers(path: Path) -> list[str]:
     return [words[1] for line in lines if (words := line.split())[:1] == ["server"] and len(words) > 1]
 
 
+def leased(folder: Path) -> list[str]:
+    """The servers of leases; ntpd asks those that there were when it started."""
+    found = [path.read_text("ascii", "replace")[:_MAX_FILE] for path in sorted(folder.glob("*.ntp"))]
+    return [line for text in found for line in text.splitlines()]
+
+
 def running(proc: Path = Path("/proc")) -> bool:
     """Whether an ntpd runs."""
     for path in proc.glob("[0-9]*/comm"):
@@ -57,6 +63,7 @@ def running(proc: Path = Path("/proc")) -> bool:
     return False
 
 
-def status(etc: Path = Path("/etc")) -> dict[str, Any]:
-    """All of it, with the time in seconds since 1970."""
-    return {"now": time.time(), **clock(), "running": running(), "servers": servers(etc / "ntp.conf")}
+def status(etc: Path, leases: Path) -> dict[str, Any]:
+    """All of it, with the time in seconds since 1970. leases: the folder with what the scripts keep of them."""
+    asked = [*leased(leases), *servers(etc / "ntp.conf")]
+    return {"now": time.time(), **clock(), "running": running(), "servers": asked}

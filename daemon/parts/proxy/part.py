@@ -26,6 +26,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints
 
+from common import netvalues
 from common.errors import ConfigError, MixosError, RefusedError
 from common.files import write_atomically
 from common.netvalues import network
@@ -67,18 +68,32 @@ def parse_proxy(text: str, schemes: Sequence[str]) -> str:
 
 
 def parse_exception(text: str) -> str:
-    """An entry of no-proxy: address, network, host, `.suffix` (each also with `:port`), or `*` for everything."""
+    """An entry of no-proxy: address, network, host, `.suffix`, or `*` for everything. A host, a suffix and an address
+    may have a port: `host:port`, `[address]:port`."""
     text = text.strip().lower()
     if text == "*":
         return text
     if "/" in text:
         return network(text)
     try:
-        return str(ipaddress.ip_address(text.strip("[]")))
+        address, port = _split(text)
+        plain = netvalues.plain(ipaddress.ip_address(address))
+        return f"[{plain}]:{port}" if port and plain.version == 6 else f"{plain}:{port}" if port else str(plain)
     except ValueError:
         if not _SUFFIX.fullmatch(text):
             raise ValueError(f"{text[:80]!r} is not an address, network, host or .suffix") from None
         return text
+
+
+def _split(entry: str) -> tuple[str, str]:
+    """An address or name, and a port or "": `host:port`, `[address]:port`, or either without; a bare IPv6 address."""
+    if entry.startswith("["):
+        found = re.fullmatch(r"\[([^\]]*)\](?::([0-9]{1,5}))?", entry)
+        if found is None:
+            raise ValueError(f"{entry!r} is not [address]:port")
+        return found[1], found[2] or ""
+    name, _, port = entry.partition(":")
+    return (entry, "") if ":" in port else (name, port)
 
 
 WebProxy = Annotated[str, AfterValidator(lambda text: parse_proxy(text, ("http", "https")))]
@@ -187,12 +202,14 @@ class Settings:
 def _excepts(entry: str, host: str, port: int) -> bool:
     if entry == "*":
         return True
+    name, wanted = _split(entry)
+    if wanted not in ("", str(port)):
+        return False
     try:
-        network = ipaddress.ip_network(entry)
+        network = ipaddress.ip_network(name)
     except ValueError:
-        name, _, wanted = entry.partition(":")
         bare = name.lstrip(".")
-        return (host == bare or host.endswith(f".{bare}")) and wanted in ("", str(port))
+        return host == bare or host.endswith(f".{bare}")
     try:
         return ipaddress.ip_address(host.partition("%")[0]) in network
     except ValueError:

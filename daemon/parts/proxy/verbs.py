@@ -49,7 +49,7 @@ def _shown(result: Mapping[str, Any]) -> str:
 @click.option("--http", metavar="URL", help="For http:// only; empty: none.")
 @click.option("--https", metavar="URL", help="For https:// only; empty: none.")
 @click.option("--socks", metavar="URL", help="For everything else: socks5h://host:port; empty: none.")
-@click.option("--no-proxy", multiple=True, help="An address, network, host or .suffix to reach directly. Repeatable.")
+@click.option("--no-proxy", multiple=True, help="An address, network, host or .suffix to reach directly; empty: none.")
 @click.option("--user", help="The user at the proxy; the password is asked for, or read from standard input.")
 @change_options
 def set_(
@@ -71,7 +71,7 @@ def set_(
     params: dict[str, object] = {"http": url, "https": url} if url else {}
     params |= {kind: value for kind, value in kinds.items() if value is not None}
     if no_proxy:
-        params["no-proxy"] = no_proxy
+        params["no-proxy"] = [entry for entry in no_proxy if entry]
     if user:
         params |= {"user": user, "password": _password()}
     if not params:

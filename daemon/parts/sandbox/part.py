@@ -123,7 +123,9 @@ def command_policy(profile: Policy, caller: Caller, wanted: Command) -> Policy:
     if wanted.network is not None:
         overlay = overlay.model_copy(update={"network": wanted.network})
     policy = tighten(profile, overlay).for_account(caller.uid, caller.gid)
+    own = {*wanted.read_only, *wanted.read_write}
     changes: dict[str, Any] = {
+        "scratch": {path: size for path, size in policy.scratch.items() if path not in own},
         "asked-read-only": (*policy.asked_read_only, *wanted.read_only),
         "asked-read-write": (*policy.asked_read_write, *wanted.read_write),
     }

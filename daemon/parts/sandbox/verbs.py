@@ -38,7 +38,7 @@ def sandbox() -> None:
 @click.option("--ro", "read_only", multiple=True, metavar="PATH", help="Show this path, read-only (repeat).")
 @click.option("--rw", "read_write", multiple=True, metavar="PATH", help="Show this path, writable (repeat).")
 @click.option("--net", "network", type=click.Choice(("none", "proxy", "host")), help="Less network than it has.")
-@click.option("--directory", "-C", metavar="PATH", help="Working folder inside (default: the first --rw path, or /)")
+@click.option("--directory", "-C", metavar="PATH", help="Working folder inside (default: the first --rw folder, or /)")
 @json_option
 @click.argument("command", nargs=-1, required=True)
 def run(
@@ -60,13 +60,16 @@ def run(
       mixctl sandbox run --rw ~/project -- make test
       mixctl sandbox run --profile strict -- sh -c 'echo $((6 * 7))'
     """
-    writable = [os.path.realpath(path) for path in read_write]
+    writable = list(dict.fromkeys(map(os.path.realpath, read_write)))
+    shown = [path for path in dict.fromkeys(map(os.path.realpath, read_only)) if path not in writable]
+    folder = next(filter(os.path.isdir, writable), None)
+    inside = _inside(directory, [*writable, *shown]) if directory else folder
     params: dict[str, Any] = {
         "command": list(command),
         "profile": profile,
-        "read-only": [os.path.realpath(path) for path in read_only],
+        "read-only": shown,
         "read-write": writable,
-        "directory": directory or (writable[0] if writable else None),
+        "directory": inside,
         "network": network,
         "environment": {
             name: os.environ[name] for name in ENVIRONMENT if len(os.environ.get(name, "x" * 2000)) <= 1024
@@ -84,6 +87,14 @@ def run(
             elif "data" in item:
                 write[item["stream"]](base64.b64decode(item["data"]))
     click.get_current_context().exit(code)
+
+
+def _inside(directory: str, given: Sequence[str]) -> str:
+    """The name inside of a folder that a person names: what it is outside, if it is given; else it is only inside."""
+    outside = os.path.realpath(directory)
+    if any(outside == path or outside.startswith(f"{path.rstrip('/')}/") for path in given):
+        return outside
+    return os.path.normpath(directory)
 
 
 def _writer(number: int) -> Callable[[bytes], None]:

@@ -50,7 +50,7 @@ class Log(TypedDict):
     """What a unit says is kept here."""
 
     folder: Annotated[str, "where its files are"]
-    dropped: Annotated[int, "lines above the rate that is allowed"]
+    dropped: Annotated[int, "lines above the rate that is allowed; of a long one, each piece counts"]
     lost: Annotated[int, "lines that could not be written"]
 
 
@@ -95,6 +95,7 @@ class Facts(Unit):
     status: Annotated[str, "what it says of itself"]
     log: Annotated[Log, "where its log is"]
     usage: Annotated[Usage, "what it uses"]
+    missing: Annotated[str | None, "units that it names and does not require, and that are not there"]
     not_enforced: Annotated[list[str], "limits that this kernel does not enforce"]
     next_run: Annotated[UnixTime | None, "when its timer starts it"]
     last_run: Annotated[UnixTime | None, "when its timer started it last"]
@@ -114,7 +115,10 @@ class Problem(TypedDict):
     """Something that is wrong with a unit's file."""
 
     unit: Annotated[str, "the unit's name"]
-    level: Annotated[Literal["error", "warning"], "warning: this host does not enforce all of its limits"]
+    level: Annotated[
+        Literal["error", "warning"],
+        "warning: it runs, without limits that this host lacks, or units that are not there",
+    ]
     reason: Annotated[str, "a stable word"]
     message: Annotated[str, "the same for people"]
 
@@ -138,7 +142,7 @@ class Signal(TypedDict):
 class Reset(TypedDict):
     """What was forgotten."""
 
-    reset: Annotated[list[str], "units that had failed, and are inactive now"]
+    reset: Annotated[list[str], "units that had failed: inactive now, or scheduled as before"]
 
 
 class Enabled(TypedDict):
@@ -173,6 +177,7 @@ class Reloaded(Changes):
     """What the files of the units have changed, and what is wrong with them."""
 
     messages: Annotated[dict[str, str], "unit → what is wrong with its file"]
+    missing: Annotated[dict[str, str], "unit → units that it names and does not require, and that are not there"]
 
 
 class Line(TypedDict):

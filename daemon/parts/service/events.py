@@ -49,6 +49,11 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """Its last run has failed, and somebody knows."""
+
+
+@dataclass(frozen=True)
 class KillNow:
     """While it is stopping: kill it now."""
 
@@ -111,6 +116,7 @@ Event = (
     Tick
     | Begin
     | Stop
+    | Forget
     | KillNow
     | Redefined
     | ShimSaid

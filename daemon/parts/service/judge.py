@@ -1,16 +1,17 @@
 """What the end of a service means, and what comes next. Pure.
 
 Restart policy, in the order in which it decides: a unit that cannot work (no program, a permanent exit code, a program
-that went into the background) has failed; one whose start limit is used up too; for all others `restart` says.
+that went into the background) has failed; one whose start limit is used up too; for all others `restart` says. What has
+failed is not tried again; a timer starts it all the same when its time comes.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import signal
 from dataclasses import dataclass
 
+from common.values import signal_name
 from daemon.parts.service.backoff import Attempts
 from daemon.parts.service.states import State
 from daemon.parts.service.unit import Service, Unit
@@ -60,7 +61,7 @@ def verdict(unit: Unit, outcome: Outcome) -> Verdict:
         problem = f"{where}cannot be started ({outcome.failure}: {os.strerror(outcome.error)})"
         return Verdict(False, outcome.error in _HOPELESS, "service-exec", problem)
     if outcome.signal:
-        return Verdict(False, False, "service-signal", f"{where}ended by {_signal_name(outcome.signal)}")
+        return Verdict(False, False, "service-signal", f"{where}ended by {signal_name(outcome.signal)}")
     if outcome.code < 0:
         return Verdict(False, False, "service-lost", "its shim was killed: how it ended is unknown")
     if outcome.code > 0:
@@ -83,22 +84,16 @@ def following(unit: Unit, result: Verdict, attempts: Attempts, now: float) -> St
     service = unit.service
     assert service is not None
     again = service.restarts == "always" or (service.restarts == "on-failure" and not result.good)
-    if result.final:
-        return State.FAILED
-    if again and not (result.good and (unit.timer or unit.socket)):
-        return State.FAILED if attempts.exhausted(now, service) else State.BACKOFF
+    if again and not result.final and not (result.good and (unit.timer or unit.socket)):
+        if not attempts.exhausted(now, service):
+            return State.BACKOFF
+        if not unit.timer:
+            return State.FAILED
     if unit.timer:
         return State.SCHEDULED
     if unit.socket and result.good:
         return State.LISTENING
     return State.DONE if result.good else State.FAILED
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 MILESTONE = Service(command=("/milestone",))  # the policy of units without [service]: only its delays count

@@ -57,6 +57,11 @@ class Life:
         return self.memory.state
 
     @property
+    def failed(self) -> bool:
+        """Whether its last run ended badly and is not tried again; its timer may start another one."""
+        return self.state is State.FAILED or (self.state is State.SCHEDULED and self.memory.slug != "")
+
+    @property
     def policy(self) -> Service:
         """Its [service]; milestones have delays only."""
         return self.unit.service or judge.MILESTONE

@@ -1,8 +1,9 @@
 """Reading unit files: which are in force, which are broken and why.
 
 A file of the local folder replaces the shipped one of the same name. A mistake never takes a working unit away: the
-last good text of each local unit is kept, and a file that cannot be read, contradicts itself, names unknown units or
-closes a cycle leaves that one in force and is reported with file, line and column.
+last good text of each local unit is kept, and a file that cannot be read, contradicts itself, requires unknown units or
+closes a cycle leaves that one in force and is reported with file, line and column. A unit that only mentions another
+one (wants, after, ...) does without it, and that is reported too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from daemon.parts.service.graph import DEPENDENCIES, Graph
 from daemon.parts.service.unit import Unit, contradictions
 
 MAX_UNITS = 2000
+MAX_MESSAGE = 800  # characters about a file: those of all units together must fit into an answer
+_NAMED = 8  # units of a cycle that are named
+_HARD = ("requires",)
+_SOFT = tuple(key for key in DEPENDENCIES if key not in _HARD)
 
 
 @dataclass(frozen=True)
@@ -42,21 +47,28 @@ class Definition:
 @dataclass(frozen=True)
 class Loaded:
     """units: what is in force. broken: unit name → message, one line per mistake; it may be in `units` too, with an
-    older text."""
+    older text. missing: unit in force → message, one line per unit that it names without requiring it, and that is not
+    there. Messages have at most MAX_MESSAGE characters."""
 
     units: Mapping[str, Definition] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
-def load(folders: Sequence[Path], previous: Mapping[str, Definition]) -> Loaded:
-    """Read all units of `folders`, a later folder replacing earlier ones; `previous` is what holds if a file is broken.
+def load(
+    folders: Sequence[Path], previous: Mapping[str, Definition], instead: Mapping[str, Definition] | None = None
+) -> Loaded:
+    """Read all units of `folders`, a later folder replacing earlier ones; `previous` is what holds if a file is broken,
+    `instead` what counts instead of files.
 
     Nothing is raised: what is wrong is in the result.
     """
     units: dict[str, Definition] = {}
     broken: dict[str, str] = {}
     files = {path.stem: path for folder in folders for path in unit_files(folder)}
-    for name, path in sorted(files.items()):
+    units.update(instead or {})
+    files |= {name: one.path for name, one in units.items()}
+    for name, path in sorted((name, path) for name, path in files.items() if name not in units):
         try:
             if len(units) >= MAX_UNITS:
                 raise ConfigError(f"{path}: more than {MAX_UNITS} units", reason="unit-too-many")
@@ -66,7 +78,14 @@ def load(folders: Sequence[Path], previous: Mapping[str, Definition]) -> Loaded:
             if name in previous:
                 units[name] = previous[name]
     _settle(units, broken, previous, files)
-    return Loaded(units, broken)
+    missing = {name: text for name, text in _unknown(units, files, _SOFT) if text}
+    return Loaded(units, _short(broken), _short(missing))
+
+
+def _short(messages: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 2]} …" for name, text in messages.items()
+    }
 
 
 def unit_files(folder: Path) -> Iterator[Path]:
@@ -77,10 +96,7 @@ def unit_files(folder: Path) -> Iterator[Path]:
 
 def read(path: Path) -> Definition:
     """One unit file. Raises ConfigError; `unit-name`, `unit-unsafe` beside those of `tomlfile.load`."""
-    if not re.fullmatch(NAME, path.stem):
-        raise ConfigError(
-            f"{path}: a unit is named with up to 48 of a-z, 0-9, - and _, a letter or digit first", reason="unit-name"
-        )
+    _check_name(path)
     try:
         facts = path.stat()
     except OSError as error:
@@ -91,6 +107,13 @@ def read(path: Path) -> Definition:
         raise ConfigError(f"{path}: others than root may write it, and units run as root", reason="unit-unsafe")
     text = read_text(path)
     return Definition(path.stem, path, text, parse_unit(text, path))
+
+
+def _check_name(path: Path) -> None:
+    if not re.fullmatch(NAME, path.stem):
+        raise ConfigError(
+            f"{path}: a unit is named with up to 48 of a-z, 0-9, - and _, a letter or digit first", reason="unit-name"
+        )
 
 
 def parse_unit(text: str, path: Path) -> Unit:
@@ -110,6 +133,15 @@ def check(text: str, path: Path) -> None:
     parse_unit(text, path)
 
 
+def fits(text: str, path: Path, context: Context) -> None:
+    """Raise ConfigError for a unit that would not be taken beside the others that are there."""
+    _check_name(path)
+    one = Definition(path.stem, path, text, parse_unit(text, path))
+    found = load([context.lib / "units", context.etc / "units"], {}, {path.stem: one})
+    if path.stem in found.broken:
+        raise ConfigError(found.broken[path.stem], reason="unit-broken")
+
+
 def state_folders(context: Context) -> dict[str, str]:
     """Unit → its folder below /var/lib, for the units that have one; from the files as they are."""
     loaded = load([context.lib / "units", context.etc / "units"], {})
@@ -123,7 +155,8 @@ def _settle(
     previous: Mapping[str, Definition],
     files: Mapping[str, Path],
 ) -> None:
-    """Take out what names unknown units or closes a cycle, until the rest is sound: first to its older text, if any."""
+    """Take out what requires unknown units, names itself or closes a cycle, until the rest is sound: first to its older
+    text, if any."""
 
     def reject(name: str, message: str) -> None:
         broken.setdefault(name, message)
@@ -134,7 +167,7 @@ def _settle(
             del units[name]
 
     while True:
-        wrong = {name: text for name, text in _unknown(units, files) if text}
+        wrong = {name: text for name, text in (*_itself(units), *_unknown(units, files, _HARD)) if text}
         for name, message in wrong.items():
             reject(name, message)
         if wrong:
@@ -143,30 +176,43 @@ def _settle(
         if not cycle:
             return
         members = cycle[:-1]
+        named = " → ".join(
+            cycle if len(members) <= _NAMED else (*cycle[:_NAMED], f"… ({len(members)} units)", cycle[0])
+        )
         changed = [name for name in members if previous.get(name) not in (None, units[name])] or [
             name for name in members if name not in previous
         ]
         for name in changed or members:
             place = _place(units[name], ("unit",))
-            reject(name, f"{units[name].path}:{place.line}:{place.column}: dependency cycle {' → '.join(cycle)}")
+            reject(name, f"{units[name].path}:{place.line}:{place.column}: dependency cycle {named}")
 
 
-def _unknown(units: Mapping[str, Definition], files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
-    """(unit, message) for each unit that names one that is not there, or itself."""
+def _itself(units: Mapping[str, Definition]) -> Iterator[tuple[str, str]]:
+    """(unit, message) for each unit that names itself."""
+    for name, one in units.items():
+        keys = [key for key in DEPENDENCIES if name in getattr(one.unit.unit, key)]
+        yield name, "\n".join(f"{_where(one, key)}a unit cannot depend on itself" for key in keys)
+
+
+def _unknown(
+    units: Mapping[str, Definition], files: Mapping[str, Path], keys: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """(unit, message) for each unit, empty when all that `keys` name are there."""
     for name, one in units.items():
         lines = []
-        for key in DEPENDENCIES:
+        for key in keys:
             for other in getattr(one.unit.unit, key):
-                word = key.replace("_", "-")
-                place = _place(one, ("unit", word))
-                where = f"{one.path}:{place.line}:{place.column}: unit.{word}: "
-                if other == name:
-                    lines.append(f"{where}a unit cannot depend on itself")
-                elif other not in files and other not in units:
+                if other not in files and other not in units:
                     near = difflib.get_close_matches(other, [*files], n=1)
                     hint = f"; did you mean '{near[0]}'?" if near else ""
-                    lines.append(f"{where}there is no unit '{other}'{hint}")
+                    lines.append(f"{_where(one, key)}there is no unit '{other}'{hint}")
         yield name, "\n".join(lines)
+
+
+def _where(one: Definition, key: str) -> str:
+    word = key.replace("_", "-")
+    place = _place(one, ("unit", word))
+    return f"{one.path}:{place.line}:{place.column}: unit.{word}: "
 
 
 def _place(one: Definition, key: tuple[str, ...]) -> Position:

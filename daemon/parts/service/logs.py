@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import json
 import os
 import re
 import time
@@ -26,12 +25,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.errors import NotFoundError
+from daemon.core.rpc import strict
 
 MAX_LAST = 100_000  # records that are kept in memory for `last`
 POLL = 0.25  # seconds between two looks of `follow`
 _BLOCK = 64 << 10
 _BATCH = 200  # records that a thread reads at a time
 _LONGEST = 8192 + 128  # bytes of a record
+_DEPTH = 10  # levels of the fields in a line
 _RECORD = re.compile(rb"(\d{1,20}) (\d{1,20}) ([0-9a-f]{8}) ([oeOEs]) (.*)", re.DOTALL)
 _STREAMS = {b"o": "stdout", b"e": "stderr", b"s": "shim"}
 _UNIT = re.compile(r"[A-Za-z0-9@_:-][A-Za-z0-9@._:-]{0,63}")
@@ -53,14 +54,14 @@ class Record:
 
     @property
     def fields(self) -> dict[str, Any] | None:
-        """The members when the line is a JSON object, else None."""
+        """The members when the line is a JSON object that an answer can hold, else None."""
         if self.more or not (self.text.startswith("{") and self.text.rstrip().endswith("}")):
             return None
         try:
-            found = json.loads(self.text)
+            found = strict(self.text)
         except (ValueError, RecursionError):
             return None
-        return found if isinstance(found, dict) else None
+        return found if isinstance(found, dict) and _shallow(found) else None
 
     def as_json(self) -> dict[str, Any]:
         """What `--json` prints: the members, and `fields` when there are some."""
@@ -253,6 +254,19 @@ class _Tail:
         with contextlib.suppress(OSError):
             return _file(self.folder, number).open("rb")
         return None
+
+
+def _shallow(value: object) -> bool:
+    """Whether it nests no deeper than readers and D-Bus (`doors.values`) take it within a record."""
+    layer = [value]
+    for _ in range(_DEPTH):
+        layer = [
+            inner
+            for one in layer
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return not layer
 
 
 def numbers(folder: Path) -> list[int]:

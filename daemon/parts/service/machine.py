@@ -27,6 +27,7 @@ from daemon.parts.service.events import (
     Connected,
     Done,
     Event,
+    Forget,
     HealthChanged,
     KeepEnd,
     KeepRun,
@@ -121,6 +122,8 @@ class _Turn:
                 self._begin(now)
             case Stop():
                 self._stop(event)
+            case Forget():
+                self._forget()
             case KillNow() if self.life.state is State.STOPPING:
                 self.progress(kill_now=True)
             case Redefined(unit=unit, digest=digest):
@@ -154,6 +157,14 @@ class _Turn:
             self.to(State.WAITING, attempts=Attempts())
         elif now and memory.state in (State.LISTENING, State.SCHEDULED):
             self.attempt()
+        else:
+            self._forget()
+
+    def _forget(self) -> None:
+        if self.life.state is State.FAILED:
+            self.to(State.INACTIVE)
+        elif self.life.failed:
+            self.remember(slug="", reason="")
 
     def _stop(self, event: Stop) -> None:
         state = self.life.state
@@ -214,7 +225,8 @@ class _Turn:
             if self.seen.shim is not None and self.seen.shim.populated:
                 self.to(State.STOPPING, event.slug, event.reason, then=Then.FAIL)
             else:
-                self.to(State.FAILED, event.slug, event.reason)
+                later = state is State.STARTING and self.life.unit.timer is not None
+                self.to(State.SCHEDULED if later else State.FAILED, event.slug, event.reason)
         elif self.seen.up or operation is Operation.SPAWN:  # else its shim has gone, which is judged for itself
             self.say("warning", event.reason)
             self.to(State.STOPPING, event.slug, event.reason, then=Then.RETRY)
@@ -457,9 +469,10 @@ class _Turn:
         attempts = memory.attempts if result.good else memory.attempts.ended(outcome.ran, unit.service)
         state = judge.following(unit, result, attempts, self.seen.now)
         slug, reason = result.slug, result.reason
-        if state is State.FAILED and not result.final and unit.service.restarts != "no":
+        failed = state is State.FAILED or (state is State.SCHEDULED and not result.good)
+        if failed and not result.final and unit.service.restarts != "no":
             slug, reason = "start-limit", f"started {unit.service.start_limit.burst} times; the last time: {reason}"
-        self.to(state, slug, reason, attempts=attempts)
+        self.to(state, slug, reason, attempts=Attempts() if state is State.SCHEDULED else attempts)
 
     def _ran(self) -> float:
         """Seconds from the begin of the attempt to its end."""

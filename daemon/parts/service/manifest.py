@@ -8,7 +8,7 @@ MANIFEST = Manifest(
     after=("firewall", "proxy", "storage"),
     on_host=True,
     files=(
-        File("units/*.toml", check="load:check", apply="service.reload"),
+        File("units/*.toml", check="load:check", fits="load:fits", apply="service.reload"),
         File("enabled.toml", check="part:Enabled", apply="service.reload"),
     ),
     verbs={"service": Verb("verbs", "List, start, stop and watch services.")},

@@ -14,7 +14,7 @@ from pydantic import Field, WithJsonSchema
 
 from common.errors import MixosError
 from common.tomlfile import Strict
-from common.values import Name, SignalNumber
+from common.values import Name, SignalNumber, signal_name
 from daemon.core.method import ADMINS, OPERATORS, PEOPLE, Caller, Method
 from daemon.parts.service import timer
 from daemon.parts.service.logs import Present, Query, Reader, Record
@@ -91,7 +91,7 @@ class Kill(One):
     """Parameters: a unit and a signal."""
 
     signal: Annotated[SignalNumber, WithJsonSchema({"type": "string"})] = Field(
-        default=signal.SIGTERM, description="the signal's name, with or without SIG"
+        default=signal.SIGTERM, description="the signal's name, with or without SIG, or its number; RTMIN+1 too"
     )
     everyone: bool = Field(default=False, description="to all processes of the unit, not just to the main one")
 
@@ -184,7 +184,7 @@ class _Calls:
         services = self.services(params.names)
         await asyncio.gather(*(_settle(one, params.wait) for one in services))
         for one in services:
-            if one.state in (State.FAILED, State.BACKOFF):
+            if one.failed or one.state is State.BACKOFF:
                 raise ServiceError(
                     f"{one.name}: {one.memory.reason}" + (", will be tried again" * (one.state is State.BACKOFF)),
                     reason=one.memory.slug or "service-failed",
@@ -203,12 +203,12 @@ class _Calls:
 
     async def kill(self, _caller: Caller, params: Kill) -> Signal:
         await self.services([params.name])[0].kill(params.signal, everyone=params.everyone)
-        return {"signal": signal.Signals(params.signal).name}
+        return {"signal": signal_name(params.signal)}
 
     async def reset(self, _caller: Caller, params: Some) -> Reset:
-        failed = [one for one in self.services(params.names) if one.state is State.FAILED]
+        failed = [one for one in self.services(params.names) if one.failed]
         for one in failed:
-            one.stop()
+            one.forget()
         return {"reset": [one.name for one in failed]}
 
     async def enable(self, _caller: Caller, params: These) -> Enabled:
@@ -220,7 +220,8 @@ class _Calls:
         return {"disabled": list(params.names)}
 
     async def reload(self, _caller: Caller, _params: Strict) -> Reloaded:
-        return {**await self.manager.reload(), "messages": dict(self.manager.loaded.broken)}
+        changes, loaded = await self.manager.reload(), self.manager.loaded
+        return {**changes, "messages": dict(loaded.broken), "missing": dict(loaded.missing)}
 
     async def shutdown(self, _caller: Caller, params: Shutdown) -> Killed:
         return {"killed": list(await self.manager.shutdown(params.seconds))}
@@ -305,6 +306,7 @@ def facts(manager: Manager, service: Service) -> Facts:
             "lost": known.lost if known is not None else 0,
         },
         "usage": cast("Usage", manager.usage(name)),
+        "missing": manager.loaded.missing.get(name),
         "not_enforced": sorted(missing),
         "next_run": _next_run(service),
         "last_run": service.history.last_run,

@@ -18,6 +18,7 @@ from common.errors import ConfigError, MixosError, RefusedError
 from common.files import write_atomically
 from common.tomlfile import Strict
 from common.tomlfile import load as load_toml
+from daemon.core.figures import Family
 from daemon.core.method import Method
 from daemon.core.part import Context
 from daemon.linux.cgroup import CONTROLLERS, CgroupError, Tree
@@ -96,7 +97,7 @@ class Manager:
         gone = {
             name: f"{one.path}: the file is gone; 'mixctl service reload' stops the unit" for name, one in kept.items()
         }
-        self._use(Loaded({**loaded.units, **kept}, {**loaded.broken, **gone}))
+        self._use(Loaded({**loaded.units, **kept}, {**loaded.broken, **gone}, loaded.missing))
         await asyncio.gather(*map(self._put_away, self._strays()))
         self._keeping = asyncio.create_task(self._keep(self.loaded, None))  # no unit waits for the disk
         adopted = await asyncio.gather(*(service.adopt() for service in self.services.values()))
@@ -123,12 +124,20 @@ class Manager:
         states = [service.state for service in self.services.values()]
         return {
             "units": {state.value: states.count(state) for state in State if state in states},
-            "failed": sorted(name for name, one in self.services.items() if one.state is State.FAILED),
+            "failed": sorted(name for name, one in self.services.items() if one.failed),
             "unhealthy": sorted(name for name, one in self.services.items() if one.state is State.UNHEALTHY),
             "broken": sorted(self.loaded.broken),
             "missing_controllers": list(self.missing),
             "no_cgroups": self.no_cgroups,
         }
+
+    def figures(self) -> Iterable[Family]:
+        """The state of each unit, and how often it was started again by itself."""
+        units = self.services.items()
+        states = [({"unit": name, "state": one.state.value}, 1.0) for name, one in units]
+        restarts = [({"unit": name}, one.memory.restarts) for name, one in units]
+        yield Family("mixos_unit_state", "gauge", "Units: the state that each is in.", states)
+        yield Family("mixos_unit_restarts_total", "counter", "Units: starts without being asked to.", restarts)
 
     # -- what people ask for -------------------------------------------------------------------------------------------
 
@@ -259,12 +268,17 @@ class Manager:
     def check(self) -> list[Problem]:
         """What is wrong with the files as they are now, and with what they name: [{unit, level, reason, message}].
 
-        level: "error" (not in force, or cannot start) or "warning" (limits that this host does not enforce).
+        level: "error" (not in force, or cannot start) or "warning" (units that it names and does not require are not
+        there, limits that this host does not enforce).
         """
         loaded = load(self.folders, {})
         found: list[Problem] = [
             {"unit": name, "level": "error", "reason": "unit-broken", "message": message}
             for name, message in sorted(loaded.broken.items())
+        ]
+        found += [
+            {"unit": name, "level": "warning", "reason": "unit-missing", "message": message}
+            for name, message in sorted(loaded.missing.items())
         ]
         for name, one in sorted(loaded.units.items()):
             try:
@@ -319,18 +333,19 @@ class Manager:
         loop = asyncio.get_running_loop()
         if self.graph.followers.get(service.name):
             loop.call_soon(self._wake_followers, service.name)
-        if service.state is State.FAILED and old is not State.FAILED:
+        if service.failed and service.state is not old:
             log("err", f"unit {service.name} has failed: {service.memory.reason}")
-            loop.call_soon(self._has_failed, service)
+            loop.call_soon(self._has_failed, service, service.state)
 
     def _wake_followers(self, name: str) -> None:
         for other in self.graph.followers.get(name, ()):
             if self.services[other].state is State.WAITING:
                 self.services[other].wake()
 
-    def _has_failed(self, service: Service) -> None:
-        """What requires a unit that has failed cannot go on; what is meant for its failure starts."""
-        for name in sorted(self.graph.needed_by.get(service.name, ())):
+    def _has_failed(self, service: Service, state: State) -> None:
+        """What requires a unit that has failed cannot go on, unless its timer does; what is meant for its failure
+        starts."""
+        for name in sorted(self.graph.needed_by.get(service.name, ())) if state is State.FAILED else ():
             other = self.services[name]
             if other.active and other.state is not State.WAITING:  # who waits sees it itself
                 other.stop(Then.FAIL, "service-dependency", f"requires {service.name}, which has failed")
@@ -376,6 +391,8 @@ class Manager:
         """Let these definitions be in force."""
         for name, message in loaded.broken.items():
             log("err", f"unit {name}: {message}")
+        for name, message in loaded.missing.items():
+            log("warning", f"unit {name}: {message}")
         graph = Graph({name: one.unit for name, one in loaded.units.items()}, loaded.broken)
         services = {name: self.services.get(name) or Service(one, self) for name, one in loaded.units.items()}
         self.loaded, self.graph, self.services = loaded, graph, services
@@ -389,7 +406,7 @@ class Manager:
             self.enabled = load_toml(path, Enabled) if path.exists() else Enabled()
         except ConfigError as error:
             log("err", error.message)
-            self.loaded = Loaded(loaded.units, {**loaded.broken, ENABLED: error.message})
+            self.loaded = Loaded(loaded.units, {**loaded.broken, ENABLED: error.message}, loaded.missing)
 
     async def _keep(self, loaded: Loaded, before: asyncio.Task[None] | None) -> None:
         """Keep the texts of the local units. Until that is done the files themselves have them."""

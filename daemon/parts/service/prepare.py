@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError
+from common.lines import split_lines
 from daemon.core.part import Context
 from daemon.linux import cgroup
 from daemon.linux.process import Runner
@@ -192,10 +193,11 @@ def environment_file(path: Path) -> dict[str, str]:
     if len(data) > _ENVIRONMENT_BYTES:
         raise ConfigError(f"{path}: more than {_ENVIRONMENT_BYTES} bytes", reason="unit-environment")
     found = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
+    for number, line in enumerate(split_lines(text), 1):
+        line = line.strip(" \t\r")
+        if not line or line.startswith("#"):
             continue
-        match = _ASSIGNMENT.fullmatch(line.strip())
+        match = _ASSIGNMENT.fullmatch(line)
         if match is None or "\0" in line:
             raise ConfigError(f"{path}:{number}:1: KEY=value is expected", reason="unit-environment")
         value = match[2]

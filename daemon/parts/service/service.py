@@ -118,6 +118,11 @@ class Service:
         return self.state not in RESTING
 
     @property
+    def failed(self) -> bool:
+        """Whether its last run ended badly and is not tried again."""
+        return self._life.failed
+
+    @property
     def up(self) -> bool:
         """Whether others may build on it."""
         oneshot = self.unit.service is not None and self.unit.service.type == "oneshot"
@@ -167,6 +172,10 @@ class Service:
     def stop(self, then: Then = Then.INACTIVE, slug: str = "", reason: str = "") -> None:
         """Begin to stop; `then` says what comes after."""
         self.send(events.Stop(then, slug, reason))
+
+    def forget(self) -> None:
+        """That its last run has failed."""
+        self.send(events.Forget())
 
     def kill_now(self) -> None:
         """While it is stopping: no more patience."""

@@ -52,30 +52,39 @@ def _tcp(wanted: Socket) -> socket.socket:
 
 
 def _unix(wanted: Socket) -> socket.socket:
-    """Bound under a name that nobody knows, given its owner and mode, then renamed: never open to the wrong people."""
+    """Bound under its own name, which its service sees (getsockname(2)), with its mode from the first moment; until it
+    listens, nobody can connect."""
     assert wanted.unix is not None
     path = Path(wanted.unix)
     if _alive(path):
         raise OSError(98, "someone listens there already")
-    beside = path.with_name(f".{path.name[:40]}.{os.getpid()}")
+    uid, gid = user_id(wanted.owner), group_id(wanted.group)
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        beside.unlink(missing_ok=True)
-        old = os.umask(0o177)
+        path.unlink(missing_ok=True)
+        old = os.umask(0o777 & ~wanted.mode)
         try:
-            channel.bind(os.fspath(beside))
+            channel.bind(os.fspath(path))
         finally:
             os.umask(old)
         if os.geteuid() == 0:
-            os.chown(beside, user_id(wanted.owner), group_id(wanted.group))
-        beside.chmod(wanted.mode)
-        beside.rename(path)
+            _give(path, uid, gid)
     except BaseException:
         channel.close()
-        beside.unlink(missing_ok=True)
         raise
     return channel
+
+
+def _give(path: Path, uid: int, gid: int) -> None:
+    """Change the owner of a socket, and of nothing that somebody has put in its place."""
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise FileExistsError(17, "something that is no socket is there")
+        os.chown(f"/proc/self/fd/{descriptor}", uid, gid)
+    finally:
+        os.close(descriptor)
 
 
 def _alive(path: Path) -> bool:

@@ -80,12 +80,15 @@ def _corrected(then: Clock, now: Clock) -> float:
 def following(calendar: Calendar, after: float) -> float:
     """The first time of `calendar` later than `after`, both in seconds since 1970.
 
-    Times are those of the local zone: one that summer time leaves out comes an hour later, one repeated counts once.
+    Times are those of the local zone: one that summer time leaves out comes an hour later, one repeated counts once. Of
+    an hour, there is what the clock shows: where it is set by half an hour, one comes later or is left out.
     """
     start = datetime.fromtimestamp(after)  # naive on purpose: local time
     if calendar.hour is None:
-        at = after - (start.minute * 60 + start.second) - start.microsecond / 1e6 + calendar.minute * 60
-        return at if at > after else at + 3600.0
+        at = after - start.second - start.microsecond / 1e6 + 60.0
+        while not _shows(calendar.minute, at):
+            at += 60.0
+        return at
     day = start.date()
     while True:
         if _falls_on(calendar, day):
@@ -93,6 +96,13 @@ def following(calendar: Calendar, after: float) -> float:
             if moment > after:
                 return moment
         day += timedelta(days=1)
+
+
+def _shows(minute: int, at: float) -> bool:
+    """Whether the local clock shows this minute then, and has not shown the same within the hour before."""
+    local = datetime.fromtimestamp(at)
+    repeated = local.fold and at - local.replace(fold=0).timestamp() < 3600
+    return local.minute == minute and not repeated
 
 
 def _falls_on(calendar: Calendar, day: date) -> bool:

@@ -17,6 +17,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from common.tomlfile import Strict
 from common.values import Address, CalendarTime, Duration, Endpoint, Limit, Mode, Name, SignalNumber, Size, address
 
+MAX_WORDS = 900  # of a command; with the launcher's own before it, as many as a shim takes (spec.MAX_ARGS)
+
 
 def _absolute(path: str) -> str:
     if not path.startswith("/") or "\0" in path or posixpath.normpath(path) != path:
@@ -39,6 +41,8 @@ def _text(value: str) -> str:
 def _command(argv: tuple[str, ...]) -> tuple[str, ...]:
     if not argv:
         raise ValueError("a command has at least one word")
+    if len(argv) > MAX_WORDS:
+        raise ValueError(f"a command has at most {MAX_WORDS} words, not {len(argv)}: a file can hold more")
     _absolute(argv[0])
     return argv
 

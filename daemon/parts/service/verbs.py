@@ -49,7 +49,7 @@ def list_(failed: bool, as_json: bool) -> None:
     """
     result = ask("service.list")
     if failed:
-        result["units"] = [one for one in result["units"] if one["state"] in _BAD or one["broken"]]
+        result["units"] = [one for one in result["units"] if _unwell(one)]
     show(result, as_json, _table)
 
 
@@ -127,7 +127,7 @@ def shutdown(seconds: float, as_json: bool) -> None:
 
 @service.command()
 @click.argument("name", metavar="UNIT", shell_complete=known("unit"))
-@click.option("-s", "--signal", "number", default="TERM", show_default=True, help="Name of the signal.")
+@click.option("-s", "--signal", "number", default="TERM", show_default=True, help="Name or number of the signal.")
 @click.option("--all", "everyone", is_flag=True, help="Send it to all processes, not just to the main one.")
 @json_option
 def kill(name: str, number: str, everyone: bool, as_json: bool) -> None:
@@ -308,6 +308,11 @@ def _table(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"BROKEN  {text}" for text in broken.values())])
 
 
+def _unwell(one: Mapping[str, Any]) -> bool:
+    """A timer waits for its next run, whatever became of the last one."""
+    return one["state"] in _BAD or one["broken"] is not None or (one["state"] == "scheduled" and one["slug"] != "")
+
+
 def _note(one: Mapping[str, Any]) -> str:
     if one["broken"]:
         return "BROKEN file, the older one is in force"
@@ -351,6 +356,7 @@ def _facts(one: Mapping[str, Any]) -> str:
         ("memory", f"{size(usage.get('memory'))} (peak {size(usage.get('memory_peak'))})"),
         ("processes", word(usage.get("processes"))),
         ("cpu", duration(usage.get("cpu_seconds"))),
+        ("missing", word(one["missing"])),
         ("not enforced", word(one["not_enforced"])),
         ("after", word([*one["first"]["up"], *(f"{name} (its end)" for name in one["first"]["ended"])])),
         ("needed by", word(one["needed_by"])),
@@ -376,7 +382,11 @@ def _reloaded(result: Mapping[str, Any]) -> str:
         f"{word}: {', '.join(result[word])}" for word in ("added", "changed", "removed", "restarted") if result[word]
     ]
     return "\n".join(
-        [*(lines or ["nothing has changed"]), *(f"BROKEN  {text}" for text in result["messages"].values())]
+        [
+            *(lines or ["nothing has changed"]),
+            *(f"BROKEN  {text}" for text in result["messages"].values()),
+            *(f"missing: {text}" for text in result["missing"].values()),
+        ]
     )
 
 

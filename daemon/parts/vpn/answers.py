@@ -68,6 +68,7 @@ class Changed(Made):
     interface: Annotated[str, "the tunnel"]
     state: Annotated[Literal["up", "down"], "as it is now"]
     problem: Annotated[str | None, "why it is not up"]
+    warnings: Annotated[list[str], "what is hardly meant so"]
 
 
 Key = TypedDict("Key", {"public-key": Annotated[str, "this device's, in base64"]})

@@ -29,9 +29,28 @@ def random_networks(taken: Iterable[str]) -> tuple[str, str]:
     return f"{network[1]}/24", f"{unique}/64"
 
 
-def next_addresses(tunnel: Tunnel) -> tuple[str, ...]:
-    """A free address for a new peer in each network of the tunnel, as allowed IPs. Raises RefusedError `vpn-full`."""
+def allowed(tunnel: Tunnel, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Allowed IPs of a new peer: what is wanted, and addresses in the tunnel when none of that is one: a peer with a
+    network behind it needs them, too. Raises what `next_addresses` raises."""
+    if wanted and (_inside(tunnel, wanted) or not tunnel.addresses):
+        return wanted
+    return (*next_addresses(tunnel, wanted), *wanted)
+
+
+def _inside(tunnel: Tunnel, allowed_ips: Iterable[str]) -> tuple[str, ...]:
+    """Those that are one address in a network of the tunnel."""
+    own = [ipaddress.ip_interface(address).network for address in tunnel.addresses]
+    hosts = [(text, ipaddress.ip_network(text)) for text in allowed_ips]
+    return tuple(
+        text for text, host in hosts if host.num_addresses == 1 and any(host.network_address in each for each in own)
+    )
+
+
+def next_addresses(tunnel: Tunnel, beside: Iterable[str] = ()) -> tuple[str, ...]:
+    """A free address for a new peer in each network of the tunnel, as allowed IPs, in none of the networks `beside`.
+    Raises RefusedError `vpn-full`, `vpn-address`."""
     networks = [ipaddress.ip_network(item) for peer in tunnel.peer.values() for item in peer.allowed_ips]
+    networks += map(ipaddress.ip_network, beside)
     found = []
     for address in map(ipaddress.ip_interface, tunnel.addresses):
         free = _free(address, networks)
@@ -63,10 +82,11 @@ def _free(
 
 def client(tunnel: Tunnel, entry: PeerEntry, public: bytes, private: bytes | None, preshared: bytes | None) -> str:
     """The client's file for wg-quick. public: this device's key; private: the client's, None when it has its own."""
-    own = [network for network in entry.allowed_ips if network.endswith(("/32", "/128"))]
+    hosts = tuple(network for network in entry.allowed_ips if network.endswith(("/32", "/128")))
+    own = _inside(tunnel, hosts) or hosts
     networks = [str(ipaddress.ip_interface(address).network) for address in tunnel.addresses]
     server = _server(tunnel, entry, public, preshared, tunnel.client_routes or tuple(networks))
-    quick = Quick(private or bytes(32), tuple(own), dns=tunnel.client_dns, mtu=_mtu(tunnel), peers=(server,))
+    quick = Quick(private or bytes(32), own, dns=tunnel.client_dns, mtu=_mtu(tunnel), peers=(server,))
     return wgquick.write(quick, f"PrivateKey = {keys.encode(private)}" if private else _NO_KEY) + _hole(tunnel)
 
 

@@ -6,13 +6,13 @@ edited is in `changed`, file and secrets together, for one change (`daemon.core.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.errors import NotFoundError, RefusedError
 from common.text import decoded
 from common.tomledit import remove_table, set_keys
-from common.tomlfile import parse
+from common.tomlfile import parse, parse_edit
 from daemon.core.change.applier import View
 from daemon.core.change.files import Trees
 from daemon.core.change.record import Contents
@@ -20,7 +20,7 @@ from daemon.parts.vpn import keys
 from daemon.parts.vpn.keys import SECRETS, Store
 from daemon.parts.vpn.model import PeerEntry, Tunnel, VpnFile
 from daemon.parts.vpn.tunnel import own_key, peer_key, peer_psk
-from daemon.parts.vpn.wgquick import Quick
+from daemon.parts.vpn.wgquick import Quick, QuickPeer
 
 FILE = "etc/mixos/vpn.toml"
 
@@ -81,7 +81,7 @@ class VpnConfig:
                 f"{name} is there already", reason="vpn-exists", hint="mixctl vpn rotate makes a new key for it"
             )
         text = set_keys(self._text(), ["interface", name], values)
-        parse(text, self.file, VpnFile)
+        self._check(text)
         self.store.write(own_key(name), private)
         return self._save(text).interface[name]
 
@@ -95,14 +95,14 @@ class VpnConfig:
             )
         flags = {"psk": True if preshared else None, "kept-key": True if private else None}
         text = set_keys(self._text(), ["interface", name, "peer", title], {**values, **flags})
-        parse(text, self.file, VpnFile)
+        self._check(text)
         self._keep(name, title, preshared, private)
         return self._save(text).interface[name]
 
     def change_peer(self, name: str, title: str, values: Mapping[str, object], **secrets: bytes | None) -> Tunnel:
         """Change keys of a peer, and its secrets `preshared` and `private` (as in `add_peer`). Raises ConfigError."""
         text = set_keys(self._text(), ["interface", name, "peer", title], values)
-        parse(text, self.file, VpnFile)
+        self._check(text)
         self._keep(name, title, secrets.get("preshared"), secrets.get("private"))
         return self._save(text).interface[name]
 
@@ -137,10 +137,8 @@ class VpnConfig:
             "routes": None if quick.routes else False,
         }
         text = set_keys(self._text(), ["interface", name], own)
-        titles: list[str] = []
-        for number, peer in enumerate(quick.peers, 1):
-            title = peer.name if peer.name and peer.name not in titles else f"peer{number}"
-            titles.append(title)
+        titles = _titles(quick.peers)
+        for title, peer in zip(titles, quick.peers, strict=True):
             entry = {
                 "public-key": keys.encode(peer.public),
                 "allowed-ips": peer.allowed,
@@ -149,7 +147,7 @@ class VpnConfig:
                 "psk": True if peer.preshared else None,
             }
             text = set_keys(text, ["interface", name, "peer", title], entry)
-        parse(text, self.file, VpnFile)
+        self._check(text)
         self.store.write(own_key(name), quick.private)
         for title, peer in zip(titles, quick.peers, strict=True):
             self._keep(name, title, peer.preshared, None)
@@ -166,6 +164,21 @@ class VpnConfig:
 
     def _save(self, text: str) -> VpnFile:
         """The edited file, after reading it as what it is. Raises ConfigError."""
-        config = parse(text, self.file, VpnFile)
+        config = self._check(text)
         self.changed[FILE] = text.encode()
         return config
+
+    def _check(self, text: str) -> VpnFile:
+        return parse_edit(text, self._text(), self.file, VpnFile)
+
+
+def _titles(peers: Sequence[QuickPeer]) -> list[str]:
+    """A name for each peer, no two alike: its own, which the first of several has, or peer1, peer2, …"""
+    own = {peer.name: number for number, peer in reversed(list(enumerate(peers)))}
+    titles = []
+    for number, peer in enumerate(peers):
+        title, count = peer.name, number + 1
+        while not title or own.get(title, number) != number or title in titles:
+            title, count = f"peer{count}", count + 1
+        titles.append(title)
+    return titles

@@ -30,8 +30,10 @@ from daemon.linux.wireguard import Device, Endpoint, WireGuard, stale
 from daemon.parts.vpn import keys, resolve, tunnel
 from daemon.parts.vpn.edits import FILE, VpnConfig
 from daemon.parts.vpn.keys import SECRETS
-from daemon.parts.vpn.model import Tunnel, VpnFile
+from daemon.parts.vpn.model import Tunnel
 from daemon.parts.vpn.tunnel import Kernel
+
+_PATIENCE = 2  # looks at which a peer had not answered what was sent to it
 
 
 class Engine:
@@ -49,6 +51,8 @@ class Engine:
         self._said: dict[str, str] = {}  # problems that were reported already
         self._told: dict[str, dict[bytes, Endpoint]] = {}  # interface → public key → endpoint that we set last
         self._sent: dict[str, dict[bytes, int]] = {}  # interface → public key → bytes sent when we looked last
+        self._silent: dict[str, dict[bytes, int]] = {}  # interface → public key → looks without an answer
+        self._dead: dict[str, set[str]] = {}  # interface → peers that cannot be reached, as far as we know
         self._contents: Contents = {FILE: None}
         self._lock = asyncio.Lock()
         self._naming: asyncio.Task[None] | None = None
@@ -74,7 +78,7 @@ class Engine:
         new, now = wanted.read().interface, self._tunnels()
         everything = wanted.everything()
         changed = {name for name in {*new, *now} if new.get(name) != now.get(name)}
-        changed |= {name.removeprefix(SECRETS).partition(".")[0] for name in view.changed if name.startswith(SECRETS)}
+        changed |= {name for name in {*new, *now} for each in view.changed if each.startswith(f"{SECRETS}{name}.")}
         way = connection(caller.connection or caller.origin.removeprefix("ssh ").partition(" ")[0]) if caller else None
         return applier.Plan(
             contents=everything,
@@ -134,11 +138,13 @@ class Engine:
                     if wanted:
                         with WireGuard() as device:
                             self._bring_up(Kernel(rtnl, device), wanted, endpoints)
+                    self._tell_names(wanted)
+                    self._lead(rtnl, wanted)
             except (MixosError, OSError) as error:
                 known = error if isinstance(error, MixosError) else MixosError(f"vpn: {error}", reason="vpn-io")
                 for name in wanted:
                     self.problem(name, known)
-            self._tell_names(config)
+                self._tell_names(wanted)
 
     def _take_down(self, rtnl: Rtnl, wanted: Mapping[str, Tunnel]) -> None:
         for name, link in rtnl.links().items():
@@ -147,7 +153,7 @@ class Engine:
                 rtnl.delete(name)
                 self._told.pop(name, None)
         if not any(entry.takes_everything for entry in wanted.values()):
-            tunnel.set_rules(rtnl, (), self.proc)
+            tunnel.set_rules(rtnl, (), (), self.proc)
 
     def _bring_up(
         self, kernel: Kernel, wanted: Mapping[str, Tunnel], endpoints: Mapping[str, Mapping[str, Endpoint | None]]
@@ -160,7 +166,18 @@ class Engine:
                 self.up.add(name)
             except MixosError as error:
                 self.problem(name, error)
-        tunnel.set_rules(kernel.rtnl, [wanted[name] for name in self.up], self.proc)
+
+    def _lead(self, rtnl: Rtnl, tunnels: Mapping[str, Tunnel]) -> None:
+        """The rules of what is up. While a name must be looked up for a tunnel that takes everything, the name servers
+        in use are reached past it: the answer cannot come through what waits for it."""
+        up = [tunnels[name] for name in self.up & tunnels.keys()]
+        waits = any(
+            resolve.has_name(tunnels[name].peer[title])
+            for name in self.up & tunnels.keys()
+            if tunnels[name].takes_everything
+            for title in self._dead.get(name, set()) & tunnels[name].peer.keys()
+        )
+        tunnel.set_rules(rtnl, up, self.names.servers() if waits else (), self.proc)
 
     def _move(self, kernel: WireGuard, wanted: Device) -> None:
         told = self._told.setdefault(wanted.name, {})
@@ -176,14 +193,20 @@ class Engine:
         """Peer → the address it shall have. One that we send to since the last look, without an answer, is failing."""
         device, now = self.device(name), time.time()
         here = {peer.public: peer for peer in device.peers} if device else {}
-        told, before = self._told.get(name, {}), self._sent.get(name, {})
+        told, before, silent = self._told.get(name, {}), self._sent.get(name, {}), self._silent.get(name, {})
         self._sent[name] = {public: peer.sent for public, peer in here.items()}
+        self._silent[name], self._dead[name] = {}, set()
         found = {}
-        for title, some in answers.items():
-            public = keys.decode(entry.peer[title].public_key)
+        for title, each in entry.peer.items():
+            public = keys.decode(each.public_key)
             peer = here.get(public)
             failing = peer is not None and stale(peer.handshake, now) and peer.sent > before.get(public, peer.sent)
-            found[title] = tunnel.choose(some, told.get(public), peer, failing)
+            found[title] = tunnel.choose(answers.get(title, ()), told.get(public), peer, failing)
+            if peer is not None and stale(peer.handshake, now):
+                self._silent[name][public] = silent.get(public, 0) + failing
+            nowhere = found[title] is None and (peer is None or peer.endpoint is None)
+            if nowhere or self._silent[name].get(public, 0) >= _PATIENCE:
+                self._dead[name].add(title)
         return found
 
     def device(self, name: str) -> Device | None:
@@ -192,9 +215,16 @@ class Engine:
             return kernel.get(name)
         return None
 
-    def _tell_names(self, config: VpnFile) -> None:
-        tunnels = {name: entry for name, entry in config.interface.items() if name in self.up}
-        self.names.set_vpn({name: (entry.dns, entry.search) for name, entry in tunnels.items() if entry.dns})
+    def _tell_names(self, tunnels: Mapping[str, Tunnel]) -> None:
+        """Name servers behind a peer count while it can be reached: its own name is asked of the others until then."""
+        wanted = {}
+        for name in sorted(self.up & tunnels.keys()):
+            entry = tunnels[name]
+            if servers := tunnel.servers(entry, self._dead.get(name, ())):
+                wanted[name] = (servers, entry.search)
+            elif entry.dns:
+                tunnel.knock(name, entry.dns)  # nobody asks them now, so nothing else would find the way back
+        self.names.set_vpn(wanted)
 
     def problem(self, name: str, error: MixosError) -> None:
         """What keeps a tunnel down; "" for the file."""
@@ -205,14 +235,27 @@ class Engine:
             self.context.events.publish("vpn.problem", name, reason=error.reason)
 
     async def look_again(self) -> None:
-        """Names are asked for only when a peer that has one is stale; then everything is put right at once."""
+        """Names are asked for only when a peer that has one, or of a tunnel with name servers, is stale; then
+        everything is put right at once."""
         entries = self.config.read().interface
         now, again = time.time(), bool(self.problems)
         for name in self.up & entries.keys():
             device = self.device(name)
-            named = {keys.decode(p.public_key) for p in entries[name].peer.values() if resolve.has_name(p)}
-            again |= device is None or any(stale(p.handshake, now) for p in device.peers if p.public in named)
+            peers, dead = entries[name].peer, self._dead.get(name, ())
+            watched = {
+                keys.decode(peer.public_key): title
+                for title, peer in peers.items()
+                if entries[name].dns or resolve.has_name(peer)
+            }
+            again |= device is None or any(
+                stale(peer.handshake, now) or watched[peer.public] in dead
+                for peer in device.peers
+                if peer.public in watched
+            )
         if again:
+            async with self._lock:
+                with Rtnl() as rtnl:
+                    self._lead(rtnl, entries)  # there may be other name servers by now
             await self.settle()
 
 

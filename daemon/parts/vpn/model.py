@@ -25,6 +25,7 @@ from common.netvalues import (
     PublicKey,
     interface_name,
     peer_name,
+    resolver_fits,
 )
 from common.tomlfile import Strict
 from daemon.linux.wireguard import MAX_ALLOWED
@@ -71,6 +72,12 @@ class Tunnel(Strict):
         return value
 
     @model_validator(mode="after")
+    def _names_are_used(self) -> Tunnel:
+        resolver_fits(self.dns, self.search)
+        resolver_fits(self.client_dns, ())
+        return self
+
+    @model_validator(mode="after")
     def _is_unambiguous(self) -> Tunnel:
         keys = Counter(peer.public_key for peer in self.peer.values())
         for name, peer in self.peer.items():
@@ -105,6 +112,9 @@ class VpnFile(Strict):
         ports = Counter(tunnel.port for tunnel in value.values() if tunnel.port)
         if twice := [port for port, count in ports.items() if count > 1]:
             raise ValueError(f"two interfaces listen on port {twice[0]}")
+        kept = {f"{name}.{title}" for name, tunnel in value.items() for title in tunnel.peer}
+        if same := sorted(kept & value.keys()):  # tunnel.own_key, tunnel.peer_key
+            raise ValueError(f"the keys of interface {same[0]} and of the peer would be one file")
         if sum(tunnel.up and tunnel.takes_everything for tunnel in value.values()) > 1:
             raise ValueError("two interfaces that are up take all traffic; one of them needs up = false")
         return value

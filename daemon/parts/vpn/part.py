@@ -22,11 +22,21 @@ from daemon.core.tasks import background
 from daemon.linux.log import log
 from daemon.linux.rtnl import PROC, Rtnl
 from daemon.linux.wireguard import Device, stale
-from daemon.parts.vpn import clients, keys, wgquick
+from daemon.parts.vpn import clients, keys, tunnel, wgquick
 from daemon.parts.vpn.edits import VpnConfig
 from daemon.parts.vpn.engine import Engine
 from daemon.parts.vpn.model import PeerEntry, Tunnel
-from daemon.parts.vpn.requests import AddPeer, ChangeInterface, ChangePeer, Import, Init, OfInterface, OfPeer, Rotate
+from daemon.parts.vpn.requests import (
+    AddPeer,
+    ChangeInterface,
+    ChangePeer,
+    Import,
+    Init,
+    OfInterface,
+    OfPeer,
+    Rotate,
+    Shown,
+)
 from daemon.parts.vpn.tunnel import own_key, peer_key, peer_psk
 
 if TYPE_CHECKING:
@@ -107,7 +117,7 @@ class Vpn:
         return {"interfaces": [self._row(name, entry) for name, entry in tunnels.items()]}
 
     def _row(self, name: str, entry: Tunnel) -> TunnelRow:
-        device = self.engine.device(name)
+        device = self.engine.device(name) if name in self.engine.up else None
         problem = self.engine.problems.get(name) or self.engine.file_problem
         return {
             "name": name,
@@ -161,7 +171,7 @@ class Vpn:
 
     async def add(self, caller: Caller, params: AddPeer) -> Added:
         """`vpn.add-peer`: with a key of its own when none is given; its private half is in the answer and nowhere else,
-        unless `keep-key`. Raises RefusedError `vpn-exists`, `vpn-full`, KeyProblem, ConfigError.
+        unless `keep-key`. Raises RefusedError `vpn-exists`, `vpn-full`, `vpn-config-size`, KeyProblem, ConfigError.
         """
         config = self._files()
         name = config.tunnel(params.interface)[0]
@@ -170,18 +180,21 @@ class Vpn:
             public, private = pair.public, pair.private
         else:
             public, private = keys.decode(params.public_key, "the public key"), None
-        if public == await self._public(config, name):
+        own = await self._public(config, name)
+        if public == own:
             raise RefusedError(f"this is the key of {name} itself", reason="vpn-key-own")
         preshared = keys.preshared() if params.psk else None
 
         def edit(config: VpnConfig) -> None:
             settings: dict[str, object] = {
                 "public-key": keys.encode(public),
-                "allowed-ips": params.allowed_ips or clients.next_addresses(config.tunnel(name)[1]),
+                "allowed-ips": clients.allowed(config.tunnel(name)[1], params.allowed_ips),
                 "endpoint": params.endpoint,
                 "keepalive": params.keepalive or None,
             }
-            config.add_peer(name, params.peer, settings, preshared, private if params.keep_key else None)
+            kept = private if params.keep_key else None
+            entry = config.add_peer(name, params.peer, settings, preshared, kept)
+            _fits(params, clients.client(entry, entry.peer[params.peer], own, private, preshared))
 
         config, changed = await self._make(caller, params, name, edit)
         text = await self._client(config, name, config.tunnel(name)[1], params.peer, private)
@@ -210,37 +223,44 @@ class Vpn:
             return await self._rotate_own(caller, params)
         title = params.peer
         name, _, peer = self._files().peer(params.interface, title)
+        own = await self._public(self._files(), name)
         if not params.key:
             preshared = keys.preshared()
-            config, changed = await self._make(
-                caller,
-                params,
-                name,
-                lambda config: config.change_peer(name, title, {"psk": True}, preshared=preshared),
-            )
+
+            def share(config: VpnConfig) -> None:
+                entry = config.change_peer(name, title, {"psk": True}, preshared=preshared)
+                _fits(params, clients.section(entry, entry.peer[title], own, preshared))
+
+            config, changed = await self._make(caller, params, name, share)
             entry, own = config.tunnel(name)[1], await self._public(config, name)
             text = clients.section(entry, entry.peer[title], own, preshared)
             return {**changed, "peer": title, "configs": {title: text}}
         pair = await keys.make_pair()
         kept = pair.private if peer.kept_key else None
         new_key = {"public-key": keys.encode(pair.public)}
-        config, changed = await self._make(
-            caller, params, name, lambda config: config.change_peer(name, title, new_key, private=kept)
-        )
+
+        def edit(config: VpnConfig) -> None:
+            entry = config.change_peer(name, title, new_key, private=kept)
+            psk = _preshared(config, name, title, entry.peer[title])
+            _fits(params, clients.client(entry, entry.peer[title], own, pair.private, psk))
+
+        config, changed = await self._make(caller, params, name, edit)
         text = await self._client(config, name, config.tunnel(name)[1], title, pair.private)
         return {**changed, "peer": title, "configs": {title: text}}
 
     async def _rotate_own(self, caller: Caller, params: Rotate) -> RotatedOwn:
         name = self._files().tunnel(params.interface)[0]
         pair = await keys.make_pair()
-        config, changed = await self._make(
-            caller, params, name, lambda config: config.store.write(own_key(name), pair.private)
-        )
-        entry = config.tunnel(name)[1]
-        sections = {
-            title: clients.section(entry, peer, pair.public, _preshared(config, name, title, peer))
-            for title, peer in entry.peer.items()
-        }
+        sections: dict[str, str] = {}
+
+        def edit(config: VpnConfig) -> None:
+            config.store.write(own_key(name), pair.private)
+            entry = config.tunnel(name)[1]
+            for title, peer in entry.peer.items():
+                sections[title] = clients.section(entry, peer, pair.public, _preshared(config, name, title, peer))
+                _fits(params, sections[title])
+
+        _, changed = await self._make(caller, params, name, edit)
         return {**changed, "public-key": keys.encode(pair.public), "configs": sections}
 
     async def up(self, caller: Caller, params: ChangeInterface) -> Changed:
@@ -296,11 +316,13 @@ class Vpn:
             caller, wish, f"vpn {type(wish).__name__.lower()} {name}", edited, parts=("vpn",)
         )
         problem = self.engine.problems.get(name)
+        entry = config.read().interface.get(name)
         return config, {
             **answer,
             "interface": name,
             "state": "up" if name in self.engine.up else "down",
             "problem": problem.message if problem else None,
+            "warnings": tunnel.warnings(entry) if entry else [],
         }
 
     async def _client(self, config: VpnConfig, name: str, entry: Tunnel, title: str, private: bytes | None) -> str:
@@ -323,6 +345,16 @@ class Vpn:
             except (MixosError, OSError) as error:
                 log("warning", f"vpn: {error}")
             await asyncio.sleep(TICK_SECONDS)
+
+
+def _fits(shown: Shown, text: str) -> None:
+    """Before anything is changed: a key that is told once must not be lost. Raises RefusedError `vpn-config-size`."""
+    size = len(text.encode())
+    if shown.config_bytes is not None and size > shown.config_bytes:
+        raise RefusedError(
+            f"the configuration has {size} bytes, and only {shown.config_bytes} can be shown so; nothing was changed",
+            reason="vpn-config-size",
+        )
 
 
 def _preshared(config: VpnConfig, name: str, title: str, peer: PeerEntry) -> bytes | None:

@@ -56,12 +56,21 @@ class Init(Wish):
     )
 
 
-class AddPeer(ChangePeer):
+class Shown(Strict):
+    """What the caller does with a configuration that is told once."""
+
+    config_bytes: Annotated[int, Field(ge=1, strict=True)] | None = Field(
+        default=None, description="refuse, and change nothing, when a configuration would be longer; none: any length"
+    )
+
+
+class AddPeer(ChangePeer, Shown):
     """A new peer."""
 
     public_key: str | None = Field(default=None, description="in base64; none: a pair of keys is made")
     allowed_ips: tuple[NetworkText, ...] = Field(
-        default=(), description="networks behind it; none: the next free address of each of the tunnel's networks"
+        default=(),
+        description="networks behind it; without an address in the tunnel's networks it gets the next free ones",
     )
     endpoint: EndpointText | None = Field(default=None, description="where it is; none: it begins")
     keepalive: Seconds = Field(default=0, description="seconds between packets that keep the way open; 0: none")
@@ -69,7 +78,7 @@ class AddPeer(ChangePeer):
     keep_key: bool = Field(default=False, description="keep its private key here, so that vpn.config can tell it")
 
 
-class Rotate(ChangeInterface):
+class Rotate(ChangeInterface, Shown):
     """New keys."""
 
     peer: PeerName | None = Field(default=None, description="whose; none: the tunnel's own")

@@ -7,17 +7,19 @@ into a table of their own first, except for routes that are more special than th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import RefusedError
+from common.netvalues import is_address, split_endpoint
 from daemon.linux import wireguard
 from daemon.linux.netlink import NetlinkError
-from daemon.linux.rtnl import IPV6_METRIC, MAIN_TABLE, PROC, PROTOCOL, Address, Link, Route, Rtnl, Rule
+from daemon.linux.rtnl import IPV6_METRIC, MAIN_TABLE, PROC, PROTOCOL, Address, Link, Route, Rtnl, Rule, family_of
 from daemon.linux.wireguard import Device, Endpoint, Network, Peer, WireGuard
 from daemon.parts.vpn import keys
 from daemon.parts.vpn.keys import Store
@@ -27,6 +29,7 @@ ALIAS = "mixos:vpn.toml"
 MARK = 51820  # of the packets of a tunnel that takes everything and names no mark itself
 TABLE = 51820  # the routing table of the tunnel that takes everything; at most one does
 _PRIORITY = 32764  # in front of the rule for the main table, 32766
+_DISCARD = 9  # the port that nobody answers on (RFC 863)
 _SRC_VALID_MARK = "ipv4/conf/all/src_valid_mark"
 
 
@@ -95,6 +98,44 @@ def rules(tunnels: Iterable[Tunnel]) -> set[Rule]:
     return found
 
 
+def warnings(tunnel: Tunnel) -> list[str]:
+    """What is hardly meant: a peer whose packets would go into the tunnel that they carry. Of a network of
+    everything (/0) they stay outside; names are not looked up."""
+    inside = [network for network in _allowed(tunnel) if network.prefixlen] if tunnel.routes else []
+    found = []
+    for title, peer in tunnel.peer.items():
+        host = split_endpoint(peer.endpoint)[0] if peer.endpoint else ""
+        if is_address(host):
+            found += [
+                f"the endpoint of {title} is in {each}, which leads into the tunnel itself"
+                for each in inside
+                if ipaddress.ip_address(host) in each
+            ]
+    return found
+
+
+def servers(tunnel: Tunnel, dead: Collection[str]) -> tuple[str, ...]:
+    """The tunnel's name servers but those behind one of the peers `dead`."""
+    return tuple(server for server in tunnel.dns if _behind(tunnel, server) not in dead)
+
+
+def _behind(tunnel: Tunnel, address: str) -> str | None:
+    """The peer that packets to an address go to: the one with the most special network (wg(8)); None: to none."""
+    host = ipaddress.ip_address(address)
+    parts = ((ipaddress.ip_network(text), title) for title, peer in tunnel.peer.items() for text in peer.allowed_ips)
+    found = [(network.prefixlen, title) for network, title in parts if host in network]
+    return max(found)[1] if found else None
+
+
+def knock(name: str, addresses: Iterable[str]) -> None:
+    """Give a tunnel something to send to addresses behind it, so that it shakes hands once it can."""
+    for address in addresses:
+        with contextlib.suppress(OSError), socket.socket(family_of(address), socket.SOCK_DGRAM) as channel:
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+            channel.setblocking(False)
+            channel.sendto(b"", (address, _DISCARD))
+
+
 def _allowed(tunnel: Tunnel) -> Iterator[Network]:
     return (ipaddress.ip_network(network) for peer in tunnel.peer.values() for network in peer.allowed_ips)
 
@@ -125,9 +166,12 @@ class Kernel:
         set_up(self.rtnl, name, tunnel)
 
 
-def set_rules(rtnl: Rtnl, tunnels: Iterable[Tunnel], proc: Path = PROC) -> None:
-    """Have exactly the rules that `tunnels` need; rules of others are not touched. Raises NetlinkError, OSError."""
+def set_rules(rtnl: Rtnl, tunnels: Iterable[Tunnel], past: Iterable[str] = (), proc: Path = PROC) -> None:
+    """Have exactly the rules that `tunnels` need, and such that lead to the addresses `past` outside of them; rules of
+    others are not touched. Raises NetlinkError, OSError."""
     wanted = rules(tunnels)
+    if wanted:
+        wanted |= {Rule(family_of(each), _PRIORITY - 1, MAIN_TABLE, to=each) for each in _hosts(past)}
     here = {rule for rule in rtnl.rules() if rule.protocol == PROTOCOL}
     if wanted and (proc / _SRC_VALID_MARK).exists():
         # Replies carry no mark when the reverse path is checked (ip-sysctl, rp_filter).
@@ -136,6 +180,15 @@ def set_rules(rtnl: Rtnl, tunnels: Iterable[Tunnel], proc: Path = PROC) -> None:
         rtnl.add_rule(rule)
     for rule in here - wanted:
         rtnl.remove_rule(rule)
+
+
+def _hosts(addresses: Iterable[str]) -> Iterator[str]:
+    """Addresses as networks of one; what is on a link or in this device anyway is left out, and what is no address."""
+    for text in addresses:
+        with contextlib.suppress(ValueError):
+            address = ipaddress.ip_address(text)
+            if not address.is_link_local and not address.is_loopback:
+                yield f"{address}/{address.max_prefixlen}"
 
 
 def set_up(rtnl: Rtnl, name: str, tunnel: Tunnel) -> None:

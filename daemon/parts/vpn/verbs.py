@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +10,11 @@ import click
 from common.errors import MixosError
 from common.units import duration, size
 from daemon.client.cli.change import change_options, changed, wish
-from daemon.client.cli.common import Function, ask, json_option, show
+from daemon.client.cli.common import Function, ask, json_option, show, write_file
 from daemon.client.console.names import names as known
 from daemon.client.show import Column, Listing
 
+_QR_BYTES = 2953  # ISO/IEC 18004: version 40, level L
 _SECONDS = 100.0  # looking up names of endpoints takes as long as the name servers need to give up
 
 
@@ -89,7 +89,7 @@ _PEERS = Listing(
 @click.option("--client-dns", multiple=True, help="Name server that clients' configurations name.")
 @click.option("--client-routes", multiple=True, help="What clients send into the tunnel; default: its own networks.")
 @change_options
-def init(as_json: bool, **values: Any) -> None:
+def init(as_json: bool, **values: Any) -> int:
     """Make a WireGuard interface with a new key and bring it up.
 
     \b
@@ -99,6 +99,7 @@ def init(as_json: bool, **values: Any) -> None:
     """
     result = ask("vpn.init", wish(values), seconds=_SECONDS)
     show(result, as_json, lambda row: f"{_state(row)}\naddresses   {' '.join(row['addresses'])}")
+    return _code(result)
 
 
 def _state(row: Mapping[str, Any]) -> str:
@@ -106,13 +107,25 @@ def _state(row: Mapping[str, Any]) -> str:
         return changed(row)
     lines = [f"{row['interface']} is {row['state']}"]
     lines += [f"problem: {row['problem']}"] if row["problem"] else []
+    lines += [f"warning: {text}" for text in row["warnings"]]
     lines += [f"public key  {row['public-key']}"] if row.get("public-key") else []
     lines += [_trial(row)] if row.get("confirm") else []
     return "\n".join(lines)
 
 
+def _code(row: Mapping[str, Any]) -> int:
+    """1 when a change was made and the tunnel, or one of them, is not up as it should be; `remove` and the like differ:
+    what they are asked for is done."""
+    return int(bool(row["applied"] and (row.get("problem") or row.get("down"))))
+
+
 def _trial(row: Mapping[str, Any]) -> str:
     return f"on trial for {row['confirm']} s; keep it with: mixctl confirm"
+
+
+def _shown(qr: bool) -> dict[str, int]:
+    """How much of a configuration can be shown: what cannot must not be made, since its key would be lost."""
+    return {"config-bytes": _QR_BYTES} if qr else {}
 
 
 def _print_config(text: str, qr: bool) -> None:
@@ -139,6 +152,8 @@ def _remark(row: Mapping[str, Any]) -> None:
     """What is not part of a configuration goes to standard error: `> phone.conf` gives a clean file."""
     if row.get("problem"):
         click.echo(f"mixctl: {row['interface']} is down: {row['problem']}", err=True)
+    for text in row["warnings"]:
+        click.echo(f"mixctl: {text}", err=True)
     if row.get("confirm"):
         click.echo(f"mixctl: {_trial(row)}", err=True)
 
@@ -146,7 +161,7 @@ def _remark(row: Mapping[str, Any]) -> None:
 @vpn.command("add-peer")
 @click.argument("name")
 @_interface_option
-@click.option("--allowed-ips", multiple=True, help="Networks behind the peer; default: the next free address.")
+@click.option("--allowed-ips", multiple=True, help="Networks behind the peer; besides, it gets the next free address.")
 @click.option("--public-key", help="The peer's own public key; default: make a key pair for it.")
 @click.option("--psk", is_flag=True, help="Add a preshared key.")
 @click.option("--keepalive", type=click.IntRange(0, 65535), default=0, help="Seconds between packets when idle.")
@@ -154,7 +169,7 @@ def _remark(row: Mapping[str, Any]) -> None:
 @click.option("--keep-key", is_flag=True, help="Keep the peer's private key here, so that `qr` can show it again.")
 @click.option("--qr", is_flag=True, help="Print the configuration as a QR code.")
 @change_options
-def add_peer(name: str, qr: bool, as_json: bool, **values: Any) -> None:
+def add_peer(name: str, qr: bool, as_json: bool, **values: Any) -> int:
     """Add a peer and print its configuration: once, since its private key is not kept.
 
     \b
@@ -163,14 +178,15 @@ def add_peer(name: str, qr: bool, as_json: bool, **values: Any) -> None:
       mixctl vpn add-peer phone --keepalive 25 --qr
       mixctl vpn add-peer office --public-key 4qh4UzGyx8HwTw3bTY6hDAYxhIMHTX4Ogz9rV2R5Aic= --allowed-ips 10.8.0.9/32
     """
-    result = ask("vpn.add-peer", wish({"peer": name, **values}), seconds=_SECONDS)
+    result = ask("vpn.add-peer", wish({"peer": name, **values, **_shown(qr)}), seconds=_SECONDS)
     if as_json or not result["applied"]:
-        return show(result, as_json, changed)
+        show(result, as_json, changed)
+        return _code(result)
     _print_config(result["config"], qr)
     _remark(result)
     if "PrivateKey = " in result["config"] and not values["keep_key"]:
         click.echo("mixctl: this is shown once; the private key in it is not kept on this device", err=True)
-    return None
+    return _code(result)
 
 
 @vpn.command()
@@ -225,7 +241,7 @@ def delete(interface: str, yes: bool, as_json: bool, **values: object) -> None:
 @click.option("--key", is_flag=True, help="Make a new key pair for the peer, instead of a new preshared key.")
 @click.option("--qr", is_flag=True, help="Print the peer's configuration as a QR code.")
 @change_options
-def rotate(name: str | None, qr: bool, as_json: bool, **values: object) -> None:
+def rotate(name: str | None, qr: bool, as_json: bool, **values: object) -> int:
     """Make new keys: this device's own, or with NAME a peer's preshared key. Prints what the other side must change.
 
     \b
@@ -234,15 +250,16 @@ def rotate(name: str | None, qr: bool, as_json: bool, **values: object) -> None:
       mixctl vpn rotate laptop
       mixctl vpn rotate phone --key --qr
     """
-    result = ask("vpn.rotate", wish({"peer": name, **values}), seconds=_SECONDS)
+    result = ask("vpn.rotate", wish({"peer": name, **values, **_shown(qr)}), seconds=_SECONDS)
     if as_json or not result["applied"]:
-        return show(result, as_json, changed)
+        show(result, as_json, changed)
+        return _code(result)
     for peer, text in result["configs"].items():
         if len(result["configs"]) > 1:
             click.echo(f"# --- {peer}")
         _print_config(text, qr)
     _remark(result)
-    return None
+    return _code(result)
 
 
 @vpn.command()
@@ -273,14 +290,16 @@ def down(as_json: bool, **values: object) -> None:
 
 @vpn.command()
 @change_options
-def apply(as_json: bool, **values: object) -> None:
+def apply(as_json: bool, **values: object) -> int:
     """Put an edited vpn.toml in force. Peers that did not change keep their sessions.
 
     \b
     Example:
       mixctl vpn apply
     """
-    show(ask("vpn.apply", wish(values), seconds=_SECONDS), as_json, _applied)
+    result = ask("vpn.apply", wish(values), seconds=_SECONDS)
+    show(result, as_json, _applied)
+    return _code(result)
 
 
 def _applied(result: Mapping[str, Any]) -> str:
@@ -296,7 +315,7 @@ def _applied(result: Mapping[str, Any]) -> str:
 @click.argument("file", type=click.File("r", encoding="utf-8"))
 @click.option("--name", help="The interface's name; default: the file's, without .conf.")
 @change_options
-def import_(file: Any, name: str | None, as_json: bool, **values: object) -> None:
+def import_(file: Any, name: str | None, as_json: bool, **values: object) -> int:
     """Make an interface from a configuration file of wg-quick, and bring it up. "-" reads standard input.
 
     \b
@@ -307,8 +326,10 @@ def import_(file: Any, name: str | None, as_json: bool, **values: object) -> Non
 
     from daemon.parts.vpn.wgquick import MAX_BYTES
 
-    label = "standard input" if file is sys.stdin else file.name
+    label = file.name if isinstance(file.name, str) and file.name != "<stdin>" else "standard input"
     name = name or PurePath(label).name.removesuffix(".conf")
+    if " " in name:
+        raise click.UsageError("what comes from standard input has no name: say --name")
     try:
         text = file.read(MAX_BYTES + 1)
     except UnicodeDecodeError as error:
@@ -318,6 +339,7 @@ def import_(file: Any, name: str | None, as_json: bool, **values: object) -> Non
     params = {"name": name, "text": text, "file": label[-200:], **wish(values)}
     result = ask("vpn.import", params, seconds=_SECONDS)
     show(result, as_json, lambda row: f"{_state(row)}\npeers       {', '.join(row['peers']) or 'none'}")
+    return _code(result)
 
 
 @vpn.command()
@@ -331,4 +353,7 @@ def export(interface: str | None, as_json: bool) -> None:
       mixctl vpn export wg0
     """
     result = ask("vpn.export", _params(interface=interface), seconds=_SECONDS)
-    show(result, as_json, lambda row: str(row["config"]).rstrip("\n"))
+    if as_json:
+        show(result, as_json, str)
+    else:
+        write_file(result["config"])

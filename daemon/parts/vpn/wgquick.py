@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from common import netvalues as values
 from common.errors import ConfigError
+from common.lines import split_lines
 from common.text import MARK
 from daemon.parts.vpn import keys
 
@@ -37,7 +38,8 @@ _SPELLING = {
 
 @dataclass(frozen=True)
 class QuickPeer:
-    """A [Peer] section. name: from the comment in front of it, when it can be one."""
+    """A [Peer] section. name: from a comment right above or right below its header, when it can be one. line: of its
+    key in the file that was read."""
 
     public: bytes
     name: str = ""
@@ -45,6 +47,7 @@ class QuickPeer:
     allowed: tuple[str, ...] = ()
     endpoint: str | None = None
     keepalive: int = 0
+    line: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Quick:
 class _Section:
     kind: str
     line: int
-    comment: str
+    comments: list[str]  # that may name it, the most likely first
     found: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
 
 
@@ -81,27 +84,39 @@ def parse(text: str, where: str = "the file") -> Quick:
         raise ConfigError(f"{where}: there must be one [Interface], not {len(interfaces)}", reason="vpn-import")
     if len(peers) > MAX_PEERS:
         raise ConfigError(f"{where}: more than {MAX_PEERS} peers", reason="vpn-import")
-    return _Reader(where).interface(interfaces[0], tuple(_Reader(where).peer(section) for section in peers))
+    quick = _Reader(where).interface(interfaces[0], tuple(_Reader(where).peer(section) for section in peers))
+    first: dict[object, int] = {}
+    for peer in quick.peers:
+        for each in (peer.public, *peer.allowed):
+            if other := first.get(each):
+                what = f"{each} is allowed" if isinstance(each, str) else "the public key is there"
+                raise _wrong(where, peer.line, f"{what} for the peer in line {other} already")
+            first[each] = peer.line
+    return quick
 
 
 def _sections(text: str, where: str) -> list[_Section]:
     """The sections with their values, known keys only. Keys and section names have no case (wg(8))."""
     sections: list[_Section] = []
-    comment = ""
-    for number, raw in enumerate(text.removeprefix(MARK).splitlines(), 1):
+    above: list[str] = []  # comments right above this line, the nearest first
+    fresh = False  # nothing but comments since the last header
+    for number, raw in enumerate(split_lines(text.removeprefix(MARK)), 1):
         line, mark, remark = raw.partition("#")
         line = line.strip()
-        if mark and not line:
-            comment = remark.strip()
         if not line:
+            if mark and fresh:
+                sections[-1].comments.append(remark.strip())
+            else:
+                above = [remark.strip(), *above] if mark else []
             continue
         if line.startswith("["):
             kind = line[1:-1].strip().lower() if line.endswith("]") else ""
             if kind not in _KNOWN:
                 raise _wrong(where, number, f"{line[:40]!r} is neither [Interface] nor [Peer]")
-            sections.append(_Section(kind, number, comment))
-            comment = ""
+            sections.append(_Section(kind, number, above))
+            above, fresh = [], True
             continue
+        above, fresh = [], False
         name, equals, value = (part.strip() for part in line.partition("="))
         if not equals or not sections:
             raise _wrong(where, number, "a line must be `Key = value` below [Interface] or [Peer]")
@@ -172,11 +187,12 @@ class _Reader:
         endpoint = self.one(section, "endpoint", "")
         return QuickPeer(
             public=self.key(section, "publickey"),
-            name=section.comment if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", section.comment) else "",
+            name=next((each for each in section.comments if values.is_peer_name(each)), ""),
             preshared=self.key(section, "presharedkey") if "presharedkey" in section.found else None,
             allowed=self.list(section, "allowedips", _allowed),
             endpoint=self.convert(section, "endpoint", endpoint, values.endpoint) if endpoint else None,
             keepalive=self.number(section, "persistentkeepalive", 65535),
+            line=self.line(section, "publickey"),
         )
 
     def line(self, section: _Section, word: str) -> int:
@@ -200,7 +216,7 @@ class _Reader:
     def list(self, section: _Section, word: str, check: Callable[[str], str]) -> tuple[str, ...]:
         found: dict[str, None] = {}
         for line, value in section.found.get(word, ()):
-            for item in filter(None, (part.strip() for part in value.split(","))):
+            for item in filter(None, re.split(r"[,\s]+", value)):  # as wg-quick takes Address and DNS
                 found[self.at(line, item, check)] = None
         return tuple(found)
 
@@ -225,7 +241,7 @@ def _with_prefix(text: str) -> str:
 
 def _allowed(text: str) -> str:
     """An allowed IP; host bits are dropped, as wg(8) does."""
-    return str(ipaddress.ip_network(text, strict=False))
+    return str(values.ip_network(str(ipaddress.ip_network(text, strict=False))))
 
 
 def write(quick: Quick, private: str) -> str:
