@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 _CHUNK = 1 << 20
+# What is in a folder and of nobody's making: of editors (vim, Emacs, nano, KDE), patch, version control, file managers.
+_LEFTOVER = re.compile(
+    r".*~|#.*#|\.#.*|\..*\.sw[a-p]|.*\.(orig|rej|kate-swp)"
+    r"|\.(git|gitignore|gitattributes|gitkeep|hg|svn)|\.DS_Store|Thumbs\.db"
+)
 
 
 def frame(value: Any) -> bytes:
@@ -58,7 +64,7 @@ def scan_tree(root: Path, only: Sequence[str] = (), hide: Sequence[str] = ()) ->
     """Every path below `root` (or `root` itself when it is a file), sorted; special files raise ValueError.
 
     Owners and times are not part of a tree: they travel in manifests. `only` keeps the paths that match one of the glob
-    patterns, `hide` leaves out names at the top; byte-code caches never count.
+    patterns, without what editors, version control and byte-code caches leave; `hide` leaves out names at the top.
     """
     if not root.is_dir():
         return [_entry(root, "")]
@@ -69,7 +75,7 @@ def _walk(root: Path, prefix: str, only: Sequence[str], hide: Sequence[str] = ()
     with os.scandir(root / prefix) as listing:
         for item in listing:
             path = f"{prefix}/{item.name}" if prefix else item.name
-            if item.name in hide:
+            if item.name in hide or (only and _LEFTOVER.fullmatch(item.name)):
                 continue
             if item.is_dir(follow_symlinks=False):
                 if item.name == "__pycache__" and only:

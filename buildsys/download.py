@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import urllib3
 
 CHUNK = 1 << 18
 CONNECT_SECONDS, READ_SECONDS = 10, 60
+SLOW_SECONDS, SLOW_BYTES = 60, 60 << 10  # a place that gives less in that time is given up
 MAX_BYTES = 4 << 30  # of a file whose size is not known beforehand
 
 Report = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
@@ -42,8 +44,10 @@ def resume(url: str, partial: Path, size: int | None, report: Report) -> None:
                 _receive(answer, partial, have, size, report)
     except requests.ConnectionError as error:
         raise UnreachableError(_plain(error)) from error
-    except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise BrokenError(_plain(error)) from error
+    except ValueError as error:  # what these libraries raise for an address that is none, also for that of a redirect
+        raise RefusedError(_plain(error)) from error
 
 
 def _receive(answer: requests.Response, partial: Path, have: int, size: int | None, report: Report) -> None:
@@ -58,6 +62,7 @@ def _receive(answer: requests.Response, partial: Path, have: int, size: int | No
     length = answer.headers.get("Content-Length", "")
     total = int(length) + received if length.isdigit() else size
     limit = size or MAX_BYTES
+    since, before = time.monotonic(), received
     with partial.open("ab" if received else "wb") as file:
         for chunk in _chunks(answer):
             received += len(chunk)
@@ -66,14 +71,19 @@ def _receive(answer: requests.Response, partial: Path, have: int, size: int | No
                 raise RefusedError(f"longer than the {limit} bytes it should have")
             file.write(chunk)
             report(received, total)
+            if time.monotonic() - since > SLOW_SECONDS:
+                if received - before < SLOW_BYTES:
+                    raise RefusedError(f"too slow: {received - before} bytes in {SLOW_SECONDS} s")
+                since, before = time.monotonic(), received
     if total is not None and received < total:
         raise BrokenError(f"ended after {received} of {total} bytes")
 
 
 def _chunks(answer: requests.Response) -> Iterator[bytes]:
-    """The body as it is stored: servers call a .tar.gz gzip-encoded, and the hash is of the .tar.gz."""
-    chunks: Iterator[bytes] = answer.raw.stream(CHUNK, decode_content=False)
-    return chunks
+    """The body as it is stored: servers call a .tar.gz gzip-encoded, and the hash is of the .tar.gz. Each piece is
+    handed over as it comes."""
+    while chunk := answer.raw.read1(CHUNK, decode_content=False):
+        yield chunk
 
 
 def _range_start(answer: requests.Response) -> int | None:
@@ -85,10 +95,13 @@ def _range_start(answer: requests.Response) -> int | None:
 def head(url: str) -> str:
     """'yes' if the place has the file, else what it answered."""
     try:
-        answer = requests.head(url, allow_redirects=True, timeout=CONNECT_SECONDS)
-    except requests.RequestException as error:
+        status = requests.head(url, allow_redirects=True, timeout=CONNECT_SECONDS).status_code
+        if status in (405, 501):  # this server answers questions for the file alone
+            with requests.get(url, stream=True, timeout=CONNECT_SECONDS) as answer:
+                status = answer.status_code
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
         return type(error).__name__
-    return "yes" if answer.status_code == 200 else f"HTTP {answer.status_code}"
+    return "yes" if status == 200 else f"HTTP {status}"
 
 
 def _plain(error: Exception) -> str:

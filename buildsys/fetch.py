@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from buildsys.lock import Source
 from buildsys.oserrors import host_error
 from buildsys.run import inherited, kill_group, spawn
 from common.errors import FetchError
+from common.safe import without_password
 
 ATTEMPTS = 3
 OTHERS_SECONDS = 1800  # that pip or apt may take for one file
@@ -63,8 +63,10 @@ class Fetcher:
             raise host_error(error, f"cannot write to {self.distfiles}", FetchError, "fetch-write") from error
 
     def _get(self, source: Source) -> Path:
-        self.distfiles.mkdir(parents=True, exist_ok=True)
         final = self.distfiles / source.sha256
+        if final.is_file() and file_sha256(final) == source.sha256:
+            return final  # without a lock: what only has to be read may lie where we may not write
+        self.distfiles.mkdir(parents=True, exist_ok=True)
         with exclusive(self.distfiles / f".{source.sha256}.lock", self._check):
             if self._present(source, final):
                 return final
@@ -117,7 +119,10 @@ class Fetcher:
             return self._from_apt(source, place.removeprefix("apt:"), final)
         from buildsys import download  # the HTTP library is slow to import, and most builds fetch nothing
 
-        host = urllib.parse.urlsplit(place).netloc
+        try:
+            host = urllib.parse.urlsplit(place).netloc
+        except ValueError as error:
+            return str(error)
         if host in self.dead_hosts:
             return "skipped, this host did not answer before"
         partial = self.distfiles / f"{source.sha256}.partial"
@@ -138,6 +143,8 @@ class Fetcher:
                 problem, dead = str(error), not partial.exists()
             except download.BrokenError as error:
                 problem, dead = str(error), False
+            if _is(partial, source):  # the server promised more, or did not end: the hash decides
+                return self._accept(source, partial, final)
             if dead or attempt == ATTEMPTS - 1:
                 break
             self._stopped.wait(self.backoff * 2**attempt)
@@ -214,13 +221,15 @@ class Fetcher:
         return lines[-1] if lines else f"it ended with status {process.returncode}"
 
 
+def _is(path: Path, source: Source) -> bool:
+    """Is a file that may not be complete the whole source?"""
+    if not path.is_file() or source.size not in (None, path.stat().st_size):
+        return False
+    return file_sha256(path) == source.sha256
+
+
 # How a person points pip at an index or a proxy; everything else of the environment stays out.
 PIP_ENV = ("PIP_*", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE")
-
-
-def without_password(text: str) -> str:
-    """The text with the password of every URL in it masked (RFC 3986, section 3.2.1)."""
-    return re.sub(r"(\w://[^\s/:@]*:)[^\s/@]+@", r"\1***@", text)
 
 
 def pip_download(wheel: str) -> list[str]:

@@ -12,6 +12,7 @@ import ast
 import functools
 import hashlib
 import importlib.metadata
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from common.errors import BuildError
 REPOSITORY = Path(__file__).resolve().parent.parent
 VERSION = 1  # of this encoding; a change of meaning below must change it
 _INSTALLED = " (installed)"
+_C_LIBRARY = re.compile(r"lib(c|m|dl|rt|pthread)\.so")
 OWN_PACKAGES = ("common", "buildsys", "kernel", "rootfs", "packages", "image", "daemon")
 
 
@@ -169,13 +171,23 @@ def _normalised(path: Path) -> tuple[str, list[str], bytes]:
 
 @functools.cache
 def tool_digest(name: str) -> str:
-    """The SHA-256 of a host program's file; for gcc also of the compiler proper, which its driver only starts.
+    """The SHA-256 of a host program's file with the libraries that it loads, since what compresses or computes is often
+    there; for gcc also of the compiler proper, which its driver only starts.
 
     Raises HostError when the program is missing.
     """
-    tool = find_tool(name)
-    digest = file_sha256(tool.resolve())
-    if name != "gcc":
-        return digest
-    compiler = Path(run([tool, "-print-prog-name=cc1"], timeout=10).text)
-    return hashlib.sha256((digest + file_sha256(compiler)).encode()).hexdigest()
+    tool = find_tool(name).resolve()
+    programs = [tool]
+    if name == "gcc":
+        programs.append(Path(run([tool, "-print-prog-name=cc1"], timeout=10).text))
+    files = [*programs, *sorted({library for program in programs for library in _libraries(program)})]
+    digests = [file_sha256(path) for path in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _libraries(program: Path) -> list[Path]:
+    """The shared libraries that a program loads at its start, without the C library: that is replaced with every
+    security update, and computes no output. None for a script or a static program."""
+    listed = run([find_tool("ldd"), program], allow=(0, 1), timeout=10)
+    found = re.findall(r"^\s*(\S+) => (/\S+) \(0x", listed.text, re.MULTILINE) if listed.status == 0 else []
+    return [Path(path).resolve() for name, path in found if not _C_LIBRARY.match(name)]

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from buildsys.config.values import WebAddress
 from common.errors import ConfigError
 from common.tomlfile import Strict, load
 
@@ -30,7 +31,7 @@ class Source(Strict):
     sha256: Sha256
     file: FileName
     size: Annotated[int, Field(gt=0)] | None = None
-    urls: tuple[str, ...] = ()
+    urls: tuple[WebAddress, ...] = ()
     pool: PoolPath | None = None
     pip: str | None = None
 

@@ -13,7 +13,8 @@ Building a plan executes nothing and reads only files of the checkout.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,14 @@ RECIPE_TOOLS = ("make", "perl", "sed", "tar", "sh")
 PROFILE_WORDS: dict[str, tuple[str, ...]] = {"release": (), "debug": ("ignore_loglevel", "printk.time=1")}
 # Packages that are built from this repository.
 OWN_PACKAGES = ("base-files", "mixos-apparmor", "mixos-daemon", "mixos-native")
+# Recipes without which they are no system, and why; what a service of [services] needs besides.
+REQUIRED = {
+    "busybox": "init",
+    "cpython": "the daemon",
+    "python-runtime": "the daemon",
+    "e2fsprogs": "the data partition",
+}
+SERVICE_NEEDS = {"sshd": "openssh"}
 IMAGE_TARGET = "disk"
 
 
@@ -120,7 +129,12 @@ def _installed(project: Project) -> list[str]:
     names = tuple(name for name in project.config.packages.install if name not in OWN_PACKAGES)
     place = nearest(positions(read_text(project.config_file)), ("packages", "install"))
     wanted_by = f"{project.config_file}:{place.line}:{place.column}: packages.install"
-    return [*OWN_PACKAGES, *closure(project.recipes, names, wanted_by)]
+    found = closure(project.recipes, names, wanted_by)
+    needed = REQUIRED | {SERVICE_NEEDS[name]: name for name in project.config.services.enable if name in SERVICE_NEEDS}
+    missing = [f"'{name}' ({reason})" for name, reason in needed.items() if name not in found]
+    if missing:
+        raise ConfigError(f"{wanted_by}: an image needs {', '.join(missing)}", reason="package-missing")
+    return [*OWN_PACKAGES, *found]
 
 
 def _recipe_inputs(project: Project, folder: Path, recipe: Recipe) -> dict[str, Input]:
@@ -153,7 +167,8 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
 
     config = project.config
     root = project.root
-    read_settings(config.settings)  # a mistake in them is an error now, not in the middle of the build
+    # A mistake in them is an error now, not in the middle of the build.
+    settings = read_settings(config.settings, str(project.config_file), _settings_lines(project))
     yield Action(
         "base-files",
         Call(
@@ -163,7 +178,7 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
                 "build_id": seed(project)[:12],
                 "profile": config.image.profile,
                 "services": list(config.services.enable),
-                "settings": config.settings,
+                "settings": settings.as_mapping(),
                 "kernel": asdict(kernel.choice),
             },
         ),
@@ -188,6 +203,18 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
     )
     yield _own_package(project, "daemon", "The daemon of the booted system, and mixctl", ("cpython", "python-runtime"))
     yield from _helpers(project)
+
+
+def _settings_lines(project: Project) -> Callable[[str], int | None]:
+    """Finds the line of a setting ("ssh.keys[0].key") in the project's file."""
+    places = positions(read_text(project.config_file))
+
+    def line(path: str) -> int | None:
+        words = re.findall(r"[^.\[\]]+", path)
+        keys = tuple(int(word) if word.isdigit() else word for word in words)
+        return nearest(places, ("settings", *keys)).line
+
+    return line
 
 
 def _helpers(project: Project) -> Iterator[Action]:
@@ -255,7 +282,7 @@ def _root(project: Project) -> Iterator[Action]:
             {"filesystem": config.image.filesystem, "limit": config.image.max_root, "seed": seed(project)},
         ),
         {"root": FromAction("rootfs")},
-        tools=("mksquashfs",) if config.image.filesystem == "squashfs" else ("mkfs.erofs",),
+        tools=("mksquashfs", "zstd") if config.image.filesystem == "squashfs" else ("mkfs.erofs", "fsck.erofs"),
     )
 
 

@@ -107,7 +107,7 @@ class Store:
 
     @contextlib.contextmanager
     def _lock(self, name: str, *, exclusive: bool, wait: bool) -> Iterator[bool]:
-        descriptor = os.open(self.root / "locks" / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(self.root / "locks" / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o660)
         try:
             try:
                 fcntl.flock(

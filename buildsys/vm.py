@@ -73,23 +73,24 @@ class Vm:
         if port is None:
             raise UsageError("this machine was started without a network", reason="vm-no-network")
         options = {
-            "UserKnownHostsFile": str(self.state / "known_hosts"),
+            "IdentityFile": ssh_value(self.key),
+            "UserKnownHostsFile": ssh_value(self.state / "known_hosts"),
             "StrictHostKeyChecking": "accept-new",  # a new disk has a new key; later changes are refused
             "IdentitiesOnly": "yes",
             "LogLevel": "ERROR",
             "ConnectTimeout": "60",
         }
         words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-        return [
-            "ssh",
-            *words,
-            "-i",
-            str(self.key),
-            "-p",
-            str(port),
-            f"{user}@127.0.0.1",
-            *(("--", *command) if command else ()),
-        ]
+        target = ["-p", str(port), f"{user}@127.0.0.1"]
+        # Without the configuration of the user and the host, which are about other machines.
+        return ["ssh", "-F", "none", *words, *target, *(("--", *command) if command else ())]
+
+
+def ssh_value(path: Path) -> str:
+    """A path as the value of an option of ssh, which would take blanks, quotes and % for something else
+    (ssh_config(5))."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{text}"'
 
 
 def _read(path: Path) -> object:

@@ -47,8 +47,9 @@ def host_address(text: str) -> str:
         address = plain(addresses.address(text))
     except ValueError as error:
         raise ValueError(f"{text!r} is not an IP address") from error
-    if address.is_multicast or address.is_unspecified:
-        raise ValueError(f"{text!r} is not the address of a host")
+    problem = None if address.is_loopback else addresses.host_problem(address)
+    if problem:
+        raise ValueError(f"{text!r} {problem}")
     return str(address)
 
 
@@ -60,9 +61,9 @@ def interface_address(text: str) -> str:
         raise ValueError(f"{text!r} is not an address with prefix length, such as 192.0.2.10/24") from error
     if "/" not in text:
         raise ValueError(f"{text!r} needs its prefix length, such as {text}/{24 if address.version == 4 else 64}")
-    mapped = plain(address.ip) != address.ip
-    if mapped or address.is_multicast or address.is_unspecified or address.is_loopback:
-        raise ValueError(f"{text!r} is not the address of a host")
+    problem = addresses.host_problem(address.ip, address.network)
+    if plain(address.ip) != address.ip or problem:
+        raise ValueError(f"{text!r} {problem or 'is not the address of a host'}")
     return str(address)
 
 

@@ -44,3 +44,9 @@ def _escape_json(found: re.Match[str]) -> str:
         return f"\\u{number:04x}"
     number -= 0x10000  # RFC 8259 section 7: characters beyond the first plane are two surrogates
     return f"\\u{0xD800 | number >> 10:04x}\\u{0xDC00 | number & 0x3FF:04x}"
+
+
+def without_password(text: str) -> str:
+    """The text with the password of every URL in it masked, and a name that stands without one: it may be a token
+    (RFC 3986, section 3.2.1)."""
+    return re.sub(r"(\w://)([^\s/:@]*:)?[^\s/?#]+@", r"\1\2***@", text)

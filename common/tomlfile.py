@@ -16,6 +16,8 @@ from pydantic_core import ErrorDetails
 from common.errors import ConfigError
 from common.files import read_regular
 from common.positions import nearest, positions
+from common.safe import without_password
+from common.text import MARK, decoded, shown
 from common.values import PATTERNS
 
 MAX_BYTES = 4 << 20  # no file that people write by hand is larger
@@ -51,14 +53,12 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: {error.strerror}", reason="config-unreadable") from error
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes", reason="config-too-large")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 (byte {error.start})", reason="config-encoding") from error
+    return decoded(data, path)
 
 
 def parse(text: str, path: Path, model: type[Model]) -> Model:
     """Like `load`, for text that was already read; `path` is only named in errors."""
+    text = text.removeprefix(MARK)
     data = decode(text, path)
     try:
         return model.model_validate(data)
@@ -86,7 +86,7 @@ def parse_edit(text: str, before: str, path: Path, model: type[Model]) -> Model:
 def decode(text: str, path: Path) -> dict[str, Any]:
     """The content of TOML text. Raises ConfigError `config-syntax` with line and column."""
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(text.removeprefix(MARK))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}", reason="config-syntax", hint="the file must be TOML 1.0") from error
     except RecursionError as error:
@@ -109,7 +109,7 @@ def _explain(detail: ErrorDetails, where: str, model: type[BaseModel]) -> str:
         return f"{where}unknown key '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
     if detail["type"] == "missing":
         return f"{where}key '{name}' is missing"
-    value = repr(detail["input"])
+    value = without_password(shown(detail["input"]))
     return f"{where}{name} = {value if len(value) < 120 else value[:117] + '...'}: {plain(detail)}"
 
 

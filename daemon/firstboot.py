@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import DiskError, MixosError
+from common.streams import open_missing
 from daemon.linux import process
 from image import gpt
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
     prepare: partition not mounted; grow it, make or fit its file system. resize: mounted; fit the file system.
     """
+    open_missing()
     if len(argv) != 3 or argv[0] not in ("prepare", "resize"):
         sys.stderr.write("usage: mixos-firstboot prepare|resize DISK PARTITION\n")
         return 2
@@ -66,15 +68,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def grow_partition(disk: Path, partition: Path) -> bool:
-    """Extend the data partition to the end of the disk; whether anything changed. Also mends a backup table that is
-    not at the end of the disk (an image copied to a larger one)."""
+    """Extend the data partition over the free space behind it; whether anything changed. Also mends a backup table that
+    is not at the end of the disk (an image copied to a larger one)."""
     descriptor = os.open(disk, os.O_RDWR | os.O_CLOEXEC)
     try:
         table = gpt.read(descriptor)
         data = table.find(PARTITION)
-        if data.last != max(part.last for part in table.partitions):
-            raise DiskError(f"{PARTITION} is not the last partition of {disk}", reason="partition-not-last")
-        grown = table.grow_last()
+        grown = table.grown(data)
         new = grown.find(PARTITION)
         if new == data and not table.problems:
             return False

@@ -7,9 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.streams import open_missing
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    open_missing()
     sys.modules["ssl"] = None  # type: ignore[assignment]  # asyncio goes without it: 2.5 MiB in every process
     import asyncio  # noqa: F401
 

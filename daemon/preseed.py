@@ -17,6 +17,7 @@ from common.errors import MixosError, SettingsError
 from common.files import write_atomically
 from common.settings.model import MAX_BYTES, Settings, from_mapping, parse
 from common.settings.render import File, render
+from common.streams import open_missing
 from daemon.core.change.files import Trees, clean, do, stage, staging, undo
 
 DEFAULTS = "usr/lib/mixos/settings.json"
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
     The result is left in /run/mixos/preseed.json for `mixctl status`.
     """
+    open_missing()
     if len(argv) != 3:
         sys.stderr.write("usage: mixos-preseed FILE STATE RECORD\n")
         return 2

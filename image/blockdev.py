@@ -7,6 +7,7 @@ kernel: opening a block device with O_EXCL fails while anybody has claimed it or
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from dataclasses import dataclass
@@ -17,7 +18,11 @@ from common.errors import ImageError, UsageError
 
 @dataclass(frozen=True)
 class Device:
-    """A whole disk (or, with block=False, a regular file that stands for one). size in bytes."""
+    """A whole disk (or, with block=False, a regular file that stands for one). size in bytes.
+
+    identity tells it from another one that comes under the same name: the number of a disk, device and inode of a file;
+    None for a file that is still to be made.
+    """
 
     path: Path
     size: int
@@ -26,6 +31,8 @@ class Device:
     model: str = ""
     serial: str = ""
     removable: bool = False
+    read_only: bool = False
+    identity: tuple[int, int] | None = None
 
     def describe(self) -> str:
         """One line for people: path, model, serial number, size."""
@@ -53,7 +60,11 @@ def inspect(path: Path, places: Places) -> Device:
         raise ImageError(
             f"{path} is not a block device", reason="not-a-block-device", hint="to write into a regular file say --file"
         )
-    folder = node(places, os.major(status.st_rdev), os.minor(status.st_rdev))
+    return _described(path, status.st_rdev, places)
+
+
+def _described(path: Path, number: int, places: Places) -> Device:
+    folder = node(places, os.major(number), os.minor(number))
     if (folder / "partition").exists():
         raise ImageError(
             f"{path} is a partition, not a whole disk",
@@ -68,6 +79,8 @@ def inspect(path: Path, places: Places) -> Device:
         model=" ".join(f"{_text(folder / 'device' / 'vendor')} {_text(folder / 'device' / 'model')}".split()),
         serial=_text(folder / "device" / "serial") or _text(folder / "serial"),
         removable=_text(folder / "removable") == "1",
+        read_only=_text(folder / "ro") == "1",
+        identity=(0, number),
     )
 
 
@@ -86,9 +99,8 @@ def _text(path: Path, default: str = "") -> str:
         return default
 
 
-def users(path: Path, places: Places) -> list[str]:
-    """Who uses the disk or anything stacked on it, in words; empty when nobody does."""
-    number = path.stat().st_rdev
+def users(number: int, places: Places) -> list[str]:
+    """Who uses the disk of this number or anything stacked on it, in words; empty when nobody does."""
     top = node(places, os.major(number), os.minor(number))
     mounted = _mounts(places)
     swaps = _swaps(places)
@@ -143,7 +155,8 @@ def _swaps(places: Places) -> set[str]:
 
 def check_free(device: Device, places: Places) -> None:
     """Raise ImageError "device-in-use" when anything uses the disk."""
-    taken = users(device.path, places)
+    assert device.identity is not None
+    taken = users(device.identity[1], places)
     if taken:
         raise ImageError(
             f"{device.path} is in use: " + "; ".join(taken),
@@ -152,15 +165,55 @@ def check_free(device: Device, places: Places) -> None:
         )
 
 
-def open_exclusive(device: Device) -> int:
-    """A read-write descriptor that nobody can claim beside us. Raises ImageError, or UsageError for missing rights."""
-    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if device.block else 0)
+def open_exclusive(device: Device, places: Places) -> int:
+    """A read-write descriptor of the very disk that was looked at, which nobody can claim beside us.
+
+    Raises ImageError ("device-in-use", "device-changed", "cannot-open"), or UsageError for missing rights. A file that
+    was not there is made.
+    """
+    made = os.O_CREAT | os.O_EXCL if device.identity is None else 0
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if device.block else os.O_NONBLOCK | made)
     try:
-        return os.open(device.path, flags)
-    except PermissionError as error:
-        raise UsageError(
-            f"no right to write to {device.path}", reason="no-permission", hint="run it as root, or with sudo"
-        ) from error
+        fd = os.open(device.path, flags, 0o644)
     except OSError as error:
-        reason = "device-in-use" if error.errno == errno.EBUSY else "cannot-open"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise UsageError(
+                f"no right to write to {device.path}", reason="no-permission", hint="run it as root, or with sudo"
+            ) from error
+        reason = {errno.EBUSY: "device-in-use", errno.EEXIST: "device-changed"}.get(error.errno or 0, "cannot-open")
         raise ImageError(f"cannot open {device.path}: {error.strerror}", reason=reason) from error
+    try:
+        _check_same(device, fd, places)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_same(device: Device, fd: int, places: Places) -> None:
+    """Raise ImageError unless `fd` is what `device` describes: a name may have come to mean another disk meanwhile."""
+    status = os.fstat(fd)
+    if device.block:
+        same = stat.S_ISBLK(status.st_mode) and device.identity == (0, status.st_rdev)
+        if not same or _described(device.path, status.st_rdev, places) != device:
+            raise _changed(device)
+        if os.lseek(fd, 0, os.SEEK_END) != device.size:
+            raise _changed(device)
+        check_free(device, places)
+        return
+    if not stat.S_ISREG(status.st_mode) or device.identity not in (None, (status.st_dev, status.st_ino)):
+        raise _changed(device)
+    try:  # QEMU locks the disks that it uses, each byte of the lock for something of its own
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            hint = "stop the machine whose disk it is"
+            raise ImageError(f"{device.path} is in use", reason="device-in-use", hint=hint) from error
+
+
+def _changed(device: Device) -> ImageError:
+    return ImageError(
+        f"{device.path} is not what it was a moment ago; nothing was written",
+        reason="device-changed",
+        hint="another disk may have come under this name: look again, and name the disk as /dev/disk/by-id/… does",
+    )

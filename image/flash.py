@@ -1,9 +1,10 @@
 """Write an image to a disk, check every byte that was written, and never harm a disk that is in use.
 
-Only what carries meaning is written: each partition up to its last data and a MiB more (holes as zeros, since verity
-covers them), the first MiB of empty ones (so that an old file system there is not taken for ours), and both ends of the
-disk, where old tables may lie. The old table goes first and the new one comes last, so a cut leaves a disk without a
-table instead of half a system. The backup table is put at the end of the real disk.
+The image may be packed or come through a pipe (`image.source`). Only what carries meaning is written: each partition up
+to its last data and a MiB more (holes as zeros, since verity covers them), the first MiB of empty ones (so that an old
+file system there is not taken for ours), and both ends of the disk, where old tables may lie. The old table goes first
+and the new one comes last, so a cut leaves a disk without a table instead of half a system. The backup table is put at
+the end of the real disk.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +24,8 @@ from buildsys.files import data_ranges
 from common.errors import ConfigError, ImageError
 from image import esp, gpt
 from image.blockdev import Device, Places, check_free, inspect, open_exclusive
-from image.host import image_errors, opened
+from image.host import image_errors
+from image.source import open_image
 from image.uki import read_uki
 
 MIB = 1 << 20
@@ -72,39 +75,68 @@ def flash(
 ) -> Flashed:
     """Write `image` to the disk `target` (or, with `file`, into a regular file, made when missing).
 
-    `confirm` gets the device and decides; `progress` gets ("write" or "verify", bytes done, bytes in all). Raises
-    ImageError: "not-a-block-device", "is-partition", "device-in-use", "disk-too-small", "sector-size", "not-confirmed",
-    "same-file", "image-damaged", or ConfigError for a bad preseed, before the first write; "write-failed" and
-    "verify-failed" later.
+    `confirm` gets the device and decides; `progress` gets ("unpack", "write" or "verify", bytes done, bytes in all, 0
+    when that is not known). Raises ImageError: "not-a-block-device", "is-partition", "device-in-use", "read-only",
+    "disk-too-small", "sector-size", "not-confirmed", "device-changed", "same-file", "not-an-image", "image-damaged", or
+    ConfigError for a bad preseed, before the first write; "write-failed", "image-io" and "verify-failed" later.
     """
     text = check_preseed(preseed) if preseed is not None else None
     where = places or Places()
     report = progress or (lambda phase, done, total: None)
     started = time.monotonic()
-    with opened(image) as source, image_errors(image):
-        table = gpt.read(source)
-        if table.problems:
-            raise ImageError(f"{image} is damaged: {', '.join(table.problems)}", reason="image-damaged")
+    if not file:
+        _check(inspect(target, where), 0, where)  # before an image is unpacked for it
+    with open_image(image, report) as source, image_errors(image):
+        table = _image_table(image, source)
         size = os.fstat(source).st_size
-        device = _file_device(image, target, size) if file else inspect(target, where)
+        device = _file_device(source, target, size) if file else inspect(target, where)
         _check(device, size, where)
+        ranges = list(_plan(source, table, size))
+        total = sum(end - start for start, end in ranges)
         if not confirm(device):
             raise ImageError(f"{target} was left as it is", reason="not-confirmed")
-        with _claimed(device) as disk:
-            real = device.size // gpt.SECTOR
-            ranges = list(_plan(source, table, size))
-            total = sum(end - start for start, end in ranges)
+        with _claimed(device, where) as disk, _half_written(device):
+            wanted = table.resized(device.size // gpt.SECTOR)
             _wipe_ends(disk, device.size)
             digests = _write(source, disk, ranges, total, report)
             _verify(device, disk, ranges, digests, total, report)
             if text is not None:
                 _add_preseed(device, disk, source, table.find(esp.NAME), text.encode())
-            gpt.write(disk, table.resized(real))
+            gpt.write(disk, wanted)
             _drop_cache(device, disk)
-            if gpt.read(disk) != table.resized(real):
-                raise ImageError(f"{target}: the partition table reads back differently", reason="verify-failed")
+            if gpt.read(disk) != wanted:
+                raise ImageError("the partition table reads back differently", reason="verify-failed")
             reread = device.block and _reread_table(disk)
     return Flashed(device, total, time.monotonic() - started, reread)
+
+
+def _image_table(image: Path, source: int) -> gpt.Table:
+    """The table of the image. Raises ImageError saying what is wrong with it, and what to do."""
+    try:
+        table = gpt.read(source)
+    except gpt.GptError as error:
+        if error.reason == "gpt-cut-short":
+            hint = "it was not copied or downloaded to its end: get it again"
+            raise ImageError(f"{image} is cut short: {error.message}", reason="image-damaged", hint=hint) from error
+        hint = "MixOS images are made by 'mixos build', as out/*.img"
+        raise ImageError(f"{image} is no disk image: {error.message}", reason="not-an-image", hint=hint) from error
+    if table.problems:
+        problems = ", ".join(table.problems)
+        raise ImageError(f"{image} is damaged: {problems}", reason="image-damaged", hint="get or make it again")
+    return table
+
+
+@contextmanager
+def _half_written(device: Device) -> Iterator[None]:
+    """Say of whatever fails from here on which disk it is about, and in what state that is now."""
+    state = "the disk has no partition table now: flash it again, or use another one"
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(f"{device.path}: {error.strerror or error}", reason="write-failed", hint=state) from error
+    except ImageError as error:
+        hint = f"{error.hint}; {state}" if error.hint else state
+        raise ImageError(f"{device.path}: {error.message}", reason=error.reason, hint=hint) from error
 
 
 def _add_preseed(device: Device, disk: int, source: int, part: gpt.Partition, content: bytes) -> None:
@@ -112,18 +144,22 @@ def _add_preseed(device: Device, disk: int, source: int, part: gpt.Partition, co
     esp.inject_into(disk, part, esp.PRESEED, content, int(time.time()))
     _drop_cache(device, disk)
     if esp.read(disk, part) != {**esp.read(source, part), esp.PRESEED: content}:
-        raise ImageError(f"{device.path}: the boot partition reads back differently", reason="verify-failed")
+        raise ImageError("the boot partition reads back differently", reason="verify-failed")
 
 
-def _file_device(image: Path, target: Path, size: int) -> Device:
-    if target.exists() and target.samefile(image):
+def _file_device(source: int, target: Path, size: int) -> Device:
+    """A regular file as a disk; one that is missing or empty is made as large as the image, once it is written to."""
+    try:
+        info = target.stat()
+    except FileNotFoundError:
+        return Device(target, size, block=False)
+    except OSError as error:
+        raise ImageError(f"{target}: {error.strerror}", reason="cannot-open") from error
+    if os.path.samestat(info, os.fstat(source)):
         raise ImageError(f"{target} is the image itself", reason="same-file")
-    if target.exists() and not target.is_file():
+    if not stat.S_ISREG(info.st_mode):
         raise ImageError(f"{target} is not a regular file", reason="not-a-file")
-    with opened(target, os.O_RDWR | os.O_CREAT) as fd:
-        if os.fstat(fd).st_size == 0:
-            os.truncate(fd, size)
-        return Device(target, os.fstat(fd).st_size, block=False)
+    return Device(target, info.st_size or size, block=False, identity=(info.st_dev, info.st_ino))
 
 
 def _check(device: Device, size: int, places: Places) -> None:
@@ -134,14 +170,19 @@ def _check(device: Device, size: int, places: Places) -> None:
         )
     if device.size < size:
         raise ImageError(f"{device.path} holds {device.size} bytes and the image needs {size}", reason="disk-too-small")
+    if device.read_only:
+        hint = "many cards have a switch for it; blockdev --setrw where the kernel alone says so"
+        raise ImageError(f"{device.path} can only be read", reason="read-only", hint=hint)
     if device.block:
         check_free(device, places)
 
 
 @contextmanager
-def _claimed(device: Device) -> Iterator[int]:
-    fd = open_exclusive(device)
+def _claimed(device: Device, places: Places) -> Iterator[int]:
+    fd = open_exclusive(device, places)
     try:
+        if not device.block and os.fstat(fd).st_size == 0:
+            os.truncate(fd, device.size)
         yield fd
     finally:
         os.close(fd)
@@ -187,7 +228,10 @@ def _write(source: int, disk: int, ranges: list[tuple[int, int]], total: int, re
     digests: list[bytes] = []
     done = 0
     for offset, length in _chunks(ranges):
-        data = os.pread(source, length, offset)
+        try:
+            data = os.pread(source, length, offset)
+        except OSError as error:
+            raise ImageError(f"the image cannot be read: {error.strerror}", reason="image-io") from error
         if len(data) != length:
             raise ImageError(f"the image ended early at byte {offset}", reason="short-read")
         _put(disk, offset, data)
@@ -207,7 +251,7 @@ def _verify(
     for (offset, length), digest in zip(_chunks(ranges), digests, strict=True):
         if hashlib.sha256(os.pread(disk, length, offset)).digest() != digest:
             raise ImageError(
-                f"{device.path} reads back differently between bytes {offset} and {offset + length}",
+                f"it reads back differently between bytes {offset} and {offset + length}",
                 reason="verify-failed",
                 hint="the disk is probably failing, or smaller than it claims; use another one",
             )

@@ -1,11 +1,13 @@
-"""Strict reader and power-safe writer of GUID partition tables (UEFI 2.10, chapter 5.3).
+"""Reader and power-safe writer of GUID partition tables (UEFI 2.10, chapter 5.3).
 
 Used on the host to make the image and on the device to grow the data partition and to switch slots, so only the
 standard library is imported. All positions are in sectors of 512 bytes; callers refuse disks with other sector sizes.
 
-A table is 128 entries of 128 bytes, kept twice: primary header in sector 1 with the entries behind it, backup header in
-the last sector with the entries before it. `write` makes the backup durable before it touches the primary, so at any
-power cut at least one of the two is whole; `read` uses the backup when the primary is not and says so in `problems`.
+A table is kept twice: primary header in sector 1 with the entries behind it, backup header in the last sector with the
+entries before it. We make 128 entries of 128 bytes; what else the standard allows (other numbers and places of entries,
+room that is kept free at both ends) is read, and kept when the table is written again. `write` makes the backup durable
+before it touches the primary, so at any power cut at least one of the two is whole; `read` uses the backup when the
+primary is not and says so in `problems`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ ALIGN = 2048  # sectors: partitions begin at whole MiB
 ENTRIES = 128
 ENTRY_SIZE = 128
 ENTRY_SECTORS = ENTRIES * ENTRY_SIZE // SECTOR
+MAX_ARRAY = 1 << 20  # bytes of the entries that are read: sixty times what everybody makes
 FIRST_USABLE = 2 + ENTRY_SECTORS  # sector 0: MBR, sector 1: header
 MIN_SECTORS = 2 * (1 + ENTRY_SECTORS) + 2
 NAME_UNITS = 36  # UTF-16 code units in an entry's name
@@ -77,6 +80,26 @@ class Partition:
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """Where a table keeps what, as its header says; the default is what we make.
+
+    entries: how many, of entry_size bytes each, beginning in sector `array` in the primary copy. first_usable: sector.
+    reserve: sectors between the last usable one and the backup's entries.
+    """
+
+    entries: int = ENTRIES
+    entry_size: int = ENTRY_SIZE
+    array: int = 2
+    first_usable: int = FIRST_USABLE
+    reserve: int = 0
+
+    @property
+    def sectors(self) -> int:
+        """Length of the entries in sectors."""
+        return -(-self.entries * self.entry_size // SECTOR)
+
+
+@dataclass(frozen=True)
 class Table:
     """A partition table and the size of the disk it is for.
 
@@ -88,11 +111,12 @@ class Table:
     sectors: int
     partitions: tuple[Partition, ...]
     problems: tuple[str, ...] = ()
+    geometry: Geometry = Geometry()
 
     @property
     def last_usable(self) -> int:
         """The last sector that a partition may use."""
-        return self.sectors - ENTRY_SECTORS - 2
+        return self.sectors - self.geometry.sectors - 2 - self.geometry.reserve
 
     def find(self, name: str) -> Partition:
         """The only partition with this name. Raises GptError."""
@@ -112,13 +136,10 @@ class Table:
         """The same partitions on a disk of another size. Raises GptError when they do not fit."""
         return checked(replace(self, sectors=sectors))
 
-    def grow_last(self) -> Table:
-        """The table with the partition nearest to the end extended over the free space behind it (to a whole MiB)."""
-        if not self.partitions:
-            raise GptError("there is no partition to grow", "gpt-name")
-        final = max(self.partitions, key=lambda part: part.last)
-        last = max(final.last, (self.last_usable + 1) // ALIGN * ALIGN - 1)
-        return self.replaced(replace(final, last=last))
+    def grown(self, part: Partition) -> Table:
+        """The table with a partition extended over the free space behind it (to a whole MiB)."""
+        end = min((other.first for other in self.partitions if other.first > part.last), default=self.last_usable + 1)
+        return self.replaced(replace(part, last=max(part.last, end // ALIGN * ALIGN - 1)))
 
 
 def checked(table: Table) -> Table:
@@ -126,11 +147,12 @@ def checked(table: Table) -> Table:
     if table.sectors < MIN_SECTORS:
         raise GptError(f"a disk of {table.sectors} sectors is too small for a partition table", "gpt-disk-too-small")
     indexes = [part.index for part in table.partitions]
-    if indexes != sorted(set(indexes)) or any(not 1 <= index <= ENTRIES for index in indexes):
-        raise GptError(f"partition numbers {indexes} are not rising within 1..{ENTRIES}", "gpt-index")
+    geometry = table.geometry
+    if indexes != sorted(set(indexes)) or any(not 1 <= index <= geometry.entries for index in indexes):
+        raise GptError(f"partition numbers {indexes} are not rising within 1..{geometry.entries}", "gpt-index")
     for part in table.partitions:
-        if not FIRST_USABLE <= part.first <= part.last <= table.last_usable:
-            where = f"{part.first}..{part.last}, usable {FIRST_USABLE}..{table.last_usable}"
+        if not geometry.first_usable <= part.first <= part.last <= table.last_usable:
+            where = f"{part.first}..{part.last}, usable {geometry.first_usable}..{table.last_usable}"
             raise GptError(f"partition {part.index} is out of bounds: {where}", "gpt-bounds")
         if part.type == _ZERO_ID or part.id == _ZERO_ID:
             raise GptError(f"partition {part.index} has a zero identity", "gpt-zero-id")
@@ -157,13 +179,13 @@ def _encode_name(name: str) -> bytes:
     return units.ljust(NAME_UNITS * 2, b"\0")
 
 
-def encode_entries(partitions: Iterable[Partition]) -> bytes:
-    """The entry array: ENTRIES * ENTRY_SIZE bytes."""
-    array = bytearray(ENTRIES * ENTRY_SIZE)
+def encode_entries(partitions: Iterable[Partition], geometry: Geometry = Geometry()) -> bytes:
+    """The entry array."""
+    array = bytearray(geometry.entries * geometry.entry_size)
     for part in partitions:
         _ENTRY.pack_into(
             array,
-            (part.index - 1) * ENTRY_SIZE,
+            (part.index - 1) * geometry.entry_size,
             part.type.bytes_le,
             part.id.bytes_le,
             part.first,
@@ -176,8 +198,8 @@ def encode_entries(partitions: Iterable[Partition]) -> bytes:
 
 def encode_header(table: Table, entries: bytes, *, backup: bool) -> bytes:
     """One header sector (512 bytes)."""
-    end = table.sectors - 1
-    here, other, array = (end, 1, end - ENTRY_SECTORS) if backup else (1, end, 2)
+    end, geometry = table.sectors - 1, table.geometry
+    here, other, array = (end, 1, end - geometry.sectors) if backup else (1, end, geometry.array)
 
     def packed(checksum: int) -> bytes:
         return _HEADER.pack(
@@ -188,12 +210,12 @@ def encode_header(table: Table, entries: bytes, *, backup: bool) -> bytes:
             0,
             here,
             other,
-            FIRST_USABLE,
+            geometry.first_usable,
             table.last_usable,
             table.disk_id.bytes_le,
             array,
-            ENTRIES,
-            ENTRY_SIZE,
+            geometry.entries,
+            geometry.entry_size,
             zlib.crc32(entries),
         )
 
@@ -215,19 +237,24 @@ def write(fd: int, table: Table) -> None:
     checked(table)
     if os.lseek(fd, 0, os.SEEK_END) < table.sectors * SECTOR:
         raise GptError("the disk is smaller than its partition table", "gpt-disk-too-small")
-    entries = encode_entries(table.partitions)
-    end = table.sectors - 1
-    _write_at(fd, (end - ENTRY_SECTORS) * SECTOR, entries + encode_header(table, entries, backup=True))
+    geometry = table.geometry
+    entries = encode_entries(table.partitions, geometry)
+    padded = entries.ljust(geometry.sectors * SECTOR, b"\0")
+    _write_at(fd, (table.sectors - 1 - geometry.sectors) * SECTOR, padded + encode_header(table, entries, backup=True))
     os.fsync(fd)
-    primary = encode_mbr(table.sectors) + encode_header(table, entries, backup=False) + entries
-    _write_at(fd, 0, primary)
+    head = encode_mbr(table.sectors) + encode_header(table, entries, backup=False)
+    if geometry.array == 2:
+        _write_at(fd, 0, head + padded)
+    else:
+        _write_at(fd, geometry.array * SECTOR, padded)
+        _write_at(fd, 0, head)
     os.fsync(fd)
 
 
 def read(disk: int | str | os.PathLike[str]) -> Table:
     """The table of a disk or image file, given by path or open descriptor.
 
-    Refuses (GptError) what is not a GPT disk of 128 entries, and disks on which neither copy is sound.
+    Refuses (GptError) what is not a GPT disk, and disks on which neither copy is sound.
     """
     if isinstance(disk, int):
         return _read(disk)
@@ -280,38 +307,46 @@ def _read_copy(fd: int, at: int, sectors: int) -> tuple[Table, int]:
     disk_id, array, count, entry_size, entries_crc = rest
     if magic != b"EFI PART":
         raise GptError(f"sector {at} holds no partition table header", "gpt-magic")
-    if revision != _REVISION or size != _HEADER.size or reserved != 0:
+    if revision != _REVISION or not _HEADER.size <= size <= SECTOR or reserved != 0:
         raise GptError(f"header in sector {at}: unknown revision {revision:#x} or size {size}", "gpt-revision")
     if zlib.crc32(raw[:16] + bytes(4) + raw[20:size]) != checksum:
         raise GptError(f"header in sector {at}: wrong checksum", "gpt-header-crc")
-    if count != ENTRIES or entry_size != ENTRY_SIZE:
+    if not count or entry_size < ENTRY_SIZE or entry_size & (entry_size - 1) or count * entry_size > MAX_ARRAY:
         raise GptError(f"header in sector {at}: {count} entries of {entry_size} bytes", "gpt-entries")
     end = other if at == 1 else here  # the sector of the backup header, and so the size the table was made for
-    want_array = 2 if at == 1 else at - ENTRY_SECTORS
-    if here != at or (at != 1 and other != 1) or array != want_array or not MIN_SECTORS <= end + 1 <= sectors:
+    if at == 1 and sectors <= end < 1 << 40:
+        raise GptError(f"the table is for {end + 1} sectors, and there are {sectors}: cut short", "gpt-cut-short")
+    if here != at or (at != 1 and other != 1) or not MIN_SECTORS <= end + 1 <= sectors:
         raise GptError(f"header in sector {at}: points outside the disk", "gpt-geometry")
-    if low != FIRST_USABLE or high != end - ENTRY_SECTORS - 1:
-        raise GptError(f"header in sector {at}: usable range {low}..{high}", "gpt-geometry")
-    entries = _read_at(fd, array * SECTOR, ENTRIES * ENTRY_SIZE)
+    geometry = _geometry(at, array, Geometry(count, entry_size, first_usable=low), high, end)
+    entries = _read_at(fd, array * SECTOR, count * entry_size)
     if zlib.crc32(entries) != entries_crc:
         raise GptError(f"header in sector {at}: wrong checksum of the entries", "gpt-entries-crc")
-    found = Table(UUID(bytes_le=disk_id), end + 1, tuple(_decode_entries(entries)))
+    parts = tuple(_decode_entries(entries, entry_size))
+    found = Table(UUID(bytes_le=disk_id), end + 1, parts, geometry=geometry)
     # Checked against the size the table was made for, then told the size of the disk it lies on.
     return replace(checked(found), sectors=sectors), end
 
 
-def _decode_entries(entries: bytes) -> Iterable[Partition]:
-    for index in range(ENTRIES):
-        kind, ident, first, last, attributes, name = _ENTRY.unpack_from(entries, index * ENTRY_SIZE)
+def _geometry(at: int, array: int, found: Geometry, high: int, end: int) -> Geometry:
+    """The geometry by a header: the entries of the primary copy lie before the usable sectors (low to high), those of
+    the backup behind them. Where the primary's are, only its own header says; else they are where everybody has them.
+    """
+    low, length = found.first_usable, found.sectors
+    place = array if at == 1 else 2
+    if place < 2 or place + length > low or not low - 1 <= high < end - length:
+        raise GptError(f"header in sector {at}: usable range {low}..{high}, entries in sector {place}", "gpt-geometry")
+    if at != 1 and not high < array <= end - length:
+        raise GptError(f"header in sector {at}: entries in sector {array}", "gpt-geometry")
+    return replace(found, array=place, reserve=end - length - 1 - high)
+
+
+def _decode_entries(entries: bytes, entry_size: int) -> Iterable[Partition]:
+    for index in range(len(entries) // entry_size):
+        kind, ident, first, last, attributes, name = _ENTRY.unpack_from(entries, index * entry_size)
         if kind == bytes(16):
             continue
-        try:
-            text = name.decode("utf-16-le")
-        except UnicodeDecodeError as error:
-            raise GptError(f"partition {index + 1} has a name that is not UTF-16", "gpt-name") from error
-        text, _, rest = text.partition("\0")
-        if rest.strip("\0"):
-            raise GptError(f"partition {index + 1} has bytes behind the end of its name", "gpt-name")
+        text = name.decode("utf-16-le", "replace").partition("\0")[0]  # what follows the end of a name is not of it
         yield Partition(index + 1, UUID(bytes_le=kind), UUID(bytes_le=ident), first, last, text, attributes)
 
 

@@ -33,14 +33,17 @@ _TYPES = {
 }
 
 
+LIMITS = {"esp": (129, 4096), "slot": (16, 65536), "data": (16, 1 << 20)}  # MiB: the least and the most
+
+
 class Layout(BaseModel):
     """Sizes in MiB; see layout.toml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    esp: int = Field(ge=129, le=4096)
-    slot: int = Field(ge=16, le=65536)
-    data: int = Field(ge=16, le=1 << 20)
+    esp: int = Field(ge=LIMITS["esp"][0], le=LIMITS["esp"][1])
+    slot: int = Field(ge=LIMITS["slot"][0], le=LIMITS["slot"][1])
+    data: int = Field(ge=LIMITS["data"][0], le=LIMITS["data"][1])
 
     @property
     def verity(self) -> int:

@@ -41,7 +41,7 @@ def parse_cmdline(text: str, file: str) -> list[str]:
 
 def read_cmdline(path: Path) -> list[str]:
     """Read cmdline.txt."""
-    return parse_cmdline(path.read_text(encoding="utf-8"), path.name)
+    return parse_cmdline(path.read_text(encoding="utf-8-sig"), path.name)
 
 
 def values(parameters: Iterable[str]) -> dict[str, list[str]]:

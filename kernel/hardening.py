@@ -51,7 +51,7 @@ def read_rules(path: Path) -> list[Rule]:
     [[cmdline]] reason = "...", have = ["a=b", ...].
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path.name}: {error}", reason="hardening-syntax") from error
     if unknown := sorted(set(document) - {"kconfig", "cmdline"}):

@@ -113,7 +113,7 @@ def read_fragments(folder: Path) -> dict[str, Request]:
     files = sorted(folder.glob("*.config"))
     if not files:
         raise ConfigError(f"{folder}: no kernel fragment (*.config) is there", reason="kconfig-no-fragments")
-    return merge(parse_fragment(file.read_text(encoding="utf-8"), file.name) for file in files)
+    return merge(parse_fragment(file.read_text(encoding="utf-8-sig"), file.name) for file in files)
 
 
 def render(values: Mapping[str, str]) -> str:
@@ -155,7 +155,7 @@ def defined_symbols(tree: Path, srcarch: str = "x86") -> frozenset[str]:
 
 def read_symbols(path: Path) -> frozenset[str]:
     """A list of symbol names, one a line, '#' for comments."""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
     return frozenset(line for line in lines if line and not line.startswith("#"))
 
 

@@ -26,7 +26,7 @@ def read_series(folder: Path) -> list[Patch]:
     """Read the series of a folder. Raises ConfigError (patch-series): a wrong entry, a missing or an unlisted file."""
     where = f"{folder.name}/{SERIES}"
     try:
-        document = tomllib.loads((folder / SERIES).read_text(encoding="utf-8"))
+        document = tomllib.loads((folder / SERIES).read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: {error}", reason="patch-series") from error
     patches: list[Patch] = []

@@ -66,7 +66,7 @@ class Resolution:
 def read_waivers(path: Path) -> list[Waiver]:
     """Read waivers.toml. Raises ConfigError (waiver-syntax) naming the table that is wrong."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path.name}: {error}", reason="waiver-syntax") from error
     unknown = set(document) - {"waiver"}

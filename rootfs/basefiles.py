@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,17 @@ def build(job: Job) -> None:
     write_artifact(tree, job.out, metadata)
 
 
-def read_settings(table: Mapping[str, Any]) -> Settings:
-    """The image's settings over the defaults. Raises ConfigError."""
+def read_settings(
+    table: Mapping[str, Any], where: str = "settings", locate: Callable[[str], int | None] = lambda path: None
+) -> Settings:
+    """The image's settings over the defaults. `where` names the file, `locate` finds the line of a dotted key.
+
+    Raises ConfigError.
+    """
     try:
-        return from_mapping(table, "mixos.toml", Settings())
+        return from_mapping(table, where, Settings(), locate)
     except SettingsError as error:
-        raise ConfigError(error.message, reason=error.reason, hint="correct mixos.toml") from error
+        raise ConfigError(error.message, reason=error.reason) from error
 
 
 def context(params: Mapping[str, Any], release: str, epoch: int) -> dict[str, object]:

@@ -2,8 +2,11 @@
 
 The build sandbox has one uid, so ownership, modes and extended attributes come from the root manifest. For squashfs
 they travel in a tar stream, which mksquashfs has read since 4.5 together with PAX `SCHILY.xattr.*` records (its
-pseudo-file definitions know attributes only from 4.6 on). erofs-utils before 1.7 read neither: there the image is
-all-root and a tree that needs more is refused.
+pseudo-file definitions know attributes only from 4.6 on). Names and targets of links are in GNU's form there: of a PAX
+`linkpath` mksquashfs 4.5 drops what it begins with (`/`, `../`). erofs-utils before 1.7 read neither: there the image
+is all-root and a tree that needs more is refused.
+
+What the programs made is read back and compared with the manifest, whatever version of them the host has.
 
 Same bytes for same input: entries in manifest order, every time stamp is the epoch, no host data in the superblock.
 mksquashfs writes blocks in input order whatever the number of its threads (since 4.4), so `jobs` does not matter.
@@ -12,37 +15,47 @@ mksquashfs writes blocks in input order whatever the number of its threads (sinc
 from __future__ import annotations
 
 import hashlib
+import io
+import json
+import os
+import stat
 import tarfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from buildsys.job import Job
 from buildsys.run import find_tool, run
 from common.errors import CheckError
+from packages.mix.manifest import Entry, hash_file
 from rootfs.compose import RootFile, read_root
+from rootfs.squashfs import read_squashfs
 
 BLOCK = 128 << 10  # bytes; larger blocks gain 2 % of size and double the cost of small reads
 ZSTD_LEVEL = 10  # 2 s for the whole root; 15 takes 14 s and saves 5 % (a release passes `level`)
 EROFS_CLUSTER = 64 << 10
+_SHOWN = 10  # differences that are told
+
+Maker = Callable[[Job, Sequence[RootFile], Path], None]
+Reader = Callable[[Path, Path], dict[str, Entry]]
 
 
 def squash(job: Job) -> None:
     """Action: input `root` (output of `compose`) → `root.<filesystem>`, an image padded to 4 KiB.
 
     Parameters: `filesystem` "squashfs" (default; zstd) or "erofs" (lz4hc), optional `level` (zstd, 1 to 22) and `limit`
-    (bytes the image may have; CheckError `image-too-big`). The image is for dm-verity with 4 KiB blocks.
+    (bytes the image may have; CheckError `image-too-big`). The image is for dm-verity with 4 KiB blocks. CheckError
+    `image-differs`: the program that made it wrote something else than the manifest says.
     """
     files = read_root(job.inputs["root"])
     kind = job.params.get("filesystem", "squashfs")
-    makers: dict[str, Callable[[Job, Sequence[RootFile], Path], None]] = {
-        "squashfs": _squashfs,
-        "erofs": _erofs,
-    }
+    makers: dict[str, tuple[Maker, Reader]] = {"squashfs": (_squashfs, read_squashfs), "erofs": (_erofs, _read_erofs)}
     if kind not in makers:
         raise CheckError(f"no such root file system: {kind}", reason="filesystem-unknown", hint="squashfs or erofs")
     image = job.out / f"root.{kind}"
-    makers[kind](job, files, image)
+    make, read = makers[kind]
+    make(job, files, image)
+    compare(files, read(image, job.work))
     limit = job.params.get("limit")
     if limit is not None and image.stat().st_size > limit:
         raise CheckError(
@@ -50,6 +63,23 @@ def squash(job: Job) -> None:
             reason="image-too-big",
             hint="the size report names the largest packages",
         )
+
+
+def compare(files: Sequence[RootFile], found: Mapping[str, Entry]) -> None:
+    """Raise CheckError `image-differs` unless an image holds exactly `files`, in a root folder that is root's, 0755."""
+    wanted = {"": Entry("", "dir", 0o755), **{file.entry.path: file.entry for file in files}}
+    wrong = [path for path in sorted({*wanted, *found}) if wanted.get(path) != found.get(path)]
+    if wrong:
+        lines = [f"  /{path}: {_said(found.get(path))}, not {_said(wanted.get(path))}" for path in wrong[:_SHOWN]]
+        raise CheckError(
+            f"the image differs from its manifest in {len(wrong)} paths\n" + "\n".join(lines),
+            reason="image-differs",
+            hint="the program that makes it is at fault: another version of squashfs-tools or erofs-utils may help",
+        )
+
+
+def _said(entry: Entry | None) -> str:
+    return "absent" if entry is None else json.dumps({**entry.as_json(), "path": None}, ensure_ascii=False)
 
 
 def _squashfs(job: Job, files: Sequence[RootFile], image: Path) -> None:
@@ -66,10 +96,16 @@ def _squashfs(job: Job, files: Sequence[RootFile], image: Path) -> None:
 
 
 def write_tar(files: Sequence[RootFile], archive: Path, epoch: int) -> None:
-    """Write the tree with its real owners, modes and attributes as an uncompressed PAX tar."""
-    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+    """Write the tree with its real owners, modes and attributes as an uncompressed tar: GNU's, with PAX attributes."""
+    with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape") as tar:
         for file in files:
-            tar.addfile(info := _tar_info(file, epoch), file.source.open("rb") if info.isreg() else None)
+            if file.entry.xattrs:
+                records = b"".join(_record(*pair) for pair in sorted(file.entry.xattrs.items()))
+                header = tarfile.TarInfo("attributes")
+                header.type, header.size, header.mtime = tarfile.XHDTYPE, len(records), epoch
+                tar.addfile(header, io.BytesIO(records))
+            info = _tar_info(file, epoch)
+            tar.addfile(info, file.source.open("rb") if info.isreg() else None)
 
 
 def _tar_info(file: RootFile, epoch: int) -> tarfile.TarInfo:
@@ -78,11 +114,14 @@ def _tar_info(file: RootFile, epoch: int) -> tarfile.TarInfo:
     info.type = {"file": tarfile.REGTYPE, "dir": tarfile.DIRTYPE, "symlink": tarfile.SYMTYPE}[entry.type]
     info.mode, info.uid, info.gid, info.mtime = entry.mode, entry.uid, entry.gid, epoch
     info.size, info.linkname = entry.size, entry.target
-    # Attribute values are binary; surrogateescape carries them through tarfile's text interface unchanged.
-    info.pax_headers = {
-        f"SCHILY.xattr.{name}": value.decode("utf-8", "surrogateescape") for name, value in entry.xattrs.items()
-    }
     return info
+
+
+def _record(name: str, value: bytes) -> bytes:
+    """A PAX record of an extended attribute: its length, the digits of the length included, "name=value", a newline."""
+    body = b" SCHILY.xattr." + name.encode() + b"=" + value + b"\n"
+    size = len(body) + len(str(len(body)))
+    return str(len(body) + len(str(size))).encode() + body
 
 
 def _erofs(job: Job, files: Sequence[RootFile], image: Path) -> None:
@@ -98,6 +137,28 @@ def _erofs(job: Job, files: Sequence[RootFile], image: Path) -> None:
     identity = uuid.UUID(bytes=hashlib.sha256(str(job.params.get("seed", "")).encode()).digest()[:16], version=4)
     options = ["-zlz4hc,12", f"-C{EROFS_CLUSTER}", f"-T{job.epoch}", f"-U{identity}", "--all-root", "-x-1"]
     run([find_tool("mkfs.erofs"), "--quiet", *options, image, tree])
+
+
+def _read_erofs(image: Path, work: Path) -> dict[str, Entry]:
+    """Path → what the image says of it, as its own checker unpacks it (owners too when we are root, as in the sandbox:
+    it unpacks nothing that it cannot give away)."""
+    tree = work / "unpacked"
+    run([find_tool("fsck.erofs"), f"--extract={tree}", "--preserve-perms", image])
+    entries = [_entry(path, tree) for path in (tree, *tree.rglob("*"))]
+    return {entry.path: entry for entry in entries}
+
+
+def _entry(path: Path, tree: Path) -> Entry:
+    info = path.lstat()
+    name = "" if path == tree else str(path.relative_to(tree))
+    mode = stat.S_IMODE(info.st_mode)
+    uid = 0 if info.st_uid == os.geteuid() else info.st_uid
+    gid = 0 if info.st_gid == os.getegid() else info.st_gid
+    if stat.S_ISLNK(info.st_mode):
+        return Entry(name, "symlink", mode, uid, gid, target=os.fspath(path.readlink()))
+    if stat.S_ISDIR(info.st_mode):
+        return Entry(name, "dir", mode, uid, gid)
+    return Entry(name, "file", mode, uid, gid, size=info.st_size, sha256=hash_file(path))
 
 
 def _mode_tree(files: Sequence[RootFile], tree: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -29,6 +30,8 @@ def flash(
 ) -> None:
     """Write IMAGE to the disk DEVICE and verify every byte. All data on DEVICE is lost.
 
+    IMAGE may be packed (.xz, .zst, .gz), or - for standard input.
+
     Example: mixos flash out/mixos-0.1.0-x86_64.img /dev/sdX --preseed mixos-preseed.toml
     """
 
@@ -44,9 +47,10 @@ def flash(
 
     def progress(phase: str, done: int, total: int) -> None:
         nonlocal shown
-        line = f"{phase}: {100 * done // max(total, 1)} % of {size(total)}"
+        line = f"{phase}: {100 * done // total} % of {size(total)}" if total else f"{phase}: {size(done)}"
         if line != shown and sys.stderr.isatty():
-            print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+            with suppress(OSError):  # a terminal that went away does not leave half a system on the disk
+                print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
         shown = line
 
     result = flashing.flash(image, device, confirm, file=to_file, preseed=preseed, progress=progress)

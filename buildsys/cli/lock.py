@@ -8,8 +8,9 @@ import click
 
 from buildsys import apt, download
 from buildsys.cli.context import Context, emit, json_option, pass_context
-from buildsys.fetch import Fetcher, without_password
+from buildsys.fetch import Fetcher
 from common.errors import FetchError
+from common.safe import without_password
 
 
 @click.command()

@@ -15,6 +15,7 @@ import click
 from buildsys.cli.context import Context
 from buildsys.oserrors import host_error
 from common.errors import MixosError, UsageError
+from common.streams import open_missing
 
 INTERRUPTED = 130
 
@@ -95,6 +96,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line; the only place that exits."""
+    open_missing()
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
         signal.signal(signal.SIGHUP, _terminate)

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
+from buildsys.config.values import WebAddress
 from common.tomlfile import Strict
+from image.layout import LIMITS
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 MIN_ALIGN = 1 << 20
@@ -23,14 +25,19 @@ def parse_size(value: object) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def _aligned(value: int) -> int:
-    if value < MIN_ALIGN or value % MIN_ALIGN:
-        raise ValueError("expected a multiple of 1M")
-    return value
+def _within(name: str) -> AfterValidator:
+    """Sizes that the layout of a disk can have."""
+    least, most = LIMITS[name]
+
+    def check(value: int) -> int:
+        if value % MIN_ALIGN or not least <= value >> 20 <= most:
+            raise ValueError(f"expected a multiple of 1M, from {least}M to {most}M")
+        return value
+
+    return AfterValidator(check)
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
-PartitionSize = Annotated[Size, AfterValidator(_aligned)]
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+([.-][0-9A-Za-z.-]{1,24})?$")]
 
 
@@ -56,7 +63,7 @@ class Kernel(Strict):
     """Which kernel. source: 'auto', 'pinned', or the path of a tree or tarball. cmdline: words added at the end."""
 
     source: str = "auto"
-    cmdline: tuple[Annotated[str, StringConstraints(pattern=r'^[^\s"]{1,200}$')], ...] = ()
+    cmdline: tuple[Annotated[str, StringConstraints(pattern=r"^[!#-~]{1,200}$")], ...] = ()
 
 
 class Packages(Strict):
@@ -77,15 +84,15 @@ class Services(Strict):
 class Partitions(Strict):
     """Sizes. A root slot is written twice (A and B); data grows to fill the disk at first boot."""
 
-    esp: PartitionSize = 256 << 20
-    root: PartitionSize = 256 << 20
-    data: PartitionSize = 64 << 20
+    esp: Annotated[Size, _within("esp")] = 256 << 20
+    root: Annotated[Size, _within("slot")] = 256 << 20
+    data: Annotated[Size, _within("data")] = 64 << 20
 
 
 class Fetch(Strict):
     """mirrors: base URLs under which files are found by their SHA-256, asked before upstream."""
 
-    mirrors: tuple[Annotated[str, StringConstraints(pattern=r"^https?://")], ...] = ()
+    mirrors: tuple[WebAddress, ...] = ()
 
 
 class MixosToml(Strict):

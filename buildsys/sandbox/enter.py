@@ -6,8 +6,10 @@ Order, and why:
   1. new user namespace first: it grants the capabilities that the other steps need, also to an unprivileged builder;
   2. mount, PID, IPC, UTS, network and cgroup namespaces in the same call, so that none can be forgotten;
   3. a tmpfs root with exactly the declared mounts, read-only through mount_setattr(2), which reaches submounts too;
-  4. pivot_root(2) and detach of the old root: no path leads back to the host;
-  5. capabilities that could undo this are dropped from the bounding set and read back; no_new_privs last.
+  4. no further user namespace, which would give all capabilities again: the limit of ours becomes 0 while /proc can
+     still be written; raising it would take a capability that step 6 takes away;
+  5. pivot_root(2) and detach of the old root: no path leads back to the host;
+  6. capabilities that could undo this are dropped from the bounding set and read back; no_new_privs last.
 Any step that fails ends the process with status 125 and one line on stderr: there is no weaker mode.
 """
 
@@ -98,7 +100,9 @@ def new_root(spec: "dict[str, object]") -> None:
     for path in ("dev/shm", "tmp"):
         mount("tmpfs", f"{root}/{path}", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
     # Read-only: a builder who is root passes for the owner of /proc/sys and /proc/sysrq-trigger in here too.
-    mount("proc", f"{root}/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    forbid_user_namespaces(f"{root}/proc")
+    read_only(f"{root}/proc")
     os.chdir(root)
     check(libc.syscall(SYS_PIVOT_ROOT, b".", b"."), "pivot_root")  # the new root now lies under the old: pivot_root(2)
     check(libc.umount2(b".", MNT_DETACH), "detach the old root")
@@ -126,6 +130,16 @@ def drop_privileges() -> None:
                 raise OSError(0, f"capability {capability} is still there")
         capability += 1
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def forbid_user_namespaces(proc: str) -> None:
+    """Set the limit of user namespaces below ours to none (namespaces(7), /proc/sys/user), and read it back."""
+    limit = f"{proc}/sys/user/max_user_namespaces"
+    with open(limit, "w") as file:  # noqa: PTH123  # standard library's smallest part only
+        file.write("0\n")
+    with open(limit) as file:  # noqa: PTH123
+        if file.read().strip() != "0":
+            raise OSError(0, "user namespaces can still be made")
 
 
 def close_others(keep: "set[int]") -> None:

@@ -30,13 +30,15 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import Any, Literal
 
 from common import addresses
 from common.accounts import NAMES
 from common.errors import SettingsError
 from common.lines import split_lines
-from common.settings.sshkey import OPTIONS, expiry_problem, key_problem, option_problem, source_problem
+from common.settings.sshkey import OPTIONS, expiry_problem, key_problem, normal_key, option_problem, source_problem
+from common.text import MARK, is_utf16, shown
 
 MAX_BYTES = 64 << 10
 MAX_KEYS = 64
@@ -117,10 +119,11 @@ def parse(data: bytes, where: str, base: Settings) -> Settings:
     if len(data) > MAX_BYTES:
         raise SettingsError(f"{where}: more than {MAX_BYTES} bytes", reason="settings-too-big")
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8").removeprefix(MARK)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise SettingsError(f"{where}:{line}: not UTF-8 text", reason="settings-encoding") from error
+        hint = "it looks like UTF-16: save it as UTF-8" if is_utf16(data) else None
+        raise SettingsError(f"{where}:{line}: not UTF-8 text", reason="settings-encoding", hint=hint) from error
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -172,7 +175,7 @@ class _Reader:
     def text(self, table: Mapping[str, Any], key: str, path: str, default: str) -> str:
         value = table.get(key, default)
         if not isinstance(value, str):
-            self.wrong(path, f"must be text in quotes, not {value!r}", "settings-type")
+            self.wrong(path, f"must be text in quotes, not {shown(value)}", "settings-type")
             return default
         return value
 
@@ -245,14 +248,18 @@ class _Reader:
         except ValueError:
             self.wrong("network.address", f"{text!r} is not an address with prefix length, such as 192.0.2.10/24")
             return Network()
-        if "/" not in text or address.is_multicast or address.is_unspecified or address.is_loopback:
+        if "/" not in text:
             self.wrong("network.address", f"{text!r} must be a host's address with its prefix length")
+        elif problem := addresses.host_problem(address.ip, address.network):
+            self.wrong("network.address", f"{text!r} {problem}")
         gateway = self.text(table, "gateway", "network.gateway", "")
         if gateway and (hop := self.address(gateway, "network.gateway")) is not None:
             gateway = str(hop)
             alone = address.network.num_addresses == 1 and address.version == hop.version  # then it is on the link
             if hop not in address.network and not hop.is_link_local and not alone:
                 self.wrong("network.gateway", f"{gateway} is not in {address.network}")
+            elif problem := addresses.host_problem(hop, address.network if hop in address.network else None):
+                self.wrong("network.gateway", f"{gateway} {problem}")
             elif hop == address.ip:
                 self.wrong("network.gateway", "is the device's own address")
         return Network("static", interface, str(address), gateway, dns)
@@ -263,8 +270,9 @@ class _Reader:
         except ValueError:
             self.wrong(path, f"{text!r} is not an IP address")
             return None
-        if address.is_multicast or address.is_unspecified:
-            self.wrong(path, f"{text!r} is not the address of a host")
+        problem = None if address.is_loopback else addresses.host_problem(address)
+        if problem:
+            self.wrong(path, f"{text!r} {problem}")
             return None
         return address
 
@@ -272,7 +280,7 @@ class _Reader:
         table = self.table(value, "ssh", ("root-login", "keys"))
         login = table.get("root-login", settings.root_login)
         if not isinstance(login, bool):
-            self.wrong("ssh.root-login", f"must be true or false, not {login!r}", "settings-type")
+            self.wrong("ssh.root-login", f"must be true or false, not {shown(login)}", "settings-type")
             login = False
         rows = table.get("keys")
         keys = settings.keys if rows is None else self.keys(rows)
@@ -289,8 +297,9 @@ class _Reader:
     def key(self, row: Any, path: str) -> SshKey:
         table = self.table(row, path, ("account", "key", "from", "expires", "options"))
         account = self.text(table, "account", f"{path}.account", "admin")
-        key = self.text(table, "key", f"{path}.key", "").strip()
-        expires = self.text(table, "expires", f"{path}.expires", "")
+        key = normal_key(self.text(table, "key", f"{path}.key", ""))
+        day = table.get("expires")
+        expires = day.isoformat() if type(day) is date else self.text(table, "expires", f"{path}.expires", "")
         sources = self.texts(table, "from", f"{path}.from", MAX_SOURCES) or ()
         options = self.texts(table, "options", f"{path}.options", len(OPTIONS)) or ()
         if account not in NAMES:

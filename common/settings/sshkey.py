@@ -96,14 +96,22 @@ def option_problem(options: Sequence[str], key: str) -> str | None:
     return None
 
 
+def normal_key(text: str) -> str:
+    """A public key as people paste it, with one blank between its words; anything of several lines as it is."""
+    text = text.strip()
+    return " ".join(text.split(None, 2)) if "\n" not in text and "\r" not in text else text
+
+
 def key_problem(key: str) -> str | None:
     """What is wrong with a public key line, as a phrase, or None."""
     if not key:
         return "the key is missing"
-    if len(key) > MAX_LENGTH or any(ord(char) < 0x20 or ord(char) == 0x7F for char in key):
-        return "must be one line of text"
     if "PRIVATE KEY" in key:
         return "this is a private key; give the public one (the .pub file)"
+    if "BEGIN SSH2 PUBLIC KEY" in key or "BEGIN PUBLIC KEY" in key or "BEGIN RSA PUBLIC KEY" in key:
+        return "is in another format; ssh-keygen -i -f FILE (with -m PKCS8 or -m PEM) writes it as OpenSSH does"
+    if len(key) > MAX_LENGTH or any(ord(char) < 0x20 or ord(char) == 0x7F for char in key):
+        return "must be one line of text"
     algorithm, _, rest = key.partition(" ")
     if algorithm not in _FIELDS:
         return f"unknown algorithm {algorithm[:40]!r}; expected {', '.join(_FIELDS)}"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from common.errors import MixosError
 from common.safe import printable, printable_json
+from common.streams import open_missing
 
 _PLAIN = {
     ("status",): ("status", False),
@@ -41,7 +42,7 @@ def answer(method: str, as_json: bool) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 for a wrong command line, else the error's own."""
     arguments = tuple(sys.argv[1:] if argv is None else argv)
-    _streams()
+    open_missing()
     try:
         plain = _PLAIN.get(arguments)
         if plain is None:
@@ -58,13 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a file that cannot be read, or a full disk behind our output
         return _failed(_told(error), arguments)
     return 0
-
-
-def _streams() -> None:
-    """Whoever starts us may have closed them; what is opened next must not take their places."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  # for as long as we run
 
 
 def _told(error: OSError) -> MixosError:

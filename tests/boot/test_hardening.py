@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from buildsys.run import run
+from buildsys.vm import ssh_value
 from tests.boot.guest import FirstBoot, Guest
 from tests.hostpackages import ROOT
 
@@ -146,7 +147,10 @@ def test_passwords_are_not_even_asked_for(guest: Guest, user: str) -> None:
 def test_another_key_is_refused(guest: Guest, tmp_path: Path) -> None:
     key = tmp_path / "other"
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key])
-    argv = [str(key) if word == str(guest.vm.key) else word for word in guest.command("admin", "true")]
+    argv = guest.command("admin", "true")
+    other = f"IdentityFile={ssh_value(key)}"
+    argv = [other if word.startswith("IdentityFile=") else word for word in argv]
+    assert other in argv
     done = guest.connect([*argv[:1], "-o", "BatchMode=yes", *argv[1:]])
     assert done.status == 255
     assert b"Permission denied (publickey)" in done.stderr

@@ -53,6 +53,7 @@ def test_the_world_of_an_action_is_always_the_same(build: Builder):
     }  # fmt: skip
 
 
+# case: B22
 @pytest.mark.parametrize(
     "attempt",
     [
@@ -62,6 +63,10 @@ def test_the_world_of_an_action_is_always_the_same(build: Builder):
         "touch /etc/x",
         "touch /x",
         "mount -t tmpfs none /tmp",
+        "unshare --user true",  # with all capabilities again, in a namespace of its own
+        "unshare --user --map-root-user --mount --net true",
+        'python3 -c "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x10000000) != 0)"',
+        "echo 100 >/proc/sys/user/max_user_namespaces",
         "mknod /out/null c 1 3",
         "chroot /build /bin/true",
         "exec 3<>/dev/tcp/192.0.2.1/80",

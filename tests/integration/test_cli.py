@@ -165,6 +165,51 @@ def test_mistake_in_the_settings_of_the_device(mixos: Mixos, config: Callable[..
     done = mixos("--config", path, "plan", "--kernel-source", kernel, "--json")
     assert done.status == 3
     assert done.json["reason"] == "settings-unknown-key"
+    line = (
+        path.read_text().splitlines().index(next(text for text in path.read_text().splitlines() if "hostnam " in text))
+    )
+    assert f"{path}:{line + 1}:" in done.json["error"]
+
+
+# case: B21
+def test_an_image_without_what_it_needs_is_not_planned(mixos: Mixos, config: Callable[..., Path], kernel: Path) -> None:
+    text = (ROOT / "mixos.toml").read_text()
+    (whole,) = re.findall(r"^install = .*$", text, re.MULTILINE)
+    for install, named in (("install = []", "busybox"), (whole.replace('"openssh", ', ""), "openssh")):
+        path = config((whole, install))
+        done = mixos("--config", path, "plan", "--kernel-source", kernel, "--json")
+        assert (done.status, done.json["reason"]) == (3, "package-missing")
+        assert f"{path}:" in done.json["error"]
+        assert named in done.json["error"]
+
+
+# case: B11
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('esp = "256M"', 'esp = "128M"'),
+        ('root = "256M" ', 'root = "100G" '),
+        ('root = "256M" ', 'root = "8M" '),
+        ('data = "64M"', 'data = "2097152M"'),
+        ("[packages]", 'cmdline = ["x=é"]\n[packages]'),
+        ('install = ["busybox", ', "install = ["),
+    ],
+)
+def test_limits_of_an_image_are_known_when_it_is_planned(
+    mixos: Mixos, config: Callable[..., Path], kernel: Path, old: str, new: str
+) -> None:
+    path = config((old, new))
+    done = mixos("--config", path, "plan", "--kernel-source", kernel, "--json")
+    assert done.status == 3
+    assert re.search(rf"{re.escape(str(path))}:\d+:\d+", done.json["error"])
+
+
+# case: B18
+def test_a_day_of_toml_in_the_settings_of_an_image(mixos: Mixos, config: Callable[..., Path], kernel: Path) -> None:
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
+    rows = f'[[settings.ssh.keys]]\nkey = "{key}"\nexpires = 2027-01-01\n# [[settings.ssh.keys]]'
+    path = config(("# [[settings.ssh.keys]]", rows))
+    assert mixos("--config", path, "plan", "--kernel-source", kernel, "--json").status == 0
 
 
 def test_outside_a_checkout(mixos: Mixos, tmp_path: Path) -> None:
@@ -400,3 +445,59 @@ def test_flash_with_a_bad_preseed_writes_nothing(mixos: Mixos, image: Path, tmp_
     assert done.status == 3
     assert done.json["reason"] == "settings-unknown-key"
     assert not (tmp_path / "disk").exists()
+
+
+# case: B14
+def test_flash_from_standard_input(image: Path, tmp_path: Path) -> None:
+    argv = [MIXOS, "flash", "-", tmp_path / "disk", "--file", "--json"]
+    refused = run(argv, cwd=ROOT, stdin=image.read_bytes(), allow=range(256))
+    assert json.loads(refused.stdout.splitlines()[-1])["reason"] == "not-confirmed"
+    assert not (tmp_path / "disk").exists()
+    run([*argv, "--yes"], cwd=ROOT, stdin=image.read_bytes())
+    assert (tmp_path / "disk").read_bytes() == image.read_bytes()
+
+
+# case: B5
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_streams_that_were_closed(image: Path, tmp_path: Path, closed: str) -> None:
+    """What is opened first would have their numbers: messages would be written into the disk."""
+    disk = tmp_path / "disk"
+    for words in (["flash", image, disk, "--file", "--yes"], ["plan", "--json"], ["fetch", "--offline", "--json"]):
+        script = f'exec "$@" {closed}'
+        environment = {"MIXOS_CACHE": str(tmp_path / "cache")}
+        done = run(["sh", "-c", script, "sh", MIXOS, *words], cwd=ROOT, env=environment, allow=range(256), split=True)
+        assert b"Traceback" not in done.stdout + done.stderr
+        assert done.status == (0 if words[0] != "fetch" else 4)
+    assert gpt.read(disk).partitions == gpt.read(image).partitions
+
+
+# case: B19
+def test_packages_of_others_with_our_names(tmp_path: Path) -> None:
+    for name in ("common", "daemon", "image", "kernel", "packages", "rootfs"):
+        (tmp_path / "path" / name).mkdir(parents=True)
+        (tmp_path / "path" / name / "__init__.py").write_text("raise SystemExit('not this one')\n")
+    environment = {"PYTHONPATH": str(tmp_path / "path"), "MIXOS_CACHE": str(tmp_path / "cache")}
+    for words in (["plan", "--json"], ["daemon", "--help"], ["why", "--help"], ["doctor", "--json"]):
+        done = run([MIXOS, *words], cwd=ROOT, env=environment, allow=range(256))
+        assert b"not this one" not in done.stdout
+        assert b"Traceback" not in done.stdout
+
+
+# case: B19
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    environment = {"MIXOS_CACHE": str(tmp_path / "cache")}
+    assert run([MIXOS, "plan", "--json"], cwd=ROOT, env=environment, split=True).status == 0
+
+
+# case: B19
+def test_a_home_of_nobody(mixos: Mixos) -> None:
+    done = mixos("plan", "--kernel-source", "~no-such-user/linux", "--json")
+    assert done.status == 3
+
+
+# case: B19
+def test_bootstrap_with_settings_of_a_shell_and_of_pip(tmp_path: Path) -> None:
+    (tmp_path / "ci").mkdir()
+    environment = {"CDPATH": str(tmp_path), "PIP_USER": "1"}
+    run(["sh", "ci/bootstrap"], cwd=ROOT, env=environment, timeout=300)

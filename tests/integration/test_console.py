@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from buildsys.project import Project
 from buildsys.run import run
+from buildsys.vm import Vm
 from common.settings.model import SshKey
+from image.qemu import Running
 from tests.integration.logindevice import LoginDevice, Session, login_device, make_key, public
 
 pytestmark = pytest.mark.integration
@@ -279,3 +283,31 @@ def test_the_server_uses_what_was_configured(device):
     assert found["exposeauthinfo"] == "yes"
     done = device.inside("/usr/sbin/sshd", "-T", "-C", "user=admin,host=x,addr=127.0.0.1")
     assert "forcecommand none" in done.text
+
+
+# case: B3
+@pytest.mark.parametrize("name", ["plain", "a blank", 'a "quote"', "back\\slash", "100%h", "#, é = 'x'"])
+def test_mixos_ssh_works_in_any_path(device, tmp_path, monkeypatch, name):
+    vm = machine(device, tmp_path / name, monkeypatch)
+    for _ in range(2):
+        assert run([*device._inside(), *vm.ssh_command("admin", ("mixctl", "ping"))], timeout=60).text == "pong"
+    assert (vm.state / "known_hosts").read_text().count("\n") >= 1
+    assert {path.name for path in tmp_path.iterdir()} == {name}
+
+
+# case: B13
+def test_mixos_ssh_uses_no_configuration_of_the_user(device, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        vm = machine(device, tmp_path, patch)
+        assert vm.ssh_command("admin", ())[:3] == ["ssh", "-F", "none"]
+
+
+def machine(device: LoginDevice, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Vm:
+    """The machine of a checkout in `folder`, which is the device."""
+    (folder / "cache/ssh").mkdir(parents=True)
+    shutil.copy(device.key, folder / "cache/ssh/id_ed25519")
+    (folder / "out/run").mkdir(parents=True)
+    monkeypatch.setenv("MIXOS_CACHE", str(folder / "cache"))
+    running = Running(folder / "out/run", device.pid, 0, 22, "tcg", "disk")
+    monkeypatch.setattr(Vm, "running", lambda self: running)
+    return Vm(Project.at(folder), folder / "out/run")

@@ -83,3 +83,77 @@ def test_too_small_device(image: Path, tmp_path: Path, loop: Path) -> None:
     with pytest.raises(ImageError) as caught:
         flash.flash(image, loop, lambda device: True)
     assert caught.value.reason == "disk-too-small"
+
+
+# case: B9
+def test_another_disk_under_the_name_that_was_confirmed(loop: Path, image: Path, tmp_path: Path) -> None:
+    backing = tmp_path / "another"
+    with backing.open("wb") as file:
+        file.truncate(loop_size := image.stat().st_size + (32 << 20))
+    other = Path(run(["losetup", "--find", "--show", backing]).text)
+    name = tmp_path / "by-id"
+    name.symlink_to(loop)
+
+    def swap(device: blockdev.Device) -> bool:
+        assert device.size == loop_size
+        name.unlink()
+        name.symlink_to(other)
+        return True
+
+    try:
+        with pytest.raises(ImageError) as caught:
+            flash.flash(image, name, swap)
+    finally:
+        run(["losetup", "--detach", other])
+    assert caught.value.reason == "device-changed"
+    assert not backing.read_bytes().strip(b"\0")
+
+
+# case: B9
+def test_a_disk_that_is_mounted_while_the_question_is_asked(loop: Path, image: Path, tmp_path: Path) -> None:
+    run(["mkfs.ext4", "-q", loop])
+    (tmp_path / "mnt").mkdir()
+
+    def mount(device: blockdev.Device) -> bool:
+        try:
+            run(["mount", loop, tmp_path / "mnt"])
+        except CommandError:
+            pytest.skip("this host's kernel mounts no ext4 file system")
+        return True
+
+    try:
+        with pytest.raises(ImageError) as caught:
+            flash.flash(image, loop, mount)
+    finally:
+        run(["umount", tmp_path / "mnt"], allow=range(256))
+    assert caught.value.reason == "device-in-use"
+
+
+# case: B8
+def test_a_disk_that_can_only_be_read(loop: Path, image: Path, tmp_path: Path) -> None:
+    run(["losetup", "--detach", loop])
+    run(["losetup", "--read-only", loop, tmp_path / "backing"])
+    with pytest.raises(ImageError) as caught:
+        flash.flash(image, loop, lambda device: pytest.fail("it was asked about"))
+    assert caught.value.reason == "read-only"
+
+
+# case: B8
+def test_a_disk_that_fails_while_it_is_written(loop: Path, image: Path, tmp_path: Path) -> None:
+    """A loop device on a file system that is full."""
+    small = tmp_path / "small"
+    small.mkdir()
+    run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small])
+    run(["losetup", "--detach", loop])
+    try:
+        with (small / "backing").open("wb") as file:
+            file.truncate(image.stat().st_size)
+        run(["losetup", loop, small / "backing"])
+        with pytest.raises(ImageError) as caught:
+            flash.flash(image, loop, lambda device: True)
+    finally:
+        run(["losetup", "--detach", loop], allow=range(256))
+        run(["umount", "--lazy", small])
+        run(["losetup", loop, tmp_path / "backing"], allow=range(256))
+    assert (caught.value.reason, caught.value.exit_code) == ("write-failed", 8)
+    assert str(loop) in caught.value.message

@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from buildsys.run import CLEAN_ENV, run
+from daemon.firstboot import grow_partition
 from image import fat, fatread, gpt, pe, uki, verity
 from tests.images import RELEASE, kernel
 
@@ -81,10 +82,44 @@ def test_we_read_what_sgdisk_wrote(tmp_path: Path) -> None:
     assert table.partitions[0].type == gpt.TYPE_ESP
 
 
+# case: B4
+@pytest.mark.parametrize(
+    "script", ["", "first-lba: 2048\n", "table-length: 64\n", "last-lba: 60000\n", "grain: 4096\n"]
+)
+def test_we_read_and_grow_what_sfdisk_wrote(tmp_path: Path, script: str) -> None:
+    path = tmp_path / "other"
+    with path.open("wb") as file:
+        file.truncate(64 << 20)
+    text = f"label: gpt\n{script}\nstart=4096, size=8192, name=one\nstart=12288, size=2048, name=mixos-data\n"
+    run([tool("sfdisk"), "-q", path], stdin=text.encode())
+    table = gpt.read(path)
+    assert [(part.first, part.sectors, part.name) for part in table.partitions] == [
+        (4096, 8192, "one"),
+        (12288, 2048, "mixos-data"),
+    ]
+    os.truncate(path, 96 << 20)
+    assert grow_partition(path, path)
+    assert gpt.read(path).find("mixos-data").last > (95 << 20) // 512 - (script.startswith("last") * 72000) - 2048
+    assert b"No problems found" in run([tool("sgdisk"), "-v", path]).stdout
+
+
+# case: B4
+@pytest.mark.parametrize("options", [["-S", "56"], ["-S", "256"], ["-j", "1024"]])
+def test_we_read_and_grow_what_sgdisk_made_otherwise(tmp_path: Path, options: list[str]) -> None:
+    path = tmp_path / "other"
+    with path.open("wb") as file:
+        file.truncate(64 << 20)
+    run([tool("sgdisk"), "-o", *options, "-n", "1:4096:8191", "-c", "1:mixos-data", path])
+    assert grow_partition(path, path)
+    assert (gpt.read(path).find("mixos-data").last + 1) % gpt.ALIGN == 0
+    assert b"No problems found" in run([tool("sgdisk"), "-v", path]).stdout
+
+
 def test_sgdisk_accepts_a_grown_table(disk: Path) -> None:
     os.truncate(disk, 128 << 20)
     with disk.open("rb+") as file:
-        grown = gpt.read(file.fileno()).grow_last()
+        read = gpt.read(file.fileno())
+        grown = read.grown(read.partitions[-1])
         gpt.write(file.fileno(), gpt.Table(grown.disk_id, grown.sectors, grown.partitions))
     assert b"No problems found" in run([tool("sgdisk"), "-v", disk]).stdout
 

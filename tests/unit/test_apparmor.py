@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Container
@@ -71,6 +72,15 @@ def test_same_bytes_again(compiled, tmp_path):
     assert [path.read_bytes() for path in sorted(again.iterdir())] == [
         path.read_bytes() for path in sorted(compiled.iterdir())
     ]
+
+
+# case: B2
+def test_every_parser_gives_the_recorded_bytes(compiled):
+    """What docs/apparmor.md says of parsers. After a change of a profile: write the new digests into the file."""
+    found = "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(compiled.iterdir())
+    )
+    assert found == Path(__file__).with_suffix(".golden").read_text()
 
 
 def test_an_error_in_a_profile_ends_the_build(tmp_path):

@@ -84,6 +84,18 @@ def test_a_file_that_is_not_utf8(tmp_path: Path):
     assert caught.value.reason == "config-encoding"
 
 
+# case: B7
+def test_a_file_that_was_written_on_windows(tmp_path: Path):
+    path = tmp_path / "mixos.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert load(path, MixosToml) == parse("\ufeff" + GOOD, path, MixosToml) == parse(GOOD, path, MixosToml)
+    path.write_bytes(GOOD.encode("utf-16"))
+    with pytest.raises(ConfigError) as caught:
+        load(path, MixosToml)
+    assert caught.value.reason == "config-encoding"
+    assert caught.value.hint is not None
+
+
 @pytest.mark.parametrize(("text", "size"), [("1M", 1 << 20), ("3G", 3 << 30), (4096, 4096), ("12", 12)])
 def test_sizes(text: object, size: int):
     assert parse_size(text) == size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -41,11 +42,17 @@ def test_grown_to_the_end_of_a_larger_disk(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_data_must_be_last(tmp_path):
+# case: B4
+def test_data_grows_up_to_what_follows_it(tmp_path):
     path = disk(tmp_path, "mixos-data", "other")
-    with pytest.raises(DiskError) as caught:
-        firstboot.grow_partition(path, path)
-    assert caught.value.reason == "partition-not-last"
+    assert not firstboot.grow_partition(path, path)
+    table = gpt.read(path)
+    moved = replace(table.find("other"), first=5 * 2048 + 100, last=6 * 2048)
+    with path.open("r+b") as stream:
+        gpt.write(stream.fileno(), table.replaced(moved))
+    assert firstboot.grow_partition(path, path)
+    table = gpt.read(path)
+    assert (table.find("mixos-data").size, table.find("other")) == (4 * MIB, moved)
 
 
 def test_damaged_table_is_reported(tmp_path, capsys):

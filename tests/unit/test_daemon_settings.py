@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.errors import SettingsError
 from common.settings.model import MAX_BYTES, Network, Settings, SshKey, from_mapping, parse
 from common.settings.render import render
-from common.settings.sshkey import expiry_problem, key_problem, option_problem, source_problem
+from common.settings.sshkey import expiry_problem, key_problem, normal_key, option_problem, source_problem
 from common.settings.sshkey import line as key_line
 from common.settings.zones import tzif, zones
 
@@ -94,6 +94,9 @@ def test_what_is_left_out_keeps_the_base():
     assert changed.keys == base.keys
 
 
+NO_HOSTS = ("192.168.1.0/24", "192.168.1.255/24", "0.1.2.3/8", "240.0.0.1/8", "2001:db8::/64", "127.0.0.2/8")
+
+
 @pytest.mark.parametrize(
     ("text", "line", "reason"),
     [
@@ -124,13 +127,23 @@ def test_what_is_left_out_keeps_the_base():
         (f'[[ssh.keys]]\nkey = "{ED25519}"\naccount = "nobody"', 3, "settings-value"),
         (f'[[ssh.keys]]\nkey = "{ED25519}"\nfrom = "10.0.0.0/8"', 3, "settings-type"),
         (f'[[ssh.keys]]\nkey = "{ED25519}"\nfrom = [{MANY}]', 3, "settings-type"),
-        (f'[[ssh.keys]]\nkey = "{ED25519}"\nexpires = 2027-01-01', 3, "settings-type"),
+        (f'[[ssh.keys]]\nkey = "{ED25519}"\nexpires = 2027-01-01T00:00:00', 3, "settings-type"),
+        *[
+            (f'[network]\nmode = "static"\naddress = "{bad}"', 3, "settings-value")
+            for bad in NO_HOSTS
+        ],
+        *[
+            (f'[network]\nmode = "static"\naddress = "192.168.1.9/24"\ngateway = "{bad}"', 4, "settings-value")
+            for bad in ("192.168.1.0", "192.168.1.255")
+        ],
+        ('[network]\ndns = ["255.255.255.255"]', 2, "settings-value"),
         (f'[[ssh.keys]]\nkey = "{ED25519}"\ncommand = "sh"', 3, "settings-unknown-key"),
         ('[time]\nservers = ["a b"]', 2, "settings-value"),
         ('hostname = "x', 1, "settings-syntax"),
         ('a = 1\na = 2', 2, "settings-syntax"),
     ],
 )  # fmt: skip
+# case: B17
 def test_mistakes_are_located(text, line, reason):
     with pytest.raises(SettingsError) as caught:
         parse(text.encode(), "mixos-preseed.toml", Settings())
@@ -318,3 +331,43 @@ def test_localtime_file_is_valid(tmp_path):
         zone = zoneinfo.ZoneInfo.from_file(stream)
     assert datetime(2030, 7, 1, tzinfo=zone).utcoffset().total_seconds() == -4 * 3600
     assert datetime(2030, 1, 1, tzinfo=zone).utcoffset().total_seconds() == -5 * 3600
+
+
+# case: B7
+def test_a_byte_order_mark_is_not_of_the_text():
+    assert parse(b"\xef\xbb\xbfhostname = 'x'", "f", Settings()).hostname == "x"
+    with pytest.raises(SettingsError) as caught:
+        parse("hostname = 'x'".encode("utf-16"), "f", Settings())
+    assert caught.value.reason == "settings-encoding"
+    assert caught.value.hint is not None
+
+
+# case: B17
+@pytest.mark.parametrize("good", ["10.0.0.0/31", "10.0.0.1/32", "192.168.0.255/16", "2001:db8::/127", "169.254.3.4/16"])
+def test_addresses_of_hosts(good):
+    text = f'[network]\nmode = "static"\naddress = "{good}"'
+    assert parse(text.encode(), "f", Settings()).network.address == good
+
+
+# case: B18
+@pytest.mark.parametrize("blank", ["  ", "\t", " \t "])
+def test_keys_as_people_paste_them(blank):
+    pasted = f"{blank}{ED25519.replace(' ', blank)}{blank}"
+    (key,) = from_mapping({"ssh": {"keys": [{"key": pasted}]}}, "f", Settings()).keys
+    assert key.key == ED25519
+
+
+# case: B18
+@pytest.mark.parametrize("kind", ["OPENSSH PRIVATE KEY", "RSA PRIVATE KEY", "ENCRYPTED PRIVATE KEY"])
+def test_a_private_key_is_called_one(kind):
+    lines = f"-----BEGIN {kind}-----\nAAAA\n-----END {kind}-----\n"
+    assert "private key" in str(key_problem(normal_key(lines)))
+
+
+# case: B18
+def test_a_day_may_be_a_day_of_toml():
+    text = f'[[ssh.keys]]\nkey = "{ED25519}"\nexpires = 2027-01-01'
+    assert parse(text.encode(), "f", Settings()).keys[0].expires == "2027-01-01"
+    with pytest.raises(SettingsError) as caught:
+        parse(b"hostname = 2027-01-01", "f", Settings())
+    assert "datetime" not in caught.value.message

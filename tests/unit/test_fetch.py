@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import os
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from buildsys import download
+from buildsys.config.model import Fetch
 from buildsys.events import Event, Fetched, Note
-from buildsys.fetch import Fetcher, pip_download, without_password
+from buildsys.fetch import Fetcher, pip_download
 from buildsys.files import exclusive
 from buildsys.lock import Source
-from common.errors import FetchError
+from common.errors import ConfigError, FetchError
+from common.safe import without_password
+from common.tomlfile import parse
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -39,6 +46,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def do_HEAD(self) -> None:
+        self.send_error(405)
+
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.server.requests.append((self.path, wanted))
@@ -51,6 +61,8 @@ class Handler(BaseHTTPRequestHandler):
             body, start = b"x" * len(BODY), 0
         elif self.path == "/encoded":
             body, start = gzip.compress(BODY, mtime=0), 0
+        elif self.path == "/redirect":
+            status, body, start = 302, b"", 0
         elif self.path == "/endless":
             body, start = BODY * 8, 0
         elif start and self.path != "/norange":
@@ -64,8 +76,20 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes 0-{len(body) - start - 1}/{len(body)}")
         if self.path == "/encoded":
             self.send_header("Content-Encoding", "gzip")
-        self.send_header("Content-Length", str(len(body) - start))
+        if self.path == "/redirect":
+            self.send_header("Location", "http://[::1/x")
+        if self.path == "/chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+            pieces = [body[at : at + 70_000] for at in range(0, len(body), 70_000)]
+            body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
+        else:
+            self.send_header("Content-Length", str(len(body) - start + 10 * (self.path == "/boast")))
         self.end_headers()
+        if self.path == "/trickle":
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.01)
         data = body[start:]
         if self.path == "/cut" and first:
             data = data[: len(data) // 2]
@@ -231,6 +255,9 @@ def test_wheel_tags_become_pip_options():
         ("apt:http://me:s3cret@a.example:80/pool/x: HTTP 404", "apt:http://me:***@a.example:80/pool/x: HTTP 404"),
         ("no place\n  https://:token@h/ and mail to me@h", "no place\n  https://:***@h/ and mail to me@h"),
         ("http://host:80/a@b", "http://host:80/a@b"),
+        ("http://me:p@ss@host/x", "http://me:***@host/x"),
+        ("https://ghp_token@host/x", "https://***@host/x"),
+        ("see http://host/?mail=a@b", "see http://host/?mail=a@b"),
     ],
 )
 def test_passwords_in_places_are_not_shown(text: str, shown: str):
@@ -247,3 +274,73 @@ def test_the_password_of_a_mirror_is_not_told(server: Server, tmp_path: Path):
     fetcher.get(source(f"{base}good"))
     assert any(isinstance(event, Fetched) for event in seen)
     assert "s3cret" not in repr(seen)
+
+
+# case: B6
+@pytest.mark.parametrize("bad", ["http://[::1/x", "http://h:99999999/x", "http://%zz:x@/", "http://a..b/", "http:///x"])
+def test_an_address_that_is_none_is_one_place_less(server: Server, fetcher: Fetcher, bad: str):
+    assert fetcher.get(source_of(bad, server.url("redirect"), server.url("good"))).read_bytes() == BODY
+    assert download.head(bad) != "yes"
+
+
+def source_of(*urls: str) -> Source:
+    """A source whose addresses nobody has checked."""
+    return source().model_copy(update={"urls": urls})
+
+
+# case: B6
+@pytest.mark.parametrize(
+    "bad", ["http://[::1/x", "http://h:99999999/x", "ftp://h/", "http:///x", "http://", "http://a b/", "http://é/"]
+)
+def test_a_mirror_that_is_no_address_is_named_with_its_line(tmp_path: Path, bad: str):
+    with pytest.raises(ConfigError) as caught:
+        parse(f'\nmirrors = ["{bad}"]\n', tmp_path / "x.toml", Fetch)
+    assert caught.value.reason == "config-value"
+    assert "x.toml:2:" in caught.value.message
+
+
+# case: B15
+def test_the_password_in_a_mirror_that_is_wrong_is_not_told(tmp_path: Path):
+    with pytest.raises(ConfigError) as caught:
+        parse('mirrors = ["ftp://me:s3cret@host/"]', tmp_path / "x.toml", Fetch)
+    assert "s3cret" not in caught.value.message
+
+
+# case: B16
+def test_a_place_that_is_too_slow_is_left(server: Server, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.2)
+    assert fetcher.get(source(server.url("trickle"), server.url("norange"))).read_bytes() == BODY
+
+
+# case: B16
+@pytest.mark.parametrize("size", [len(BODY), None])
+def test_the_hash_decides_not_the_length_that_a_server_says(server: Server, fetcher: Fetcher, size: int | None):
+    assert fetcher.get(source(server.url("boast"), size=size)).read_bytes() == BODY
+
+
+def test_an_answer_in_chunks(server: Server, fetcher: Fetcher):
+    assert fetcher.get(source(server.url("chunked"))).read_bytes() == BODY
+
+
+# case: B16
+def test_a_server_that_does_not_answer_head_is_asked_for_the_file(server: Server):
+    assert download.head(server.url("good")) == "yes"
+    assert download.head(server.url("missing")) == "HTTP 404"
+
+
+# case: B10
+def test_what_is_there_is_read_without_writing(server: Server, tmp_path: Path):
+    (tmp_path / SHA).write_bytes(BODY)
+    for offline in (True, False):
+        Fetcher(tmp_path, lambda event: None, offline=offline).get(source(server.url("good")))
+    assert [path.name for path in tmp_path.iterdir()] == [SHA]
+
+
+# case: B10
+def test_locks_are_the_groups_where_the_umask_says_so(tmp_path: Path):
+    old = os.umask(0o002)
+    try:
+        with exclusive(tmp_path / "lock", lambda: None):
+            assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o660
+    finally:
+        os.umask(old)

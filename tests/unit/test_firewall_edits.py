@@ -297,7 +297,7 @@ def test_the_kernel_routes_only_while_something_needs_it(tmp_path):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"203.0.113.1\n\xff\n", "config-unreadable"),
+        (b"203.0.113.1\n\xff\n", "config-encoding"),
         (b"203.0.113.1\nnonsense\n", "firewall-list"),
         (b"# \n", "firewall-list"),
         (b"", "firewall-list"),
@@ -308,6 +308,11 @@ def test_a_list_that_is_none_is_refused_with_its_line(data, reason):
         lists.entries(data)
     assert caught.value.reason == reason
     assert b"nonsense" not in data or caught.value.message.startswith("line 2:")
+
+
+# case: B7
+def test_a_list_with_a_byte_order_mark():
+    assert lists.entries(b"\xef\xbb\xbf203.0.113.1\r\n") == ("203.0.113.1",)
 
 
 @pytest.mark.parametrize("reason", ["firewall-list", "transfer-too-big"])

@@ -1,11 +1,18 @@
 """Writing images: into regular files, and the refusals for disks in use, with made-up kernel tables."""
 
+import errno
+import fcntl
+import gzip
+import lzma
 import os
+import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from buildsys.run import find_tool, run
 from common.errors import ConfigError, ImageError
 from image import blockdev, esp, flash, gpt
 from image.blockdev import Places
@@ -105,7 +112,7 @@ def test_refusals_leave_the_target_alone(tmp_path: Path, image: Path) -> None:
 def test_damaged_image(tmp_path: Path, image: Path) -> None:
     copy = tmp_path / "copy"
     copy.write_bytes(image.read_bytes()[: 200 << 20])
-    refused("gpt-geometry", lambda: flash.flash(copy, tmp_path / "disk", yes, file=True))
+    refused("image-damaged", lambda: flash.flash(copy, tmp_path / "disk", yes, file=True))
 
 
 def test_a_disk_that_forgets_is_found_out(tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +186,7 @@ def test_device_facts(tmp_path: Path) -> None:
 
 def test_unused_disk(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
-    assert blockdev.users(FakeNode("/dev/sdx"), kernel.places) == []
+    assert blockdev.users(FakeNode.number, kernel.places) == []
 
 
 @pytest.mark.parametrize(("number", "source"), [("8:0", "x"), ("8:1", "x"), ("0:33", "/dev/sdx1")])
@@ -195,7 +202,7 @@ def test_mounted_through_a_stack_of_holders(tmp_path: Path) -> None:
     mapper = kernel.device("dm-0", "253:0", tmp_path / "sys" / "devices" / "dm-0")
     (kernel.part / "holders" / "dm-0").symlink_to(mapper)
     kernel.mounts("253:0", "/dev/mapper/root", "/")
-    found = blockdev.users(FakeNode("/dev/sdx"), kernel.places)
+    found = blockdev.users(FakeNode.number, kernel.places)
     assert len(found) == 2
     assert "the running system" in found[1]
 
@@ -203,3 +210,142 @@ def test_mounted_through_a_stack_of_holders(tmp_path: Path) -> None:
 def test_sector_size(tmp_path: Path, image: Path) -> None:
     device = blockdev.Device(FakeNode("/dev/sdx"), 1 << 40, True, sector_size=4096)
     refused("sector-size", lambda: flash._check(device, 1, Places()))
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "xz": lzma.compress,
+    "xz in two streams": lambda data: lzma.compress(data[: 50 << 20]) + lzma.compress(data[50 << 20 :]) + bytes(4),
+    "gz": lambda data: gzip.compress(data, 1),
+    "zst": lambda data: run([find_tool("zstd"), "-1", "-c", "-q"], stdin=data, split=True).stdout,
+}
+
+
+@pytest.fixture(scope="module")
+def packed(image: Path) -> dict[str, bytes]:
+    content = image.read_bytes()
+    return {name: pack(content) for name, pack in PACKERS.items()}
+
+
+# case: B14
+@pytest.mark.parametrize("kind", PACKERS)
+def test_packed_images(tmp_path: Path, image: Path, packed: dict[str, bytes], kind: str) -> None:
+    (tmp_path / "image").write_bytes(packed[kind])  # whatever it is called
+    seen: list[tuple[str, int, int]] = []
+    flash.flash(tmp_path / "image", tmp_path / "disk", yes, file=True, progress=lambda *found: seen.append(found))
+    assert (tmp_path / "disk").read_bytes() == image.read_bytes()
+    size = len(packed[kind])
+    assert [found for found in seen if found[0] == "unpack"][-1] == ("unpack", size, size)
+
+
+# case: B14
+@pytest.mark.parametrize("kind", ["xz", "gz", "zst"])
+@pytest.mark.parametrize("harm", ["cut", "flip"])
+def test_a_packed_image_is_checked_before_the_first_write(
+    tmp_path: Path, packed: dict[str, bytes], kind: str, harm: str
+) -> None:
+    data = packed[kind]
+    middle = len(data) // 2
+    harmed = data[:-20] if harm == "cut" else data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
+    (tmp_path / "image").write_bytes(harmed)
+    target = used_file(tmp_path / "disk", 300 << 20)
+    before = target.read_bytes()
+    refused("image-damaged", lambda: flash.flash(tmp_path / "image", target, yes, file=True))
+    assert target.read_bytes() == before
+
+
+# case: B14
+@pytest.mark.parametrize("kind", ["plain", "zst", "cut"])
+def test_an_image_through_a_pipe(tmp_path: Path, image: Path, packed: dict[str, bytes], kind: str) -> None:
+    data = {"plain": image.read_bytes(), "zst": packed["zst"], "cut": image.read_bytes()[: 100 << 20]}[kind]
+    os.mkfifo(tmp_path / "pipe")
+    thread = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(data,))
+    thread.start()
+    if kind == "cut":
+        refused("image-damaged", lambda: flash.flash(tmp_path / "pipe", tmp_path / "disk", yes, file=True))
+        assert not (tmp_path / "disk").exists()
+    else:
+        flash.flash(tmp_path / "pipe", tmp_path / "disk", yes, file=True)
+        assert (tmp_path / "disk").read_bytes() == image.read_bytes()
+    thread.join(30)
+
+
+# case: B14
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04" + bytes(1 << 20), b"<html><body>404", b"hello" * 100_000, bytes(1 << 20), b"QFI\xfb", None],
+)
+def test_what_is_no_image_is_called_that(tmp_path: Path, content: bytes | None) -> None:
+    if content is None:
+        (tmp_path / "image").mkdir()
+    else:
+        (tmp_path / "image").write_bytes(content)
+    refused("not-an-image", lambda: flash.flash(tmp_path / "image", tmp_path / "disk", yes, file=True))
+    assert not (tmp_path / "disk").exists()
+
+
+# case: B20
+def test_a_flash_that_is_not_confirmed_leaves_nothing(tmp_path: Path, image: Path) -> None:
+    refused("not-confirmed", lambda: flash.flash(image, tmp_path / "disk", lambda device: False, file=True))
+    assert not (tmp_path / "disk").exists()
+    (tmp_path / "empty").touch()
+    refused("not-confirmed", lambda: flash.flash(image, tmp_path / "empty", lambda device: False, file=True))
+    assert (tmp_path / "empty").stat().st_size == 0
+
+
+# case: B20
+def test_the_disk_of_a_running_machine_is_left_alone(tmp_path: Path, image: Path) -> None:
+    """QEMU takes locks of open file descriptions on single bytes of its disks."""
+    target = used_file(tmp_path / "disk", image.stat().st_size)
+    with target.open("rb") as machine:
+        fcntl.fcntl(machine, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 100, 1, 0))
+        refused("device-in-use", lambda: flash.flash(image, target, yes, file=True))
+    assert target.read_bytes()[:4096] == b"\xa5" * 4096
+    flash.flash(image, target, yes, file=True)
+
+
+# case: B9
+@pytest.mark.parametrize("change", ["another file", "a link", "a file that came"])
+def test_what_was_confirmed_is_what_is_written(tmp_path: Path, image: Path, change: str) -> None:
+    other = used_file(tmp_path / "other", image.stat().st_size)
+    before = other.read_bytes()
+    target = tmp_path / "disk"
+    if change != "a file that came":
+        used_file(target, image.stat().st_size)
+
+    def swap(device: blockdev.Device) -> bool:
+        target.unlink(missing_ok=True)
+        if change == "a link":
+            target.symlink_to(other)
+        else:
+            os.link(other, target)
+        return True
+
+    refused("device-changed", lambda: flash.flash(image, target, swap, file=True))
+    assert other.read_bytes() == before
+
+
+# case: B8
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "pread"])
+def test_a_disk_that_fails_is_named(tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    real = getattr(os, call)
+    target = tmp_path / "disk"
+
+    def failing(fd: int, *rest: object) -> object:
+        if Path(f"/proc/self/fd/{fd}").readlink() == target:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, *rest)
+
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(ImageError) as caught:
+        flash.flash(image, target, yes, file=True)
+    assert (caught.value.reason, caught.value.exit_code) == ("write-failed", 8)
+    assert str(target) in caught.value.message
+    assert caught.value.hint is not None
+
+
+# case: B8
+def test_a_disk_that_can_only_be_read_is_not_asked_about(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    (kernel.disk / "ro").write_text("1\n")
+    device = blockdev.inspect(FakeNode("/dev/sdx"), kernel.places)
+    refused("read-only", lambda: flash._check(device, 1, kernel.places))

@@ -134,12 +134,16 @@ def test_stale_table_behind_a_plain_mbr_is_not_believed(fd: int) -> None:
     assert caught.value.reason == "gpt-no-mbr"
 
 
+def grow_last(table: gpt.Table) -> gpt.Table:
+    return table.grown(table.partitions[-1])
+
+
 def test_larger_disk(fd: int, sample: gpt.Table) -> None:
     """An image on a larger disk is readable, says so, and is repaired by writing it resized."""
     os.truncate(fd, 2 * SECTORS * 512)
     found = gpt.read(fd)
     assert found.problems == ("backup-not-at-end",)
-    grown = found.resized(2 * SECTORS).grow_last()
+    grown = grow_last(found.resized(2 * SECTORS))
     gpt.write(fd, replace(grown, problems=()))
     again = gpt.read(fd)
     assert again.problems == ()
@@ -147,7 +151,7 @@ def test_larger_disk(fd: int, sample: gpt.Table) -> None:
     assert again.partitions[1].first == 4096
     assert (again.partitions[1].last + 1) % gpt.ALIGN == 0
     assert again.last_usable - again.partitions[1].last < gpt.ALIGN
-    assert again.grow_last() == again
+    assert grow_last(again) == again
 
 
 @pytest.mark.parametrize("cut", range(3))
@@ -210,15 +214,24 @@ def test_unsound_tables_are_not_made(sample: gpt.Table, change: dict[str, object
         (12, 600, "gpt-revision"),
         (24, 7, "gpt-geometry"),
         (32, 1 << 60, "gpt-geometry"),
-        (40, 3, "gpt-geometry"),
+        (32, SECTORS, "gpt-cut-short"),
+        (40, 33, "gpt-geometry"),
+        (40, 3000, "gpt-bounds"),
+        (40, SECTORS, "gpt-geometry"),
+        (48, SECTORS - 33, "gpt-geometry"),
+        (48, 1 << 63, "gpt-geometry"),
+        (72, 1, "gpt-geometry"),
         (72, 1 << 50, "gpt-geometry"),
+        (80, (1 << 20) // 128 + 1, "gpt-entries"),
+        (84, 64, "gpt-entries"),
+        (84, 192, "gpt-entries"),
         (80, 0xFFFFFFFF, "gpt-entries"),
         (84, 0, "gpt-entries"),
     ],
 )
 def test_hostile_headers_with_right_checksum(fd: int, field: int, value: int, reason: str) -> None:
     raw = bytearray(os.pread(fd, 512, 512))
-    struct.pack_into("<Q" if field in (24, 32, 40, 72) else "<I", raw, field, value)
+    struct.pack_into("<Q" if field in (24, 32, 40, 48, 72) else "<I", raw, field, value)
     raw[16:20] = bytes(4)
     struct.pack_into("<I", raw, 16, zlib.crc32(raw[:92]))
     os.pwrite(fd, raw, 512)
@@ -245,3 +258,55 @@ def test_too_small_disk(tmp_path: Path, sample: gpt.Table) -> None:
             action()
         assert caught.value.reason == "gpt-disk-too-small"
     os.close(fd)
+
+
+GEOMETRIES = [
+    gpt.Geometry(first_usable=2048),
+    gpt.Geometry(first_usable=2048, reserve=1234),
+    gpt.Geometry(entries=56, first_usable=16),
+    gpt.Geometry(entries=4, first_usable=3),
+    gpt.Geometry(entries=256, first_usable=66),
+    gpt.Geometry(entries=130, first_usable=35),
+    gpt.Geometry(entries=64, entry_size=512, first_usable=66),
+    gpt.Geometry(array=2000, first_usable=2048),
+]
+
+
+# case: B4
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_geometries_of_others_are_read_and_kept(tmp_path: Path, sample: gpt.Table, geometry: gpt.Geometry) -> None:
+    table = replace(sample, geometry=geometry)
+    fd = disk(tmp_path / "disk")
+    os.pwrite(fd, b"\xa5" * (2048 * 512), 0)  # a boot loader in the gap stays
+    gpt.write(fd, table)
+    assert gpt.read(fd) == table
+    taken = geometry.array + geometry.sectors
+    assert os.pread(fd, (2048 - taken) * 512, taken * 512) == b"\xa5" * ((2048 - taken) * 512)
+    os.truncate(fd, 2 * SECTORS * 512)
+    gpt.write(fd, replace(grow_last(gpt.read(fd)), problems=()))
+    grown = gpt.read(fd)
+    assert (grown.problems, grown.geometry) == ((), geometry)
+    assert grown.last_usable - grown.partitions[1].last < gpt.ALIGN
+    if geometry.array == 2:
+        os.pwrite(fd, bytes(512), 512)
+        assert gpt.read(fd) == replace(grown, problems=("primary-magic",))
+    os.close(fd)
+
+
+# case: B4
+def test_a_larger_header_and_odd_names_are_read(fd: int, sample: gpt.Table) -> None:
+    raw = bytearray(os.pread(fd, 512, 512))
+    entries = bytearray(os.pread(fd, 128 * 128, 1024))
+    entries[56 + 14 : 56 + 20] = b"o\0l\0d\0"  # behind "first" and its NUL
+    entries[128 + 56 : 128 + 58] = b"\x00\xd8"  # half of a pair, then "econd"
+    struct.pack_into("<I", raw, 12, 512)
+    struct.pack_into("<I", raw, 88, zlib.crc32(entries))
+    raw[16:20] = bytes(4)
+    struct.pack_into("<I", raw, 16, zlib.crc32(raw))
+    os.pwrite(fd, raw + entries, 512)
+    found = gpt.read(fd)
+    assert found.problems == ("backup-differs",)
+    assert [part.name for part in found.partitions] == ["first", "\ufffdecond"]
+    assert [replace(part, name="") for part in found.partitions] == [
+        replace(part, name="") for part in sample.partitions
+    ]

@@ -248,6 +248,7 @@ def test_configure_refuses_a_configuration_that_does_not_settle(tmp_path: Path):
     assert caught.value.reason == "kconfig-unstable"
 
 
+# case: B24
 def test_what_a_tree_is_built_for_is_said_by_us(tmp_path: Path):
     """Trees of vendors bring a processor, a compiler and a linker of their own."""
     source = tree(tmp_path / "t")

@@ -150,3 +150,39 @@ def test_tree_digests_see_names_bytes_modes_and_links(tmp_path: Path):
 )
 def test_globs(path: str, pattern: str, result: bool):
     assert matches(path, pattern) is result
+
+
+# case: B2
+def test_a_tool_is_its_file_and_the_libraries_that_compute(tmp_path, monkeypatch):
+    names = {path.name.partition(".")[0] for path in key._libraries(key.find_tool("mksquashfs").resolve())}
+    assert "libzstd" in names
+    assert not names & {"libc", "libm", "libpthread"}
+    script, library = tmp_path / "tool", tmp_path / "lib.so"
+    script.write_text("#!/bin/sh\n")
+    assert key._libraries(script) == []
+    monkeypatch.setattr(key, "find_tool", lambda name: script)
+    monkeypatch.setattr(key, "_libraries", lambda program: [library])
+    digests = set()
+    for content in (b"one", b"two"):
+        library.write_bytes(content)
+        key.tool_digest.cache_clear()
+        digests.add(key.tool_digest("tool"))
+    key.tool_digest.cache_clear()
+    assert len(digests) == 2
+
+
+# case: B12
+@pytest.mark.parametrize(
+    "name",
+    ["fstab~", "#fstab#", ".#fstab", ".fstab.swp", "fstab.orig", "fstab.rej", ".gitkeep", ".DS_Store", "Thumbs.db"],
+)
+def test_what_editors_leave_is_not_of_a_folder(tmp_path, name):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/fstab").write_text("x")
+    before = tree_digest(scan_tree(tmp_path, ("**",)))
+    if name.startswith(".#"):
+        (tmp_path / "etc" / name).symlink_to("me@host.1:2")
+    else:
+        (tmp_path / "etc" / name).write_text("y")
+    assert tree_digest(scan_tree(tmp_path, ("**",))) == before
+    assert name in {Path(entry.path).name for entry in scan_tree(tmp_path)}  # of a result everything counts

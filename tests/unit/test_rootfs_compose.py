@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -13,8 +14,11 @@ import pytest
 from buildsys.job import Job
 from common.errors import CheckError
 from packages.mix.artifact import Attribute, Metadata, write_artifact
+from packages.mix.manifest import Entry
+from rootfs import pack
 from rootfs.compose import compose, read_root
-from rootfs.pack import squash, write_tar
+from rootfs.pack import compare, squash, write_tar
+from rootfs.squashfs import read_squashfs
 
 EPOCH = 1_700_000_000
 
@@ -176,3 +180,106 @@ def test_erofs(tmp_path):
         images.append((work.out / "root.erofs").read_bytes())
     assert images[0] == images[1]
     assert images[0][1024:1028] == b"\xe2\xe1\xf5\xe0"  # EROFS_SUPER_MAGIC_V1
+
+
+ODD_LINKS = {
+    "b": "../../share/c/é.crt",
+    "absolute": "/usr/share/é",
+    "dotted": "./é",
+    "long": "../" * 40 + "x",
+    "long-absolute": "/" + "y" * 300,
+    "plain": "../../share/c/e.crt",
+    "an -> arrow": "a -> b",
+}
+
+
+def odd_root(tmp_path) -> Path:
+    """Links, names, sizes and attributes on which readers of archives differ."""
+    tool = Attribute("usr/bin/t", 0o4755, 3, 4, {"security.capability": bytes(range(20)), "user.empty": b""})
+    again = Attribute("usr/bin/u", xattrs={"security.capability": bytes(range(20)), "user.long": b"\xff=\n" * 90})
+    deep = "/".join(["d" * 200, "é" * 60, "x" * 120])
+    files: dict[str, bytes | str | None] = {
+        "usr/lib/c": None,
+        **{f"usr/lib/c/{name}": target for name, target in ODD_LINKS.items()},
+        **{f"usr/share/many/{number:04}": b"%d" % number for number in range(700)},
+        "usr/bin/t": b"t" * 131072 + b"tail",
+        "usr/bin/u": hashlib.shake_256(b"u").digest(300_000),
+        "usr/share/empty": b"",
+        "usr/share/zeros": bytes(400_000),
+        "usr/share/zeros-again": bytes(400_000),
+        f"usr/{deep}": b"deep",
+        f"usr/{deep}-link": "../" + deep,
+    }
+    return composed(tmp_path, artifact(tmp_path, "odd", files, (), [tool, again]))
+
+
+# case: B2
+@pytest.mark.integration
+def test_the_image_is_what_the_manifest_says(tmp_path):
+    root = odd_root(tmp_path)
+    work = job(tmp_path, "image", {"root": root})
+    squash(work)
+    found = read_squashfs(work.out / "root.squashfs", work.work)
+    assert {name: found[f"usr/lib/c/{name}"].target for name in ODD_LINKS} == ODD_LINKS
+    assert found.pop("") == Entry("", "dir", 0o755)
+    assert found == {file.entry.path: file.entry for file in read_root(root)}
+
+
+# case: B2
+@pytest.mark.integration
+@pytest.mark.parametrize("filesystem", ["squashfs", "erofs"])
+def test_an_image_that_differs_is_refused(tmp_path, monkeypatch, filesystem):
+    """What makes the image is handed another tree than the manifest's."""
+    root = composed(tmp_path, artifact(tmp_path, "one", {"usr/a": b"1" * 100_000, "usr/l": "../a", "usr/d": None}))
+    changes = [{"mode": 0o700}, {"target": "a"}, {"path": "usr/b"}]
+    real = read_root(root)
+    for number, change in enumerate(changes):
+        kind = "symlink" if "target" in change else "file"
+        other = [
+            dataclasses.replace(
+                file, entry=dataclasses.replace(file.entry, **(change if file.entry.type == kind else {}))
+            )
+            for file in real
+        ]
+        made = job(tmp_path, f"image{number}", {"root": root}, filesystem=filesystem)
+        monkeypatch.setattr(f"rootfs.pack._{filesystem}", swapped(filesystem, other))
+        with pytest.raises(CheckError) as caught:
+            squash(made)
+        monkeypatch.undo()
+        assert caught.value.reason == "image-differs"
+    squash(job(tmp_path, "good", {"root": root}, filesystem=filesystem))
+
+
+def swapped(filesystem, files):
+    """The maker of an image, given other files than its caller says."""
+    real = getattr(pack, f"_{filesystem}")
+    return lambda job, _, image: real(job, files, image)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"uid": 1}, {"gid": 1}, {"mode": 0o4755}, {"size": 2}, {"sha256": "0" * 64}, {"xattrs": {"user.x": b""}}, None],
+)
+def test_every_difference_counts(tmp_path, change):
+    (file, *_) = read_root(composed(tmp_path, artifact(tmp_path, "one", {"a": b"1"})))
+    found = {"": Entry("", "dir", 0o755), "a": file.entry}
+    compare([file], found)
+    other = {"": found[""]} if change is None else {**found, "a": dataclasses.replace(file.entry, **change)}
+    for manifest, image in ((found, other), (other, found)):
+        rows = [dataclasses.replace(file, entry=entry) for path, entry in manifest.items() if path]
+        with pytest.raises(CheckError) as caught:
+            compare(rows, image)
+        assert caught.value.reason == "image-differs"
+
+
+@pytest.mark.integration
+def test_a_damaged_image_is_an_error_of_its_own(tmp_path):
+    work = job(tmp_path, "image", {"root": odd_root(tmp_path)})
+    squash(work)
+    image = work.out / "root.squashfs"
+    whole = image.read_bytes()
+    for at in (0, 12, 20, 48, 64, 72, 80):
+        image.write_bytes(whole[:at] + b"\xfe\xff\xff\x7f" + whole[at + 4 :])
+        with pytest.raises(CheckError) as caught:
+            read_squashfs(image, work.work)
+        assert caught.value.reason == "image-unreadable"

@@ -304,6 +304,12 @@ def test_a_history_keeps_the_last_ends_and_none_twice(tmp_path):
     assert History.read(tmp_path / "new" / "x.json") == History()
 
 
+# case: B7
+def test_an_environment_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "env").write_bytes(b"\xef\xbb\xbfA=1\r\n")
+    assert prepare.environment_file(tmp_path / "env") == {"A": "1"}
+
+
 # case: D20
 @pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85", "\xa0", "\r"])
 def test_only_newlines_end_a_line_of_an_environment_file(tmp_path, odd):

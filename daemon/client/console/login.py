@@ -16,6 +16,7 @@ from collections.abc import MutableMapping, Sequence
 from common.accounts import Account, of_uid
 from common.errors import MixosError, RefusedError
 from common.safe import printable
+from common.streams import open_missing
 
 PROGRAM = "/usr/libexec/mixos-console"
 MIXCTL = ("mixctl", "/usr/bin/mixctl")
@@ -25,6 +26,7 @@ _KEPT = ("SSH_CONNECTION", "SSH_TTY", "SSH_USER_AUTH")  # the session's own fact
 
 def main(arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code: the command's own, or 7 when it is refused. May not return."""
+    open_missing()
     try:
         account = of_uid(os.getuid())
         if account is None:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from common.errors import ConfigError, MixosError
 from common.files import read_regular
+from common.text import decoded
 from common.tomlfile import MAX_BYTES, Strict
 from daemon.core.change.files import Step, Trees
 from daemon.core.change.record import Contents, Record
@@ -68,11 +69,9 @@ class View:
             data = self.read(name, limit + 1)
             if data is not None and len(data) > limit:
                 raise ConfigError(f"{path}: larger than {limit} bytes", reason="config-too-large")
-            return None if data is None else data.decode()
+            return None if data is None else decoded(data, path)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}", reason="config-unreadable") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: not UTF-8 (byte {error.start})", reason="config-encoding") from error
 
     def names(self, folder: str) -> list[str]:
         """The names of the files in a folder ("etc/mixos/lists"), as whole names."""

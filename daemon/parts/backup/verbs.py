@@ -181,7 +181,7 @@ def _passphrase(path: str | None, plain: bool, confirm: bool = False) -> str | N
     if path is not None:
         try:
             line = _first_line(path)
-            text = line.rstrip(b"\r\n").decode("utf-8")
+            text = line.rstrip(b"\r\n").decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise click.UsageError(f"{path}: the passphrase cannot be read ({why})") from error

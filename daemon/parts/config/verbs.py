@@ -8,6 +8,7 @@ from typing import IO, Any
 import click
 
 from common.errors import ConfigError
+from common.text import decoded
 from common.units import clock, size
 from daemon.client.cli.change import SECONDS, change_options, changed, tell, wish
 from daemon.client.cli.common import ask, json_option, show, write_file
@@ -119,10 +120,7 @@ def _text(file: IO[bytes]) -> str:
             reason="config-too-large",
             hint="long lists of addresses go in with: mixctl firewall block --file",
         )
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file.name}: not UTF-8 (byte {error.start})", reason="config-encoding") from error
+    return decoded(data, file.name)
 
 
 @config.command()

@@ -18,4 +18,4 @@ def unit(context: Context, name: str) -> bool:
         return False
     if len(data) > _BYTES:
         raise ValueError("firewall.toml is too large")
-    return name in tomllib.loads(data.decode("utf-8")).get("units", {})
+    return name in tomllib.loads(data.decode("utf-8-sig")).get("units", {})

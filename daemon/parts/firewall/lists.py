@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from common.errors import ConfigError
 from common.lines import split_lines
+from common.text import decoded
 
 MAX_ADDRESSES = 200_000  # of all lists together
 MAX_BYTES = 8 << 20  # of one file
@@ -97,12 +98,9 @@ def lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def entries(data: bytes) -> tuple[str, ...]:
-    """The entries of a list that somebody sends. Raises ConfigError `config-unreadable`, `firewall-list` with the lines
+    """The entries of a list that somebody sends. Raises ConfigError `config-encoding`, `firewall-list` with the lines
     that are wrong, or when there is nothing in it."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError("the list is not UTF-8", reason="config-unreadable") from error
+    text = decoded(data, "the list")
     if wrong := [f"line {line}: {message}" for line, message in problems(text)]:
         raise ConfigError("\n".join(wrong), reason="firewall-list")
     found = tuple(entry for _, entry in lines(text))

@@ -191,7 +191,7 @@ def environment_file(path: Path) -> dict[str, str]:
     """
     try:
         data = read_regular(path, _ENVIRONMENT_BYTES + 1)
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         problem = getattr(error, "strerror", None) or "not UTF-8"
         raise ConfigError(f"{path}: {problem}", reason="unit-environment") from error

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.errors import ConfigError, NotFoundError, RefusedError
+from common.errors import NotFoundError, RefusedError
+from common.text import decoded
 from common.tomledit import remove_table, set_keys
 from common.tomlfile import parse, parse_edit
 from daemon.core.change.applier import View
@@ -159,11 +160,7 @@ class VpnConfig:
             self.store.write(peer_key(name, title), private)
 
     def _text(self) -> str:
-        data = self.view.read(FILE)
-        try:
-            return (data or b"").decode()
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{self.file}: not UTF-8 (byte {error.start})", reason="config-encoding") from error
+        return decoded(self.view.read(FILE) or b"", self.file)
 
     def _save(self, text: str) -> VpnFile:
         """The edited file, after reading it as what it is. Raises ConfigError."""

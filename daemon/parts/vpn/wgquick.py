@@ -14,6 +14,7 @@ from common import addresses
 from common import netvalues as values
 from common.errors import ConfigError
 from common.lines import split_lines
+from common.text import MARK
 from daemon.parts.vpn import keys
 
 MAX_BYTES = 48 << 10  # a request to the daemon holds it, escaped
@@ -99,7 +100,7 @@ def _sections(text: str, where: str) -> list[_Section]:
     sections: list[_Section] = []
     above: list[str] = []  # comments right above this line, the nearest first
     fresh = False  # nothing but comments since the last header
-    for number, raw in enumerate(split_lines(text), 1):
+    for number, raw in enumerate(split_lines(text.removeprefix(MARK)), 1):
         line, mark, remark = raw.partition("#")
         line = line.strip()
         if not line:
