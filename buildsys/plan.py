@@ -195,7 +195,6 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
             "common": FromPath(root / "common", ("**/*.py",)),
             "daemon": FromPath(root / "daemon", ("**/*.py", "**/*.toml", "bin/*", "dbus/*.conf")),
             "packages": FromPath(root / "packages", ("*.py", "mix/**/*.py")),
-            "image": FromPath(root / "image", ("*.py",)),
             "python": FromAction("recipe-cpython"),
             **{name: FromAction(f"recipe-{name}") for name in python.build_depends if name != "toolchain"},
         },

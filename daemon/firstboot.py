@@ -1,7 +1,7 @@
 """The data partition's rare work: extend it over a disk larger than the image, make or fit its ext4 file system.
 
 Called by init (stage 40) when a shell test found something to do, and safe to be cut off anywhere: the partition table
-is written backup first (`image.gpt`), and each step looks at the disk, not at what an earlier run remembers.
+is written backup first (`common.disk.gpt`), and each step looks at the disk, not at what an earlier run remembers.
 A partition that is neither ext4 nor blank is never touched: it may be somebody's data.
 """
 
@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.disk import gpt
 from common.errors import DiskError, MixosError
 from common.streams import open_missing
 from daemon.linux import process
-from image import gpt
 
 PARTITION = "mixos-data"
 MKE2FS, E2FSCK, RESIZE2FS = "/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/sbin/resize2fs"

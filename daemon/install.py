@@ -1,6 +1,6 @@
 """Host side: the tree that the `daemon` package is made of (this file itself is not installed).
 
-Only what the device runs goes in: this folder, the device-safe part of `packages.mix`, the format modules of `image`.
+Only what the device runs goes in: this folder, `common`, and the device-safe part of `packages.mix`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ FIREWALL = "usr/lib/mixos/firewall.json"
 LIBRARY = "usr/lib/mixos/python"
 MODULES: Mapping[str, Sequence[str]] = {
     "packages": ("__init__.py", "mix/__init__.py", "mix/manifest.py"),
-    "image": ("__init__.py", "gpt.py", "verity.py"),
 }
 PROGRAMS = {
     "mixosd": "usr/bin",
@@ -40,7 +39,7 @@ DATA = {
 def install(job: Job) -> None:
     """Action: repository folders → DESTDIR tree for `packages.mix.artifact:pack`.
 
-    Inputs: `common`, `daemon`, `packages`, `image` (folders of this repository); optional `python` (output of recipe
+    Inputs: `common`, `daemon`, `packages` (folders of this repository); optional `python` (output of recipe
     cpython) together with `musl` and the libraries it needs, to compile byte code with the target's interpreter;
     without them only sources are installed, which costs start-up time on the device, since the root is read-only there.
     Raises BuildError `module-missing`.

@@ -1,4 +1,1 @@
-"""The disk image: partition table, verity tree, boot file, assembly, running it in QEMU, writing it to a disk.
-
-Import-light on purpose: `image.gpt` and `image.verity` also run on the device, where the rest is not needed.
-"""
+"""The disk image: layout, assembly, running it in QEMU, writing it to a disk. What lies on a disk: `common.disk`."""

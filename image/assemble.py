@@ -18,10 +18,11 @@ from pathlib import Path
 
 from buildsys.files import data_ranges
 from buildsys.job import Job
+from common.disk import gpt
+from common.disk import verity as verity_format
+from common.efi import uki as uki_format
 from common.errors import ImageError
-from image import deb, esp, gpt, layout
-from image import uki as uki_format
-from image import verity as verity_format
+from image import deb, esp, layout
 from image.host import copy_range, image_errors, opened
 
 ROOT_FILE = "root.squashfs"

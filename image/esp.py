@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.disk import fat, fatread, gpt
 from common.errors import ImageError
-from image import fat, fatread, gpt
 from image.host import image_errors, opened
 
 NAME = "mixos-esp"  # label of the partition

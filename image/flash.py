@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buildsys.files import data_ranges
+from common.disk import gpt
+from common.efi.uki import read_uki
 from common.errors import ConfigError, ImageError
-from image import esp, gpt
+from image import esp
 from image.blockdev import Device, Places, check_free, inspect, open_exclusive
 from image.host import image_errors
 from image.source import open_image
-from image.uki import read_uki
 
 MIB = 1 << 20
 _CHUNK = 4 * MIB

@@ -9,8 +9,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common.disk import gpt, verity
 from common.errors import ConfigError, ImageError
-from image import gpt, verity
 
 MIB = 1 << 20
 DEFAULT = Path(__file__).with_name("layout.toml")

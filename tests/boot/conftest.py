@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from buildsys.project import Project
-from image import esp, gpt, qemu
+from common.disk import gpt
+from image import esp, qemu
 from image.host import opened
 from image.machine import Machine
 from tests.boot.guest import BOOT_SECONDS, DISK_SIZE, FirstBoot, Guest, KeyVm, Shared

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.disk import gpt
 from common.errors import ImageError
-from image import gpt
 from image.host import opened
 from tests.boot.guest import BOOT_SECONDS, END_SECONDS, Guest
 

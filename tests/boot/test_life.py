@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from image import esp, gpt
+from common.disk import gpt
+from image import esp
 from image.host import opened
 from tests.boot.guest import FirstBoot, Guest, Shared
 

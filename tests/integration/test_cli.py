@@ -16,7 +16,7 @@ import pytest
 
 from buildsys.cli.main import VERBS, cli
 from buildsys.run import CLEAN_ENV, CommandError, run
-from image import gpt
+from common.disk import gpt
 from tests.hostpackages import ROOT
 from tests.images import ROOT as ROOT_FILE
 from tests.images import Bench

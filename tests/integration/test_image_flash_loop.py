@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from buildsys.run import CLEAN_ENV, CommandError, run
+from common.disk import gpt
 from common.errors import ImageError
-from image import blockdev, flash, gpt
+from image import blockdev, flash
 from tests.images import ROOT, Bench
 
 pytestmark = pytest.mark.integration

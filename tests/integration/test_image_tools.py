@@ -11,8 +11,9 @@ from uuid import UUID
 import pytest
 
 from buildsys.run import CLEAN_ENV, run
+from common.disk import fat, fatread, gpt, verity
+from common.efi import pe, uki
 from daemon.firstboot import grow_partition
-from image import fat, fatread, gpt, pe, uki, verity
 from tests.images import RELEASE, kernel
 
 pytestmark = pytest.mark.integration

@@ -7,9 +7,9 @@ from uuid import UUID
 
 import pytest
 
+from common.disk import gpt
 from common.errors import DiskError
 from daemon import firstboot
-from image import gpt
 
 MIB = 1 << 20
 

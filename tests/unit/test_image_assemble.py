@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from common.disk import gpt, verity
+from common.efi import uki
 from common.errors import ConfigError, ImageError
-from image import deb, esp, gpt, layout, uki, verity
+from image import deb, esp, layout
 from tests.images import LOADER, ROOT, SMALL, Bench, ar_member
 
 

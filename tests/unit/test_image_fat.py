@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from image import fat, fatread
+from common.disk import fat, fatread
 
 SIZE = 160 << 20
 EPOCH = 1703030400

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from buildsys.run import find_tool, run
+from common.disk import gpt
 from common.errors import ConfigError, ImageError
-from image import blockdev, esp, flash, gpt
+from image import blockdev, esp, flash
 from image.blockdev import Places
 from tests.images import ROOT, Bench
 

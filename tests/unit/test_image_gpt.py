@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from image import gpt
+from common.disk import gpt
 
 SECTORS = 40000
 

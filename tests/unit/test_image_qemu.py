@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from common.disk import gpt
 from common.errors import ImageError, UsageError
-from image import accel, esp, gpt, machine, qemu, qmp
+from image import accel, esp, machine, qemu, qmp
 from image.accel import Acceleration
 from image.machine import Machine
 from tests.images import ROOT, Bench

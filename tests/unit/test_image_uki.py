@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.efi import pe, uki
 from common.errors import FormatError
-from image import pe, uki
 from tests.images import RELEASE, STUB, kernel, pe_image
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from image import verity
+from common.disk import verity
 
 
 def slow_root(data: bytes, salt: bytes) -> tuple[bytes, bytes]:

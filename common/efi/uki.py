@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from common.efi import pe
 from common.errors import FormatError
-from image import pe
 
 MAX_CMDLINE = 2047  # COMMAND_LINE_SIZE of x86 is 2048 with the final NUL
 SECTIONS = (".osrel", ".cmdline", ".uname", ".linux")

@@ -1,4 +1,4 @@
-"""Strict, bounded reader of FAT32 file systems that `image.fat` made, also after firmware or Linux changed them."""
+"""Strict, bounded reader of FAT32 file systems that `fat` made, also after firmware or Linux changed them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from image.fat import MIN_CLUSTERS, SECTOR, FatError
+from common.disk.fat import MIN_CLUSTERS, SECTOR, FatError
 
 _MAX_FILES = 4096
 _MAX_DIRECTORY = 1 << 20  # bytes

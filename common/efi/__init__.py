@@ -1,0 +1,1 @@
+"""What firmware starts: PE images and unified kernel images."""
