@@ -1,0 +1,126 @@
+"""The unified kernel images on an ESP, and which of them systemd-boot starts next.
+
+A boot counter stands in a file's name, `NAME+LEFT[-DONE].efi`; the loader counts down before each start (systemd,
+"Automatic Boot Assessment"). Versions are ordered as it orders them ("Version Format Specification", UAPI.10). Standard
+library only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cmp_to_key
+
+FOLDER = "EFI/Linux"
+TRIES = 3
+SORT_KEY = "mixos"  # IMAGE_ID of an image's .osrel; what is started in an emergency only sorts behind
+_NAME = re.compile(
+    r"(?P<stem>[^+]*(?:\+(?!\d+(?:-\d+)?\.efi$)[^+]*)*?)(?:\+(?P<left>\d+)(?:-(?P<done>\d+))?)?\.efi", re.I
+)
+_IMAGE = re.compile(r"mixos_(?P<version>[0-9A-Za-z][0-9A-Za-z.~^-]{0,62})")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in `EFI/Linux`. left, done: starts that are left and that were made; None: not counted. sort_key, version:
+    IMAGE_ID and IMAGE_VERSION in its `.osrel`."""
+
+    stem: str
+    left: int | None = None
+    done: int = 0
+    sort_key: str = SORT_KEY
+    version: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        if self.left is None:
+            return f"{self.stem}.efi"
+        return f"{self.stem}+{self.left}{f'-{self.done}' if self.done else ''}.efi"
+
+    @property
+    def bad(self) -> bool:
+        """Whether it was started as often as it may be without being called good."""
+        return self.left == 0
+
+    def blessed(self, tries: int = TRIES) -> Entry:
+        """The entry after a start that was good: it is counted from anew, so that one which breaks later falls back."""
+        return replace(self, left=tries, done=0)
+
+    def given_up(self) -> Entry:
+        """The entry when it is not to be started while there is another one."""
+        return replace(self, left=0, done=self.done + (self.left or 0))
+
+
+def image_name(version: str) -> str:
+    """What the file name of an image's entry begins with."""
+    return f"mixos_{version}"
+
+
+def read_name(name: str) -> Entry | None:
+    """What the name of a file says; None for what the loader does not look at."""
+    found = _NAME.fullmatch(name)
+    if found is None or not found["stem"]:
+        return None
+    left = None if found["left"] is None else int(found["left"])
+    image = _IMAGE.fullmatch(found["stem"])
+    return Entry(found["stem"], left, int(found["done"] or 0), version=image["version"] if image else "")
+
+
+def in_order(entries: Iterable[Entry]) -> list[Entry]:
+    """As the loader sorts them (systemd 257, src/boot/boot.c, boot_entry_compare): it starts the first."""
+    return sorted(entries, key=cmp_to_key(_compare))
+
+
+def _compare(one: Entry, other: Entry) -> int:
+    order = _sign(one.bad, other.bad) or _sign(not one.sort_key, not other.sort_key)
+    if not order and one.sort_key and other.sort_key:
+        order = _sign(one.sort_key, other.sort_key) or -compare_versions(one.version, other.version)
+    order = order or -compare_versions(one.name.lower(), other.name.lower())
+    if not order and one.left is not None and other.left is not None:
+        order = _sign(other.left, one.left) or _sign(one.done, other.done)
+    return order
+
+
+def _sign(one: object, other: object) -> int:
+    return (one > other) - (one < other)  # type: ignore[no-any-return, operator]
+
+
+_SKIPPED = re.compile(r"[^A-Za-z0-9~^.-]*")
+_DIGITS, _LETTERS = re.compile(r"[0-9]*"), re.compile(r"[A-Za-z]*")
+
+
+def compare_versions(one: str, other: str) -> int:
+    """Negative when `one` is older, positive when it is newer, 0 when neither."""
+    left, right = 0, 0
+    while True:
+        left, right = _after(_SKIPPED, one, left), _after(_SKIPPED, other, right)
+        for special in "~-^.":
+            a, b = one[left : left + 1], other[right : right + 1]
+            if special == "-" and not (a and b):  # not before "~": 1~ is older than 1
+                return _sign(bool(a), bool(b))
+            if special in (a, b):
+                if a != b:
+                    return _sign(a != special, b != special)
+                left, right = left + 1, right + 1
+        number = one[left : left + 1].isdigit() or other[right : right + 1].isdigit()
+        pattern = _DIGITS if number else _LETTERS
+        ends = _after(pattern, one, left), _after(pattern, other, right)
+        words = one[left : ends[0]], other[right : ends[1]]
+        if order := _compare_numbers(*words) if number else _sign(*words):
+            return order
+        left, right = ends
+
+
+def _after(pattern: re.Pattern[str], text: str, start: int) -> int:
+    found = pattern.match(text, start)
+    return found.end() if found else start
+
+
+def _compare_numbers(one: str, other: str) -> int:
+    """A number is newer than none."""
+    if not one or not other:
+        return _sign(bool(one), bool(other))
+    one, other = one.lstrip("0"), other.lstrip("0")
+    return _sign(len(one), len(other)) or _sign(one, other)
