@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cmp_to_key
 
 FOLDER = "EFI/Linux"
-TRIES = 3
+TRIES, GOOD = 3, 4  # starts of a version that is new, and of one that was called good: the name tells which it is
 SORT_KEY = "mixos"  # IMAGE_ID of an image's .osrel; what is started in an emergency only sorts behind
 _NAME = re.compile(
     r"(?P<stem>[^+]*(?:\+(?!\d+(?:-\d+)?\.efi$)[^+]*)*?)(?:\+(?P<left>\d+)(?:-(?P<done>\d+))?)?\.efi", re.I
@@ -44,9 +44,18 @@ class Entry:
         """Whether it was started as often as it may be without being called good."""
         return self.left == 0
 
-    def blessed(self, tries: int = TRIES) -> Entry:
+    @property
+    def good(self) -> bool:
+        """Whether it was called good once."""
+        return self.left is not None and self.left + self.done == GOOD
+
+    def blessed(self) -> Entry:
         """The entry after a start that was good: it is counted from anew, so that one which breaks later falls back."""
-        return replace(self, left=tries, done=0)
+        return replace(self, left=GOOD, done=0)
+
+    def renewed(self) -> Entry:
+        """The entry with all the starts that it had: as good, or as new, as it was."""
+        return replace(self, left=GOOD if self.good else TRIES, done=0)
 
     def given_up(self) -> Entry:
         """The entry when it is not to be started while there is another one."""

@@ -59,12 +59,19 @@ class Image:
         found = [section for section in self.sections if section.name == name]
         if len(found) != 1:
             raise PeError(f"the image has {len(found)} sections {name}, expected one", "pe-section")
-        return data[found[0].offset : found[0].offset + min(found[0].size, found[0].stored)]
+        content = data[found[0].offset :][: min(found[0].size, found[0].stored)]
+        if len(content) < min(found[0].size, found[0].stored):
+            raise PeError(f"section {name} is not within the bytes that were read", "pe-bounds")
+        return content
 
 
-def parse(data: bytes) -> Image:
-    """Read the headers of a PE32+ image. Raises PeError for anything unsound or out of bounds."""
-    if len(data) > MAX_IMAGE or len(data) < 64 or data[:2] != b"MZ":
+def parse(data: bytes, size: int | None = None) -> Image:
+    """Read the headers of a PE32+ image. size: of the file, when `data` is only its beginning.
+
+    Raises PeError for anything unsound or out of bounds.
+    """
+    size = len(data) if size is None else size
+    if size > MAX_IMAGE or len(data) < 64 or data[:2] != b"MZ":
         raise PeError("this is no PE image", "pe-magic")
     start: int = struct.unpack_from("<I", data, 0x3C)[0]
     if start + _COFF.size > len(data):
@@ -91,7 +98,7 @@ def parse(data: bytes) -> Image:
         image_size=fields["image_size"],
         headers_size=fields["headers_size"],
         signed=_has_signature(data, optional, optional_size),
-        sections=tuple(_sections(data, table, count)),
+        sections=tuple(_sections(data, table, count, size)),
     )
 
 
@@ -102,7 +109,7 @@ def _has_signature(data: bytes, optional: int, optional_size: int) -> bool:
     return directories > _SECURITY and any(struct.unpack_from("<II", data, optional + _DIRECTORIES + _SECURITY * 8))
 
 
-def _sections(data: bytes, table: int, count: int) -> list[Section]:
+def _sections(data: bytes, table: int, count: int, whole: int) -> list[Section]:
     found: list[Section] = []
     for number in range(count):
         raw_name, size, address, stored, offset, _, _, _, _, flags = _SECTION.unpack_from(
@@ -112,7 +119,7 @@ def _sections(data: bytes, table: int, count: int) -> list[Section]:
             name = raw_name.rstrip(b"\0").decode("ascii")
         except UnicodeDecodeError as error:
             raise PeError(f"section {number} has a name that is not ASCII", "pe-section") from error
-        if offset + stored > len(data) or address + size > MAX_IMAGE:
+        if offset + stored > whole or address + size > MAX_IMAGE:
             raise PeError(f"section {name} lies outside the file", "pe-bounds")
         found.append(Section(name, address, size, offset, stored, flags))
     return found

@@ -6,6 +6,7 @@ overwrites while unpacking may follow it. `.cmdline` carries the verity root has
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from common.errors import FormatError
 
 MAX_CMDLINE = 2047  # COMMAND_LINE_SIZE of x86 is 2048 with the final NUL
 SECTIONS = (".osrel", ".cmdline", ".uname", ".linux")
+HEAD = 256 << 10  # bytes: the stub and all sections before the kernel
+_ROOT_HASH = re.compile(r'dm-mod\.create="[^"]* verity 1 (?:\S+ ){6}sha256 ([0-9a-f]{64}) ')
 
 
 class UkiError(FormatError):
@@ -28,6 +31,25 @@ class Uki:
     cmdline: str
     uname: str
     sections: tuple[pe.Section, ...]
+
+    @property
+    def root_hash(self) -> bytes | None:
+        """The digest of the root that it starts with."""
+        return root_hash(self.cmdline)
+
+    def identity(self, name: str) -> str:
+        """A value of os-release(5) in `.osrel`; "" when it has none."""
+        for line in self.os_release.splitlines():
+            key, _, value = line.partition("=")
+            if key == name:
+                return value.strip("\"'")
+        return ""
+
+
+def root_hash(cmdline: str) -> bytes | None:
+    """The root digest in a kernel command line, as `verity.dm_create` writes it."""
+    found = _ROOT_HASH.search(cmdline)
+    return bytes.fromhex(found[1]) if found else None
 
 
 def build(stub: bytes, kernel: bytes, cmdline: str, os_release: str, uname: str) -> bytes:
@@ -57,13 +79,19 @@ def kernel_release(kernel: bytes) -> str:
 
 def read_uki(data: bytes) -> Uki:
     """Strict inverse of `build`. Raises UkiError or pe.PeError, never anything else, whatever the bytes."""
-    image = pe.parse(data)
+    found = read_head(data, len(data))
+    if not pe.parse(data).content(data, ".linux"):
+        raise UkiError("section .linux is empty", "uki-kernel")
+    return found
+
+
+def read_head(data: bytes, size: int) -> Uki:
+    """What a file of `size` bytes says about itself by its beginning (HEAD bytes are enough). Raises as above."""
+    image = pe.parse(data, size)
     texts: dict[str, str] = {}
     for name in SECTIONS[:3]:
         try:
             texts[name] = image.content(data, name).decode()
         except UnicodeDecodeError as error:
             raise UkiError(f"section {name} is no UTF-8 text", "uki-text") from error
-    if not image.content(data, ".linux"):
-        raise UkiError("section .linux is empty", "uki-kernel")
     return Uki(texts[".osrel"], texts[".cmdline"], texts[".uname"], image.sections)

@@ -62,7 +62,10 @@ def test_of_one_version_the_one_with_more_tries_is_taken():
 
 def test_bless_and_give_up():
     entry = read_name("mixos_1+2-1.efi")
-    assert entry.blessed().name == "mixos_1+3.efi"
+    assert not entry.good
+    assert entry.blessed().name == "mixos_1+4.efi"
+    assert entry.blessed().good
+    assert read_name("mixos_1+1-3.efi").good
     assert entry.given_up().name == "mixos_1+0-3.efi"
     assert entry.given_up().bad
 

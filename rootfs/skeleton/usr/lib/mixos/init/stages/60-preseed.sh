@@ -1,12 +1,38 @@
 # shellcheck shell=sh
-# The ESP, and the settings someone may have put on it. Applied once per content and image version, all or nothing.
+# The ESP: whether what runs is on trial, and the settings that someone may have put there, which are applied once per
+# content and image version, all or nothing. It does not stay mounted: only the loader and the daemon write to it.
+COUNTED=/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f
+
+# on_trial: whether what runs was never called good, and there is something else that the loader would start instead. A
+# version that is new has three starts, one that was called good four (docs/updates.md).
+on_trial() {
+    [ -r "$COUNTED" ] || return 1
+    running=$(tr -dc 'A-Za-z0-9_.~^+\\-' <"$COUNTED") # UTF-16, behind four bytes of attributes
+    running=${running##*\\}
+    tries=${running##*+}
+    tries=${tries%.efi}
+    case $tries in
+    [0-9]-[0-9]) [ $((${tries%-*} + ${tries#*-})) -eq 3 ] || return 1 ;;
+    *) return 1 ;;
+    esac
+    for other in /boot/EFI/Linux/*.efi; do
+        case ${other##*/} in "$running" | *+0-*.efi) ;; *) return 0 ;; esac
+    done
+    return 1
+}
+
 if partition mixos-esp; then
-    mount -t vfat -o ro,nosuid,nodev,noexec,umask=0077 "/dev/$partition" /boot || say "the ESP cannot be mounted"
-fi
-if [ -f /boot/mixos-preseed.toml ]; then
-    sum=$(sha256sum /boot/mixos-preseed.toml)
-    sum="${sum%% *} $MIXOS_VERSION"
-    if ! first_line "$STATE/preseed.applied" || [ "$line" != "$sum" ]; then
-        /usr/libexec/mixos-preseed /boot/mixos-preseed.toml "$STATE" "$sum" >/dev/console 2>&1
+    if mount -t vfat -o ro,nosuid,nodev,noexec,umask=0077 "/dev/$partition" /boot; then
+        on_trial && echo 600 >"$RUN/trial" # seconds after the start of the kernel; see stage 15
+        if [ -f /boot/mixos-preseed.toml ]; then
+            sum=$(sha256sum /boot/mixos-preseed.toml)
+            sum="${sum%% *} $MIXOS_VERSION"
+            if ! first_line "$STATE/preseed.applied" || [ "$line" != "$sum" ]; then
+                /usr/libexec/mixos-preseed /boot/mixos-preseed.toml "$STATE" "$sum" >/dev/console 2>&1
+            fi
+        fi
+        umount /boot
+    else
+        say "the ESP cannot be mounted"
     fi
 fi

@@ -1,0 +1,61 @@
+"""What the methods `update.*` answer."""
+
+from typing import Annotated, Literal
+
+from typing_extensions import TypedDict
+
+from daemon.core.answers import Seconds, UnixTime
+
+State = Literal["good", "trial", "bad", "empty", "uncounted"]
+What = Literal["installed", "committed", "failed", "fell-back", "rolled-back", "given-up", "cleared", "repaired"]
+
+Image = TypedDict(
+    "Image",
+    {
+        "version": Annotated[str, "of the image"],
+        "kernel": Annotated[str, "its release"],
+        "slot": Annotated[str | None, "that holds its root, a or b; none: no slot does, and it cannot boot"],
+        "file": Annotated[str, "on the EFI system partition"],
+        "state": Annotated[State, "good: it was called good; trial: it has starts left to become so; bad: it has none"],
+        "starts-left": Annotated[int | None, "until it counts as bad; none: it is not counted"],
+        "starts-made": Annotated[int, "since it was last called good, or installed"],
+        "running": Annotated[bool, "it was started"],
+        "next": Annotated[bool, "the loader starts it next"],
+        "blocked": Annotated[str | None, "why it is not started or installed again, until `update clear`"],
+        "root-hash": Annotated[str | None, "of its root, in hex"],
+    },
+)
+
+
+class Happened(TypedDict):
+    at: Annotated[UnixTime, "when"]
+    what: Annotated[What, "what happened"]
+    version: Annotated[str, "to which version"]
+    slot: Annotated[str | None, "in which slot"]
+    reason: Annotated[str | None, "why, for people"]
+
+
+Status = TypedDict(
+    "Status",
+    {
+        "slot": Annotated[str | None, "that runs, a or b"],
+        "version": Annotated[str | None, "that runs"],
+        "state": Annotated[State, "of what runs"],
+        "problem": Annotated[str | None, "what keeps it from being called good"],
+        "deadline": Annotated[Seconds | None, "until the device restarts if it does not get well"],
+        "next": Annotated[str | None, "the version that the loader starts next"],
+        "next-slot": Annotated[str | None, "and its slot"],
+        "images": Annotated[list[Image], "entries of the loader, in its order"],
+        "blocked": Annotated[dict[str, str], "version → why it is not installed again, until `update clear`"],
+        "floor": Annotated[int, "the lowest sequence that may be installed"],
+        "last": Annotated[Happened | None, "what happened last"],
+    },
+)
+
+Changed = TypedDict(
+    "Changed",
+    {
+        "next": Annotated[str | None, "the version that the loader starts next"],
+        "next-slot": Annotated[str | None, "and its slot"],
+    },
+)

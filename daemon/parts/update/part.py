@@ -1,0 +1,352 @@
+"""The part `update`: which image runs, whether it is good, what the loader starts next.
+
+A start uses up one of those that the image has (`common.efi.entries`). When it is well, its entry gets them back: a new
+one after everything has been well for a while, one that was good before as soon as the daemon's parts are up. A new
+image that does not get well is restarted by the keeper (`daemon/native/keeper`), and has no starts left in the end:
+then the loader takes the other one, and this part says there why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from common.efi.entries import FOLDER
+from common.errors import MixosError, NotFoundError, RefusedError
+from common.tomlfile import Strict
+from daemon.core.method import ADMINS, OPERATORS, PEOPLE, Caller, Method, Nothing
+from daemon.core.part import Context
+from daemon.core.tasks import background
+from daemon.linux import facts
+from daemon.linux.log import log
+from daemon.parts.update.boot import Boot, Disk, Image, look
+from daemon.parts.update.record import Blocked, Happened, Records, Trial
+from daemon.parts.update.verdict import failures, panic_line
+
+if TYPE_CHECKING:
+    from daemon.parts.update import answers
+
+PAUSE = 2.0  # seconds between two looks at whether all is well
+STABLE = 20.0  # seconds for which it must be, in a new image
+_MAX_PANIC = 1 << 20  # bytes of a kernel's last words
+
+
+class Version(Strict):
+    """Parameters of `update.clear`."""
+
+    version: Annotated[str, Field(max_length=63, description="the version that may be installed and started again")]
+
+
+class Update:
+    """See the module. root: the tree to read from."""
+
+    name = "update"
+
+    def __init__(self, context: Context, root: Path = facts.ROOT) -> None:
+        self.context = context
+        self.root = root
+        self.records = Records(context.state / "update" / "record.json")
+        self.disk: Disk | None = None
+        self.boot = Boot(None, None, (), None)
+        self.problem: str | None = None  # what keeps the running image from being called good
+        self._error: MixosError | None = None
+        self._trial = context.run / "trial"  # see the keeper
+        self._watching: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Look at the disk, tell what failed before, and watch until this boot is called good."""
+        await asyncio.to_thread(self._begin)
+        if self.boot.running is not None and self.boot.running.entry.left is not None:
+            self._watching = background("update", self._watch)
+
+    async def stop(self) -> None:
+        """Leave all as it is."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+
+    def status(self) -> Mapping[str, Any]:
+        """What runs, what comes next, what is wrong."""
+        running, following = self.boot.running, self.boot.next
+        return {
+            "running": _state(running),
+            "next": following.version if following else None,
+            "problem": self._error.message if self._error else self.problem,
+        }
+
+    def methods(self) -> Sequence[Method]:
+        """What can be called."""
+        return [
+            Method("update.status", "What runs, and what the next boot starts.", self._status, PEOPLE),
+            Method("update.history", "What happened to images, the newest first.", self._history, PEOPLE),
+            Method("update.commit", "Call what runs good, without waiting.", self._commit_now, ADMINS, changes=True),
+            Method(
+                "update.rollback", "Have the next boot start the other image.", self._rollback, OPERATORS, changes=True
+            ),
+            Method(
+                "update.clear",
+                "Let a version that failed be started again.",
+                self._clear,
+                OPERATORS,
+                Version,
+                changes=True,
+            ),
+        ]
+
+    def _begin(self) -> None:
+        self.records.load()
+        try:
+            self.disk = Disk.find(self.root)
+            self._look()
+        except MixosError as error:
+            self._error = error
+            log("err", f"update: {error.message}")
+            return
+        panic = self._panic()
+        record = self.records.now
+        if failed := failures(self.boot, record, panic):
+            fell = [self.records.happened("failed", one.image.version, one.image.slot, one.reason) for one in failed]
+            blocked = {
+                (one.image.root_hash or b"").hex(): Blocked(version=one.image.version, reason=one.reason, at=fell[0].at)
+                for one in failed
+            }
+            for one in failed:
+                log("err", f"update: {one.image.version} failed {one.reason}")
+                self.context.events.publish("update.failed", one.image.version, reason=one.reason)
+            self.records.change(blocked={**record.blocked, **blocked}, history=self.records.history(*fell))
+        running = self.boot.running
+        if running is None or running.root_hash is None:
+            return
+        digest = running.root_hash.hex()
+        if digest in self.records.now.given_up:  # the loader had nothing better
+            self.records.change(given_up=tuple(one for one in self.records.now.given_up if one != digest))
+        if not running.entry.good:
+            self._started(digest, running.version)
+
+    def _started(self, digest: str, version: str) -> None:
+        """A new image has come as far as this."""
+        trial = self.records.now.trial
+        boot = facts.text(self.root / "proc/sys/kernel/random/boot_id") or ""
+        if trial is None or trial.root_hash != digest:
+            trial = Trial(root_hash=digest, version=version)
+        if boot not in trial.boots:
+            self.records.change(trial=trial.model_copy(update={"boots": (*trial.boots, boot)[-8:]}))
+
+    def _look(self) -> None:
+        assert self.disk is not None
+        self.disk = Disk.at(self.disk.path)
+        self.boot = look(self.disk, facts.slot(self.root), self.root)
+
+    def _panic(self) -> str | None:
+        """Why the kernel died before, if it could leave that (pstore); what it left is then removed: the firmware's
+        room for it is small."""
+        found = None
+        for path in sorted((self.root / "sys/fs/pstore").glob("dmesg-*")):
+            with contextlib.suppress(OSError):
+                with path.open("rb") as stream:
+                    text = stream.read(_MAX_PANIC).decode("utf-8", "replace")
+                found = panic_line(text) or found
+                log("err", f"update: {path.name}: {panic_line(text) or 'the kernel left its last words'}")
+                path.unlink()
+        return found
+
+    # -- is it good? -------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        since: float | None = None
+        while True:
+            problem = self._unwell()
+            if problem != self.problem:
+                self.problem = problem
+                await asyncio.to_thread(self._note, problem)
+            since = None if problem else since or time.monotonic()
+            good = self.boot.running is not None and self.boot.running.entry.good
+            if since is not None and time.monotonic() - since >= (0.0 if good else STABLE):
+                try:
+                    await self._commit()
+                    return
+                except (MixosError, OSError) as error:
+                    log("err", f"update: cannot call this version good: {error}")
+            await asyncio.sleep(PAUSE)
+
+    def _unwell(self) -> str | None:
+        """What keeps the running image from being called good."""
+        running = self.boot.running
+        assert running is not None
+        for finding in self.context.figures.findings():
+            if finding.check == "parts" or (finding.state == "critical" and not running.entry.good):
+                return finding.text
+        record = self.records.now
+        if not running.entry.good:
+            if record.network and not _way_out(self.root):
+                return "there is no way out of the network, and there was one before the update"
+            if record.installed_in == facts.text(self.root / "proc/sys/kernel/random/boot_id"):
+                return "the device was not restarted since it was installed"
+        return None
+
+    def _note(self, problem: str | None) -> None:
+        trial = self.records.now.trial
+        if trial is not None and self.boot.root_hash is not None and trial.root_hash == self.boot.root_hash.hex():
+            with contextlib.suppress(OSError):
+                self.records.change(trial=trial.model_copy(update={"problem": problem}))
+
+    async def _commit(self) -> None:
+        async with self._turn:
+            await asyncio.to_thread(self._bless)
+
+    def _bless(self) -> None:
+        """Give the running image its starts back. Raises MixosError, OSError."""
+        assert self.disk is not None
+        self._look()
+        running = self.boot.running
+        if running is None:
+            raise NotFoundError("the loader has no entry for what runs", reason="update-entry")
+        new = not running.entry.good
+        if running.entry != running.entry.blessed():
+            with self.disk.esp().changing() as esp:
+                esp.rename(f"{FOLDER}/{running.entry.name}", running.entry.blessed().name)
+            self._look()
+        if new:
+            happened = self.records.happened("committed", running.version, running.slot)
+            self.records.change(trial=None, history=self.records.history(happened))
+            self.context.events.publish("update.committed", running.version, slot=running.slot)
+            log("notice", f"update: {running.version} is good")
+        self._trial.unlink(missing_ok=True)
+
+    # -- methods -----------------------------------------------------------------------------------------------------
+
+    async def _status(self, _caller: Caller, _params: Nothing) -> answers.Status:
+        self._usable()
+        async with self._turn:
+            await asyncio.to_thread(self._look)
+        record, following = self.records.now, self.boot.next
+        return {
+            "slot": self.boot.slot,
+            "version": self.boot.running.version if self.boot.running else None,
+            "state": _state(self.boot.running),
+            "problem": self.problem,
+            "deadline": self._deadline(),
+            "next": following.version if following else None,
+            "next-slot": following.slot if following else None,
+            "images": [self._image(image) for image in self.boot.images],
+            "blocked": {one.version: one.reason for one in record.blocked.values()},
+            "floor": record.floor,
+            "last": _happened(record.history[-1]) if record.history else None,
+        }
+
+    def _image(self, image: Image) -> answers.Image:
+        digest = image.root_hash.hex() if image.root_hash else None
+        blocked = self.records.now.blocked.get(digest or "")
+        return {
+            "version": image.version,
+            "kernel": image.kernel,
+            "slot": image.slot,
+            "file": image.entry.name,
+            "state": _state(image),
+            "starts-left": image.entry.left,
+            "starts-made": image.entry.done,
+            "running": image is self.boot.running,
+            "next": image is self.boot.next,
+            "blocked": blocked.reason if blocked else None,
+            "root-hash": digest,
+        }
+
+    async def _history(self, _caller: Caller, _params: Nothing) -> list[answers.Happened]:
+        return [_happened(one) for one in reversed(self.records.now.history)]
+
+    async def _commit_now(self, _caller: Caller, _params: Nothing) -> answers.Changed:
+        self._usable()
+        await self._commit()
+        await self.stop()
+        self.problem = None
+        return self._changed()
+
+    async def _rollback(self, caller: Caller, _params: Nothing) -> answers.Changed:
+        self._usable()
+        async with self._turn:
+            await asyncio.to_thread(self._go_back, caller.name)
+        await self.stop()  # what runs is not called good any more
+        return self._changed()
+
+    def _go_back(self, who: str) -> None:
+        """The other image first, then leave this one: a cut in between changes nothing or everything."""
+        assert self.disk is not None
+        self._look()
+        running, other = self.boot.running, self.boot.other
+        if other is None:
+            raise RefusedError("there is no other image to go back to", reason="update-no-other")
+        blocked = self.records.now.blocked.get((other.root_hash or b"").hex())
+        if blocked is not None:
+            raise RefusedError(
+                f"{other.version} failed {blocked.reason}",
+                reason="update-blocked",
+                hint=f"mixctl update clear {other.version} lets it be started again",
+            )
+        given_up = () if running is None or running.root_hash is None else (running.root_hash.hex(),)
+        kept = [one for one in self.records.now.given_up if one != (other.root_hash or b"").hex()]
+        version = running.version if running else ""
+        happened = self.records.happened("rolled-back", version, self.boot.slot, f"by {who}")
+        self.records.change(given_up=(*kept, *given_up)[-8:], history=self.records.history(happened))
+        with self.disk.esp().changing() as esp:
+            if other.entry.bad:
+                esp.rename(f"{FOLDER}/{other.entry.name}", other.entry.renewed().name)
+            if running is not None and not running.entry.bad:
+                esp.rename(f"{FOLDER}/{running.entry.name}", running.entry.given_up().name)
+        self._look()
+        following = self.boot.next.version if self.boot.next else ""
+        self.context.events.publish("update.rolled-back", version, next=following)
+
+    async def _clear(self, _caller: Caller, params: Version) -> answers.Changed:
+        self._usable()
+        record = self.records.now
+        kept = {digest: one for digest, one in record.blocked.items() if one.version != params.version}
+        if kept == record.blocked:
+            raise NotFoundError(f"{params.version} is not blocked", reason="update-not-blocked")
+        happened = self.records.happened("cleared", params.version)
+        await asyncio.to_thread(self.records.change, blocked=kept, history=self.records.history(happened))
+        return self._changed()
+
+    def _changed(self) -> answers.Changed:
+        following = self.boot.next
+        return {"next": following.version if following else None, "next-slot": following.slot if following else None}
+
+    def _usable(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _deadline(self) -> float | None:
+        found = facts.text(self._trial)
+        up = facts.uptime(self.root)
+        return None if found is None or not found.isdigit() or up is None else max(0.0, round(int(found) - up, 1))
+
+
+def _state(image: Image | None) -> answers.State:
+    if image is None:
+        return "empty"
+    if image.entry.left is None:
+        return "uncounted"
+    if image.entry.bad:
+        return "bad"
+    return "good" if image.entry.good else "trial"
+
+
+def _happened(one: Happened) -> answers.Happened:
+    return {"at": one.at, "what": one.what, "version": one.version, "slot": one.slot, "reason": one.reason}
+
+
+def _way_out(root: Path) -> bool:
+    """Whether there is a default route (proc_pid_net(5); the flag is RTF_UP)."""
+    four = [line.split() for line in (facts.text(root / "proc/net/route") or "").splitlines()[1:]]
+    if any(words[1] == "00000000" and words[7] == "00000000" and int(words[3], 16) & 1 for words in four):
+        return True
+    six = [line.split() for line in (facts.text(root / "proc/net/ipv6_route") or "").splitlines()]
+    return any(words[0] == "0" * 32 and words[1] == "00" and words[9] != "lo" for words in six)

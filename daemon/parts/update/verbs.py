@@ -1,0 +1,128 @@
+"""`mixctl update`: images and slots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from common.units import clock, duration, word
+from daemon.client.cli.common import ask, json_option, show
+from daemon.client.show import Column, Listing, labelled
+
+
+@click.group()
+def update() -> None:
+    """See what runs and what the next boot starts; go back to the other version.
+
+    \b
+    Example:
+      mixctl update status
+      mixctl update rollback
+    """
+
+
+@update.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show which version runs, whether it is good, and what the next boot starts.
+
+    \b
+    Example:
+      mixctl update status --json
+    """
+    show(ask("update.status"), as_json, _status)
+
+
+@update.command()
+@json_option
+def history(as_json: bool) -> None:
+    """Show what happened to versions, the newest first.
+
+    \b
+    Example:
+      mixctl update history
+    """
+    show(ask("update.history"), as_json, _HISTORY.table)
+
+
+@update.command()
+@json_option
+def commit(as_json: bool) -> None:
+    """Call the version that runs good now, whatever it still waits for.
+
+    \b
+    Example:
+      mixctl update commit
+    """
+    show(ask("update.commit"), as_json, _next)
+
+
+@update.command()
+@json_option
+def rollback(as_json: bool) -> None:
+    """Have the next boot start the other version. The device is not restarted.
+
+    \b
+    Example:
+      mixctl update rollback && mixctl reboot
+    """
+    show(ask("update.rollback"), as_json, _next)
+
+
+@update.command()
+@click.argument("version")
+@json_option
+def clear(version: str, as_json: bool) -> None:
+    """Let a VERSION that failed be installed and started again.
+
+    \b
+    Example:
+      mixctl update clear 1.4.0
+    """
+    show(ask("update.clear", {"version": version}), as_json, _next)
+
+
+_HISTORY = Listing(
+    "update.history []",
+    (
+        Column("when", "at", clock),
+        Column("what", "what"),
+        Column("version", "version"),
+        Column("slot", "slot"),
+        Column("why", "reason"),
+    ),
+    none="nothing happened yet",
+)
+_IMAGES = Listing(
+    "update.status images[]",
+    (
+        Column("slot", "slot"),
+        Column("version", "version"),
+        Column("state", "state"),
+        Column("starts left", "starts-left"),
+        Column("", lambda row: ", ".join(word for word in ("running", "next") if row[word])),
+        Column("why", "blocked"),
+    ),
+    none="the loader has no entry",
+)
+
+
+def _next(found: Mapping[str, Any]) -> str:
+    slot = f" (slot {found['next-slot']})" if found["next-slot"] else ""
+    return f"next boot: {found['next'] or 'nothing'}{slot}"
+
+
+def _status(found: Mapping[str, Any]) -> str:
+    rows = [("running", f"{word(found['version'])} (slot {word(found['slot'])}), {found['state']}")]
+    if found["problem"]:
+        rows.append(("waits for", found["problem"]))
+    if found["deadline"] is not None:
+        rows.append(("restarts in", f"{duration(found['deadline'])}, unless it gets well"))
+    rows.append(("next boot", _next(found).partition(": ")[2]))
+    if found["last"] is not None:
+        last = found["last"]
+        why = f": {last['reason']}" if last["reason"] else ""
+        rows.append(("last", f"{clock(last['at'])} {last['what']} {last['version']}{why}"))
+    return f"{labelled(rows)}\n\n{_IMAGES.table(found['images'])}"

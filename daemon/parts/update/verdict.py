@@ -1,0 +1,55 @@
+"""What the entries of the loader and the record say about the boots that went before: a pure function of both.
+
+An image that has no starts left was started in vain: as a new one (it never got well) or as one that was good before
+(it broke). What an operator has left looks the same, and the record tells it apart.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from daemon.parts.update.boot import Boot, Image
+from daemon.parts.update.record import Record
+
+
+class Failed(NamedTuple):
+    """An image that failed, and why, as far as it is known."""
+
+    image: Image
+    reason: str
+
+
+def failures(boot: Boot, record: Record, panic: str | None) -> list[Failed]:
+    """Those that the record does not have yet. panic: the last words of a kernel that died, if it left some."""
+    found = []
+    for image in boot.images:
+        digest = (image.root_hash or b"").hex()
+        if not image.entry.bad or image is boot.running or digest in record.blocked or digest in record.given_up:
+            continue
+        found.append(Failed(image, reason(image, record, panic)))
+    return found
+
+
+def reason(image: Image, record: Record, panic: str | None) -> str:
+    """In words: how an image ended that has no starts left."""
+    starts = f"{image.entry.done} starts"
+    digest = (image.root_hash or b"").hex()
+    if image.slot is None:
+        return f"after {starts}: no slot holds what its entry starts"
+    trial = record.trial if record.trial is not None and record.trial.root_hash == digest else None
+    if trial is not None and trial.problem:
+        return f"after {starts}: {trial.problem}"
+    if panic:
+        return f"after {starts}: {panic}"
+    if trial is not None:
+        return f"after {starts}: it stopped after the daemon was up, without saying why"
+    return f"after {starts}: the daemon was never up (it hung, lost power, or could not read its root)"
+
+
+def panic_line(dump: str) -> str | None:
+    """The line of a kernel's log that says why it died (Documentation/admin-guide/pstore-blk.rst, kmsg_dump)."""
+    for line in dump.splitlines():
+        _, found, words = line.partition("Kernel panic - not syncing: ")
+        if found:
+            return f"kernel panic: {words.strip()[:200]}"
+    return None
