@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.disk import gpt
+from common.disk.fatedit import Editor
 from common.efi import uki
 from common.efi.entries import FOLDER, Entry, in_order, read_name
 from common.errors import DiskError, FormatError
@@ -99,25 +100,39 @@ class Disk:
         return self.partition("root", slot).id.bytes + self.partition("verity", slot).id.bytes
 
     def esp(self) -> Esp:
-        """Its EFI system partition."""
+        """Its EFI system partition: by its own device, whose cache is not the disk's."""
         found = self.table.find("mixos-esp")
-        return Esp(self.path, found.offset, found.size)
+        device = node(self.path, found.index)
+        return Esp(self.path, found.offset, found.size) if device is None else Esp(device, 0, found.size)
 
     def images(self) -> tuple[Image, ...]:
         """The entries of the loader, in its order. Raises DiskError."""
         held = {self.holds(slot): slot for slot in SLOTS}
+        prefix = f"{FOLDER}/"
         with self.esp().reading() as esp:
-            found = [image for name, size in esp.list(FOLDER) if (image := _image(esp, name, size, held)) is not None]
+            found = [
+                image
+                for path, size in esp.files().items()
+                if path.startswith(prefix) and (image := _image(esp, path.removeprefix(prefix), size, held)) is not None
+            ]
         by_entry = {image.entry: image for image in found}
         return tuple(by_entry[entry] for entry in in_order(by_entry))
 
 
-def _image(esp: Esp, name: str, size: int, held: dict[bytes, str]) -> Image | None:
+def node(disk: Path, number: int) -> Path | None:
+    """The device of a partition; None when `disk` is a file."""
+    for found in (ROOT / "sys/class/block" / disk.name).glob(f"{disk.name}*/partition"):
+        if text(found) == str(number) and disk.is_block_device():
+            return disk.with_name(found.parent.name)
+    return None
+
+
+def _image(esp: Editor, name: str, size: int, held: dict[bytes, str]) -> Image | None:
     entry = read_name(name)
     if entry is None:
         return None
     try:
-        head = uki.read_head(esp.read(f"{FOLDER}/{name}", uki.HEAD), size)
+        head = uki.read_head(esp.read(f"{FOLDER}/{name}", 0, uki.HEAD), size)
     except FormatError:
         return None  # the loader shows no file that is no image
     entry = Entry(entry.stem, entry.left, entry.done, head.identity("IMAGE_ID"), head.identity("IMAGE_VERSION"))
