@@ -297,6 +297,35 @@ def test_each_kind_of_readiness(place: Context, port: int):
     asyncio.run(main())
 
 
+SLOW = """import os,signal,socket,sys,time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(os.environ["NOTIFY_SOCKET"])
+def end(*_):
+    s.send(b"EXTEND_TIMEOUT_USEC=100000000"); time.sleep(1); sys.exit(7)
+signal.signal(signal.SIGTERM, end); s.send(b"READY=1"); time.sleep(1000)"""
+
+
+def test_a_stop_waits_for_a_service_that_asks_for_time_also_when_the_daemon_is_another_one(place: Context):
+    keys = "type = 'notify'\nstop-timeout = '300ms'\nrestart = 'no'"
+    for name in ("one", "two"):
+        unit(place, name, f"[service]\n{keys}\ncommand = {python(SLOW)}\n")
+
+    async def main() -> None:
+        async with managed(place, leave=True) as manager:
+            manager.begin(["one", "two"])
+            for name in ("one", "two"):
+                await reach(manager.services[name], S.RUNNING)
+            await manager.halt(["one"])
+            assert ends(place, "one") == [(7, 0)]
+            manager.services["two"].stop()
+            known = lambda: manager.services["two"].known  # noqa: E731  # what it says changes
+            await eventually(lambda: known() is not None and known().until - known().since > 50)
+        async with managed(place) as manager:
+            await reach(manager.services["two"], S.INACTIVE)
+        assert ends(place, "two") == [(7, 0)]
+
+    asyncio.run(main())
+
+
 def test_health_restarts_or_reports_and_the_watchdog_bites(place: Context):
     sick = place.log / "sick"
     check = f"command_ = 0\nexec = ['/bin/sh', '-c', '! test -e {sick}']\nevery = '50ms'\nthreshold = 2\n".partition(
