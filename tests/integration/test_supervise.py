@@ -399,6 +399,30 @@ def test_socket_activation_outlives_the_service_and_the_daemon(place: Context):
     asyncio.run(main())
 
 
+def test_the_first_datagram_starts_a_service_and_waits_for_it(place: Context, port: int):
+    take = "import os,socket; print([socket.socket(fileno=3 + n).recv(10) for n in range(2)], flush=True)"
+    name = f"@{place.run.parents[1].name}"
+    sockets = f"[[socket]]\nudp = {port}\n[[socket]]\nname = 'b'\nunix = '{name}'\ndatagram = true\n"
+    unit(place, "web", f"[service]\ncommand = {python(take)}\n{sockets}")
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["web"])
+            web = await reach(manager.services["web"], S.LISTENING)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+                client.sendto(b"two", "\0" + name[1:])
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.sendto(b"one", ("127.0.0.1", port))
+            await eventually(lambda: ends(place, "web") == [(0, 0)])
+            await reach(web, S.LISTENING)
+        said = [
+            record.text for record in Reader(place.log / "units").read(Query(("web",), streams=frozenset({"stdout"})))
+        ]
+        assert said == ["[b'one', b'two']"]
+
+    asyncio.run(main())
+
+
 def test_a_service_that_never_accepts_is_not_started_for_ever(place: Context):
     path = place.run / "web.sock"
     limit = "start-limit = { burst = 3, interval = '1m' }"

@@ -315,7 +315,7 @@ class _Turn:
             return operation
         if self.life.progress.connected:
             if self.life.memory.attempts.exhausted(self.seen.now, self.life.policy):
-                self.to(State.FAILED, "start-limit", "started too often: does it accept its connections?")
+                self.to(State.FAILED, "start-limit", "started too often: does it take what comes in by its sockets?")
             else:
                 self.attempt()
         return None
