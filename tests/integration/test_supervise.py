@@ -399,6 +399,31 @@ def test_socket_activation_outlives_the_service_and_the_daemon(place: Context):
     asyncio.run(main())
 
 
+def test_units_that_are_not_well_are_found(place: Context):
+    unit(place, "good", shell(SLEEP))
+    unit(place, "broken", "[service]\n")
+    unit(place, "again", shell("exit 1", more="restart-delay = '1h'\nrestart-delay-max = '1h'"))
+    for number in range(7):
+        unit(place, f"f{number}", shell("exit 1", more="restart = 'no'"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(names := [*manager.services])
+            for name in names:
+                await reach(manager.services[name], {"good": S.RUNNING, "again": S.BACKOFF}.get(name, S.FAILED))
+            assert {one.text.partition(": ")[2] for one in manager.findings()} == {
+                "f0, f1, f2, f3, f4 and 2 more", "again", "broken",
+            }  # fmt: skip
+            assert {(one.check, one.state) for one in manager.findings()} == {("units", "warning")}
+            for name in names:
+                await manager.halt([name])
+            (place.etc / "units" / "broken.toml").unlink()
+            await manager.reload()
+            assert not list(manager.findings())
+
+    asyncio.run(main())
+
+
 def test_the_first_datagram_starts_a_service_and_waits_for_it(place: Context, port: int):
     take = "import os,socket; print([socket.socket(fileno=3 + n).recv(10) for n in range(2)], flush=True)"
     name = f"@{place.run.parents[1].name}"
