@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import MixosError, RefusedError
 from daemon.core.dispatch import Dispatcher
-from daemon.core.figures import Figures
+from daemon.core.figures import Figures, Finding
 from daemon.core.manifest import Manifest
 from daemon.core.method import Method
 from daemon.core.part import Context, Part
@@ -66,6 +66,7 @@ class Parts:
         self.sources = sources
         self._ended = ended
         self._figures = figures or Figures()
+        self._figures.offer("parts", findings=self._findings)
         self._dispatcher = dispatcher
         self._states = {one.name: _State() for one in sources}
         dispatcher.absent = self.absent
@@ -118,6 +119,13 @@ class Parts:
         """Part → {state, error, seconds: how long its start took, up_at: when that ended, in seconds after the kernel's
         start, …: its own facts while it runs, which take none of these names}."""
         return {name: {**_own(state), **_facts(state)} for name, state in self._states.items()}
+
+    def _findings(self) -> Iterator[Finding]:
+        for name, state in self._states.items():
+            if state.state == "failed":
+                yield Finding("parts", "critical", f"the part {name} failed: {state.error}")
+            elif state.state in ("waiting", "starting"):
+                yield Finding("parts", "warning", f"the part {name} is {state.state}")
 
     def absent(self, name: str) -> MixosError | None:
         """Why a method is not there: the part of its name is not up, or failed."""

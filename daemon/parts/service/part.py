@@ -153,6 +153,13 @@ class Manager:
             if names:
                 more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
                 yield Finding("units", "warning", f"{what}: {', '.join(sorted(names)[:_NAMED])}{more}")
+        for name, one in units:
+            if (
+                one.unit.unit.required_for_health
+                and (not one.up or one.state is State.UNHEALTHY)
+                and one.state is not State.SCHEDULED
+            ):
+                yield Finding("required", "critical", f"{name} is required for health, and is {one.state.value}")
 
     # -- what people ask for -------------------------------------------------------------------------------------------
 

@@ -96,6 +96,7 @@ class About(Strict):
     conflicts: tuple[Name, ...] = ()  # never at the same time: starting one stops the other
     on_failure: tuple[Name, ...] = ()  # started when this unit has failed for good
     enabled: bool = False  # started at boot, unless `mixctl service disable` said otherwise
+    required_for_health: bool = False  # a new version of the system is not called good while the unit is not well
 
 
 class StartLimit(Strict):

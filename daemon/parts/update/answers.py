@@ -9,8 +9,8 @@ from daemon.core.answers import Seconds, UnixTime
 State = Literal["good", "trial", "bad", "empty", "uncounted"]
 What = Literal["installed", "committed", "failed", "fell-back", "rolled-back", "given-up", "cleared", "repaired"]
 
-Image = TypedDict(
-    "Image",
+ImageRow = TypedDict(
+    "ImageRow",
     {
         "version": Annotated[str, "of the image"],
         "kernel": Annotated[str, "its release"],
@@ -27,7 +27,7 @@ Image = TypedDict(
 )
 
 
-class Happened(TypedDict):
+class HistoryRow(TypedDict):
     at: Annotated[UnixTime, "when"]
     what: Annotated[What, "what happened"]
     version: Annotated[str, "to which version"]
@@ -45,10 +45,10 @@ Status = TypedDict(
         "deadline": Annotated[Seconds | None, "until the device restarts if it does not get well"],
         "next": Annotated[str | None, "the version that the loader starts next"],
         "next-slot": Annotated[str | None, "and its slot"],
-        "images": Annotated[list[Image], "entries of the loader, in its order"],
+        "images": Annotated[list[ImageRow], "entries of the loader, in its order"],
         "blocked": Annotated[dict[str, str], "version → why it is not installed again, until `update clear`"],
         "floor": Annotated[int, "the lowest sequence that may be installed"],
-        "last": Annotated[Happened | None, "what happened last"],
+        "last": Annotated[HistoryRow | None, "what happened last"],
     },
 )
 

@@ -36,6 +36,11 @@ class Image:
     slot: str | None
 
     @property
+    def digest(self) -> str:
+        """The root hash in hex, by which the record knows an image; "" without one."""
+        return (self.root_hash or b"").hex()
+
+    @property
     def version(self) -> str:
         """As its `.osrel` says."""
         return self.entry.version
@@ -132,7 +137,7 @@ def _image(esp: Editor, name: str, size: int, held: dict[bytes, str]) -> Image |
     if entry is None:
         return None
     try:
-        head = uki.read_head(esp.read(f"{FOLDER}/{name}", 0, uki.HEAD), size)
+        head = uki.read_head(esp.read(f"{FOLDER}/{name}", 0, min(size, uki.HEAD)), size)
     except FormatError:
         return None  # the loader shows no file that is no image
     entry = Entry(entry.stem, entry.left, entry.done, head.identity("IMAGE_ID"), head.identity("IMAGE_VERSION"))

@@ -30,7 +30,7 @@ from daemon.parts.update.record import Blocked, Happened, Records, Trial
 from daemon.parts.update.verdict import failures, panic_line
 
 if TYPE_CHECKING:
-    from daemon.parts.update import answers
+    from daemon.parts.update.answers import Changed, HistoryRow, ImageRow, State, Status
 
 PAUSE = 2.0  # seconds between two looks at whether all is well
 STABLE = 20.0  # seconds for which it must be, in a new image
@@ -58,7 +58,8 @@ class Update:
         self._error: MixosError | None = None
         self._trial = context.run / "trial"  # see the keeper
         self._watching: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()
+        self._settled = False  # whether it was called good in this boot, or left
+        self._turn = asyncio.Lock()  # for the disk and the record
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -124,20 +125,19 @@ class Update:
                 self.context.events.publish("update.failed", one.image.version, reason=one.reason)
             self.records.change(blocked={**record.blocked, **blocked}, history=self.records.history(*fell))
         running = self.boot.running
-        if running is None or running.root_hash is None:
+        if running is None:
             return
-        digest = running.root_hash.hex()
-        if digest in self.records.now.given_up:  # the loader had nothing better
-            self.records.change(given_up=tuple(one for one in self.records.now.given_up if one != digest))
+        if running.digest in self.records.now.given_up:  # the loader had nothing better
+            self.records.change(given_up=tuple(one for one in self.records.now.given_up if one != running.digest))
         if not running.entry.good:
-            self._started(digest, running.version)
+            self._started(running)
 
-    def _started(self, digest: str, version: str) -> None:
+    def _started(self, image: Image) -> None:
         """A new image has come as far as this."""
         trial = self.records.now.trial
         boot = facts.text(self.root / "proc/sys/kernel/random/boot_id") or ""
-        if trial is None or trial.root_hash != digest:
-            trial = Trial(root_hash=digest, version=version)
+        if trial is None or trial.root_hash != image.digest:
+            trial = Trial(root_hash=image.digest, version=image.version)
         if boot not in trial.boots:
             self.records.change(trial=trial.model_copy(update={"boots": (*trial.boots, boot)[-8:]}))
 
@@ -167,13 +167,13 @@ class Update:
             problem = self._unwell()
             if problem != self.problem:
                 self.problem = problem
-                await asyncio.to_thread(self._note, problem)
+                async with self._turn:
+                    await asyncio.to_thread(self._note, problem)
             since = None if problem else since or time.monotonic()
-            good = self.boot.running is not None and self.boot.running.entry.good
-            if since is not None and time.monotonic() - since >= (0.0 if good else STABLE):
+            new = self.boot.running is not None and not self.boot.running.entry.good
+            if not self._settled and since is not None and time.monotonic() - since >= (STABLE if new else 0.0):
                 try:
                     await self._commit()
-                    return
                 except (MixosError, OSError) as error:
                     log("err", f"update: cannot call this version good: {error}")
             await asyncio.sleep(PAUSE)
@@ -194,14 +194,16 @@ class Update:
         return None
 
     def _note(self, problem: str | None) -> None:
-        trial = self.records.now.trial
-        if trial is not None and self.boot.root_hash is not None and trial.root_hash == self.boot.root_hash.hex():
+        trial, running = self.records.now.trial, self.boot.running
+        if trial is not None and running is not None and trial.root_hash == running.digest:
             with contextlib.suppress(OSError):
                 self.records.change(trial=trial.model_copy(update={"problem": problem}))
 
     async def _commit(self) -> None:
         async with self._turn:
-            await asyncio.to_thread(self._bless)
+            if not self._settled:
+                await asyncio.to_thread(self._bless)
+                self._settled = True
 
     def _bless(self) -> None:
         """Give the running image its starts back. Raises MixosError, OSError."""
@@ -224,7 +226,7 @@ class Update:
 
     # -- methods -----------------------------------------------------------------------------------------------------
 
-    async def _status(self, _caller: Caller, _params: Nothing) -> answers.Status:
+    async def _status(self, _caller: Caller, _params: Nothing) -> Status:
         self._usable()
         async with self._turn:
             await asyncio.to_thread(self._look)
@@ -243,9 +245,8 @@ class Update:
             "last": _happened(record.history[-1]) if record.history else None,
         }
 
-    def _image(self, image: Image) -> answers.Image:
-        digest = image.root_hash.hex() if image.root_hash else None
-        blocked = self.records.now.blocked.get(digest or "")
+    def _image(self, image: Image) -> ImageRow:
+        blocked = self.records.now.blocked.get(image.digest)
         return {
             "version": image.version,
             "kernel": image.kernel,
@@ -257,24 +258,24 @@ class Update:
             "running": image is self.boot.running,
             "next": image is self.boot.next,
             "blocked": blocked.reason if blocked else None,
-            "root-hash": digest,
+            "root-hash": image.digest or None,
         }
 
-    async def _history(self, _caller: Caller, _params: Nothing) -> list[answers.Happened]:
+    async def _history(self, _caller: Caller, _params: Nothing) -> list[HistoryRow]:
         return [_happened(one) for one in reversed(self.records.now.history)]
 
-    async def _commit_now(self, _caller: Caller, _params: Nothing) -> answers.Changed:
+    async def _commit_now(self, _caller: Caller, _params: Nothing) -> Changed:
         self._usable()
+        if self.boot.running is not None and self.boot.running.digest in self.records.now.given_up:
+            raise RefusedError("the next boot starts another version: it was left", reason="update-left")
         await self._commit()
-        await self.stop()
-        self.problem = None
         return self._changed()
 
-    async def _rollback(self, caller: Caller, _params: Nothing) -> answers.Changed:
+    async def _rollback(self, caller: Caller, _params: Nothing) -> Changed:
         self._usable()
         async with self._turn:
             await asyncio.to_thread(self._go_back, caller.name)
-        await self.stop()  # what runs is not called good any more
+            self._settled = True
         return self._changed()
 
     def _go_back(self, who: str) -> None:
@@ -284,15 +285,15 @@ class Update:
         running, other = self.boot.running, self.boot.other
         if other is None:
             raise RefusedError("there is no other image to go back to", reason="update-no-other")
-        blocked = self.records.now.blocked.get((other.root_hash or b"").hex())
+        blocked = self.records.now.blocked.get(other.digest)
         if blocked is not None:
             raise RefusedError(
                 f"{other.version} failed {blocked.reason}",
                 reason="update-blocked",
                 hint=f"mixctl update clear {other.version} lets it be started again",
             )
-        given_up = () if running is None or running.root_hash is None else (running.root_hash.hex(),)
-        kept = [one for one in self.records.now.given_up if one != (other.root_hash or b"").hex()]
+        given_up = () if running is None else (running.digest,)
+        kept = [one for one in self.records.now.given_up if one != other.digest]
         version = running.version if running else ""
         happened = self.records.happened("rolled-back", version, self.boot.slot, f"by {who}")
         self.records.change(given_up=(*kept, *given_up)[-8:], history=self.records.history(happened))
@@ -305,17 +306,18 @@ class Update:
         following = self.boot.next.version if self.boot.next else ""
         self.context.events.publish("update.rolled-back", version, next=following)
 
-    async def _clear(self, _caller: Caller, params: Version) -> answers.Changed:
+    async def _clear(self, _caller: Caller, params: Version) -> Changed:
         self._usable()
         record = self.records.now
         kept = {digest: one for digest, one in record.blocked.items() if one.version != params.version}
         if kept == record.blocked:
             raise NotFoundError(f"{params.version} is not blocked", reason="update-not-blocked")
         happened = self.records.happened("cleared", params.version)
-        await asyncio.to_thread(self.records.change, blocked=kept, history=self.records.history(happened))
+        async with self._turn:
+            await asyncio.to_thread(self.records.change, blocked=kept, history=self.records.history(happened))
         return self._changed()
 
-    def _changed(self) -> answers.Changed:
+    def _changed(self) -> Changed:
         following = self.boot.next
         return {"next": following.version if following else None, "next-slot": following.slot if following else None}
 
@@ -329,7 +331,7 @@ class Update:
         return None if found is None or not found.isdigit() or up is None else max(0.0, round(int(found) - up, 1))
 
 
-def _state(image: Image | None) -> answers.State:
+def _state(image: Image | None) -> State:
     if image is None:
         return "empty"
     if image.entry.left is None:
@@ -339,7 +341,7 @@ def _state(image: Image | None) -> answers.State:
     return "good" if image.entry.good else "trial"
 
 
-def _happened(one: Happened) -> answers.Happened:
+def _happened(one: Happened) -> HistoryRow:
     return {"at": one.at, "what": one.what, "version": one.version, "slot": one.slot, "reason": one.reason}
 
 

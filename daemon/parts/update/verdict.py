@@ -23,8 +23,8 @@ def failures(boot: Boot, record: Record, panic: str | None) -> list[Failed]:
     """Those that the record does not have yet. panic: the last words of a kernel that died, if it left some."""
     found = []
     for image in boot.images:
-        digest = (image.root_hash or b"").hex()
-        if not image.entry.bad or image is boot.running or digest in record.blocked or digest in record.given_up:
+        known = image.digest in record.blocked or image.digest in record.given_up
+        if not image.entry.bad or image is boot.running or known:
             continue
         found.append(Failed(image, reason(image, record, panic)))
     return found
@@ -33,10 +33,9 @@ def failures(boot: Boot, record: Record, panic: str | None) -> list[Failed]:
 def reason(image: Image, record: Record, panic: str | None) -> str:
     """In words: how an image ended that has no starts left."""
     starts = f"{image.entry.done} starts"
-    digest = (image.root_hash or b"").hex()
     if image.slot is None:
         return f"after {starts}: no slot holds what its entry starts"
-    trial = record.trial if record.trial is not None and record.trial.root_hash == digest else None
+    trial = record.trial if record.trial is not None and record.trial.root_hash == image.digest else None
     if trial is not None and trial.problem:
         return f"after {starts}: {trial.problem}"
     if panic:

@@ -1,0 +1,107 @@
+"""A device's disk with two slots, and a loader that starts what is on it, as systemd-boot does. No machine is booted.
+
+device = Device(tmp_path)          # 1.0 in slot a
+device.install("1.1", "b")
+device.boot()                      # 1.1 is on trial now; device.tree is what a part reads from
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+from common.disk import gpt, verity
+from common.disk.fatedit import Editor
+from common.efi import uki
+from common.efi.entries import FOLDER, Entry, image_name
+from daemon.parts.update.boot import SLOTS, Disk
+from image import layout
+from tests.images import SMALL, STUB, Bench, kernel
+
+EFIVARS = "sys/firmware/efi/efivars"
+COUNTED = "LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+
+
+def root_image(version: str) -> bytes:
+    """What a slot holds."""
+    return f"root of {version}".encode().ljust(4096, b".") * 8
+
+
+class Device:
+    """See the module. tree: /proc, /sys, /run and /dev as far as the part `update` reads them."""
+
+    def __init__(self, base: Path, version: str = "1.0") -> None:
+        bench = Bench(base / "made", root_image(version), version=version, layout=SMALL)
+        for name in ("verity", "uki", "disk"):
+            bench.run(name)
+        self.tree = base / "tree"
+        self.path = self.tree / "dev" / "vda"
+        for folder in ("dev", "run/mixos", "proc/sys/kernel/random", EFIVARS, "sys/fs/pstore", "proc/net"):
+            (self.tree / folder).mkdir(parents=True)
+        (bench.inputs["disk"] / f"mixos-{version}-x86_64.img").rename(self.path)
+        (self.tree / "run/mixos/disk").write_text("STATE=/data/mixos DATA=/dev/vda6 DISK=vda\n")
+        self.running: Entry | None = None
+
+    def editor(self, descriptor: int) -> Editor:
+        """The ESP."""
+        esp = gpt.read(descriptor).find("mixos-esp")
+        return Editor(descriptor, esp.offset, esp.size)
+
+    def install(self, version: str, slot: str, entry: Entry | None = None) -> bytes:
+        """Put another version into a slot; gives its root hash."""
+        root = root_image(version)
+        descriptor = os.open(self.path, os.O_RDWR)
+        try:
+            table = gpt.read(descriptor)
+            place, hashes = table.find(f"mixos-root-{slot}"), table.find(f"mixos-verity-{slot}")
+            os.pwrite(descriptor, root, place.offset)
+            tree = verity.build(descriptor, len(root), layout.derive("abc", "salt"), place.offset)
+            os.pwrite(descriptor, tree.hashes, hashes.offset)
+            first, last = verity.partition_ids(tree.root)
+            gpt.write(descriptor, table.replaced(replace(place, id=first)).replaced(replace(hashes, id=last)))
+            line = f'root=/dev/dm-0 dm-mod.create="{verity.dm_create(tree)}" panic=10'
+            identity = f'ID=mixos\nIMAGE_ID=mixos\nIMAGE_VERSION="{version}"\n'
+            data = uki.build(STUB, kernel(), line, identity, "6.6.8-mixos")
+            name = (entry or Entry(image_name(version), 3)).name
+            self.editor(descriptor).add(f"{FOLDER}/{name}", [data], len(data), epoch=0)
+        finally:
+            os.close(descriptor)
+        return tree.root
+
+    def names(self) -> list[str]:
+        """The files of the loader's entries."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            files = self.editor(descriptor).files()
+        finally:
+            os.close(descriptor)
+        return sorted(path.removeprefix(f"{FOLDER}/") for path in files if path.startswith(f"{FOLDER}/"))
+
+    def boot(self) -> str:
+        """Start what the loader starts: count it down, tell what it was; gives the version."""
+        image = Disk.at(self.path).images()[0]
+        entry = image.entry
+        if entry.left:
+            counted = replace(entry, left=entry.left - 1, done=entry.done + 1)
+            descriptor = os.open(self.path, os.O_RDWR)
+            try:
+                self.editor(descriptor).rename(f"{FOLDER}/{entry.name}", counted.name)
+            finally:
+                os.close(descriptor)
+            entry = counted
+        self.running = entry
+        place = f"\\EFI\\Linux\\{entry.name}\0".encode("utf-16-le")
+        (self.tree / EFIVARS / COUNTED).write_bytes(b"\6\0\0\0" + place)
+        assert image.root_hash is not None
+        size = len(root_image(image.version)) // 512
+        target = f"verity 1 PARTUUID=x PARTUUID=y 4096 4096 {size // 8} 0 sha256 {image.root_hash.hex()} aa 1"
+        (self.tree / "proc/cmdline").write_text(
+            f'root=/dev/dm-0 dm-mod.create="root,,,ro,0 {size} {target}" panic=10\n'
+        )
+        (self.tree / "proc/sys/kernel/random/boot_id").write_text(f"{uuid.uuid4()}\n")
+        (self.tree / "proc/uptime").write_text("30.00 40.00\n")
+        (self.tree / "run/mixos/slot").write_text(f"{image.slot}\n")
+        assert image.slot in SLOTS
+        return image.version

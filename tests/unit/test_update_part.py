@@ -1,0 +1,233 @@
+"""The part `update` on a disk with two slots: commit, failures and their reasons, going back."""
+
+import asyncio
+
+import pytest
+
+from common.errors import MixosError
+from daemon.core.figures import Finding
+from daemon.core.method import Caller, Nothing, Role
+from daemon.core.part import Context
+from daemon.parts.update import part as module
+from daemon.parts.update.part import Update, Version
+from tests.slots import Device
+
+ADMIN = Caller(Role.ADMIN, 0, 0, 1, "somebody", "local")
+
+
+@pytest.fixture
+def device(tmp_path):
+    return Device(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    monkeypatch.setattr(module, "STABLE", 0.03)
+
+
+def context_of(device):
+    base = device.tree
+    return Context(run=base / "run/mixos", state=base / "state", etc=base / "etc", cgroups=base / "cgroup")
+
+
+async def ask(update, name, **params):
+    method = next(one for one in update.methods() if one.name == f"update.{name}")
+    return await method.handler(ADMIN, method.params.model_validate(params))
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def run(device, scenario, findings=lambda: ()):
+    """Bring the part up on what was booted, do something with it, end it; gives what `scenario` gives."""
+
+    async def life():
+        context = context_of(device)
+        context.figures.offer("test", findings=findings)
+        update = Update(context, root=device.tree)
+        await update.start()
+        try:
+            return await scenario(update)
+        finally:
+            await update.stop()
+
+    return asyncio.run(life())
+
+
+async def become_good(update):
+    await until(lambda: update.boot.running.entry.good)
+    return await ask(update, "status")
+
+
+async def status(update):
+    return await ask(update, "status")
+
+
+def fail(device, times=3):
+    """The new version is started and never gets well."""
+    for _ in range(times):
+        device.boot()
+
+
+def test_a_new_version_that_is_well_is_called_good(device):
+    assert device.boot() == "1.0"
+    assert device.names() == ["mixos_1.0+2-1.efi"]
+    (device.tree / "run/mixos/trial").write_text("600\n")
+    found = run(device, become_good)
+    assert device.names() == ["mixos_1.0+4.efi"]
+    assert found["state"] == "good"
+    assert found["next"] == "1.0"
+    assert found["last"]["what"] == "committed"
+    assert not (device.tree / "run/mixos/trial").exists()
+
+
+def test_one_that_was_good_gets_its_starts_back_at_each_boot(device):
+    device.boot()
+    run(device, become_good)
+    device.boot()
+    assert device.names() == ["mixos_1.0+3-1.efi"]
+
+    async def renewed(update):
+        await until(lambda: not update.boot.running.entry.done)
+
+    run(device, renewed, findings=lambda: [Finding("units", "critical", "web is not up")])
+    assert device.names() == ["mixos_1.0+4.efi"]
+
+
+def test_what_is_not_well_is_not_called_good(device):
+    device.boot()
+
+    async def wait(update):
+        await until(lambda: update.problem)
+        await asyncio.sleep(0.1)
+        return await status(update)
+
+    found = run(device, wait, findings=lambda: [Finding("units", "critical", "web is not up")])
+    assert (found["state"], found["problem"]) == ("trial", "web is not up")
+    assert device.names() == ["mixos_1.0+2-1.efi"]
+
+
+def test_a_version_that_never_gets_well_is_left_and_told(device):
+    device.boot()
+    run(device, become_good)
+    device.install("1.1", "b")
+    assert device.boot() == "1.1"
+
+    async def wait(update):
+        await until(lambda: update.problem)
+
+    run(device, wait, findings=lambda: [Finding("units", "critical", "web is not up")])
+    fail(device, 2)
+    assert device.boot() == "1.0"
+    found = run(device, status)
+    assert found["last"]["what"] == "failed"
+    assert found["last"]["reason"] == "after 3 starts: web is not up"
+    assert found["blocked"] == {"1.1": "after 3 starts: web is not up"}
+    assert (found["version"], found["slot"], found["next"]) == ("1.0", "a", "1.0")
+    history = run(device, lambda update: ask(update, "history"))
+    assert [one["what"] for one in history] == ["failed", "committed"]
+
+
+def test_the_last_words_of_a_kernel_are_the_reason(device):
+    device.boot()
+    run(device, become_good)
+    device.install("1.1", "b")
+    fail(device)
+    dump = device.tree / "sys/fs/pstore/dmesg-efi_pstore-1"
+    dump.write_text("<0>[ 1.0] Kernel panic - not syncing: no init found\n")
+    device.boot()
+    found = run(device, status)
+    assert found["last"]["reason"] == "after 3 starts: kernel panic: no init found"
+    assert not dump.exists()
+
+
+def test_a_good_version_that_breaks_falls_back_too(device):
+    device.boot()
+    run(device, become_good)
+    device.install("1.1", "b")
+    device.boot()
+    run(device, become_good)
+    fail(device, 4)
+    assert device.boot() == "1.0"
+    assert run(device, status)["blocked"] == {
+        "1.1": "after 4 starts: the daemon was never up (it hung, lost power, or could not read its root)"
+    }
+
+
+def test_going_back_and_forth(device):
+    device.boot()
+    run(device, become_good)
+    device.install("1.1", "b")
+    device.boot()
+    run(device, become_good)
+    assert run(device, lambda update: ask(update, "rollback")) == {"next": "1.0", "next-slot": "a"}
+    assert device.names() == ["mixos_1.0+4.efi", "mixos_1.1+0-4.efi"]
+    assert device.boot() == "1.0"
+    found = run(device, become_good)
+    assert found["blocked"] == {}
+    assert run(device, lambda update: ask(update, "rollback")) == {"next": "1.1", "next-slot": "b"}
+    assert device.boot() == "1.1"
+    assert run(device, become_good)["version"] == "1.1"
+
+
+def test_what_was_left_is_not_called_good_in_the_same_boot(device):
+    device.boot()
+    run(device, become_good)
+    device.install("1.1", "b")
+    device.boot()
+
+    async def leave(update):
+        await ask(update, "rollback")
+        await asyncio.sleep(0.2)
+
+    run(device, leave, findings=lambda: [Finding("parts", "warning", "net is starting")])
+    assert device.names() == ["mixos_1.0+4.efi", "mixos_1.1+0-3.efi"]
+
+
+def test_nowhere_to_go_back_to(device):
+    device.boot()
+    with pytest.raises(MixosError) as caught:
+        run(device, lambda update: ask(update, "rollback"))
+    assert caught.value.reason == "update-no-other"
+    assert device.names()
+
+
+def test_a_version_that_failed_is_gone_back_to_only_when_it_was_cleared(device):
+    device.boot()
+    run(device, become_good)
+    device.install("1.1", "b")
+    fail(device)
+    device.boot()
+    with pytest.raises(MixosError) as caught:
+        run(device, lambda update: ask(update, "rollback"))
+    assert caught.value.reason == "update-blocked"
+
+    async def clear(update):
+        await ask(update, "clear", version="1.1")
+        return await ask(update, "rollback")
+
+    assert run(device, clear)["next"] == "1.1"
+    with pytest.raises(MixosError) as caught:
+        run(device, lambda update: ask(update, "clear", version="9"))
+    assert caught.value.reason == "update-not-blocked"
+
+
+def test_a_host_without_a_boot_disk_says_so(tmp_path):
+    async def life():
+        update = Update(Context(run=tmp_path, state=tmp_path, etc=tmp_path, cgroups=tmp_path), root=tmp_path)
+        await update.start()
+        with pytest.raises(MixosError) as caught:
+            await ask(update, "status")
+        await update.stop()
+        return caught.value.reason
+
+    assert asyncio.run(life()) == "disk-unknown"
+
+
+def test_parameters():
+    assert Version(version="1.0").version == "1.0"
+    assert Nothing()
