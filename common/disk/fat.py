@@ -21,10 +21,13 @@ CLUSTER = 4 * SECTOR
 MIN_CLUSTERS = 65525  # fewer would make it FAT16 by definition
 MAX_CLUSTERS = 0x0FFFFFF5
 END_OF_CHAIN = 0x0FFFFFFF
+MASK = 0x0FFFFFFF  # of an entry of the allocation table; the four bits above are reserved
+SLOT = 32  # bytes of a directory entry
+LONG_UNITS = (slice(1, 11), slice(14, 26), slice(28, 32))  # the characters in a slot of a long name (UTF-16)
 _MEDIA = 0xF8
 _SHORT = struct.Struct("<11sBBBHHHHHHHI")
 _LONG = struct.Struct("<B10sBBB12sH4s")
-_DIRECTORY, _ARCHIVE, _VOLUME, _LONG_NAME = 0x10, 0x20, 0x08, 0x0F
+DIRECTORY, ARCHIVE, _VOLUME, _LONG_NAME = 0x10, 0x20, 0x08, 0x0F
 _SHORT_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'()-@^_`{}~")
 _LONG_FORBIDDEN = frozenset('"*/:<>?\\|')
 
@@ -91,28 +94,28 @@ def write(
     shape = geometry(size)
     root = _tree(files)
     chains = list(_allocate(root, shape))
-    stamp = _timestamp(epoch)
+    stamp = timestamp(epoch)
     short_label = label.upper().ljust(11)
     if len(short_label) != 11 or not set(short_label) <= _SHORT_CHARS | {" "}:
         raise FatError(f"{label!r} is no volume label", "fat-label")
-    volume = _entry(short_label.encode("ascii"), _VOLUME, 0, 0, stamp)
+    volume = entry(short_label.encode("ascii"), _VOLUME, 0, 0, stamp)
     used = 0
     for node, parent in chains:
         data = node.content
         if data is None:
             data = _directory(node, parent, root, stamp, volume if node is root else b"")
-        _put(fd, offset + _place(shape, node.first), data + bytes(-len(data) % CLUSTER))
+        put(fd, offset + _place(shape, node.first), data + bytes(-len(data) % CLUSTER))
         used += node.count
     fat = _fat([node for node, _ in chains], shape)
     for copy in range(2):
-        _put(fd, offset + (RESERVED + copy * shape.fat_sectors) * SECTOR, fat)
+        put(fd, offset + (RESERVED + copy * shape.fat_sectors) * SECTOR, fat)
     boot = _boot_sector(shape, volume_id, short_label, hidden)
     info = struct.pack("<I480sIII12sI", 0x41615252, b"", 0x61417272, shape.clusters - used, 2 + used, b"", 0xAA550000)
     third = bytes(SECTOR - 2) + b"\x55\xaa"
     region = bytearray(RESERVED * SECTOR)
     for start in (0, 6):  # boot sector, FSInfo and their copies (BPB_BkBootSec)
         region[start * SECTOR : (start + 3) * SECTOR] = boot + info + third
-    _put(fd, offset, bytes(region))
+    put(fd, offset, bytes(region))
 
 
 def _boot_sector(shape: Geometry, volume_id: int, label: str, hidden: int) -> bytes:
@@ -142,16 +145,21 @@ def _tree(files: Mapping[str, bytes]) -> _Node:
 
 def _child(node: _Node, name: str, path: str) -> _Node:
     """The child of that name, made when missing. FAT compares names without case."""
-    if not name or name.rstrip(". ") != name or not name.isascii() or not name.isprintable() or len(name) > 255:
-        raise FatError(f"{path!r} has a part that FAT cannot hold", "fat-name")
-    if set(name) & _LONG_FORBIDDEN:
-        raise FatError(f"{path!r} has a character that FAT cannot hold", "fat-name")
+    check_name(name, path)
     for known, child in node.children.items():
         if known.upper() == name.upper():
             if known != name:
                 raise FatError(f"{path!r} differs from {known!r} in case only", "fat-name")
             return child
     return node.children.setdefault(name, _Node())
+
+
+def check_name(name: str, path: str) -> None:
+    """Raise FatError when `name`, a part of `path`, is none that we write (ASCII only)."""
+    if not name or name.rstrip(". ") != name or not name.isascii() or not name.isprintable() or len(name) > 255:
+        raise FatError(f"{path!r} has a part that FAT cannot hold", "fat-name")
+    if set(name) & _LONG_FORBIDDEN:
+        raise FatError(f"{path!r} has a character that FAT cannot hold", "fat-name")
 
 
 def _allocate(root: _Node, shape: Geometry) -> Iterator[tuple[_Node, _Node]]:
@@ -163,7 +171,7 @@ def _allocate(root: _Node, shape: Geometry) -> Iterator[tuple[_Node, _Node]]:
         if node.content is not None:
             size = len(node.content)
         else:  # "." and ".." (or the volume label), the entries, and one free slot
-            size = _SHORT.size * (3 + sum(1 + len(_long_slots(name, b"")) for name in node.children))
+            size = _SHORT.size * (3 + sum(1 + len(long_slots(name, b"")) for name in node.children))
             queue += [(child, node) for child in node.children.values()]
         node.count = -(-size // CLUSTER)
         node.first = free if node.count else 0
@@ -187,16 +195,16 @@ def _directory(node: _Node, parent: _Node, root: _Node, stamp: tuple[int, int], 
     """The entries of one directory. `..` of a child of the root has cluster 0, as the specification asks."""
     entries = [volume]
     if node is not root:
-        entries = [_entry(b".".ljust(11), _DIRECTORY, node.first, 0, stamp)]
-        entries.append(_entry(b"..".ljust(11), _DIRECTORY, 0 if parent is root else parent.first, 0, stamp))
+        entries = [entry(b".".ljust(11), DIRECTORY, node.first, 0, stamp)]
+        entries.append(entry(b"..".ljust(11), DIRECTORY, 0 if parent is root else parent.first, 0, stamp))
     taken: set[bytes] = {name.encode() for name in map(_plain_short, node.children) if name}
     for name, child in node.children.items():
-        short = _short_name(name, taken)
-        entries += _long_slots(name, short)
+        short = short_name(name, taken)
+        entries += long_slots(name, short)
         if child.content is None:
-            entries.append(_entry(short, _DIRECTORY, child.first, 0, stamp))
+            entries.append(entry(short, DIRECTORY, child.first, 0, stamp))
         else:
-            entries.append(_entry(short, _ARCHIVE, child.first, len(child.content), stamp))
+            entries.append(entry(short, ARCHIVE, child.first, len(child.content), stamp))
     return b"".join(entries)
 
 
@@ -207,7 +215,7 @@ def _plain_short(name: str) -> str:
     return base.ljust(8) + extension.ljust(3) if fits and set(base + extension) <= _SHORT_CHARS else ""
 
 
-def _short_name(name: str, taken: set[bytes]) -> bytes:
+def short_name(name: str, taken: set[bytes]) -> bytes:
     """The short alias of a name, unique in its directory (basis name and numeric tail of the specification)."""
     plain = _plain_short(name)
     if plain:
@@ -226,13 +234,11 @@ def _short_name(name: str, taken: set[bytes]) -> bytes:
     raise FatError(f"no short name is left for {name!r}", "fat-name")
 
 
-def _long_slots(name: str, short: bytes) -> list[bytes]:
+def long_slots(name: str, short: bytes) -> list[bytes]:
     """The long-name entries in front of the short one; none when the name is a short name already."""
     if _plain_short(name):
         return []
-    checksum = 0
-    for byte in short:
-        checksum = ((checksum >> 1 | checksum << 7) + byte) & 0xFF
+    checksum = name_checksum(short)
     units = name.encode("utf-16-le")
     count = -(-len(name) // 13)
     units += b"\0\0" if len(name) % 13 else b""
@@ -245,12 +251,21 @@ def _long_slots(name: str, short: bytes) -> list[bytes]:
     return slots
 
 
-def _entry(short: bytes, kind: int, first: int, size: int, stamp: tuple[int, int]) -> bytes:
+def name_checksum(short: bytes) -> int:
+    """What the slots of a long name carry of the 11 bytes of their short name."""
+    checksum = 0
+    for byte in short:
+        checksum = ((checksum >> 1 | checksum << 7) + byte) & 0xFF
+    return checksum
+
+
+def entry(short: bytes, kind: int, first: int, size: int, stamp: tuple[int, int]) -> bytes:
+    """A short entry. kind: attributes. first: cluster. stamp: as `timestamp` gives it."""
     date, time = stamp
     return _SHORT.pack(short, kind, 0, 0, time, date, date, first >> 16, time, date, first & 0xFFFF, size)
 
 
-def _timestamp(epoch: int) -> tuple[int, int]:
+def timestamp(epoch: int) -> tuple[int, int]:
     """FAT date and time (two-second steps) of a POSIX time, kept within the years 1980 to 2107."""
     when = datetime.fromtimestamp(min(max(epoch, 315532800), 4354819198), UTC)
     date = (when.year - 1980) << 9 | when.month << 5 | when.day
@@ -261,7 +276,8 @@ def _place(shape: Geometry, cluster: int) -> int:
     return shape.data * SECTOR + (cluster - 2) * CLUSTER
 
 
-def _put(fd: int, offset: int, data: bytes) -> None:
+def put(fd: int, offset: int, data: bytes) -> None:
+    """Write all of it at that byte of the file."""
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, offset)
