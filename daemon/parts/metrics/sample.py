@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from daemon.parts.metrics import cgroups
 
-_PLACES = ("/", "/data", "/run", "/tmp", "/boot")
+_PLACES = ("/", "/data", "/run", "/run/mixos", "/tmp")
 _VIRTUAL = ("loop", "ram", "zram", "dm-", "sr", "fd")  # block devices that are no disks, or the same bytes again
 
 
