@@ -36,6 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "escapes",
         "life",
         "storage",
+        "update",
         "hardware",
     ]
     names = [f"test_{name}.py" for name in order]

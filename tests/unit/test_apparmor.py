@@ -117,6 +117,8 @@ def test_profiles_attach_to_their_program_alone(policy):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "mixosd"])
 def test_services_reach_no_secret_and_no_policy(policy, name):
     for path in [*SECRETS, *POLICY_FILES, "/root/.ssh/id_ed25519", "/usr/bin/mixosd"]:
+        if name == "mixos-slots" and path.startswith("/dev/vd"):
+            continue  # what it is for
         assert set(policy[name].may(path, owner=True)) <= set("r" if path.startswith(("/usr/", "/root/")) else "")
     for capability in ("sys_module", "sys_rawio", "sys_admin", "mknod", "mac_override", "mac_admin", "perfmon", "bpf"):
         assert not policy[name].capabilities >> CAPABILITIES[capability] & 1
@@ -135,6 +137,7 @@ def test_what_services_need(policy):
     assert policy["dbus-daemon"].may("/usr/share/dbus-1/system.d/org.mixos.conf") == "r"
     assert policy["nft"].capabilities >> CAPABILITIES["net_admin"] & 1
     assert policy["nft"].may("/etc/mixos/rules.nft") == "r"
+    assert policy["mixos-slots"].may("/dev/nvme0n1p1") == "rwak"
     assert policy["mdns"].may("/usr/lib/python3.13/site-packages/zeroconf/__init__.py") == "rm"
     assert policy["dbus-door"].may("/run/dbus/system_bus_socket") == "rwa"
     assert policy["sandbox-proxy"].may("/etc/resolv.conf") == "r"

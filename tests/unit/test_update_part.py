@@ -1,6 +1,7 @@
 """The part `update` on a disk with two slots: commit, failures and their reasons, going back."""
 
 import asyncio
+import sys
 
 import pytest
 
@@ -9,7 +10,10 @@ from daemon.core.figures import Finding
 from daemon.core.method import Caller, Nothing, Role
 from daemon.core.part import Context
 from daemon.parts.update import part as module
+from daemon.parts.update.boot import Disk
 from daemon.parts.update.part import Update, Version
+from daemon.slots import count, main
+from tests.hostpackages import ROOT
 from tests.slots import Device
 
 ADMIN = Caller(Role.ADMIN, 0, 0, 1, "somebody", "local")
@@ -24,6 +28,18 @@ def device(tmp_path):
 def quick(monkeypatch):
     monkeypatch.setattr(module, "PAUSE", 0.01)
     monkeypatch.setattr(module, "STABLE", 0.03)
+
+
+def counter(root):
+    """`mixos-slots` on that tree."""
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from daemon.slots import main
+sys.exit(main(sys.argv[1:], Path({str(root)!r})))
+"""
+    return (sys.executable, "-c", code)
 
 
 def context_of(device):
@@ -48,7 +64,7 @@ def run(device, scenario, findings=lambda: ()):
     async def life():
         context = context_of(device)
         context.figures.offer("test", findings=findings)
-        update = Update(context, root=device.tree)
+        update = Update(context, root=device.tree, counter=counter(device.tree))
         await update.start()
         try:
             return await scenario(update)
@@ -231,3 +247,30 @@ def test_a_host_without_a_boot_disk_says_so(tmp_path):
 def test_parameters():
     assert Version(version="1.0").version == "1.0"
     assert Nothing()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("mixos_1.0+3.efi", "mixos_1.1+3.efi"),
+        ("mixos_1.0+3.efi", "mixos_1.0.efi"),
+        ("mixos_1.0+3.efi", "mixos_1.0+9.efi"),
+        ("mixos_1.0+3.efi", "other.txt"),
+        ("../BOOT/BOOTX64.EFI", "../BOOT/BOOTX64+3.EFI"),
+        ("mixos_9+3.efi", "mixos_9+4.efi"),
+    ],
+)
+def test_the_counter_changes_nothing_but_counters(device, old, new, capsys):
+    before = device.path.read_bytes()
+    assert main(["count", old, new], device.tree) == 8
+    assert capsys.readouterr().err.startswith("mixos-slots: ")
+    assert device.path.read_bytes() == before
+
+
+def test_the_counter_counts(device, capsys):
+    assert main(["count", "mixos_1.0+3.efi", "mixos_1.0+4.efi"], device.tree) == 0
+    assert device.names() == ["mixos_1.0+4.efi"]
+    assert main([], device.tree) == 2
+    assert "usage" in capsys.readouterr().err
+    with pytest.raises(MixosError):
+        count(Disk.at(device.path), "mixos_1.0+3.efi", "mixos_1.0+4.efi")

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from common.efi.entries import FOLDER
-from common.errors import MixosError, NotFoundError, RefusedError
+from common.efi.entries import Entry
+from common.errors import DiskError, MixosError, NotFoundError, RefusedError
 from common.tomlfile import Strict
 from daemon.core.method import ADMINS, OPERATORS, PEOPLE, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.core.tasks import background
 from daemon.linux import facts
 from daemon.linux.log import log
+from daemon.linux.process import capture
 from daemon.parts.update.boot import Boot, Disk, Image, look
 from daemon.parts.update.record import Blocked, Happened, Records, Trial
 from daemon.parts.update.verdict import failures, panic_line
@@ -32,6 +33,7 @@ from daemon.parts.update.verdict import failures, panic_line
 if TYPE_CHECKING:
     from daemon.parts.update.answers import Changed, HistoryRow, ImageRow, State, Status
 
+COUNTER = ("/usr/libexec/mixos-slots",)
 PAUSE = 2.0  # seconds between two looks at whether all is well
 STABLE = 20.0  # seconds for which it must be, in a new image
 _MAX_PANIC = 1 << 20  # bytes of a kernel's last words
@@ -44,13 +46,14 @@ class Version(Strict):
 
 
 class Update:
-    """See the module. root: the tree to read from."""
+    """See the module. root: the tree to read from; counter: the program that writes counters (`daemon.slots`)."""
 
     name = "update"
 
-    def __init__(self, context: Context, root: Path = facts.ROOT) -> None:
+    def __init__(self, context: Context, root: Path = facts.ROOT, counter: Sequence[str] = COUNTER) -> None:
         self.context = context
         self.root = root
+        self._counter = counter
         self.records = Records(context.state / "update" / "record.json")
         self.disk: Disk | None = None
         self.boot = Boot(None, None, (), None)
@@ -202,27 +205,32 @@ class Update:
     async def _commit(self) -> None:
         async with self._turn:
             if not self._settled:
-                await asyncio.to_thread(self._bless)
+                await self._bless()
                 self._settled = True
 
-    def _bless(self) -> None:
+    async def _bless(self) -> None:
         """Give the running image its starts back. Raises MixosError, OSError."""
-        assert self.disk is not None
-        self._look()
+        await asyncio.to_thread(self._look)
         running = self.boot.running
         if running is None:
             raise NotFoundError("the loader has no entry for what runs", reason="update-entry")
         new = not running.entry.good
         if running.entry != running.entry.blessed():
-            with self.disk.esp().changing() as esp:
-                esp.rename(f"{FOLDER}/{running.entry.name}", running.entry.blessed().name)
-            self._look()
+            await self._count(running.entry, running.entry.blessed())
+            await asyncio.to_thread(self._look)
         if new:
             happened = self.records.happened("committed", running.version, running.slot)
             self.records.change(trial=None, history=self.records.history(happened))
             self.context.events.publish("update.committed", running.version, slot=running.slot)
             log("notice", f"update: {running.version} is good")
         self._trial.unlink(missing_ok=True)
+
+    async def _count(self, old: Entry, new: Entry) -> None:
+        """Have the counter of an entry written, by the program that may write to disks. Raises MixosError."""
+        done = await capture([*self._counter, "count", old.name, new.name], seconds=60.0)
+        if done.status:
+            words = done.err.decode("utf-8", "replace").strip()[:300] or f"it ended with status {done.status}"
+            raise DiskError(f"the starts of {old.name} were not written: {words}", reason="update-count")
 
     # -- methods -----------------------------------------------------------------------------------------------------
 
@@ -274,14 +282,13 @@ class Update:
     async def _rollback(self, caller: Caller, _params: Nothing) -> Changed:
         self._usable()
         async with self._turn:
-            await asyncio.to_thread(self._go_back, caller.name)
+            await self._go_back(caller.name)
             self._settled = True
         return self._changed()
 
-    def _go_back(self, who: str) -> None:
+    async def _go_back(self, who: str) -> None:
         """The other image first, then leave this one: a cut in between changes nothing or everything."""
-        assert self.disk is not None
-        self._look()
+        await asyncio.to_thread(self._look)
         running, other = self.boot.running, self.boot.other
         if other is None:
             raise RefusedError("there is no other image to go back to", reason="update-no-other")
@@ -297,12 +304,11 @@ class Update:
         version = running.version if running else ""
         happened = self.records.happened("rolled-back", version, self.boot.slot, f"by {who}")
         self.records.change(given_up=(*kept, *given_up)[-8:], history=self.records.history(happened))
-        with self.disk.esp().changing() as esp:
-            if other.entry.bad:
-                esp.rename(f"{FOLDER}/{other.entry.name}", other.entry.renewed().name)
-            if running is not None and not running.entry.bad:
-                esp.rename(f"{FOLDER}/{running.entry.name}", running.entry.given_up().name)
-        self._look()
+        if other.entry.bad:
+            await self._count(other.entry, other.entry.renewed())
+        if running is not None and not running.entry.bad:
+            await self._count(running.entry, running.entry.given_up())
+        await asyncio.to_thread(self._look)
         following = self.boot.next.version if self.boot.next else ""
         self.context.events.publish("update.rolled-back", version, next=following)
 

@@ -1,0 +1,107 @@
+"""Two versions on one disk: which is started, when it is called good, and when the other one is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from common.disk import gpt
+from image.host import opened
+from tests.boot.guest import BOOT_SECONDS, Guest, wait_until
+from tests.boot.versions import entries, install
+
+MakeGuest = Callable[..., Guest]
+
+REQUIRED = """
+[unit]
+enabled = true
+required-for-health = true
+[service]
+command = ["/bin/false"]
+restart = "no"
+"""
+
+
+def status(guest: Guest) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(guest.run("mixctl update status --json"))
+    return found
+
+
+def up(guest: Guest) -> None:
+    guest.wait_ssh()
+    guest.wait_daemon()
+
+
+def becomes_good(guest: Guest) -> None:
+    assert wait_until(lambda: status(guest)["state"] == "good", BOOT_SECONDS), status(guest)
+
+
+def fallen_back(make: MakeGuest, change: Callable[[str], str]) -> tuple[Guest, dict[str, Any]]:
+    """1.0 is good; 9.0 is put beside it with another command line; what runs in the end."""
+    guest = make()
+    install(guest.vm.disk, "9.0.0", change=change)
+    guest.start()
+    up(guest)
+    return guest, status(guest)
+
+
+def test_both_versions_and_back(make_guest: MakeGuest) -> None:
+    guest = make_guest()
+    guest.start()
+    up(guest)
+    first = status(guest)
+    assert (first["slot"], first["state"]) == ("a", "trial")
+    becomes_good(guest)
+    guest.stop()
+    assert entries(guest.vm.disk) == [f"mixos_{first['version']}+4.efi"]
+    install(guest.vm.disk, "9.0.0")
+    guest.start()
+    up(guest)
+    found = status(guest)
+    assert (found["version"], found["slot"], found["next"]) == ("9.0.0", "b", "9.0.0")
+    assert found["deadline"] or found["state"] == "good"
+    becomes_good(guest)
+    assert status(guest)["deadline"] is None
+    assert json.loads(guest.run("mixctl update rollback --json")) == {"next": first["version"], "next-slot": "a"}
+    guest.reboot()
+    found = status(guest)
+    assert (found["version"], found["slot"]) == (first["version"], "a")
+    assert found["blocked"] == {}
+
+
+def test_a_version_without_init_falls_back(make_guest: MakeGuest) -> None:
+    guest, found = fallen_back(make_guest, lambda line: line.replace("init=/sbin/init", "init=/no/init panic=1"))
+    assert found["slot"] == "a"
+    assert found["last"]["what"] == "failed"
+    assert "after 3 starts: kernel panic: Requested init /no/init failed" in found["blocked"]["9.0.0"]
+    assert len([line for line in guest.serial.splitlines() if "Kernel panic" in line]) == 3
+
+
+def test_a_version_whose_root_is_damaged_falls_back(make_guest: MakeGuest) -> None:
+    guest = make_guest()
+    install(guest.vm.disk, "9.0.0", change=lambda line: f"{line} panic=1")
+    with opened(guest.vm.disk, os.O_RDWR) as disk:
+        os.pwrite(disk, b"damaged!", gpt.read(disk).find("mixos-root-b").offset + 8)
+    guest.start()
+    up(guest)
+    assert status(guest)["slot"] == "a"
+    assert "9.0.0" in status(guest)["blocked"]
+
+
+def test_a_version_that_never_gets_well_falls_back(make_guest: MakeGuest) -> None:
+    """A unit that the operator requires does not come up in it: the keeper restarts it, three times."""
+    guest = make_guest()
+    guest.start()
+    up(guest)
+    becomes_good(guest)
+    guest.run("cat > /etc/mixos/units/must.toml && mixctl service reload", stdin=REQUIRED.encode())
+    guest.stop()
+    install(guest.vm.disk, "9.0.0", change=lambda line: f"{line} mixos.trial=60")
+    guest.start()
+    guest.wait_serial(r"did not get well(?s:.*)did not get well(?s:.*)did not get well(?s:.*)slot a", 3 * BOOT_SECONDS)
+    up(guest)
+    found = status(guest)
+    assert found["slot"] == "a"
+    assert found["blocked"]["9.0.0"].startswith("after 3 starts: must is required for health, and is ")
