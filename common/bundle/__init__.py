@@ -1,0 +1,1 @@
+"""Bundles: how a release comes to a device. Who writes one and who reads it share these modules."""

@@ -1,0 +1,1 @@
+"""Whether a release is to be trusted: metadata of TUF, OpenPGP signatures, the floor below which nothing is taken."""
