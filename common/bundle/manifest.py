@@ -119,7 +119,7 @@ class Manifest(Exact):
     """The whole. sequence only grows from release to release; minimum_sequence: of what runs, for this update."""
 
     format: Literal[1]
-    product: Literal["mixos"]
+    product: Word
     machine: Word
     variant: Word
     version: Version
