@@ -28,6 +28,7 @@ VERBS = (
     "doctor",
     "fetch",
     "flash",
+    "keys",
     "lock",
     "plan",
     "repro",

@@ -95,6 +95,12 @@ class Fetch(Strict):
     mirrors: tuple[WebAddress, ...] = ()
 
 
+class Updates(Strict):
+    """keys: the folder of the project with what is public of the keys that sign releases."""
+
+    keys: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "keys"
+
+
 class MixosToml(Strict):
     """The whole file. `settings` has the schema of a first-boot preseed and is checked by the same code."""
 
@@ -105,4 +111,5 @@ class MixosToml(Strict):
     services: Services = Services()
     partitions: Partitions = Partitions()
     fetch: Fetch = Fetch()
+    updates: Updates = Updates()
     settings: dict[str, Any] = Field(default_factory=dict)
