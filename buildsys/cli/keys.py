@@ -194,8 +194,22 @@ def _next_root(root: Any, private: Any, public: Any, as_json: bool, done: str) -
         atomic_write(waiting, dump(metadata))
         done += f" once {waiting} has {lacking} more signatures: take it to the other keys (mixos keys sign)"
     else:
-        public.adopt_root(metadata)
+        done += _in_force(metadata, private, public)
     emit({"root": root.version, "missing": lacking, "file": str(waiting) if lacking else None}, as_json, done)
+
+
+def _in_force(metadata: Any, private: Any, public: Any) -> str:
+    """Make a root that is complete the newest, and have the list of releases signed by the keys that it names."""
+    from buildsys.keys import sign as releases
+    from buildsys.keys import tuf
+
+    public.adopt_root(metadata)
+    if public.newest("timestamp") is None:
+        return ""
+    try:
+        return f"; signed anew: {', '.join(releases.renew(private, public, tuf.utc_now()))}"
+    except KeysError as error:
+        return f"; devices refuse the list of releases until it is signed anew (mixos keys renew): {error.message}"
 
 
 def _nothing_pending(public: Any, version: int) -> None:
@@ -322,15 +336,24 @@ def _keep(context: Context, file: Path, metadata: Any, as_json: bool, data: dict
     from buildsys.keys.public import Public, dump, name_of
 
     atomic_write(file, dump(metadata))
-    adopted = False
     if metadata.signed.type == "root" and (context.root / "mixos.toml").exists():
         public = Public(context.project.keys)
         if file.absolute() == public.pending / name_of(metadata):
-            previous = public.root().signed
-            lacking = tuf.missing(metadata, previous)
-            adopted = not lacking
-            data["missing"] = lacking
-            if adopted:
-                public.adopt_root(metadata)
-            text += "; it is in force" if adopted else f"; {lacking} more are needed"
-    emit({**data, "file": str(file), "in-force": adopted}, as_json, text)
+            data["missing"] = tuf.missing(metadata, public.root().signed)
+            text += f"; {data['missing']} more are needed"
+            if not data["missing"]:
+                text = f"root {metadata.signed.version} is in force" + _in_force(metadata, _private(context), public)
+    emit({**data, "file": str(file)}, as_json, text)
+
+
+@keys.command()
+@passphrase_option
+@json_option
+@pass_context
+def renew(context: Context, passphrase_fd: int | None, as_json: bool) -> None:
+    """Sign the list of releases anew, before it expires: every few weeks for a channel. Example: mixos keys renew"""
+    from buildsys.keys import sign as releases
+    from buildsys.keys import tuf
+
+    renewed = releases.renew(_private(context, passphrase_fd), _public(context), tuf.utc_now())
+    emit({"renewed": renewed}, as_json, f"signed anew: {', '.join(renewed)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from getpass import getpass
 from pathlib import Path
@@ -48,12 +48,9 @@ def default_folder(image: str) -> Path:
 class Passphrase:
     """The passphrase of the keys: from a descriptor, or asked for at the terminal, once. none: new keys have none."""
 
-    def __init__(
-        self, descriptor: int | None = None, *, none: bool = False, ask: Callable[[str], str] = getpass
-    ) -> None:
+    def __init__(self, descriptor: int | None = None, *, none: bool = False) -> None:
         self._descriptor = descriptor
         self._none = none
-        self._ask = ask
         self._known: str | None = None
 
     @property
@@ -97,12 +94,13 @@ class Passphrase:
 
     def _asked(self, prompt: str) -> str:
         try:
-            return self._ask(prompt)
+            os.close(
+                os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            )  # else getpass would take stdin for one
+            return getpass(prompt)
         except (EOFError, OSError) as error:
-            hint = "give it by --passphrase-fd"
-            raise KeysError(
-                "there is no terminal to ask for a passphrase", reason="keys-passphrase", hint=hint
-            ) from error
+            message, hint = "there is no terminal to ask for a passphrase", "give it by --passphrase-fd"
+            raise KeysError(message, reason="keys-passphrase", hint=hint) from error
 
 
 class Private:
