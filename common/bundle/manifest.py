@@ -32,6 +32,7 @@ Version = Annotated[
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Salt = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){0,256}$")]
+One = Annotated[int, Field(ge=1, le=1)]  # a Literal would take true for it
 Sequence = Annotated[int, Field(ge=0, lt=_MAX_NUMBER)]
 
 
@@ -118,7 +119,7 @@ class Hook(Exact):
 class Manifest(Exact):
     """The whole. sequence only grows from release to release; minimum_sequence: of what runs, for this update."""
 
-    format: Literal[1]
+    format: One
     product: Word
     machine: Word
     variant: Word

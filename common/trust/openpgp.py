@@ -86,7 +86,7 @@ class Judged:
 
     certificates: frozenset[str]
     others: tuple[str, ...]
-    early: bool  # one of them is of a later time than now: the clock may be wrong
+    early: bool  # one that names a pinned key is of a later time than now: the clock may be wrong
 
 
 def certificates(armored: bytes, fingerprints: Iterable[str]) -> tuple[Pinned, ...]:
@@ -126,9 +126,7 @@ def judge(pinned: Iterable[Pinned], data: bytes, signatures: Iterable[str], now:
         except ValueError as error:
             others.append(str(error))
             continue
-        created = sig.created
-        if created is not None and created > now:
-            early = True
+        early |= sig.issuer_fingerprint in owners and sig.created is not None and sig.created > now
         try:
             counted.add(_signer(owners, data, sig, now))
         except ValueError as error:

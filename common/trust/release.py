@@ -10,13 +10,13 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, StringConstraints, ValidationError
 
 from common.bundle import manifest as manifests
 from common.bundle.container import Front
-from common.bundle.manifest import Exact, Manifest
+from common.bundle.manifest import Exact, Manifest, One
 from common.errors import TrustError
 from common.files import read_regular, write_atomically
 from common.safe import one_line
@@ -43,7 +43,7 @@ class Signers(Exact):
 class Policy(Exact):
     """The file trust.json."""
 
-    format: Literal[1]
+    format: One
     openpgp: Signers
 
 
