@@ -37,10 +37,11 @@ def sign_release(text: str, private: Private, public: Public, now: datetime) -> 
     changed.append(_timestamp(changed[1], root, private, public, now))
     front = Front(text, _signatures(text, manifest.version, private, public), _files(public, changed))
     anchors = Anchors(dump(read(public.versions("root")[1])), _certificates(public), public.policy())
-    trusted = Trusted(anchors.root, Kept(), now)
+    signed = max(now, tuf.utc_now())  # signing takes a while, and no signature may be of a later time than it is
+    trusted = Trusted(anchors.root, Kept(), signed)
     trusted.update(of_front(front))
     listed(trusted, text)
-    signed_by(anchors, front, now)
+    signed_by(anchors, front, signed)
     for metadata in changed:  # the timestamp last: it makes the others current
         public.write(metadata)
         (public.pending / name_of(metadata)).unlink(missing_ok=True)
