@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from buildsys.config.values import WebAddress
+from common.bundle.manifest import Version
 from common.tomlfile import Strict
 from image.layout import LIMITS
 
@@ -38,7 +39,6 @@ def _within(name: str) -> AfterValidator:
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
-Version = Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+([.-][0-9A-Za-z.-]{1,24})?$")]
 
 
 class Image(Strict):

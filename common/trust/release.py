@@ -21,10 +21,9 @@ from common.errors import TrustError
 from common.files import read_regular, write_atomically
 from common.safe import one_line
 from common.tomlfile import plain
-from common.trust import openpgp
+from common.trust import ANCHORS, openpgp
 from common.trust.metadata import Fetch, Kept, Trusted
 
-ANCHORS = Path("/usr/lib/mixos/update")  # of the running image
 ROOT, CERTIFICATES, POLICY = "root.json", "openpgp.asc", "trust.json"
 KEPT = "trusted.json"  # in the device's folder
 _MAX_ANCHOR = 1 << 20
