@@ -53,8 +53,8 @@ def build(job: Job) -> None:
     for path, file in render(settings).items():
         _write(tree / path, file.data)
     if "keys" in job.inputs:
-        for path in job.inputs["keys"].iterdir():
-            _write(tree / ANCHORS.relative_to("/") / path.name, path.read_bytes())
+        for anchor in job.inputs["keys"].iterdir():
+            _write(tree / ANCHORS.relative_to("/") / anchor.name, anchor.read_bytes())
     _write(tree / SETTINGS_PATH, json.dumps(settings.as_mapping(), indent=1, ensure_ascii=False).encode() + b"\n")
     metadata = Metadata.of(
         {

@@ -10,8 +10,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from securesystemslib.exceptions import UnsupportedLibraryError
+from securesystemslib.exceptions import UnsupportedLibraryError, UnverifiedSignatureError
 from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, Role, Root
 
 from buildsys.keys.private import Private
@@ -136,7 +137,10 @@ def sign(metadata: Metadata[Any], role: Role, root: Root, private: Private) -> l
         key = root.keys.get(keyid)
         if key is None or name_of(key) not in here or _has_signed(metadata, key):
             continue
-        metadata.sign(_signer(private, key), append=True)
+        try:
+            metadata.sign(_signer(private, key), append=True)
+        except UnsignedMetadataError as error:
+            raise KeysError(f"{name_of(key)} did not sign: {error}", reason="keys-elsewhere") from error
         names.append(name_of(key))
     return names
 
@@ -170,8 +174,6 @@ def merge(into: Metadata[Any], others: Iterable[Metadata[Any]]) -> int:
 
 
 def _has_signed(metadata: Metadata[Any], key: Key) -> bool:
-    from securesystemslib.exceptions import UnverifiedSignatureError
-
     signature = metadata.signatures.get(key.keyid)
     if signature is None:
         return False

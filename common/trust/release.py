@@ -27,7 +27,7 @@ from common.trust.metadata import Fetch, Kept, Trusted
 ROOT, CERTIFICATES, POLICY = "root.json", "openpgp.asc", "trust.json"
 KEPT = "trusted.json"  # in the device's folder
 _MAX_ANCHOR = 1 << 20
-_MAX_KEPT = 64 << 20
+_MAX_KEPT = 8 << 20
 
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^([0-9A-F]{40}|[0-9A-F]{64})$")]
 
@@ -143,9 +143,17 @@ def refresh(fetch: Fetch, anchors: Anchors, folder: Path, now: datetime, *, carr
         trusted.update(fetch, carried=carried)
     finally:
         if trusted.kept != before:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            write_atomically(folder / KEPT, trusted.kept.dump(), 0o600)
+            _keep(trusted.kept, folder)
     return trusted
+
+
+def _keep(kept: Kept, folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        write_atomically(folder / KEPT, kept.dump(), 0o600)
+    except OSError as error:
+        message = f"{folder / KEPT} cannot be written: {error.strerror}"
+        raise TrustError(message, reason="release-state", hint="is the disk full?", retryable=True) from error
 
 
 def verify(front: Front, anchors: Anchors, folder: Path, running: Running, now: datetime) -> Release:

@@ -207,6 +207,17 @@ def test_a_key_by_an_address_that_nobody_serves_is_said(private: Private):
     refusal("keys-elsewhere", tuf.sign_root, following, root.signed, private)
 
 
+def test_a_token_that_does_not_sign_is_said(private: Private, monkeypatch):
+    class Locked:
+        def sign(self, payload: bytes) -> None:
+            raise OSError("PIN locked")
+
+    root = tuf.make_root(private, simple=True, now=NOW)
+    following = Metadata(tuf.next_root(root.signed, NOW))
+    monkeypatch.setattr(tuf, "_signer", lambda *_: Locked())
+    refusal("keys-elsewhere", tuf.sign_root, following, root.signed, private)
+
+
 # -- Secure Boot -------------------------------------------------------------------------------------------------------
 
 

@@ -436,6 +436,12 @@ def test_a_bundle_older_than_the_channel_goes_by_the_list_that_is_kept(repositor
     refused("release-rollback", repository, kept, bundle)  # a channel must not go back
 
 
+def test_what_cannot_be_kept_is_not_trusted(repository: Repository, tmp_path: Path):
+    with pytest.raises(TrustError) as caught:
+        release.refresh(served(repository.files), anchors(repository, OPENPGP), tmp_path / "no" / "folder", NOW)
+    assert caught.value.reason == "release-state"
+
+
 def test_a_folder_is_a_channel(repository: Repository, tmp_path: Path):
     for name, data in repository.files.items():
         (tmp_path / name).write_bytes(data)
