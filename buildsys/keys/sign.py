@@ -36,7 +36,8 @@ def sign_release(text: str, private: Private, public: Public, now: datetime) -> 
     changed.append(_snapshot(changed[0], root, private, public, now))
     changed.append(_timestamp(changed[1], root, private, public, now))
     front = Front(text, _signatures(text, manifest.version, private, public), _files(public, changed))
-    anchors = Anchors(dump(read(public.versions("root")[1])), _certificates(public), public.policy())
+    oldest = next(iter(public.versions("root").values())).read_bytes()
+    anchors = Anchors(oldest, _certificates(public), public.policy())
     signed = max(now, tuf.utc_now())  # signing takes a while, and no signature may be of a later time than it is
     trusted = Trusted(anchors.root, Kept(), signed)
     trusted.update(of_front(front))
