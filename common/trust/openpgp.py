@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar
 
 from pysequoia import Cert, Sig, verify
@@ -81,6 +82,26 @@ class Pinned:
 
 
 @dataclass(frozen=True)
+class _Signature:
+    """What a signature says of itself; nothing of it is proved. maker: the key that it names, for people."""
+
+    sig: Sig
+    maker: str
+    created: datetime | None
+    expires: datetime | None
+    binary: bool
+    strong: bool
+
+    @classmethod
+    def read(cls, packet: bytes) -> _Signature:
+        """Raises what the library raises, also for algorithms that it does not know."""
+        sig = Sig.from_bytes(packet)
+        maker = sig.issuer_fingerprint or sig.issuer_key_id or "somebody"
+        binary, strong = sig.signature_type == SignatureType.Binary, sig.hash_algorithm in _HASHES
+        return cls(sig, maker, sig.created, sig.expiration, binary, strong)
+
+
+@dataclass(frozen=True)
 class Judged:
     """certificates: fingerprints of those that count; others: what was wrong with each other signature, for people."""
 
@@ -122,15 +143,15 @@ def judge(pinned: Iterable[Pinned], data: bytes, signatures: Iterable[str], now:
             others.append(f"more than {MAX_SIGNATURES} signatures: the rest was not looked at")
             break
         try:
-            sig = _guarded(lambda raw=raw: Sig.from_bytes(raw))  # type: ignore[misc]  # bound now, called now
+            one = _guarded(partial(_Signature.read, raw))
         except ValueError as error:
             others.append(str(error))
             continue
-        early |= sig.issuer_fingerprint in owners and sig.created is not None and sig.created > now
+        early |= one.maker in owners and one.created is not None and one.created > now
         try:
-            counted.add(_signer(owners, data, sig, now))
+            counted.add(_signer(owners, data, one, now))
         except ValueError as error:
-            others.append(f"{sig.issuer_fingerprint or sig.issuer_key_id or 'somebody'}: {error}")
+            others.append(f"{one.maker}: {error}")
     return Judged(frozenset(counted), tuple(others), early)
 
 
@@ -180,18 +201,18 @@ def _length(data: memoryview) -> int | None:
     return None
 
 
-def _signer(owners: dict[str, Pinned], data: bytes, sig: Sig, now: datetime) -> str:
+def _signer(owners: dict[str, Pinned], data: bytes, one: _Signature, now: datetime) -> str:
     """The fingerprint of the certificate that has made a signature. Raises ValueError: why it does not count."""
-    if sig.signature_type != SignatureType.Binary:
+    if not one.binary:
         raise ValueError("not a signature over a file")
-    if sig.hash_algorithm not in _HASHES:
+    if not one.strong:
         raise ValueError("made with a hash that is too weak")
-    if sig.created is None or sig.created > now:
+    if one.created is None or one.created > now:
         raise ValueError("made at a later time than it is now")
-    if sig.expiration is not None and sig.expiration <= now:
+    if one.expires is not None and one.expires <= now:
         raise ValueError("the signature has expired")
     certs = [one.cert for one in {one.fingerprint: one for one in owners.values()}.values()]
-    valid = _guarded(lambda: verify(bytes=data, store=lambda wanted: certs, signature=sig).valid_sigs)
+    valid = _guarded(lambda: verify(bytes=data, store=lambda wanted: certs, signature=one.sig).valid_sigs)
     if len(valid) != 1:
         raise ValueError("not one valid signature")
     owner = owners.get(valid[0].signing_key)

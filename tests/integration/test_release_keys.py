@@ -227,10 +227,11 @@ class Ring:
         listing = self.gpg("--with-colons", "--list-keys", name).decode()
         return [line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:")]
 
-    def sign(self, data: Path, *keys: str, at: str = "20250301T000000") -> Path:
-        target = data.with_name(f"{'-'.join(key[:6] for key in keys)}.asc")
+    def sign(self, data: Path, *keys: str, how: tuple[str, ...] = ()) -> Path:
+        target = data.with_name(f"{'-'.join((*how, *keys)).replace('--', '')[:60]}.asc")
         users = [word for key in keys for word in ("-u", f"{key}!")]
-        self.gpg("--armor", "--yes", "-o", str(target), *users, "--detach-sign", str(data), at=at)
+        words = ("--armor", "-o", str(target), *users, *how, "--detach-sign", str(data))
+        self.gpg(*words, at="20250301T000000")
         return target
 
 
@@ -281,12 +282,16 @@ def test_signatures_are_judged_as_gpgv_and_sqv_judge_them(tmp_path: Path):
     files["unrevoked subkey"] = ring.sign(data, subkeys["subkey revoked"][1])
     files["two, one unknown"] = ring.sign(data, subkeys["stranger"][1], subkeys["good"][0])
     files["two of one"] = ring.sign(data, *subkeys["good"])
+    good = subkeys["good"][0]
+    files["weak hash"] = ring.sign(data, good, how=("--digest-algo", "SHA224"))
+    files["over text"] = ring.sign(data, good, how=("--textmode",))
+    files["signature expired"] = ring.sign(data, good, how=("--default-sig-expire", "2025-06-01"))
     files["other data"] = tmp_path / "other.asc"
     files["other data"].write_bytes(files["good"].read_bytes())
 
     revocation = (tmp_path / "g" / "openpgp-revocs.d" / f"{names['revoked']}.rev").read_text()
     ring.gpg("--import", stdin=("-----BEGIN" + revocation.split("\n:-----BEGIN", 1)[1]).encode())
-    steps = b"key 1\nrevkey\ny\n0\n\ny\nsave\n"
+    steps = b"key 1\nrevkey\ny\n2\n\ny\nsave\n"  # 2: superseded, so what it signed before is good to some
     ring.gpg("--command-fd", "0", "--edit-key", names["subkey revoked"], stdin=steps, at="20250401T000000")
     pins = [fingerprint for name, fingerprint in names.items() if name != "stranger"]
     binary, armored = tmp_path / "g" / "ring.gpg", tmp_path / "ring.asc"
@@ -310,7 +315,10 @@ def test_signatures_are_judged_as_gpgv_and_sqv_judge_them(tmp_path: Path):
         "expired": (False, False, True),
         "subkey expired": (False, False, True),
         "revoked": (False, False, False),
-        "subkey revoked": (False, False, False),
+        "subkey revoked": (False, False, True),
+        "weak hash": (False, True, True),
+        "over text": (False, True, True),
+        "signature expired": (False, False, False),
         "stranger": (False, False, False),
         "other data": (False, False, False),
     }
