@@ -24,7 +24,9 @@ EXPIRES = "5y"
 def opened(private: Private) -> Iterator[Any]:
     """GnuPG on its folder. Raises HostError `tool-missing`."""
     home = private.folder_of("openpgp")
-    yield gnupg.GPG(gpgbinary=str(find_tool("gpg")), gnupghome=str(home))
+    gpg = gnupg.GPG(gpgbinary=str(find_tool("gpg")), gnupghome=str(home))
+    gpg.encoding = "utf-8"
+    yield gpg
     if private.passphrase.given:  # what it was given was for this once
         run(["gpgconf", "--homedir", str(home), "--kill", "all"], allow=ANY_STATUS)
 
@@ -77,7 +79,6 @@ def sign(private: Private, text: str, fingerprint: str) -> str:
     """An armored detached signature over a text. Raises KeysError `keys-openpgp`."""
     secret = private.passphrase.get("the release key") if private.passphrase.given else None
     with opened(private) as gpg:
-        gpg.encoding = "utf-8"
         made = gpg.sign(
             text,
             keyid=fingerprint,

@@ -68,8 +68,9 @@ class Passphrase:
                 raise KeysError("the two passphrases differ", reason="keys-passphrase")
             self._known = first
         found = self.get("")
-        if len(found) < 8:
-            raise KeysError("a passphrase has 8 characters at least", reason="keys-passphrase")
+        if len(found) < 8 or found != found.strip() or not found.isprintable():
+            message = "a passphrase has 8 printable characters at least, and no blank at either end"
+            raise KeysError(message, reason="keys-passphrase")
         return found
 
     def get(self, what: str) -> str:

@@ -191,7 +191,7 @@ def test_a_passphrase_comes_by_a_descriptor_and_is_in_no_argument(bench: Bench, 
     bench.quick()
     for words in (("make", "--simple"), ("list",), ("rotate", "targets-1"), ("rotate", "openpgp")):
         reader, writer = os.pipe()
-        os.write(writer, b"correct horse battery\n")
+        os.write(writer, "correct: %horse äöü €\n".encode())
         os.close(writer)
         bench.ok(*words, *(() if words == ("list",) else ("--passphrase-fd", str(reader))))
         os.close(reader)

@@ -113,7 +113,9 @@ def test_a_passphrase_from_a_descriptor_opens_what_it_closed(tmp_path: Path):
     refusal("keys-passphrase", Private(folder, given(b"battery staple\n")).load, "tuf", "root-1.pem")
 
 
-@pytest.mark.parametrize("text", [b"", b"\n", b"short\n", b"x" * 2000, b"\xff" * 10])
+@pytest.mark.parametrize(
+    "text", [b"", b"\n", b"short\n", b" with blanks \n", b"with\ttabs\n", b"x" * 2000, b"\xff" * 10]
+)
 def test_a_passphrase_that_is_none_is_refused(tmp_path: Path, text: bytes):
     refusal("keys-passphrase", tuf.new_key, Private(tmp_path / "private", given(text)), "root-1")
     refusal("keys-passphrase", tuf.new_key, Private(tmp_path / "private", Passphrase(1000)), "root-1")
