@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from buildsys.graph import FromPath
 from buildsys.job import Job
+from buildsys.plan import _keys
+from buildsys.project import Project
 from buildsys.run import find_tool, run
 from common.errors import CheckError, ConfigError
+from common.trust.release import CERTIFICATES, POLICY, ROOT
 from packages.mix.artifact import open_artifact
 from rootfs.basefiles import SERVICES, build, render_templates
 
@@ -74,6 +78,16 @@ def test_what_releases_are_trusted_by_is_where_the_device_looks_for_it(tmp_path,
     (other := tmp_path / "other").mkdir()
     artifact = built(other, keys=keys)
     assert {entry.path: entry.mode for entry in artifact.manifest.files}["usr/lib/mixos/update/root.json"] == 0o644
+
+
+def test_a_project_with_keys_gives_their_public_part_to_its_images(tmp_path):
+    (tmp_path / "mixos.toml").write_text('[image]\nversion = "1.2.3"\nepoch = 1\n[packages]\ninstall = []\n')
+    assert _keys(Project.at(tmp_path)) == {}
+    (tmp_path / "keys" / "device").mkdir(parents=True)
+    (wanted,) = _keys(Project.at(tmp_path)).values()
+    assert isinstance(wanted, FromPath)
+    assert wanted.path == tmp_path / "keys" / "device"
+    assert set(wanted.only) == {ROOT, CERTIFICATES, POLICY}
 
 
 def test_services(tmp_path, base):
