@@ -46,6 +46,8 @@ def sign_release(text: str, private: Private, public: Public, now: datetime) -> 
     for metadata in changed:  # the timestamp last: it makes the others current
         public.write(metadata)
         (public.pending / name_of(metadata)).unlink(missing_ok=True)
+    for path in public.pending.glob(f"{manifest.version}.json*"):
+        path.unlink()
     return front
 
 

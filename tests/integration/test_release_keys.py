@@ -155,6 +155,7 @@ def test_keys_that_are_elsewhere_sign_a_release_there(bench: Bench, tmp_path: Pa
     assert caught.value.reason == "keys-pending"
     bench.ok("sign", bench.public.pending / "1.2.3.json")
     front = sign.sign_release(text(), bench.private, bench.public, later(0))
+    assert not list(bench.public.pending.iterdir())
     assert verify(front, Anchors.load(bench.public.device), tmp_path / "device", RUNNING, later())
 
 
