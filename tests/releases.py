@@ -18,7 +18,7 @@ from common.bundle.container import Front
 from common.trust.metadata import Fetch
 from common.trust.release import Anchors, Policy, Running
 
-NOW = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)  # after all that tests sign
+NOW = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)  # after all that tests sign
 ROLES = ("root", "targets", "snapshot", "timestamp")
 RUNNING = Running("x86_64", "default", sequence=4, floor=3)
 
