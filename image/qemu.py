@@ -181,7 +181,12 @@ def _start_tpm(state: Path) -> None:
     """A software TPM 2.0 that ends with the machine (it stops when QEMU closes the connection)."""
     (state / "tpm").mkdir(exist_ok=True)
     argv: list[str | Path] = [find_tool("swtpm"), "socket", "--tpm2", "--daemon", "--terminate"]
-    run([*argv, "--tpmstate", "dir=tpm", "--ctrl", f"type=unixio,path={TPM}"], cwd=state, timeout=_START_SECONDS)
+    # As a daemon it works in the root folder: a relative path would be another one.
+    run(
+        [*argv, "--tpmstate", f"dir={state.absolute() / 'tpm'}", "--ctrl", f"type=unixio,path={TPM}"],
+        cwd=state,
+        timeout=_START_SECONDS,
+    )
 
 
 def _record(state: Path, pid: int, machine: Machine, chosen: accel.Acceleration) -> Running:
