@@ -19,6 +19,13 @@ HEAD = 256 << 10  # bytes: the stub and all sections before the kernel
 _ROOT_HASH = re.compile(r'dm-mod\.create="[^"]* verity 1 (?:\S+ ){6}sha256 ([0-9a-f]{64}) ')
 
 
+# The stub of systemd 257 adds an OEM string of the SMBIOS tables to the command line, also with Secure Boot on: whoever
+# can write that string once starts another root, signed line or not. So it must not find the tables: the first halves
+# of their GUIDs (SMBIOS 3 and 2), which the compiler keeps in one piece, are replaced.
+_SMBIOS_EXTRA = b"io.systemd.stub.kernel-cmdline-extra"
+_SMBIOS_TABLES = (bytes.fromhex("4415fdf294972c4a"), bytes.fromhex("312d9deb882dd311"))
+
+
 class UkiError(FormatError):
     """The parts do not make a bootable image."""
 
@@ -52,6 +59,17 @@ def root_hash(cmdline: str) -> bytes | None:
     return bytes.fromhex(found[1]) if found else None
 
 
+def without_smbios(stub: bytes) -> bytes:
+    """The stub, unable to take a command line from SMBIOS. Raises UkiError when it would and this cannot be changed."""
+    if _SMBIOS_EXTRA not in stub:
+        return stub
+    for half in _SMBIOS_TABLES:
+        if stub.count(half) != 1:
+            raise UkiError("this stub takes words for the kernel from SMBIOS in a way that is not known", "uki-smbios")
+        stub = stub.replace(half, b"no table")
+    return stub
+
+
 def build(stub: bytes, kernel: bytes, cmdline: str, os_release: str, uname: str) -> bytes:
     """A UKI as bytes, the same for the same parts. Raises UkiError or pe.PeError."""
     if not cmdline.isascii() or not cmdline.isprintable() or len(cmdline) > MAX_CMDLINE:
@@ -64,7 +82,7 @@ def build(stub: bytes, kernel: bytes, cmdline: str, os_release: str, uname: str)
     if kernel_release(kernel) != uname:
         raise UkiError(f"the kernel says it is {kernel_release(kernel)!r}, not {uname!r}", "uki-uname")
     parts = (os_release.encode(), cmdline.encode(), uname.encode(), kernel)
-    return pe.append(stub, list(zip(SECTIONS, parts, strict=True)))
+    return pe.append(without_smbios(stub), list(zip(SECTIONS, parts, strict=True)))
 
 
 def kernel_release(kernel: bytes) -> str:

@@ -24,6 +24,22 @@ def test_reads_back(image: bytes) -> None:
     assert pe.parse(image).content(image, ".linux") == kernel()
 
 
+def test_a_stub_finds_no_smbios_tables() -> None:
+    """It would take words for the kernel from there, whatever was signed."""
+    extra, tables = (
+        b"io.systemd.stub.kernel-cmdline-extra",
+        [bytes.fromhex("4415fdf294972c4a"), b"1-\x9d\xeb\x88-\xd3\x11"],
+    )
+    stub = pe_image([(".text", b"\xb8".join([b"", *tables, b""])), (".rodata", extra)])
+    found = uki.build(stub, kernel(), "root=/dev/dm-0", "ID=mixos\n", RELEASE)
+    assert extra in found
+    assert not [half for half in tables if half in found]
+    for odd in (stub.replace(tables[0], bytes(8)), stub.replace(tables[0], tables[1])):
+        with pytest.raises(FormatError) as caught:
+            uki.build(odd, kernel(), "root=/dev/dm-0", "ID=mixos\n", RELEASE)
+        assert caught.value.reason == "uki-smbios"
+
+
 def test_deterministic(image: bytes) -> None:
     assert uki.build(STUB, kernel(), "root=/dev/dm-0 quiet", "ID=mixos\n", RELEASE) == image
 
