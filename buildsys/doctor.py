@@ -42,6 +42,8 @@ TOOLS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
+    "sbsign": "sbsigntool",
+    "openssl": "openssl",
     "gpg": "gpg",
     "gpg-agent": "gpg-agent",
 }

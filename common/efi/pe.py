@@ -1,11 +1,13 @@
-"""The part of the PE/COFF format that a unified kernel image needs: list sections, append sections.
+"""The part of the PE/COFF format that a signed unified kernel image needs: sections, their addition, signatures.
 
-Source: Microsoft PE Format specification, sections "MS-DOS Stub", "COFF File Header", "Optional Header" (PE32+) and
-"Section Table". Reading is strict and bounded: every offset is checked before it is used. Standard library only.
+Source: Microsoft PE Format specification, sections "MS-DOS Stub", "COFF File Header", "Optional Header" (PE32+),
+"Section Table", "The Attribute Certificate Table" and "Calculating the PE Image Hash". Reading is strict and bounded:
+every offset is checked before it is used. Standard library only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ _PE32_PLUS = 0x20B
 _MACHINE_OFFSETS = {"section_alignment": 32, "file_alignment": 36, "image_size": 56, "headers_size": 60, "checksum": 64}
 _DIRECTORIES = 112  # in the PE32+ optional header
 _SECURITY = 4  # index of the certificate table in the data directories
+_CERTIFICATE = struct.Struct("<IHH")  # WIN_CERTIFICATE: length with this header, revision, type
+_PKCS7 = (0x0200, 0x0002)  # WIN_CERT_REVISION_2_0, WIN_CERT_TYPE_PKCS_SIGNED_DATA
+_MAX_SIGNATURES = 16
 READ_ONLY_DATA = 0x40000040  # IMAGE_SCN_CNT_INITIALIZED_DATA | IMAGE_SCN_MEM_READ
 
 
@@ -42,7 +47,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Image:
-    """What the headers say; `table` is the file offset of the section table, `optional` that of the optional header."""
+    """What the headers say; `table` is the file offset of the section table, `optional` that of the optional header;
+    certificates: offset and size of the certificate table, (0, 0) when there is none."""
 
     machine: int
     optional: int
@@ -51,8 +57,13 @@ class Image:
     file_alignment: int
     image_size: int
     headers_size: int
-    signed: bool
+    certificates: tuple[int, int]
     sections: tuple[Section, ...]
+
+    @property
+    def signed(self) -> bool:
+        """Whether it has a certificate table."""
+        return any(self.certificates)
 
     def content(self, data: bytes, name: str) -> bytes:
         """The bytes of the only section of that name, without padding. Raises PeError when there is not exactly one."""
@@ -97,16 +108,19 @@ def parse(data: bytes, size: int | None = None) -> Image:
         file_alignment=fields["file_alignment"],
         image_size=fields["image_size"],
         headers_size=fields["headers_size"],
-        signed=_has_signature(data, optional, optional_size),
+        certificates=_certificates(data, optional, optional_size),
         sections=tuple(_sections(data, table, count, size)),
     )
 
 
-def _has_signature(data: bytes, optional: int, optional_size: int) -> bool:
+def _certificates(data: bytes, optional: int, optional_size: int) -> tuple[int, int]:
     directories: int = struct.unpack_from("<I", data, optional + _DIRECTORIES - 4)[0]
     if directories > 16 or optional_size < _DIRECTORIES + directories * 8:
         raise PeError(f"{directories} data directories do not fit", "pe-bounds")
-    return directories > _SECURITY and any(struct.unpack_from("<II", data, optional + _DIRECTORIES + _SECURITY * 8))
+    if directories <= _SECURITY:
+        return 0, 0
+    found: tuple[int, int] = struct.unpack_from("<II", data, optional + _DIRECTORIES + _SECURITY * 8)
+    return found
 
 
 def _sections(data: bytes, table: int, count: int, whole: int) -> list[Section]:
@@ -190,3 +204,72 @@ def checksum(data: bytes | bytearray) -> int:
     # A sum of 16-bit words with end-around carry equals the number modulo 65535, which Python computes in C.
     total = int.from_bytes(padded, "little") % 0xFFFF
     return total + len(data)
+
+
+# --- signatures -------------------------------------------------------------------------------------------------------
+
+
+def _body_end(data: bytes, image: Image) -> int:
+    """Where the certificate table begins, or the file ends. Raises PeError unless the table is the end of the file."""
+    if not image.signed:
+        return len(data)
+    start, size = image.certificates
+    last = max((section.offset + section.stored for section in image.sections), default=image.headers_size)
+    if start % 8 or start < last or start + size != len(data):
+        raise PeError("the certificate table is not the end of the file", "pe-certificates")
+    return start
+
+
+def signatures(data: bytes) -> list[bytes]:
+    """The Authenticode signatures (PKCS #7, DER, perhaps with padding) of an image. Raises PeError."""
+    image = parse(data)
+    found: list[bytes] = []
+    at = _body_end(data, image)
+    while at < len(data):
+        if len(data) - at < _CERTIFICATE.size or len(found) == _MAX_SIGNATURES:
+            raise PeError("the certificate table is cut off, or has too many signatures", "pe-certificates")
+        length, *kind = _CERTIFICATE.unpack_from(data, at)
+        if length <= _CERTIFICATE.size or at + length > len(data) or tuple(kind) != _PKCS7:
+            raise PeError("the certificate table holds something else than signatures", "pe-certificates")
+        found.append(data[at + _CERTIFICATE.size : at + length])
+        at += _up(length, 8)
+    return found
+
+
+def unsigned(data: bytes) -> bytes:
+    """An image without its certificate table: what was signed, with the zeros that fill it up to 8 bytes, and with the
+    checksum of that. Two images are the same but for their signatures if this is the same. Raises PeError."""
+    image = parse(data)
+    out = bytearray(data[: _body_end(data, image)])
+    out += bytes(-len(out) % 8)
+    if image.signed:
+        struct.pack_into("<II", out, image.optional + _DIRECTORIES + _SECURITY * 8, 0, 0)
+    at = image.optional + _MACHINE_OFFSETS["checksum"]
+    struct.pack_into("<I", out, at, 0)
+    struct.pack_into("<I", out, at, checksum(out))
+    return bytes(out)
+
+
+def authenticode(data: bytes, algorithm: str = "sha256") -> bytes:
+    """The digest that signatures of an image and lists of hashes are about: everything but the checksum, the place of
+    the certificate table and the table itself. Raises PeError."""
+    image = parse(data)
+    end = _body_end(data, image)
+    checked = image.optional + _MACHINE_OFFSETS["checksum"]
+    directory = image.optional + _DIRECTORIES + _SECURITY * 8
+    if not directory + 8 <= image.headers_size <= end or directory + 8 > image.table:
+        raise PeError("the headers have no place for a certificate table", "pe-certificates")
+    digest = hashlib.new(algorithm)
+    view = memoryview(data)
+    for start, stop in ((0, checked), (checked + 4, directory), (directory + 8, image.headers_size)):
+        digest.update(view[start:stop])
+    at = image.headers_size
+    for section in sorted((one for one in image.sections if one.stored), key=lambda one: one.offset):
+        if section.offset + section.stored > end:
+            raise PeError(f"section {section.name} reaches into the certificate table", "pe-certificates")
+        digest.update(view[section.offset : section.offset + section.stored])
+        at += section.stored
+    if at > end:
+        raise PeError("sections lie over each other", "pe-bounds")
+    digest.update(view[at:end])
+    return digest.digest()

@@ -1,0 +1,51 @@
+"""Keys and certificates for tests of Secure Boot: made anew for each run, by the library that a host has anyway."""
+
+from __future__ import annotations
+
+import functools
+from datetime import UTC, datetime
+from uuid import UUID
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from image.secureboot import Keys, Signer
+
+OWNER = UUID("6d786f73-0000-4000-8000-000000000001")
+
+
+def signer(name: str, issuer: str | None = None) -> Signer:
+    """A key and its certificate, signed by itself or by the key of another name; the same each time."""
+    return _signer(name, issuer or name)
+
+
+@functools.cache
+def _signer(name: str, issuer: str) -> Signer:
+    key = _key(name)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    by = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(by)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2049, 1, 1, tzinfo=UTC))
+        .sign(_key(issuer), hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Signer(certificate.public_bytes(Encoding.PEM), private)
+
+
+@functools.cache
+def _key(name: str) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def keys() -> Keys:
+    """A whole set."""
+    return Keys(signer("PK"), signer("KEK"), signer("db"), OWNER)

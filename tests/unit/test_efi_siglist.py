@@ -1,0 +1,188 @@
+"""Databases of Secure Boot: their bytes, their signed updates, and which image firmware would refuse."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+import struct
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from virt.firmware.efi import siglist as oracle
+
+from buildsys.run import run
+from common.efi import pe, pkcs7, siglist
+from common.errors import FormatError
+from image import secureboot
+from tests.images import pe_image
+from tests.secureboot import OWNER, keys, signer
+
+IMAGE = pe_image([(".text", b"code" * 300), (".data", b"x" * 1000)])
+WHEN = datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC)
+CERT_SHA256 = UUID("3bd2a492-96c0-4079-b420-fcf98ef103ed")
+
+
+def entry(data: bytes, kind: UUID = siglist.SHA256) -> siglist.Signature:
+    return siglist.Signature(kind, OWNER, data)
+
+
+def of(name: str, issuer: str | None = None) -> siglist.Signature:
+    return entry(signer(name, issuer).der, siglist.X509)
+
+
+kinds = st.sampled_from([siglist.SHA256, siglist.X509, CERT_SHA256])
+entries = st.lists(st.builds(siglist.Signature, kinds, st.uuids(), st.binary(min_size=1, max_size=60)), max_size=12)
+
+
+@settings(deadline=None)
+@given(entries)
+def test_what_is_written_is_read(signatures: list[siglist.Signature]) -> None:
+    data = siglist.write(signatures)
+    assert siglist.read(data) == tuple(signatures)
+    assert siglist.read_variable(b"\x27\0\0\0" + data) == tuple(signatures)
+
+
+def test_virt_firmware_reads_and_writes_the_same() -> None:
+    ours = siglist.write([of("PK"), of("db"), entry(bytes(32)), entry(bytes([1]) * 32)])
+    theirs = oracle.EfiSigDB(ours)
+    assert [str(one.guid) for one in theirs] == [str(siglist.X509)] * 2 + [str(siglist.SHA256)]
+    assert bytes(theirs) == ours
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 1 << 32))
+def test_damaged_databases_end_in_an_error(tail: bytes, seed: int) -> None:
+    data = bytearray(siglist.write([of("PK"), entry(bytes(32)), entry(bytes(32))]) + tail)
+    chance = random.Random(seed)
+    for _ in range(3):
+        data[chance.randrange(60)] = chance.randrange(256)
+    for read in (siglist.read, siglist.read_update):
+        with suppress(siglist.SignatureListError):
+            read(bytes(data[chance.randrange(4) :]))
+
+
+def test_a_database_is_bounded() -> None:
+    with pytest.raises(FormatError):
+        siglist.read(bytes(siglist.MAX_DATABASE + 1))
+
+
+def content_info(signed: bytes) -> bytes:
+    """A signature with the frame that firmware does without and openssl does not."""
+    inner = b"\x06\x09" + bytes.fromhex("2a864886f70d010702") + b"\xa0\x82" + len(signed).to_bytes(2, "big") + signed
+    return b"\x30\x82" + len(inner).to_bytes(2, "big") + inner
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_an_update_is_signed_over_its_content(append: bool, tmp_path: Path) -> None:
+    content = [of("db"), entry(bytes(32))]
+    found = siglist.read_update(secureboot.update("db", content, signer("KEK"), WHEN, append=append))
+    assert (found.signatures, found.time) == (tuple(content), WHEN)
+    assert [one.data for one in pkcs7.certificates(found.signature)] == [signer("KEK").der]
+    for name, data in {
+        "signature": content_info(found.signature),
+        "content": siglist.to_be_signed("db", content, WHEN, append=append),
+        "other": siglist.to_be_signed("db", content, WHEN, append=not append),
+        "certificate": signer("KEK").certificate,
+    }.items():
+        (tmp_path / name).write_bytes(data)
+
+    def verified(name: str) -> bool:
+        words = ["-inform", "DER", "-in", "signature", "-content", name, "-binary", "-noverify", "-out", "/dev/null"]
+        return run(["openssl", "smime", "-verify", *words], cwd=tmp_path, allow=range(256)).status == 0
+
+    assert verified("content")
+    assert not verified("other")
+
+
+def test_what_databases_hold_after_an_update() -> None:
+    present = {"db": (of("db"),), "dbx": (entry(bytes(32)),)}
+    update = siglist.Update(WHEN, b"", (entry(bytes(32)), entry(bytes([1]) * 32)))
+    assert siglist.after(present, "dbx", update, append=True) == {"db": (of("db"),), "dbx": update.signatures}
+    assert siglist.after(present, "db", update, append=False) == {"db": update.signatures, "dbx": present["dbx"]}
+    assert siglist.written(b"update", append=False) == b"\x27\0\0\0update"
+    assert siglist.written(b"update", append=True) == b"\x67\0\0\0update"
+
+
+def test_enrolment_keeps_what_is_to_be_kept() -> None:
+    vendors = secureboot.Vendors(kek=(of("maker KEK"),), db=(of("Microsoft"), entry(bytes(32))))
+    files = secureboot.enrolment(keys(), WHEN, vendors)
+    lists = {path.rpartition("/")[2]: siglist.read_update(data).signatures for path, data in files.items()}
+    assert lists == {
+        "PK.auth": (of("PK"),),
+        "KEK.auth": (of("KEK"), of("maker KEK")),
+        "db.auth": (of("db"), of("Microsoft"), entry(bytes(32))),
+    }
+
+
+# --- what would not start ---------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def signed_image() -> bytes:
+    return secureboot.sign(IMAGE, signer("db"))
+
+
+def refused(image: bytes, dbx: list[siglist.Signature], db: list[siglist.Signature] | None = None) -> bool:
+    return bool(siglist.refused({"slot": image}, [of("db")] if db is None else db, dbx))
+
+
+def test_what_is_signed_by_db_starts_until_it_is_revoked() -> None:
+    signed = secureboot.sign(IMAGE, signer("db"))
+    assert not refused(signed, [])
+    assert not refused(signed, [entry(bytes(32)), of("other"), entry(bytes(32 + 16), CERT_SHA256)])
+    assert refused(signed, [], [of("other")])
+    assert refused(signed, [entry(pe.authenticode(signed))])
+    assert refused(signed, [of("db")])
+    tbs = pkcs7.certificate(signer("db").der).signed
+    assert refused(signed, [entry(hashlib.sha256(tbs).digest() + bytes(16), CERT_SHA256)])
+
+
+def test_an_issuer_counts_too() -> None:
+    signed = secureboot.sign(IMAGE, signer("leaf", "authority"))
+    assert not refused(signed, [], [of("authority")])
+    assert refused(signed, [of("authority")], [of("leaf", "authority")])
+    digest = hashlib.sha256(pkcs7.certificate(signer("authority").der).signed).digest()
+    assert refused(signed, [entry(digest + bytes(16), CERT_SHA256)], [of("authority")])
+
+
+def test_an_unsigned_image_starts_by_its_hash_only() -> None:
+    assert refused(IMAGE, [])
+    assert not refused(IMAGE, [], [entry(pe.authenticode(IMAGE))])
+
+
+@pytest.mark.parametrize("odd", [entry(bytes(31)), entry(bytes(20), CERT_SHA256), entry(bytes(32), UUID(int=1))])
+def test_what_cannot_be_judged_is_refused(odd: siglist.Signature) -> None:
+    assert refused(secureboot.sign(IMAGE, signer("db")), [odd])
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1 << 32))
+def test_damaged_images_end_in_an_error(seed: int) -> None:
+    signed = signed_image()
+    chance = random.Random(seed)
+    start = pe.parse(signed).certificates[0]
+    data = bytearray(signed)
+    for low, high in ((0, 500), (start, start + 200), (0, len(signed))):
+        if chance.random() < 0.5:
+            data[chance.randrange(low, high)] = chance.choice((0, 1, 0x80, 0xFF))
+    damaged = bytes(data[: chance.choice((len(data), chance.randrange(len(data))))])
+    for read in (lambda: siglist.refused({"slot": damaged}, [of("db")], []), lambda: pe.unsigned(damaged)):
+        with suppress(pkcs7.DerError, pe.PeError):
+            read()
+
+
+def test_a_certificate_table_must_be_the_end() -> None:
+    signed = signed_image()
+    headers = pe.parse(signed)
+    at = headers.optional + 112 + 4 * 8
+    for place, size in ((headers.certificates[0] - 8, headers.certificates[1] + 8), (headers.certificates[0], 8)):
+        data = bytearray(signed)
+        struct.pack_into("<II", data, at, place, size)
+        with pytest.raises(FormatError):
+            pe.unsigned(bytes(data))
