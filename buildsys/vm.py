@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from buildsys.files import atomic_write
 from buildsys.project import Project
 from buildsys.run import run
 from common.errors import ImageError, UsageError
-from image import qemu
+from image import qemu, secureboot
 from image.flash import check_preseed
+from image.machine import VARIABLES
 from image.qemu import Running
 
 DISK_SIZE = 2 << 30  # bytes: larger than the image, so that first boot has something to grow into
@@ -38,11 +42,34 @@ class Vm:
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mixos run", "-f", path])
         return path
 
-    def prepare(self, *, fresh: bool, size: int, preseed: Path | None) -> None:
-        """Make the machine's disk from the image, unless there is one of that very image to go on with."""
+    @property
+    def image(self) -> Path:
+        """The image that was built. Raises ImageError."""
         image = self.project.image_file
         if not image.is_file():
             raise ImageError(f"there is no image {image}", reason="image-missing", hint="build it first: make image")
+        return image
+
+    def signed_image(self, certificates: bytes, load: Callable[[], secureboot.Keys]) -> Path:
+        """The image signed for Secure Boot, with the files that enrol the keys, made unless there is one of that very
+        image. certificates: what tells these keys from others. load: called only when it must be signed."""
+        signed, record, info = self.state / "signed.img", self.state / "signed.json", self.image.stat()
+        name = hashlib.sha256(certificates).hexdigest()
+        wanted = {"image": [info.st_size, info.st_mtime_ns, info.st_ino], "certificates": name}
+        if not signed.exists() or _read(record) != wanted:
+            keys = load()
+            self.state.mkdir(parents=True, exist_ok=True)
+            record.unlink(missing_ok=True)
+            now = datetime.now(UTC)
+            files = secureboot.enrolment(keys, now, certain=True)  # a virtual machine has no option ROMs
+            secureboot.sign_disk(self.image, signed, keys.db, files, int(now.timestamp()))
+            atomic_write(record, json.dumps(wanted).encode())
+        return signed
+
+    def prepare(self, *, fresh: bool, size: int, preseed: Path | None, image: Path | None = None) -> None:
+        """Make the machine's disk from the image (or a signed one), unless there is one of that very image to go on
+        with. fresh: forget it, and what the firmware keeps."""
+        image = image or self.image
         record = self.state / "disk.json"
         text = check_preseed(preseed) if preseed is not None else self.default_preseed()
         info = image.stat()
@@ -52,6 +79,8 @@ class Vm:
         self.state.mkdir(parents=True, exist_ok=True)
         record.unlink(missing_ok=True)
         (self.state / "known_hosts").unlink(missing_ok=True)
+        if fresh:
+            (self.state / VARIABLES).unlink(missing_ok=True)
         qemu.prepare_disk(image, self.disk, max(size, info.st_size), text)
         atomic_write(record, json.dumps(wanted).encode())
 

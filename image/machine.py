@@ -17,6 +17,12 @@ FIRMWARE = (
     ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
     ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
 )
+# The same with Secure Boot: the code keeps its variables behind system management mode; the store is in setup mode.
+SECURE_FIRMWARE = (
+    ("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.secboot.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+)
 MONITOR = "qmp.sock"
 CONSOLE = "console.sock"
 SERIAL_LOG = "serial.log"
@@ -33,8 +39,8 @@ class Machine:
     serial: "socket" (log file and console.sock, for detached machines), "stdio" (the caller's terminal, also logged) or
     "file" (log only). display: "none" or a QEMU display such as "gtk". ssh_port: TCP port of 127.0.0.1 forwarded to
     the guest's port 22, None without a network. disk_bus: one of DISK_BUSES. reboot: whether a guest reboot restarts
-    the machine (False: it ends). preallocate: have the memory there before it starts. extra: more QEMU arguments,
-    appended as they are.
+    the machine (False: it ends). secure_boot: firmware that enforces Secure Boot once keys are enrolled. preallocate:
+    have the memory there before it starts. extra: more QEMU arguments, appended as they are.
     """
 
     disk: Path
@@ -49,18 +55,20 @@ class Machine:
     tpm: bool = False
     watchdog: bool = True
     reboot: bool = True
+    secure_boot: bool = False
     firmware: tuple[Path, Path] | None = None
     preallocate: bool = False
     extra: tuple[str, ...] = ()
 
 
-def firmware() -> tuple[Path, Path]:
+def firmware(*, secure_boot: bool = False) -> tuple[Path, Path]:
     """Code and variable template of the UEFI firmware of this host. Raises HostError when there is none."""
-    for code, variables in FIRMWARE:
+    for code, variables in SECURE_FIRMWARE if secure_boot else FIRMWARE:
         if Path(code).exists() and Path(variables).exists():
             return Path(code), Path(variables)
+    kind = " with Secure Boot" if secure_boot else ""
     raise HostError(
-        "this machine has no UEFI firmware for virtual machines (OVMF)",
+        f"this machine has no UEFI firmware{kind} for virtual machines (OVMF)",
         reason="firmware-missing",
         hint="install the package 'ovmf'",
     )
@@ -73,14 +81,17 @@ def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list
     cpus = (1 if acceleration.name == "tcg" else 2) if machine.cpus is None else machine.cpus
     if machine.memory < 64 or not 1 <= cpus <= 64:
         raise UsageError(f"{machine.memory} MiB and {cpus} CPUs make no machine", reason="bad-machine")
-    code, _ = machine.firmware or firmware()
+    code, _ = machine.firmware or firmware(secure_boot=machine.secure_boot)
     # The kernel waits for every port of a controller, also where nothing is connected. What is added may need it.
     sata = "on" if machine.disk_bus == "ahci" or machine.extra else "off"
-    argv = [str(find_tool(QEMU)), "-name", "mixos", "-machine", f"q35,smm=off,vmport=off,sata={sata}"]
+    smm = "on" if machine.secure_boot else "off"
+    argv = [str(find_tool(QEMU)), "-name", "mixos", "-machine", f"q35,smm={smm},vmport=off,sata={sata}"]
     argv += acceleration.arguments()
     argv += ["-m", str(machine.memory), "-smp", str(cpus), "-nodefaults", "-no-user-config", "-rtc", "base=utc"]
     argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={value(code)}"]
     argv += ["-drive", f"if=pflash,format=raw,unit=1,file={value(state / VARIABLES)}"]
+    if machine.secure_boot:  # only firmware writes its variables; sleeping (S3) would open a way around that
+        argv += ["-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1"]
     argv += ["-device", "virtio-rng-pci", "-qmp", f"unix:{MONITOR},server=on,wait=off"]
     argv += _disk(machine.disk, "disk0", machine.disk_bus, first=True)
     for number, disk in enumerate(machine.extra_disks, 1):

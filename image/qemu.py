@@ -171,7 +171,8 @@ def _prepared(machine: Machine, state: Path) -> Iterator[int]:
         for name in (_PID_FILE, _RECORD, MONITOR, CONSOLE, SERIAL_LOG, TPM):
             (state / name).unlink(missing_ok=True)
         if not (state / VARIABLES).exists():
-            shutil.copyfile((machine.firmware or firmware())[1], state / VARIABLES)
+            _, template = machine.firmware or firmware(secure_boot=machine.secure_boot)
+            shutil.copyfile(template, state / VARIABLES)
         if machine.tpm:
             _start_tpm(state)
         yield lock

@@ -30,7 +30,8 @@ def keys() -> None:
     """
 
 
-def _private(context: Context, passphrase_fd: int | None = None, *, none: bool = False) -> Any:
+def private_keys(context: Context, passphrase_fd: int | None = None, *, none: bool = False) -> Any:
+    """The folder with the private keys of this project's image."""
     from buildsys.keys.private import Passphrase, Private, default_folder
 
     config = context.root / "mixos.toml"
@@ -38,7 +39,8 @@ def _private(context: Context, passphrase_fd: int | None = None, *, none: bool =
     return Private(default_folder(image), Passphrase(passphrase_fd, none=none))
 
 
-def _public(context: Context) -> Any:
+def public_keys(context: Context) -> Any:
+    """The folder with what is public of them."""
     from buildsys.keys.public import Public
 
     return Public(context.project.keys)
@@ -54,7 +56,7 @@ def make(context: Context, simple: bool, no_passphrase: bool, passphrase_fd: int
     """Make every key of a project: TUF, OpenPGP, Secure Boot. Example: mixos keys make"""
     from buildsys.keys import openpgp, secureboot, tuf
 
-    private, public = _private(context, passphrase_fd, none=no_passphrase), _public(context)
+    private, public = private_keys(context, passphrase_fd, none=no_passphrase), public_keys(context)
     if public.exists:
         raise KeysError(f"{public.folder} has keys already", reason="keys-there", hint="mixos keys rotate replaces one")
     for kind in ("tuf", "secureboot"):
@@ -80,7 +82,7 @@ def list_keys(context: Context, as_json: bool) -> None:
     """List keys, which private parts are here, and what expires when. Example: mixos keys list --json"""
     from buildsys.keys import openpgp, tuf
 
-    private, public = _private(context), _public(context)
+    private, public = private_keys(context), public_keys(context)
     root = public.root().signed
     rows = [{"name": k.name, "kind": k.role, "id": k.keyid, "here": k.here} for k in tuf.held(root, private)]
     here = openpgp.held(private)
@@ -120,7 +122,7 @@ def rotate(
     """Replace a key: one of TUF, "openpgp", or one of Secure Boot. Example: mixos keys rotate targets-1"""
     from buildsys.keys import openpgp, secureboot, tuf
 
-    private, public = _private(context, passphrase_fd, none=no_passphrase), _public(context)
+    private, public = private_keys(context, passphrase_fd, none=no_passphrase), public_keys(context)
     now, image = tuf.utc_now(), context.project.config.image.name
     if pem is not None and (name == OPENPGP or name in secureboot.ROLES):
         raise UsageError("--public is for keys of TUF", reason="usage")
@@ -159,7 +161,7 @@ def revoke(context: Context, name: str, passphrase_fd: int | None, as_json: bool
     """Take a key away without another in its place. Example: mixos keys revoke root-3"""
     from buildsys.keys import openpgp, tuf
 
-    private, public = _private(context, passphrase_fd), _public(context)
+    private, public = private_keys(context, passphrase_fd), public_keys(context)
     policy = public.policy().openpgp
     fingerprint = policy.signers[0] if name == OPENPGP else name.upper()
     if fingerprint not in openpgp.held(private) and fingerprint not in policy.signers:
@@ -231,7 +233,7 @@ def export(context: Context, names: tuple[str, ...], target: Path, move: bool, a
 
     Example: mixos keys export root-2 --move --to /media/stick
     """
-    private = _private(context)
+    private = private_keys(context)
     for name in names:
         kind = next((kind for kind in ("tuf", "secureboot") if name in private.names(kind)), None)
         if kind is None:
@@ -261,7 +263,7 @@ def sign(context: Context, file: Path, previous: Path | None, passphrase_fd: int
     from buildsys.keys import tuf
     from buildsys.keys.public import read
 
-    private = _private(context, passphrase_fd)
+    private = private_keys(context, passphrase_fd)
     if file.name.endswith((".root.json", ".targets.json", ".snapshot.json", "timestamp.json")):
         metadata = read(file)
         root = read(previous).signed if previous else _root_for(context, file, metadata)
@@ -342,7 +344,9 @@ def _keep(context: Context, file: Path, metadata: Any, as_json: bool, data: dict
             data["missing"] = tuf.missing(metadata, public.root().signed)
             text += f"; {data['missing']} more are needed"
             if not data["missing"]:
-                text = f"root {metadata.signed.version} is in force" + _in_force(metadata, _private(context), public)
+                text = f"root {metadata.signed.version} is in force" + _in_force(
+                    metadata, private_keys(context), public
+                )
     emit({**data, "file": str(file)}, as_json, text)
 
 
@@ -355,5 +359,5 @@ def renew(context: Context, passphrase_fd: int | None, as_json: bool) -> None:
     from buildsys.keys import sign as releases
     from buildsys.keys import tuf
 
-    renewed = releases.renew(_private(context, passphrase_fd), _public(context), tuf.utc_now())
+    renewed = releases.renew(private_keys(context, passphrase_fd), public_keys(context), tuf.utc_now())
     emit({"renewed": renewed}, as_json, f"signed anew: {', '.join(renewed)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from buildsys.cli.context import Context, emit, json_option, pass_context
+from buildsys.cli.keys import passphrase_option, private_keys, public_keys
 from buildsys.config.model import parse_size
 from buildsys.vm import DISK_SIZE, Vm
 from common.errors import UsageError
@@ -33,6 +34,10 @@ from image.machine import DISK_BUSES, Machine
     "--preseed", type=click.Path(path_type=Path), help="First-boot settings (default: let this host's key in)."
 )
 @click.option("--tpm", is_flag=True, help="Add a TPM 2.0 (needs swtpm).")
+@click.option(
+    "--secure-boot", is_flag=True, help="Sign the image with the project's keys, and enforce it (mixos keys)."
+)
+@passphrase_option
 @click.option("--fresh", is_flag=True, help="Forget the machine's disk and begin at first boot again.")
 @click.option("--wait", default=600, show_default=True, help="Seconds that --detach waits for SSH.")
 @json_option
@@ -50,6 +55,8 @@ def run(
     acceleration: str,
     preseed: Path | None,
     tpm: bool,
+    secure_boot: bool,
+    passphrase_fd: int | None,
     fresh: bool,
     wait: int,
     as_json: bool,
@@ -65,7 +72,8 @@ def run(
         size = parse_size(disk_size) if disk_size else DISK_SIZE
     except ValueError as error:
         raise UsageError(f"--disk-size {disk_size}: {error}", reason="size-invalid") from error
-    vm.prepare(fresh=fresh, size=size, preseed=preseed)
+    image = _signed(context, vm, passphrase_fd) if secure_boot else None
+    vm.prepare(fresh=fresh, size=size, preseed=preseed, image=image)
     chosen = accel.choose(acceleration)
     print(f"acceleration: {chosen.name} ({chosen.reason})", file=sys.stderr)
     machine = Machine(
@@ -78,6 +86,7 @@ def run(
         ssh_port=ssh_port,
         disk_bus=disk_bus,
         tpm=tpm,
+        secure_boot=secure_boot,
     )
     if not detach:
         sys.exit(qemu.attach(machine, vm.state))
@@ -85,3 +94,13 @@ def run(
     banner = qemu.wait_ssh(running, wait)
     data = {"pid": running.pid, "ssh_port": running.ssh_port, "banner": banner, "console": str(running.serial_log)}
     emit(data, as_json, f"running (pid {running.pid}); SSH answers on 127.0.0.1:{running.ssh_port}; try: mixos ssh")
+
+
+def _signed(context: Context, vm: Vm, passphrase_fd: int | None) -> Path:
+    """The image with signatures by the keys of the project; firmware of a new machine is in setup mode and enrols them
+    at its first start."""
+    from buildsys.keys import secureboot
+
+    public = public_keys(context)
+    certificates = b"".join(secureboot.read(public, f"{role}.pem") for role in secureboot.ROLES)
+    return vm.signed_image(certificates, lambda: secureboot.load(private_keys(context, passphrase_fd), public))

@@ -12,12 +12,15 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
 from buildsys.files import atomic_write
 from buildsys.keys.private import Private
 from buildsys.keys.public import Public
+from common.errors import KeysError
+from common.files import read_regular
+from image.secureboot import Keys, Signer
 
 ROLES = {"PK": "Platform Key", "KEK": "Key Exchange Key", "db": "Signature Database Key"}
 UNTIL = datetime(2049, 12, 31, tzinfo=UTC)  # the last year that UTCTime has (RFC 5280, 4.1.2.5)
@@ -49,6 +52,34 @@ def make_one(private: Private, public: Public, role: str, name: str, image: str,
         .sign(key, hashes.SHA256())
     )
     atomic_write(public.secureboot / f"{name}.pem", certificate.public_bytes(Encoding.PEM))
+
+
+def load(private: Private, public: Public) -> Keys:
+    """The keys as the signing of an image wants them; a private part is NAME.key, or named by a URI "pkcs11:..." in
+    NAME.uri. Raises KeysError."""
+
+    def signer(role: str) -> Signer:
+        if (private.folder / "secureboot" / f"{role}.uri").exists():
+            uri = private.read("secureboot", f"{role}.uri").decode("utf-8", "replace").strip()
+            return Signer(read(public, f"{role}.pem"), uri)
+        key = private.load("secureboot", f"{role}.key")
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return Signer(read(public, f"{role}.pem"), pem)
+
+    try:
+        owner = uuid.UUID(read(public, "owner").decode("ascii").strip())
+    except ValueError as error:
+        raise KeysError(f"{public.secureboot / 'owner'} holds no GUID", reason="keys-damaged") from error
+    return Keys(signer("PK"), signer("KEK"), signer("db"), owner)
+
+
+def read(public: Public, name: str) -> bytes:
+    """A public file. Raises KeysError `keys-none`."""
+    try:
+        return read_regular(public.secureboot / name, 64 << 10)
+    except OSError as error:
+        message, hint = f"{public.secureboot / name}: {error.strerror}", "make keys: mixos keys make"
+        raise KeysError(message, reason="keys-none", hint=hint) from error
 
 
 def next_name(public: Public, role: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.disk import gpt
-from common.errors import ImageError, UsageError
+from common.errors import HostError, ImageError, UsageError
 from image import accel, esp, machine, qemu, qmp
 from image.accel import Acceleration
 from image.machine import Machine
@@ -60,6 +60,22 @@ def test_without_network_and_with_extras(base: Machine, tmp_path: Path) -> None:
     assert "tpm-crb,tpmdev=tpm0" in option(argv, "-device")
     assert "i6300esb" not in option(argv, "-device")
     assert argv[-1] == "-S"
+
+
+def test_secure_boot(base: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its firmware keeps variables behind system management mode; nothing else may write them."""
+    assert base.firmware is not None
+    code, variables = base.firmware
+    monkeypatch.setattr(machine, "SECURE_FIRMWARE", ((str(code), str(variables)),))
+    argv = machine.arguments(replace(base, firmware=None, secure_boot=True), tmp_path, TCG)
+    assert "smm=on" in option(argv, "-machine")[0].split(",")
+    assert option(argv, "-global") == ["driver=cfi.pflash01,property=secure,value=on", "ICH9-LPC.disable_s3=1"]
+    assert any(one.endswith(f"file={code}") for one in option(argv, "-drive"))
+    assert "smm=off" in option(machine.arguments(base, tmp_path, TCG), "-machine")[0].split(",")
+    monkeypatch.setattr(machine, "SECURE_FIRMWARE", ((str(code), "/nowhere"),))
+    with pytest.raises(HostError) as caught:
+        machine.firmware(secure_boot=True)
+    assert caught.value.reason == "firmware-missing"
 
 
 @pytest.mark.parametrize("bus", machine.DISK_BUSES)

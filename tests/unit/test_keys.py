@@ -237,3 +237,21 @@ def test_certificates_of_secure_boot_outlast_the_devices(private: Private, publi
     assert secureboot.next_name(public, "db") == "db-2"
     secureboot.make_one(private, public, "db", "db-2", "mixos", NOW)
     assert secureboot.next_name(public, "db") == "db-3"
+
+
+def test_keys_of_secure_boot_are_handed_to_the_signing_of_images(private: Private, public: Public) -> None:
+    secureboot.make(private, public, "mixos", NOW)
+    found = secureboot.load(private, public)
+    assert str(found.owner) == (public.secureboot / "owner").read_text().strip()
+    pem = found.db.key
+    assert isinstance(pem, bytes)
+    assert b"BEGIN PRIVATE KEY" in pem
+    assert found.db.certificate == (public.secureboot / "db.pem").read_bytes()
+    token = private.folder / "secureboot" / "db.uri"
+    token.write_text("pkcs11:token=release;object=db\n")
+    token.chmod(0o600)
+    assert secureboot.load(private, public).db.key == "pkcs11:token=release;object=db"
+    (public.secureboot / "owner").write_text("nobody\n")
+    refusal("keys-damaged", secureboot.load, private, public)
+    (public.secureboot / "KEK.pem").unlink()
+    refusal("keys-none", secureboot.read, public, "KEK.pem")
