@@ -37,6 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "life",
         "storage",
         "update",
+        "secureboot",
         "hardware",
     ]
     names = [f"test_{name}.py" for name in order]

@@ -1,0 +1,212 @@
+"""Secure Boot in firmware: keys enrolled by the boot manager itself, what starts after that and what does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from virt.firmware.varstore import autodetect
+
+from common.disk import gpt
+from common.efi import eventlog, measure, pe, siglist
+from image import esp, qemu, secureboot
+from image.host import opened
+from image.machine import VARIABLES
+from tests.boot.guest import BOOT_SECONDS, DISK_SIZE, Guest
+from tests.boot.versions import rewritten
+from tests.secureboot import keys, signer
+
+MakeGuest = Callable[..., Guest]
+
+EFIVARS = "/sys/firmware/efi/efivars"
+TPM = "/sys/class/tpm/tpm0"
+ENTRY = "loader/entries/other.conf"
+WORDS = "mixos.smuggled=1"
+SMBIOS = (
+    *("-smbios", f"type=11,value=io.systemd.stub.kernel-cmdline-extra={WORDS}"),
+    *("-smbios", f"type=11,value=io.systemd.boot.kernel-cmdline-extra={WORDS}"),
+)
+REFUSED = r"(?i)(access denied|security violation)"
+
+
+def contents(disk: Path) -> dict[str, bytes]:
+    with opened(disk) as descriptor:
+        return esp.read(descriptor, gpt.read(descriptor).find(esp.NAME))
+
+
+def put(disk: Path, files: Mapping[str, bytes]) -> None:
+    """Make these the files of the ESP."""
+    with opened(disk, os.O_RDWR) as descriptor:
+        esp.write(descriptor, gpt.read(descriptor).find(esp.NAME), files, 0x1234, int(time.time()))
+
+
+def entry(files: Mapping[str, bytes]) -> str:
+    (found,) = [path for path in files if path.startswith("EFI/Linux/")]
+    return found
+
+
+def databases(variables: Path) -> dict[str, tuple[siglist.Signature, ...]]:
+    """What virt-firmware finds in a store of variables."""
+    found = autodetect.open_varstore(str(variables)).get_varlist()
+    names = [name for name in siglist.VARIABLES if name in found]
+    return {name: siglist.read(found[name].data) for name in names}
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """files: of the ESP of the signed image. plain: the unsigned UKI. other: a signed one that is revoked later.
+    variables: the firmware's store in the end. The rest is what the running system said."""
+
+    files: dict[str, bytes]
+    plain: bytes
+    other: bytes
+    variables: Path
+    serial: str
+    shown: dict[str, bytes]
+    lockdown: str
+    cmdline: str
+    pcrs: dict[str, str]
+    log: bytes
+
+    @property
+    def started(self) -> bytes:
+        """The signed UKI."""
+        return self.files[entry(self.files)]
+
+
+@pytest.fixture(scope="module")
+def signed(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image as a release has it: signed, with the files that enrol its keys."""
+    path = tmp_path_factory.mktemp("signed") / "signed.img"
+    files = secureboot.enrolment(keys(), datetime.now(UTC), certain=True)
+    secureboot.sign_disk(image, path, keys().db, files, 1703030400, policy=signer("policy"))
+    return path
+
+
+def machine(make: MakeGuest, signed: Path, **more: object) -> Guest:
+    """A guest with the signed image, in firmware with Secure Boot, in setup mode."""
+    guest = make(secure_boot=True, **more)
+    qemu.prepare_disk(signed, guest.vm.disk, DISK_SIZE, guest.vm.default_preseed())
+    return guest
+
+
+@pytest.fixture(scope="module")
+def enrolled(make_guest: MakeGuest, image: Path, signed: Path, tmp_path_factory: pytest.TempPathFactory) -> Enrolled:
+    """The first boot of the signed image on a machine in setup mode; then another image is revoked."""
+    plain = contents(image)
+    other = secureboot.sign(rewritten(plain[entry(plain)], {".osrel": "IMAGE_ID=mixos\n"}), signer("db"))
+    guest = machine(make_guest, signed, tpm=True, extra=SMBIOS)
+    guest.start()
+    guest.wait_ssh()
+    shown = {name: _bytes(guest, f"{EFIVARS}/{name}-*") for name in ("SecureBoot", "SetupMode", "PK", "KEK", "db")}
+    revocation = [siglist.Signature(siglist.SHA256, keys().owner, pe.authenticode(other))]
+    update = secureboot.update("dbx", revocation, signer("KEK"), datetime.now(UTC), append=True)
+    write = f"cat > /run/dbx && cat /run/dbx > {EFIVARS}/dbx-{siglist.VARIABLES['dbx']}"
+    guest.run(write, stdin=siglist.written(update, append=True))
+    found = Enrolled(
+        contents(signed),
+        plain[entry(plain)],
+        other,
+        tmp_path_factory.mktemp("variables") / VARIABLES,
+        guest.serial,
+        shown,
+        guest.run("cat /sys/kernel/security/lockdown"),
+        guest.run("cat /proc/cmdline"),
+        {
+            f"{bank}/{number}": guest.run(f"cat {TPM}/pcr-{bank}/{number}")
+            for bank in ("sha256", "sha384")
+            for number in (11, 12)
+        },
+        _bytes(guest, "/sys/kernel/security/tpm0/binary_bios_measurements"),
+    )
+    guest.discard()
+    shutil.copyfile(guest.vm.state / VARIABLES, found.variables)
+    return found
+
+
+def _bytes(guest: Guest, path: str) -> bytes:
+    done = guest.attempt(f"cat {path}")
+    assert done.status == 0, done
+    return done.stdout
+
+
+def test_a_machine_in_setup_mode_enrols_the_keys_of_the_image(enrolled: Enrolled) -> None:
+    assert (enrolled.shown["SecureBoot"][4:], enrolled.shown["SetupMode"][4:]) == (b"\1", b"\0")
+    for name, by in (("PK", keys().pk), ("KEK", keys().kek), ("db", keys().db)):
+        assert siglist.read_variable(enrolled.shown[name]) == (keys().entry(by),)
+        assert databases(enrolled.variables)[name] == (keys().entry(by),)
+
+
+def test_the_kernel_is_locked_down(enrolled: Enrolled) -> None:
+    assert "[confidentiality]" in enrolled.lockdown
+    assert "Secure boot enabled" in enrolled.serial or "Secure Boot is enabled" in enrolled.serial
+
+
+def test_smbios_adds_nothing_to_the_command_line(enrolled: Enrolled) -> None:
+    headers = pe.parse(enrolled.plain)
+    assert enrolled.cmdline.strip() == headers.content(enrolled.plain, ".cmdline").decode()
+
+
+@pytest.mark.parametrize("bank", ["sha256", "sha384"])
+def test_what_was_measured_is_what_was_predicted(enrolled: Enrolled, bank: str) -> None:
+    assert enrolled.pcrs[f"{bank}/11"].strip().lower() == measure.pcr(enrolled.started, bank).hex()
+    assert set(enrolled.pcrs[f"{bank}/12"].strip()) == {"0"}
+
+
+def test_the_log_of_firmware_tells_of_no_option_roms(enrolled: Enrolled) -> None:
+    assert [event for event in eventlog.events(enrolled.log) if event.pcr == measure.PCR]
+    assert eventlog.option_roms(enrolled.log) == 0
+
+
+def start(make: MakeGuest, signed: Path, enrolled: Enrolled, files: Mapping[str, bytes]) -> Guest:
+    """A machine whose keys are enrolled, with these files on its ESP."""
+    guest = machine(make, signed)
+    put(guest.vm.disk, {**files, esp.PRESEED: guest.vm.default_preseed().encode()})
+    shutil.copyfile(enrolled.variables, guest.vm.state / VARIABLES)
+    guest.start()
+    return guest
+
+
+@pytest.mark.parametrize("why", ["unsigned", "another key", "revoked", "changed"])
+def test_other_images_are_refused(make_guest: MakeGuest, signed: Path, enrolled: Enrolled, why: str) -> None:
+    good = enrolled.started
+    line = pe.parse(good).content(good, ".cmdline")
+    image = {
+        "unsigned": enrolled.plain,
+        "another key": secureboot.sign(enrolled.plain, signer("stranger")),
+        "revoked": enrolled.other,
+        "changed": good.replace(line, line.replace(b"lockdown=confidentiality", b"lockdown=none".ljust(24))),
+    }[why]
+    assert image != good
+    known = databases(enrolled.variables)
+    assert [one.data for one in known["dbx"]] == [pe.authenticode(enrolled.other)]
+    if why != "changed":  # a signature that is there and wrong is firmware's to find
+        assert siglist.refused({"image": image}, known["db"], known["dbx"])
+    assert not siglist.refused({"image": good}, known["db"], known["dbx"])
+    guest = start(make_guest, signed, enrolled, {**enrolled.files, entry(enrolled.files): image})
+    guest.wait_serial(REFUSED, BOOT_SECONDS)
+    assert "EFI stub" not in guest.serial
+    assert "Linux version" not in guest.serial
+
+
+def test_an_unsigned_boot_manager_is_refused(
+    make_guest: MakeGuest, image: Path, signed: Path, enrolled: Enrolled
+) -> None:
+    guest = start(make_guest, signed, enrolled, contents(image))
+    guest.wait_serial(REFUSED, BOOT_SECONDS)
+    assert "EFI stub" not in guest.serial
+
+
+def test_an_entry_cannot_change_the_command_line(make_guest: MakeGuest, signed: Path, enrolled: Enrolled) -> None:
+    files = {path: data for path, data in enrolled.files.items() if path != entry(enrolled.files)}
+    files["EFI/other.efi"] = enrolled.started
+    files[ENTRY] = f"title other\nefi /EFI/other.efi\noptions init=/bin/false {WORDS}\n".encode()
+    guest = start(make_guest, signed, enrolled, files)
+    guest.wait_ssh()
+    assert guest.run("cat /proc/cmdline").strip() == enrolled.cmdline.strip()
