@@ -187,7 +187,7 @@ def test_an_image_without_what_it_needs_is_not_planned(mixos: Mixos, config: Cal
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('esp = "256M"', 'esp = "128M"'),
+        ('esp = "260M"', 'esp = "128M"'),
         ('root = "256M" ', 'root = "100G" '),
         ('root = "256M" ', 'root = "8M" '),
         ('data = "64M"', 'data = "2097152M"'),
