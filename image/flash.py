@@ -19,17 +19,18 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from buildsys.files import data_ranges
-from common.errors import ConfigError, ImageError
+from common.errors import ConfigError, ImageError, SettingsError
 from image import esp, fat, gpt
 from image.blockdev import Device, Places, check_free, inspect, open_exclusive
 from image.host import image_errors
 from image.source import open_image
-from image.uki import read_uki
+from image.uki import Uki, read_uki
 
 MIB = 1 << 20
 _CHUNK = 4 * MIB
@@ -75,16 +76,17 @@ def flash(
     sector: int = gpt.SECTOR,
     preseed: Path | None = None,
     progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
     places: Places | None = None,
 ) -> Flashed:
     """Write `image` to the disk `target` (or, with `file`, into a regular file, made when missing, that stands for a
     disk with sectors of `sector` bytes).
 
     `confirm` gets the device and decides; `progress` gets ("unpack", "write" or "verify", bytes done, bytes in all, 0
-    when that is not known). Raises ImageError: "not-a-block-device", "is-partition", "device-in-use", "read-only",
-    "disk-too-small", "sector-size", "esp-too-small", "not-confirmed", "device-changed", "same-file", "not-an-image",
-    "image-damaged", or ConfigError for a bad preseed, before the first write; "write-failed", "image-io" and
-    "verify-failed" later.
+    when that is not known); `warn` gets what a person should know before they decide. Raises ImageError:
+    "not-a-block-device", "is-partition", "device-in-use", "read-only", "disk-too-small", "sector-size",
+    "esp-too-small", "not-confirmed", "device-changed", "same-file", "not-an-image", "image-damaged", or ConfigError
+    for a bad preseed, before the first write; "write-failed", "image-io" and "verify-failed" later.
     """
     text = check_preseed(preseed) if preseed is not None else None
     where = places or Places()
@@ -98,8 +100,11 @@ def flash(
         device = _file_device(source, target, size, sector) if file else inspect(target, where)
         _check(device, size, where)
         wanted = _fitted(table, device)
-        ranges = list(_plan(source, table, size))
+        files = esp.read(source, table.find(esp.NAME))
+        ranges = list(_plan(source, table, size, _verified_size(files)))
         total = sum(end - start for start, end in ranges)
+        if warn is not None and (problem := _login_problem(files, text)):
+            warn(problem)
         if not confirm(device):
             raise ImageError(f"{target} was left as it is", reason="not-confirmed")
         with _claimed(device, where) as disk, _half_written(device):
@@ -214,11 +219,14 @@ def _claimed(device: Device, places: Places) -> Iterator[int]:
         os.close(fd)
 
 
-def _plan(source: int, table: gpt.Table, size: int) -> Iterator[tuple[int, int]]:
-    """The byte ranges to write: rising, not overlapping, whole 4 KiB blocks, without the tables at both ends."""
+def _plan(source: int, table: gpt.Table, size: int, verified: int) -> Iterator[tuple[int, int]]:
+    """The byte ranges to write: rising, not overlapping, whole 4 KiB blocks, without the tables at both ends.
+
+    verified: bytes at the start of the root partition that are written even where the image has holes.
+    """
     data = list(data_ranges(source, size))
     root = table.find("mixos-root-a")
-    data.append((root.offset, root.offset + _verified_size(source, table)))
+    data.append((root.offset, root.offset + verified))
     for part in sorted(table.partitions, key=lambda one: one.first):
         start, end = part.offset, part.offset + part.size
         last = max((min(high, end) for low, high in data if low < end and high > start), default=start)
@@ -226,14 +234,31 @@ def _plan(source: int, table: gpt.Table, size: int) -> Iterator[tuple[int, int]]
         yield start, stop
 
 
-def _verified_size(source: int, table: gpt.Table) -> int:
+def _verified_size(files: Mapping[str, bytes]) -> int:
     """Bytes of the root partition that verity covers, by the command line in its UKI: zeros there count too."""
-    for path, content in esp.read(source, table.find(esp.NAME)).items():
-        if path.startswith("EFI/Linux/"):
-            found = re.search(r",0 (\d+) verity ", read_uki(content).cmdline)
-            if found:
-                return int(found[1]) * 512  # the device mapper's unit on every disk
+    for boot in _boot_files(files):
+        if found := re.search(r",0 (\d+) verity ", boot.cmdline):
+            return int(found[1]) * 512  # the device mapper's unit on every disk
     raise ImageError("the image has no boot file with a verity root", reason="image-damaged")
+
+
+def _boot_files(files: Mapping[str, bytes]) -> Iterator[Uki]:
+    return (read_uki(content) for path, content in files.items() if path.startswith("EFI/Linux/"))
+
+
+def _login_problem(files: Mapping[str, bytes], preseed: str | None) -> str | None:
+    """Why nobody will be able to log in, as far as the image tells: by its keys, or those of a preseed over them."""
+    from common.settings import model
+
+    found = [
+        re.search(r'^MIXOS_LOGIN_UNTIL="([0-9-]*)"$', boot.os_release, re.MULTILINE) for boot in _boot_files(files)
+    ]
+    until = found[0][1] if found and found[0] else model.FOREVER  # an image that does not say is given the benefit
+    keys = (model.SshKey("admin", "", expires=until),) if until else ()  # they stand for the image's own
+    content = files.get(esp.PRESEED, b"") if preseed is None else preseed.encode()
+    with suppress(SettingsError):  # the device ignores such a file too
+        until = model.parse(content, esp.PRESEED, model.Settings(keys=keys)).login_until
+    return model.login_problem(until, datetime.now(UTC).date())
 
 
 def _wipe_ends(disk: int, size: int) -> None:

@@ -83,7 +83,8 @@ def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list
     argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={value(code)}"]
     argv += ["-drive", f"if=pflash,format=raw,unit=1,file={value(state / VARIABLES)}"]
     argv += ["-device", "virtio-rng-pci", "-qmp", f"unix:{MONITOR},server=on,wait=off"]
-    argv += _disk(machine.disk, "disk0", machine.disk_bus, f"bootindex=1,logical_block_size={machine.sector}")
+    sectors = f"logical_block_size={machine.sector},physical_block_size={machine.sector}"
+    argv += _disk(machine.disk, "disk0", machine.disk_bus, "bootindex=1", sectors)
     for number, disk in enumerate(machine.extra_disks, 1):
         argv += _disk(disk, f"disk{number}", "virtio")
     argv += _serial(machine.serial) + _display(machine.display) + _network(machine.ssh_port)

@@ -58,6 +58,12 @@ def flash(
             raise UsageError("nobody is there to confirm", reason="not-confirmed", hint="pass --yes if you are sure")
         return click.confirm("Write to it?", err=True)
 
+    warnings: list[str] = []
+
+    def warn(text: str) -> None:
+        print(f"WARNING: {text}; --preseed FILE can bring a key", file=sys.stderr)
+        warnings.append(text)
+
     shown = ""
 
     def progress(phase: str, done: int, total: int) -> None:
@@ -76,10 +82,17 @@ def flash(
         sector=int(sector_size or gpt.SECTOR),
         preseed=preseed,
         progress=progress,
+        warn=warn,
     )
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    data = {"device": str(device), "bytes": result.written, "seconds": round(result.seconds, 1), "verified": True}
+    data = {
+        "device": str(device),
+        "bytes": result.written,
+        "seconds": round(result.seconds, 1),
+        "verified": True,
+        "warnings": warnings,
+    }
     emit(
         data,
         as_json,

@@ -417,6 +417,7 @@ def test_flash_writes_and_says_so(mixos: Mixos, image: Path, loop: Path) -> None
     done = mixos("flash", image, loop, "--yes", "--json")
     assert done.status == 0
     assert done.json["verified"] is True
+    assert len(done.json["warnings"]) == 1  # the image has no SSH key
     assert gpt.read(loop).partitions == gpt.read(image).partitions
 
 

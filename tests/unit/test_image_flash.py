@@ -14,9 +14,9 @@ import pytest
 
 from buildsys.run import find_tool, run
 from common.errors import ConfigError, ImageError
-from image import blockdev, esp, fatread, flash, gpt
+from image import assemble, blockdev, esp, fatread, flash, gpt, uki
 from image.blockdev import Places
-from tests.images import ROOT, SMALL, Bench
+from tests.images import RELEASE, ROOT, SMALL, STUB, Bench, kernel
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +259,45 @@ def test_a_boot_partition_that_reads_back_differently(
     refused("verify-failed", lambda: flash.flash(large, tmp_path / "disk", yes, file=True, sector=4096))
     with pytest.raises(gpt.GptError):
         gpt.read(tmp_path / "disk")
+
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMtidA45oOo6cjipaVn1Wa8X8fm6UFV/P7AnYhRpaHob"
+
+
+@pytest.mark.parametrize(
+    ("until", "preseed", "warned"),
+    [
+        ("", None, True),
+        ("", 'hostname = "box"\n', True),
+        ("", f'[[ssh.keys]]\nkey = "{KEY}"\n', False),
+        ("", f'[[ssh.keys]]\nkey = "{KEY}"\nexpires = 2020-01-01\n', True),
+        ("9999-12-31", None, False),
+        ("9999-12-31", 'hostname = "box"\n', False),
+        ("9999-12-31", "[ssh]\nkeys = []\n", True),
+        ("2020-01-01", None, True),
+        ("", "[ssh]\nkeys = 1\n", True),  # the device ignores it
+    ],
+)
+def test_a_device_that_lets_nobody_in(until: str, preseed: str | None, warned: bool) -> None:
+    identity = assemble.os_release("1.2.3", RELEASE, until)
+    files = {"EFI/Linux/mixos.efi": uki.build(STUB, kernel(), "root=/dev/dm-0", identity, RELEASE)}
+    assert bool(flash._login_problem(files, preseed)) == warned
+    if preseed is not None:  # the same when it is on the image, as on a copy of a disk
+        assert bool(flash._login_problem({**files, esp.PRESEED: preseed.encode()}, None)) == warned
+    silent = uki.build(STUB, kernel(), "root=/dev/dm-0", "ID=mixos\n", RELEASE)
+    assert not flash._login_problem({"EFI/Linux/mixos.efi": silent}, None)
+
+
+def test_who_is_asked_is_told_that_nobody_can_log_in(tmp_path: Path, image: Path) -> None:
+    seen: list[str] = []
+
+    def no(device: blockdev.Device) -> bool:
+        seen.append("asked")
+        return False
+
+    refused("not-confirmed", lambda: flash.flash(image, tmp_path / "disk", no, file=True, warn=seen.append))
+    assert len(seen) == 2
+    assert seen[1] == "asked"
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
