@@ -20,15 +20,18 @@ from common.tomlfile import load, read_text
 
 @dataclass(frozen=True)
 class Project:
-    """A checkout. Everything read from it is read once."""
+    """A checkout. Everything read from it is read once, and nothing is written but results for people, into `out`."""
 
     root: Path
     config_file: Path
+    out: Path
 
     @classmethod
-    def at(cls, root: Path, config: Path | None = None) -> Project:
-        """The project in folder `root`, configured by `config` or its mixos.toml."""
-        return cls(root.absolute(), (config or root / "mixos.toml").absolute())
+    def at(cls, root: Path, config: Path | None = None, out: Path | None = None) -> Project:
+        """The project in folder `root`, configured by `config` or its mixos.toml. out: by default what MIXOS_OUT names,
+        else out/ in `root`. Raises HostError (folder-unknown)."""
+        out = out or named_folder("MIXOS_OUT") or root / "out"
+        return cls(root.absolute(), (config or root / "mixos.toml").absolute(), out.absolute())
 
     @cached_property
     def config(self) -> MixosToml:
@@ -67,11 +70,6 @@ class Project:
     def arch(self) -> Arch:
         """The architecture the image is for."""
         return arch(self.config.machine.arch)
-
-    @property
-    def out(self) -> Path:
-        """Where results for people go."""
-        return self.root / "out"
 
     @property
     def cache(self) -> Path:

@@ -72,14 +72,15 @@ class Verbs(click.Group):
     "-C", "--project", "root", type=click.Path(path_type=Path), help="The checkout to work in (default: here)."
 )
 @click.option("--config", type=click.Path(path_type=Path), help="Another file in place of mixos.toml.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where results go (default: MIXOS_OUT, else out/).")
 @click.version_option(package_name="mixos", prog_name="mixos")
 @click.pass_context
-def cli(ctx: click.Context, root: Path | None, config: Path | None) -> None:
+def cli(ctx: click.Context, root: Path | None, config: Path | None, out: Path | None) -> None:
     """Build, run and flash MixOS images.
 
     Example: mixos build && mixos run --detach && mixos ssh -- mixctl status
     """
-    ctx.obj = Context(root or find_root(Path.cwd()), config)
+    ctx.obj = Context(root or find_root(Path.cwd()), config, out)
 
 
 def find_root(start: Path) -> Path:

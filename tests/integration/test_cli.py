@@ -296,6 +296,39 @@ def test_run_without_an_image(mixos: Mixos, bare: Path) -> None:
     assert not (bare / "out").exists()
 
 
+READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && cd "$1" && shift && exec "$@"'
+
+
+@pytest.mark.parametrize("named", ["option", "variable", "nothing"])
+def test_a_checkout_that_can_only_be_read(kernel: Path, tmp_path: Path, named: str) -> None:
+    def call(*words: str | Path) -> Done:
+        unshared = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", READ_ONLY, "sh", ROOT]
+        first = ["--out", out] if named == "option" else []
+        variable = {"MIXOS_OUT": str(out)} if named == "variable" else {}
+        environment = {
+            "MIXOS_CACHE": str(tmp_path / "cache"),
+            "PATH": f"{MIXOS.parent}:{CLEAN_ENV['PATH']}",
+            **variable,
+        }
+        done = run([*unshared, MIXOS, *first, *words], env=environment, allow=range(256), split=True, timeout=300)
+        return Done(done.status, done.stdout.decode(), done.stderr.decode())
+
+    out = tmp_path / "results"
+    done = call("build", "no-such-target", "--kernel-source", kernel, "--json")
+    if named == "nothing":
+        assert (done.status, done.json["reason"]) == (6, "host-io")
+        assert "--out" in done.json["hint"]
+        return
+    assert (done.status, done.json["reason"]) == (2, "target-unknown")
+    assert (out / "build.log").is_file()
+    done = call("run", "--detach", "--json")
+    assert done.json["reason"] == "image-missing"
+    assert str(out) in done.json["error"]
+    image = Bench(tmp_path / "image", ROOT_FILE).image()
+    done = call("flash", image, out / "disk", "--file", "--yes", "--json")
+    assert (done.status, done.json["verified"]) == (0, True)
+
+
 @pytest.mark.parametrize("words", [("stop",), ("ssh", "--", "true")])
 def test_no_machine_is_running(mixos: Mixos, bare: Path, words: tuple[str, ...]) -> None:
     assert mixos("-C", bare, *words).status == 2

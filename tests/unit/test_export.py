@@ -24,7 +24,7 @@ def test_an_image_that_lets_nobody_in_is_told(tmp_path, monkeypatch, keys):
     config = tmp_path / "mixos.toml"
     config.write_text((ROOT / "mixos.toml").read_text() + KEYS[keys])
     events = []
-    session = SimpleNamespace(project=Project(tmp_path, config), executor=SimpleNamespace(sink=events.append))
+    session = SimpleNamespace(project=Project.at(tmp_path, config), executor=SimpleNamespace(sink=events.append))
     monkeypatch.setattr(export, "_is_current", lambda *record: True)
     export.export(session, dict.fromkeys(export.SHOWN, SimpleNamespace(output="")))
     assert [event.level for event in events if isinstance(event, Note)] == ["warning"] * (keys != "one")
