@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from common.errors import ImageError
-from image import flash, gpt
+from image import esp, flash, gpt
 from image.host import opened
 from tests.boot.guest import BOOT_SECONDS, DISK_SIZE, END_SECONDS, Guest
 
@@ -81,12 +82,14 @@ def test_bad_settings_are_reported_and_ignored_on_a_disk_without_room(make_guest
     lines = ('hostname = "not-applied"', "[network]", 'mod = "static"', "[[ssh.keys]]", 'key = "ssh-ed25519 AAAA"', "")
     preseed = "\n".join(lines)
     guest = make_guest(size=0, preseed=preseed, disk_bus="nvme")
-    with opened(guest.vm.disk) as handle:
+    with opened(guest.vm.disk, os.O_RDWR) as handle:
         before = gpt.read(handle)
+        esp.rewrite(handle, before.find(esp.NAME), {"mixos-preseed.toml.txt": b"", "notes.txt": b""}, 0)
     guest.start()
     guest.wait_ssh()
     guest.wait_serial("log in with ")
     text = guest.serial
+    assert re.findall("'(.*)' on the ESP is NOT READ", text) == ["mixos-preseed.toml.txt"]
     assert "mixos-preseed.toml was IGNORED" in text
     assert "mixos-preseed.toml:3: network.mod" in text
     assert "mixos-preseed.toml:5: ssh.keys[0].key" in text
@@ -113,14 +116,14 @@ def test_a_disk_with_sectors_of_4096_bytes(make_guest: MakeGuest, image: Path, t
     guest.wait_ssh()
     guest.wait_serial("grown to ")
     guest.wait_daemon()
-    assert guest.run("cat /sys/block/vda/queue/logical_block_size") == "4096\n"
-    assert guest.run("grep -c ' /boot vfat ' /proc/self/mounts") == "1\n"
+    assert guest.run("cat /sys/block/vda/queue/logical_block_size") == "4096"
+    assert guest.run("grep -c ' /boot vfat ' /proc/self/mounts") == "1"
     (boot,) = [disk for disk in json.loads(guest.run("mixctl storage disks --json")) if disk["boot"]]
     assert (boot["sector"], boot["slot"]) == (4096, "a")
     assert guest.status()["data"]["persistent"]
     guest.run("echo kept >/etc/kept")
     guest.reboot()
-    assert guest.run("cat /etc/kept") == "kept\n"
+    assert guest.run("cat /etc/kept") == "kept"
     assert guest.stop() == "powerdown"
     with opened(guest.vm.disk) as handle:
         table = gpt.read(handle)
