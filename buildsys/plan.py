@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from buildsys.config.recipe import Recipe, closure
@@ -26,7 +26,7 @@ from common.errors import ConfigError
 from common.positions import nearest, positions
 from common.tomlfile import read_text
 from kernel.kconfig import read_fragments
-from kernel.waivers import check_waivers, read_waivers
+from kernel.waivers import check_waivers, ending, read_waivers
 
 KERNEL_TOOLS = ("gcc", "ld", "make", "patch", "flex", "bison", "bc", "perl", "zstd", "sh")
 RECIPE_TOOLS = ("make", "perl", "sed", "tar", "sh")
@@ -64,6 +64,12 @@ def image_plan(project: Project, kernel: KernelInput) -> Plan:
             *_disk(project),
         ]
     )
+
+
+def notices(project: Project, today: date) -> list[str]:
+    """What whoever builds should know of the plan on that day, though nothing is wrong yet."""
+    text = ending(read_waivers(project.root / "kernel" / "waivers.toml"), today)
+    return [text] if text else []
 
 
 def _kernel(project: Project, kernel: KernelInput) -> Iterator[Action]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +243,25 @@ def test_plan_lists_every_step_in_order(mixos: Mixos, kernel: Path, tmp_path: Pa
 def test_plan_of_one_target_is_a_part_of_the_whole(mixos: Mixos, kernel: Path) -> None:
     done = mixos("plan", "kernel", "--kernel-source", kernel, "--json")
     assert [row["action"] for row in done.json["actions"]] == ["kernel-config", "kernel"]
+
+
+@pytest.mark.parametrize(("days", "status"), [(60, 0), (10, 0), (-1, 9)])
+def test_the_end_of_waivers_is_told_before_it_comes(
+    mixos: Mixos, kernel: Path, tmp_path: Path, days: int, status: int
+) -> None:
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in ("common", "daemon", "image", "packages", "rootfs", "sources.lock", "mixos.toml"):
+        (copy / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "kernel", copy / "kernel")
+    waivers = copy / "kernel/waivers.toml"
+    day = datetime.now(UTC).date() + timedelta(days=days)
+    waivers.write_text(re.sub(r"(?m)^expires = .*$", f"expires = {day}", waivers.read_text()))
+    done = mixos("-C", copy, "plan", "--kernel-source", kernel)
+    assert done.status == status
+    assert ("WARNING: waivers end soon" in done.err) == (days == 10)
+    assert (str(day) in done.err) == (days != 60)
+    assert ("RETPOLINE" in done.err) == (days != 60)
 
 
 def test_plan_for_graphviz(mixos: Mixos, kernel: Path) -> None:
