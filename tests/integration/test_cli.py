@@ -350,6 +350,19 @@ def test_a_checkout_that_can_only_be_read(kernel: Path, tmp_path: Path, named: s
     assert (done.status, done.json["verified"]) == (0, True)
 
 
+def test_an_out_folder_without_a_name_and_sectors_of_a_disk(mixos: Mixos, tmp_path: Path) -> None:
+    for words in (["--out", "", "stop"], ["flash", "x", tmp_path, "--sector-size", "4096"]):
+        done = mixos(*words, "--json")
+        assert (done.status, done.json["reason"]) == (2, "usage")
+
+
+def test_flash_for_sectors_that_the_boot_partition_is_too_small_for(mixos: Mixos, image: Path, tmp_path: Path) -> None:
+    words = ("flash", image, tmp_path / "disk", "--file", "--sector-size", "4096", "--yes", "--json")
+    done = mixos(*words)
+    assert (done.status, done.json["reason"]) == (8, "esp-too-small")
+    assert not (tmp_path / "disk").exists()
+
+
 @pytest.mark.parametrize("words", [("stop",), ("ssh", "--", "true")])
 def test_no_machine_is_running(mixos: Mixos, bare: Path, words: tuple[str, ...]) -> None:
     assert mixos("-C", bare, *words).status == 2
