@@ -113,7 +113,7 @@ def flash(
             _verify(device, disk, ranges, digests, total, report)
             added = {} if text is None else {esp.PRESEED: text.encode()}
             if added or wanted.geometry.sector > table.geometry.sector:
-                _rewrite_esp(device, disk, wanted.find(esp.NAME), added)
+                _rewrite_esp(device, disk, wanted.find(esp.NAME), {**files, **added})
             gpt.write(disk, wanted)
             _drop_cache(device, disk)
             if gpt.read(disk) != wanted:
@@ -168,12 +168,11 @@ def _fitted(table: gpt.Table, device: Device) -> gpt.Table:
     return wanted
 
 
-def _rewrite_esp(device: Device, disk: int, part: gpt.Partition, added: Mapping[str, bytes]) -> None:
-    """Make the file system of the ESP for the disk's sectors, with more files, and read all its files back."""
-    wanted = {**esp.read(disk, part), **added}
-    esp.rewrite(disk, part, added, int(time.time()))
+def _rewrite_esp(device: Device, disk: int, part: gpt.Partition, files: Mapping[str, bytes]) -> None:
+    """Make the file system of the ESP anew, for the disk's sectors and with these files, and read them back."""
+    esp.rewrite(disk, part, files, int(time.time()))
     _drop_cache(device, disk)
-    if esp.read(disk, part) != wanted:
+    if esp.read(disk, part) != files:
         raise ImageError("the boot partition reads back differently", reason="verify-failed")
 
 
