@@ -722,6 +722,26 @@ def test_a_service_in_a_sandbox_is_supervised_like_any_other(place: Context):
     asyncio.run(main())
 
 
+@as_root
+def test_a_service_without_an_account_has_a_name_and_a_home_in_its_sandbox(place: Context):
+    """What root's are is of no use to it; what the unit says counts."""
+    ask = "import os,pwd; e=os.environ; print(pwd.getpwuid(os.getuid())[0], e['USER'], e['LOGNAME'], e['HOME'])"
+    for name, more in (("plain", ""), ("own", "environment = { HOME = '/tmp' }")):
+        command = f"['/usr/bin/python3', '-I', '-c', '''{ask}''']"
+        unit(place, name, f"[service]\ntype = 'oneshot'\ncommand = {command}\nsandbox = 'service'\n{more}\n")
+    place.run.parents[1].chmod(0o755)
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["plain", "own"])
+            for name, home in (("plain", "/"), ("own", "/tmp")):
+                await reach(manager.services[name], S.DONE, S.FAILED)
+                said = [record.text for record in Reader(place.log / "units").read(Query((name,)))]
+                assert f"sandbox sandbox sandbox {home}" in said, said
+
+    asyncio.run(main())
+
+
 # case: H4
 def test_variables_give_a_unit_no_more_than_its_unit_file(place: Context):
     """Its environment file lies in a folder that it writes."""
