@@ -59,7 +59,7 @@ def examine(
             raise BackupError(f"{entry.path!r} has no place in this backup", reason="backup-name")
         state = section.startswith(f"{STATE}/")
         root = f"var/lib/{section.partition('/')[2]}"
-        if not state and entry.kind != "file":
+        if not state and (entry.kind != "file" or entry.length):
             raise BackupError(f"{entry.path!r} is not a file", reason="backup-name")
         if entry.path == root and entry.kind != "folder":
             raise BackupError(f"{entry.path!r} is not a folder", reason="backup-name")
@@ -183,12 +183,11 @@ def _wanted(manifest: Manifest, only: Collection[str]) -> frozenset[str]:
 def _write_file(path: Path, entry: Entry, content: Iterator[bytes]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o600), "wb") as stream:
-        for piece in content:
-            if piece.strip(b"\0"):
+        for at, piece in entry.placed(content):
+            if piece.strip(b"\0"):  # else a hole
+                stream.seek(at)
                 stream.write(piece)
-            else:
-                stream.seek(len(piece), os.SEEK_CUR)  # a hole
-        stream.truncate(entry.size)
+        stream.truncate(entry.length or entry.size)
     _own(path, entry)
     path.chmod(entry.mode)
     os.utime(path, (entry.mtime, entry.mtime))
