@@ -580,6 +580,7 @@ def test_reload_applies_what_differs_and_nothing_that_is_broken(place: Context):
             unit(place, "new", shell(SLEEP, unit_="requires = ['same']"))
             (place.etc / "units" / "gone.toml").unlink()
             found = await manager.reload()
+            assert [*found.pop("refused")] == ["broken"]
             assert found == {
                 "added": ["new"],
                 "changed": ["policy", "process"],
@@ -627,6 +628,24 @@ def test_a_unit_outlives_what_it_only_mentions(place: Context):
             await manager.reload()
             assert not manager.loaded.missing
             assert manager.begin(["web"]).names == ("db", "web")
+
+    asyncio.run(main())
+
+
+# case: D22
+def test_a_reload_names_the_units_that_it_had_to_give_up(place: Context):
+    """Once: the next one has nothing new to say of them."""
+    unit(place, "db", shell(SLEEP))
+    unit(place, "odd", "[service]\n")
+    path = unit(place, "web", shell(SLEEP, unit_="requires = ['db']"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            (place.etc / "units" / "db.toml").unlink()
+            found = await manager.reload()
+            assert (found["broken"], [*found["refused"]]) == (["odd", "web"], ["web"])
+            assert found["refused"]["web"].startswith(f"{path}:")
+            assert (await manager.reload())["refused"] == {}
 
     asyncio.run(main())
 
