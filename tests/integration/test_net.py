@@ -948,6 +948,20 @@ def test_a_tunnels_addresses_routes_and_rules_come_and_go(tmp_path: Path) -> Non
         assert {row["priority"] for row in ip("rule")} == {0, 32766, 32767}
 
 
+def test_a_tunnel_has_the_ipv6_that_it_asks_for(tmp_path: Path) -> None:
+    """Also where interfaces begin without, as kernel settings of many servers have it."""
+    for name in ("all", "default"):
+        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+    entry = parse(CLIENT, tmp_path / "vpn.toml", VpnFile).interface["wg0"]
+    cable("wg0", "far0")
+    with Rtnl() as rtnl:
+        for _ in range(2):
+            tunnel.set_up(rtnl, "wg0", entry)
+    assert addresses("wg0") == {"10.5.0.2/32", "fd00:5::2/64"}
+    assert [row["dst"] for row in ip("-6", "route", "show", "table", "51820")] == ["default"]
+    assert Path("/proc/sys/net/ipv6/conf/far0/disable_ipv6").read_text() == "1\n"
+
+
 def test_a_tunnel_takes_no_route_from_another_interface(tmp_path: Path) -> None:
     """A peer that is allowed the local network must not cut off whoever is logged in from there."""
     text = CLIENT.replace('"0.0.0.0/0", "::/0", "198.51.100.0/24"', '"192.0.2.0/24", "2001:db8:5::/64"')

@@ -146,6 +146,7 @@ class Kernel:
 
     rtnl: Rtnl
     wireguard: WireGuard
+    proc: Path = PROC
 
     def bring_up(self, tunnel: Tunnel, wanted: Device) -> None:
         """Make the interface what it shall be; what is so already is not touched.
@@ -163,7 +164,7 @@ class Kernel:
         if link is None or link.alias != ALIAS:
             self.rtnl.change(name, alias=ALIAS)
         self.wireguard.apply(wanted)
-        set_up(self.rtnl, name, tunnel)
+        set_up(self.rtnl, name, tunnel, self.proc)
 
 
 def set_rules(rtnl: Rtnl, tunnels: Iterable[Tunnel], past: Iterable[str] = (), proc: Path = PROC) -> None:
@@ -191,15 +192,19 @@ def _hosts(texts: Iterable[str]) -> Iterator[str]:
                 yield f"{address}/{address.max_prefixlen}"
 
 
-def set_up(rtnl: Rtnl, name: str, tunnel: Tunnel) -> None:
-    """MTU, addresses, link state and routes of a tunnel's interface; differences only.
+def set_up(rtnl: Rtnl, name: str, tunnel: Tunnel, proc: Path = PROC) -> None:
+    """MTU, IPv6, addresses, link state and routes of a tunnel's interface; differences only.
 
-    Raises NetlinkError, and RefusedError `vpn-route` rather than take over the route of another interface: it may be
-    the network that somebody is logged in from.
+    Raises NetlinkError, OSError, and RefusedError `vpn-route` rather than take over the route of another interface: it
+    may be the network that somebody is logged in from.
     """
     link = rtnl.links()[name]
     if link.mtu != tunnel.mtu:
         rtnl.change(name, mtu=tunnel.mtu)
+    leads = routes(name, tunnel)
+    six = proc / "ipv6/conf" / name / "disable_ipv6"
+    if any(":" in each for each in (*tunnel.addresses, *(route.to for route in leads))) and six.exists():
+        six.write_text("0\n", encoding="ascii")  # here it is wanted, whatever the default of interfaces is
     here = {address.address for address in rtnl.addresses() if _fixed(address, link)}
     for address in tunnel.addresses:
         if address not in here:
@@ -208,7 +213,7 @@ def set_up(rtnl: Rtnl, name: str, tunnel: Tunnel) -> None:
         rtnl.remove_address(name, address)
     if not link.up:
         rtnl.change(name, up=True)
-    _set_routes(rtnl, name, routes(name, tunnel))
+    _set_routes(rtnl, name, leads)
 
 
 def _set_routes(rtnl: Rtnl, name: str, wanted: set[Route]) -> None:
