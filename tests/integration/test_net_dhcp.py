@@ -380,6 +380,42 @@ def test_another_network_behind_the_cable(box: Cabled, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_while_the_cable_is_out_the_names_of_another_lease_are_asked(box: Cabled, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        folder = box.context.run / "net"
+        carrier = tmp_path / "sys/eth0/carrier"
+        carrier.write_text("1\n")
+        await box.apply(DHCP)
+        await until(lambda: (folder / "eth0.address").exists())
+        (folder / "eth9.lease").write_text("198.51.100.9/24 3600 999 0\n")
+        (folder / "eth9.dns").write_text("nameserver 198.51.100.53\n")
+        for value, server in (("0", "198.51.100.53"), ("1", "192.0.2.53")):
+            carrier.write_text(f"{value}\n")
+            box.part.engine.early.wake()
+            await until(lambda server=server: box.resolv() == f"nameserver {server}\n")  # type: ignore[misc]
+
+    asyncio.run(scenario())
+
+
+def test_while_the_cable_is_out_another_way_is_taken(leases: Leases, tmp_path: Path) -> None:
+    """Two sockets of one device in one network; then one cable is pulled."""
+    settings = (ROOT / "rootfs/skeleton/usr/lib/sysctl.d/20-network.conf").read_text()
+    for key, equals, value in (line.partition(" = ") for line in settings.splitlines()):
+        if equals:
+            Path("/proc/sys", key.replace(".", "/")).write_text(value)
+    cable("eth1", "far1")
+    run(["ip", "link", "set", "eth1", "up"])
+    shutil.copytree(tmp_path / "sys/eth0", tmp_path / "sys/eth1")
+    (tmp_path / "sys/eth1/ifindex").write_text("8\n")
+    leases.lease("bound", "192.0.2.1")
+    leases.tell("bound", interface="eth1", router="192.0.2.1", ip="192.0.2.78", mask="24")
+    for far, way in (("far0", "eth1"), ("far1", "eth0")):
+        run(["ip", "link", "set", far, "down"])
+        for target in ("192.0.2.50", "203.0.113.1"):
+            assert [route["dev"] for route in ip("route", "get", target)] == [way]
+        run(["ip", "link", "set", far, "up"])
+
+
 # case: N7
 def test_an_old_lease_ends_where_nobody_answers(leases: Leases) -> None:
     leases.lease("bound", "192.0.2.1", lease="3600")
