@@ -109,6 +109,8 @@ def _explain(detail: ErrorDetails, where: str, model: type[BaseModel]) -> str:
         return f"{where}unknown key '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
     if detail["type"] == "missing":
         return f"{where}key '{name}' is missing"
+    if isinstance(detail["input"], dict):  # a table as a whole: its keys stand below the line that is named
+        return f"{where}{name}: {plain(detail)}" if name else f"{where}{plain(detail)}"
     value = without_password(shown(detail["input"]))
     return f"{where}{name} = {value if len(value) < 120 else value[:117] + '...'}: {plain(detail)}"
 

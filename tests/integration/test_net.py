@@ -1086,6 +1086,19 @@ def test_what_cannot_be_shown_is_not_made(vpn: Vpn) -> None:
     asyncio.run(scenario())
 
 
+def test_name_servers_of_an_import_that_are_not_asked_are_told(vpn: Vpn) -> None:
+    text = PROVIDER.replace("DNS = 10.90.0.53", "DNS = 1.1.1.1, 1.0.0.1, 8.8.8.8, 8.8.4.4") + "0.0.0.0/0"
+
+    async def scenario() -> None:
+        await vpn.start()
+        answer = await vpn.bring_in(CALLER, Import.model_validate({"name": "wgp", "text": text}))
+        assert "8.8.4.4" in answer["warnings"][0]
+        assert vpn.engine.config.tunnel("wgp")[1].dns == ("1.1.1.1", "1.0.0.1", "8.8.8.8")
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
 def test_peers_that_are_added_at_once_get_addresses_of_their_own(vpn: Vpn) -> None:
     async def scenario() -> None:
         await vpn.start()
