@@ -185,7 +185,8 @@ def _make(path: Path, who: Account, mode: int) -> None:
 
 
 def environment_file(path: Path) -> dict[str, str]:
-    """Variables from lines `KEY=value`; blank lines and `#` lines do not count, a value may stand in quotes.
+    """Variables from lines `KEY=value`; blank lines and `#` lines do not count, a value may stand in quotes, which end
+    the line: some readers take a comment behind them, some a value that goes on in the next line.
 
     Raises ConfigError `unit-environment` with file and line.
     """
@@ -206,7 +207,13 @@ def environment_file(path: Path) -> dict[str, str]:
         if match is None or "\0" in line:
             raise ConfigError(f"{path}:{number}:1: KEY=value is expected", reason="unit-environment")
         value = match[2]
-        found[match[1]] = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+        if value.startswith(("'", '"')):
+            if len(value) == 1 or value[-1] != value[0]:
+                hint = "a comment needs a line of its own; no value goes on in the next line"
+                problem = f"the value begins with {value[0]} and does not end with it"
+                raise ConfigError(f"{path}:{number}:1: {problem}", reason="unit-environment", hint=hint)
+            value = value[1:-1]
+        found[match[1]] = value
     return found
 
 
