@@ -308,6 +308,22 @@ def test_a_lease_is_bounded(leases: Leases) -> None:
     assert leases.mtu() == "1450"
 
 
+def test_what_no_host_can_have_is_not_taken_from_a_lease(leases: Leases) -> None:
+    """Routers say 0.0.0.0 for what there is not; udhcpc says "bad" for what is no domain."""
+    names = {"domain": "bad", "dns": "0.0.0.0 192.0.2.53 192.0.2.53 224.0.0.1 127.0.0.1 192.0.2.54 192.0.2.55 192.0.2.56"}
+    assert leases.lease("bound", "0.0.0.0", ntpsrv="0.0.0.0 192.0.2.123", **names) == set()
+    three = "nameserver 192.0.2.53\nnameserver 192.0.2.54\nnameserver 192.0.2.55\n"
+    assert leases.resolv.read_text() == three
+    assert (leases.net / "eth0.ntp").read_text() == "192.0.2.123\n"
+    for other in ("0.0.0.0", "224.0.0.5", "255.255.255.255", "127.0.0.1", "garbage"):
+        leases.lease("renew", "192.0.2.1", ip=other, dns="192.0.2.99")
+        assert addresses("eth0") == {"192.0.2.77/24"}
+        assert leases.resolv.read_text() == three
+    assert leases.lease("renew", "192.0.2.1", mask="0", domain=".lan") == {("default", "192.0.2.1", "eth0")}
+    assert addresses("eth0") == {"192.0.2.77/24"}
+    assert leases.resolv.read_text() == "search lan\n"
+
+
 # case: N13
 def test_a_lease_with_another_mask(leases: Leases) -> None:
     """No connection ends: the address is there all the time, and so is the way out."""
