@@ -130,7 +130,7 @@ def plain(detail: ErrorDetails) -> str:
         case "too_long":
             return f"at most {limits['max_length']} are expected"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{message[:1].lower()}{message[1:]}"
+    return message if message[:2].isupper() else f"{message[:1].lower()}{message[1:]}"  # IPv6
 
 
 def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

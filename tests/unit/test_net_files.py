@@ -384,6 +384,21 @@ def test_what_the_c_library_would_drop_is_refused(text: str, fits: bool) -> None
     assert caught.value.reason == "config-value"
 
 
+def test_an_abbreviation_begins_a_message_as_it_is_written() -> None:
+    with pytest.raises(MixosError) as caught:
+        network("[interface.eth0]\nmtu = 576\n")
+    assert "IPv6" in caught.value.message
+
+
+def test_a_gateway_beside_the_network_is_on_the_link_by_a_route() -> None:
+    text = '[interface.eth0]\nmode = "static"\naddresses = ["2001:db8:1:1::5/64"]\ngateways = ["2001:db8:1:ff::1"]\n'
+    with pytest.raises(MixosError) as caught:
+        network(text)
+    assert "2001:db8:1:ff::1/128" in caught.value.message  # what to do
+    found = network(f'{text}[[interface.eth0.routes]]\nto = "2001:db8:1:ff::1/128"\n')
+    assert found.interface["eth0"].hops_alone() == []
+
+
 def test_search_domains_alone_leave_the_name_servers_of_a_lease(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net/eth0.dns").write_text("search lan\nnameserver 192.0.2.1\n")
