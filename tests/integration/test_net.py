@@ -948,6 +948,24 @@ def test_a_tunnels_addresses_routes_and_rules_come_and_go(tmp_path: Path) -> Non
         assert {row["priority"] for row in ip("rule")} == {0, 32766, 32767}
 
 
+def test_a_tunnel_takes_everything_in_two_halves(tmp_path: Path) -> None:
+    """As files for other systems have it: its own packets, which carry the mark, stay outside."""
+    halves = CLIENT.replace('"0.0.0.0/0", "::/0"', '"0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"')
+    entry = parse(halves, tmp_path / "vpn.toml", VpnFile).interface["wg0"]
+    assert tunnel.mark_of(entry) == 51820
+    cable()
+    cable("wg0", "far1")
+    for words in ("address add 192.0.2.5/24 dev eth0", "link set eth0 up", "route add default via 192.0.2.1"):
+        run(["ip", *words.split()])
+    with Rtnl() as rtnl:
+        tunnel.set_up(rtnl, "wg0", entry)
+        tunnel.set_rules(rtnl, [entry])
+    ways = {"203.0.113.1": "wg0", "203.0.113.1 mark 51820": "eth0", "192.0.2.9": "eth0", "198.51.100.1": "wg0"}
+    for target, way in ways.items():
+        assert [route["dev"] for route in ip("route", "get", *target.split())] == [way]
+    assert {route["dst"] for route in ip("-6", "route", "show", "table", "51820")} == {"::/1", "8000::/1"}
+
+
 def test_a_tunnel_has_the_ipv6_that_it_asks_for(tmp_path: Path) -> None:
     """Also where interfaces begin without, as kernel settings of many servers have it."""
     for name in ("all", "default"):

@@ -16,6 +16,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from common import addresses
 from common.netvalues import (
     EndpointText,
     HostAddress,
@@ -92,11 +93,29 @@ class Tunnel(Strict):
         return self
 
     @property
+    def everything(self) -> frozenset[addresses.Network]:
+        """The networks that become routes and are all of IPv4 or of IPv6 together: 0.0.0.0/0 or, as some files have it,
+        0.0.0.0/1 and 128.0.0.0/1. What lies within one of them is not among them."""
+        found: list[addresses.Network] = []
+        for version in (4, 6) if self.routes else ():
+            networks = [addresses.network(text) for peer in self.peer.values() for text in peer.allowed_ips]
+            widest: list[addresses.Network] = []
+            for network in sorted((each for each in networks if each.version == version), key=_place):
+                if not widest or not network.subnet_of(widest[-1]):  # type: ignore[arg-type]  # of one version
+                    widest.append(network)
+            if sum(each.num_addresses for each in widest) == 2 ** (32 if version == 4 else 128):
+                found += widest
+        return frozenset(found)
+
+    @property
     def takes_everything(self) -> bool:
-        """Whether a peer gets all traffic, so that the tunnel's own packets need a way around it."""
-        return self.routes and any(
-            network.endswith("/0") for peer in self.peer.values() for network in peer.allowed_ips
-        )
+        """Whether all traffic goes into it, so that the tunnel's own packets need a way around it."""
+        return bool(self.everything)
+
+
+def _place(network: addresses.Network) -> tuple[int, int]:
+    """Sorts networks by where they begin, the widest of several first."""
+    return int(network.network_address), network.prefixlen
 
 
 class VpnFile(Strict):

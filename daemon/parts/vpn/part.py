@@ -283,7 +283,7 @@ class Vpn:
         config, changed = await self._make(
             caller, params, params.name, lambda config: config.add_quick(params.name, quick)
         )
-        left = [f"of its name servers {values.MAX_SERVERS} are asked, not {', '.join(quick.left)}"] if quick.left else []
+        left = [f"{values.MAX_SERVERS} name servers are asked, not {', '.join(quick.left)}"] if quick.left else []
         peers = list(config.tunnel(params.name)[1].peer)
         return {**changed, "warnings": [*left, *changed["warnings"]], "peers": peers}
 

@@ -77,11 +77,12 @@ def routes(name: str, tunnel: Tunnel) -> set[Route]:
     if not tunnel.routes:
         return set()
     own = [addresses.interface(address).network for address in tunnel.addresses]
+    everything = tunnel.everything
     found = set()
     for network in _allowed(tunnel):
         if any(network.version == other.version and network.subnet_of(other) for other in own):  # type: ignore[arg-type]
             continue
-        table = TABLE if network.prefixlen == 0 else MAIN_TABLE
+        table = TABLE if network in everything else MAIN_TABLE
         found.add(Route(str(network), "", name, IPV6_METRIC if network.version == 6 else 0, table))
     return found
 
@@ -90,18 +91,18 @@ def rules(tunnels: Iterable[Tunnel]) -> set[Rule]:
     """The rules that all tunnels together need."""
     found = set()
     for tunnel in tunnels:
-        for network in _allowed(tunnel) if tunnel.routes else ():
-            if network.prefixlen == 0:
-                family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
-                found.add(Rule(family, _PRIORITY, MAIN_TABLE, suppress=0))
-                found.add(Rule(family, _PRIORITY + 1, TABLE, mark=mark_of(tunnel), inverted=True))
+        for network in tunnel.everything:
+            family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
+            found.add(Rule(family, _PRIORITY, MAIN_TABLE, suppress=0))
+            found.add(Rule(family, _PRIORITY + 1, TABLE, mark=mark_of(tunnel), inverted=True))
     return found
 
 
 def warnings(tunnel: Tunnel) -> list[str]:
-    """What is hardly meant: a peer whose packets would go into the tunnel that they carry. Of a network of
-    everything (/0) they stay outside; names are not looked up."""
-    inside = [network for network in _allowed(tunnel) if network.prefixlen] if tunnel.routes else []
+    """What is hardly meant: a peer whose packets would go into the tunnel that they carry. Where it takes everything
+    they stay outside; names are not looked up."""
+    everything = tunnel.everything
+    inside = [network for network in _allowed(tunnel) if network not in everything] if tunnel.routes else []
     found = []
     for title, peer in tunnel.peer.items():
         host = split_endpoint(peer.endpoint)[0] if peer.endpoint else ""
