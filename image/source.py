@@ -107,7 +107,7 @@ def _refuse_foreign(head: bytes, subject: str) -> None:
 
 def _unpacker(head: bytes) -> Unpack | None:
     """What unpacks a stream that begins so; None for what is not packed."""
-    if head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:  # a frame that is to be skipped (RFC 8878, 3.1.2), as pzstd writes
+    if head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:  # a frame to be skipped (RFC 8878, 3.1.2), as of pzstd
         return _zstd
     return next((unpack for mark, unpack in _PACKED.items() if head.startswith(mark)), None)
 

@@ -310,7 +310,8 @@ def test_a_lease_is_bounded(leases: Leases) -> None:
 
 def test_what_no_host_can_have_is_not_taken_from_a_lease(leases: Leases) -> None:
     """Routers say 0.0.0.0 for what there is not; udhcpc says "bad" for what is no domain."""
-    names = {"domain": "bad", "dns": "0.0.0.0 192.0.2.53 192.0.2.53 224.0.0.1 127.0.0.1 192.0.2.54 192.0.2.55 192.0.2.56"}
+    many = "0.0.0.0 192.0.2.53 192.0.2.53 224.0.0.1 127.0.0.1 192.0.2.54 192.0.2.55 192.0.2.56"
+    names = {"domain": "bad", "dns": many}
     assert leases.lease("bound", "0.0.0.0", ntpsrv="0.0.0.0 192.0.2.123", **names) == set()
     three = "nameserver 192.0.2.53\nnameserver 192.0.2.54\nnameserver 192.0.2.55\n"
     assert leases.resolv.read_text() == three

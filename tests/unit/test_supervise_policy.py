@@ -320,7 +320,7 @@ def test_only_newlines_end_a_line_of_an_environment_file(tmp_path, odd):
 
 def test_environment_files(tmp_path):
     path = tmp_path / "env"
-    path.write_text("# comment\n\nA=1\n B='x y' \nC=\"\"\nD=a=b\nE={\"a\": \"b\"} # c\n")
+    path.write_text('# comment\n\nA=1\n B=\'x y\' \nC=""\nD=a=b\nE={"a": "b"} # c\n')
     assert prepare.environment_file(path) == {"A": "1", "B": "x y", "C": "", "D": "a=b", "E": '{"a": "b"} # c'}
     for bad in (b"A\n", b"1A=2\n", b"A-B=2\n", b"\xff", b"A=" + b"x" * 70_000, b'A="1" # why\n', b'A="1\n2"\n', b"A='"):
         path.write_bytes(bad)

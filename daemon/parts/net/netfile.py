@@ -124,7 +124,8 @@ def _check_gateways(interface: Interface) -> None:
     for text in interface.hops_alone():
         if (6 if ":" in text else 4) not in alone:
             own = f"{text}/{128 if ':' in text else 32}"
-            raise ValueError(f"the gateway {text} is in no network of this interface; on its link it is by a route to {own}")
+            hint = f"on its link it is by a route to {own}"
+            raise ValueError(f"the gateway {text} is in no network of this interface; {hint}")
 
 
 class NetworkFile(Strict):
