@@ -304,6 +304,13 @@ def test_a_history_keeps_the_last_ends_and_none_twice(tmp_path):
     assert History.read(tmp_path / "new" / "x.json") == History()
 
 
+def test_unlimited_open_files_are_as_many_as_the_kernel_allows():
+    """More it refuses, root's processes included (setrlimit(2))."""
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    assert [prepare._rlimit(name, -1) for name in ("nofile", "memlock")] == [most, (1 << 64) - 1]
+    assert prepare._rlimit("nofile", 99) == 99
+
+
 # case: B7
 def test_an_environment_file_with_a_byte_order_mark(tmp_path):
     (tmp_path / "env").write_bytes(b"\xef\xbb\xbfA=1\r\n")

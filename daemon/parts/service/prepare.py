@@ -105,7 +105,7 @@ def specification(
         groups=who.groups,
         umask=service.umask,
         nice=service.nice,
-        limits={key: spec.Limit(*map(_rlimit, value)) for key, value in service.rlimits.items()},
+        limits={key: spec.Limit(*(_rlimit(key, one) for one in value)) for key, value in service.rlimits.items()},
         ambient=capabilities if capabilities is not None and who.uid != 0 else frozenset(),
         bounding=capabilities,
         cgroup=group,
@@ -125,8 +125,11 @@ def specification(
     return confine.sandboxed(result, service, who, context, places.launcher, len(unit.socket), own)
 
 
-def _rlimit(value: int) -> int:
-    return spec.INFINITY if value < 0 else value
+def _rlimit(name: str, value: int) -> int:
+    """A limit as setrlimit(2) takes it. Of open files nobody may have more than fs.nr_open (proc_sys_fs(5))."""
+    if value >= 0:
+        return value
+    return int(Path("/proc/sys/fs/nr_open").read_text("ascii")) if name == "nofile" else spec.INFINITY
 
 
 def asker(name: str, service: Service, context: Context, places: Places, group: str) -> Asker:
