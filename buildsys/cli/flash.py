@@ -43,7 +43,7 @@ def flash(
 ) -> None:
     """Write IMAGE to the disk DEVICE and verify every byte. All data on DEVICE is lost.
 
-    IMAGE may be packed (.xz, .zst, .gz), or - for standard input.
+    IMAGE may be packed (.xz, .zst, .gz, .bz2), or - for standard input.
 
     Example: mixos flash out/mixos-0.1.0-x86_64.img /dev/sdX --preseed mixos-preseed.toml
     """

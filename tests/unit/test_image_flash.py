@@ -1,5 +1,6 @@
 """Writing images: into regular files, and the refusals for disks in use, with made-up kernel tables."""
 
+import bz2
 import errno
 import fcntl
 import gzip
@@ -302,10 +303,17 @@ def test_who_is_asked_is_told_that_nobody_can_log_in(tmp_path: Path, image: Path
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "xz": lzma.compress,
-    "xz in two streams": lambda data: lzma.compress(data[: 50 << 20]) + lzma.compress(data[50 << 20 :]) + bytes(4),
+    "xz in two streams": lambda data: lzma.compress(data[:12345]) + lzma.compress(data[12345:]) + bytes(4),
     "gz": lambda data: gzip.compress(data, 1),
-    "zst": lambda data: run([find_tool("zstd"), "-1", "-c", "-q"], stdin=data, split=True).stdout,
+    "zst": lambda data: zstd(data),
+    "zst behind a frame to skip": lambda data: b"\x50\x2a\x4d\x18\4\0\0\0size" + zstd(data),  # as pzstd writes it
+    "zst with a window of 512 MiB": lambda data: zstd(data, "--long=29"),
+    "bz2 in two streams": lambda data: bz2.compress(data[: 50 << 20], 1) + bz2.compress(data[50 << 20 :], 1),
 }
+
+
+def zstd(data: bytes, *options: str) -> bytes:
+    return run([find_tool("zstd"), "-1", "-c", "-q", *options], stdin=data, split=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -319,14 +327,17 @@ def packed(image: Path) -> dict[str, bytes]:
 def test_packed_images(tmp_path: Path, image: Path, packed: dict[str, bytes], kind: str) -> None:
     (tmp_path / "image").write_bytes(packed[kind])  # whatever it is called
     seen: list[tuple[str, int, int]] = []
-    flash.flash(tmp_path / "image", tmp_path / "disk", yes, file=True, progress=lambda *found: seen.append(found))
+    done = flash.flash(
+        tmp_path / "image", tmp_path / "disk", yes, file=True, progress=lambda *found: seen.append(found)
+    )
     assert (tmp_path / "disk").read_bytes() == image.read_bytes()
+    assert done.written == flash.flash(image, tmp_path / "plain", yes, file=True).written  # no more than that
     size = len(packed[kind])
     assert [found for found in seen if found[0] == "unpack"][-1] == ("unpack", size, size)
 
 
 # case: B14
-@pytest.mark.parametrize("kind", ["xz", "gz", "zst"])
+@pytest.mark.parametrize("kind", ["xz", "gz", "zst", "bz2 in two streams"])
 @pytest.mark.parametrize("harm", ["cut", "flip"])
 def test_a_packed_image_is_checked_before_the_first_write(
     tmp_path: Path, packed: dict[str, bytes], kind: str, harm: str
@@ -357,6 +368,17 @@ def test_an_image_through_a_pipe(tmp_path: Path, image: Path, packed: dict[str, 
     thread.join(30)
 
 
+def test_an_image_that_needs_too_much_memory_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(zstd(bytes(1 << 20), "--long=30"))
+    with pytest.raises(ImageError) as caught:
+        flash.flash(tmp_path / "image", tmp_path / "disk", yes, file=True)
+    assert "memory" in caught.value.message
+    assert "512 MiB" in (caught.value.hint or "")
+
+
+TAR = bytes(257) + b"ustar\x0000" + bytes(10_000)
+
+
 # case: B14
 @pytest.mark.parametrize(
     "content",
@@ -369,6 +391,27 @@ def test_what_is_no_image_is_called_that(tmp_path: Path, content: bytes | None) 
         (tmp_path / "image").write_bytes(content)
     refused("not-an-image", lambda: flash.flash(tmp_path / "image", tmp_path / "disk", yes, file=True))
     assert not (tmp_path / "disk").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (TAR, "tar"),
+        (gzip.compress(TAR), "tar"),
+        (gzip.compress(gzip.compress(b"image")), "packed twice"),
+        (b"\x04\x22\x4d\x18" + bytes(100), "lz4"),
+        (b'<?xml version="1.0" ?>\n<bmap version="2.0">', "XML"),
+        (b"\x3a\xff\x26\xed" + bytes(5000), "Android"),
+        (b"KDMV" + bytes(5000), "VMware"),
+    ],
+)
+def test_what_people_take_for_an_image_has_its_name(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "image").write_bytes(content)
+    with pytest.raises(ImageError) as caught:
+        flash.flash(tmp_path / "image", tmp_path / "disk", yes, file=True)
+    assert caught.value.reason == "not-an-image"
+    assert what in caught.value.message
+    assert caught.value.hint
 
 
 # case: B20
