@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from common import values
+from common import toml, values
 from common.errors import ConfigError
 from common.values import signal_name, signal_number
 from daemon.parts.service.load import MAX_MESSAGE, LastGood, Loaded, load, parse_unit
@@ -326,7 +325,7 @@ def test_shipped_units_are_sound():
     assert loaded.units
     assert not loaded.broken
     for one in loaded.units.values():
-        assert tomllib.loads(one.text)
+        assert toml.loads(one.text)
         assert one.unit.unit.description
 
 
@@ -367,7 +366,7 @@ def test_every_key_is_described_with_its_default_and_no_other():
         text = ROWS[key][2]
         assert required == (text == "required"), key
         if found := re.fullmatch(r"`([^`]+)`", text):
-            written = tomllib.loads(f"x = {found[1]}")["x"]
+            written = toml.loads(f"x = {found[1]}")["x"]
             reader = {
                 "service.umask": values.mode,
                 "socket.mode": values.mode,
