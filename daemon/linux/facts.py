@@ -155,7 +155,7 @@ def preseed(root: Path) -> dict[str, Any] | None:
     content = text(root / "run/mixos/preseed.json")
     try:
         return dict(json.loads(content)) if content else None
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         return {"state": "unknown"}
 
 

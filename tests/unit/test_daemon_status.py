@@ -45,6 +45,13 @@ SAMPLE = {
 }
 
 
+@pytest.mark.parametrize("text", ["5", "[1]", '"x"', "{", "[" * 100_000])
+def test_a_damaged_word_about_the_preseed(tmp_path, text):
+    (tmp_path / "run/mixos").mkdir(parents=True)
+    (tmp_path / "run/mixos/preseed.json").write_text(text)
+    assert facts.preseed(tmp_path) == {"state": "unknown"}
+
+
 @pytest.fixture
 def root(tmp_path):
     for path, content in SAMPLE.items():
