@@ -162,5 +162,5 @@ def _keep(path: Path, policy: Policy) -> None:
 def _last_good(path: Path) -> Policy | None:
     try:
         return Policy.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
