@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -410,6 +411,15 @@ def test_a_contribution_that_ends_leaves_no_trace(tmp_path: Path) -> None:
     again.set_vpn({})
     assert again.servers() == ["192.0.2.1"]
     assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["dns.vpn", "eth0.dns"]
+
+
+# case: N6
+def test_leases_are_asked_for_what_is_used_of_them() -> None:
+    """NTP servers, routers, masks, name servers and the domain are asked for by BusyBox itself."""
+    asked = re.findall(r" -O (\w+)", (INIT / "network").read_text().replace('"', " "))
+    used = (INIT / "dhcp").read_text()
+    assert set(asked) == {"mtu", "search", "staticroutes", "msstaticroutes"}
+    assert all(f"${option}" in used or f"${{{option}" in used for option in asked)
 
 
 # case: N6
