@@ -819,15 +819,24 @@ def _names(data: bytes) -> None:
 def _facts(data: bytes) -> None:
     """The kernel's and init's small texts."""
     root = _folder() / "root"
-    for name in ("usr/lib/mixos/release", "proc/self/mountinfo", "run/mixos/preseed.json", "run/mixos/sysctl"):
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    for name in (
+        "usr/lib/mixos/release",
+        "proc/self/mounts",
+        "proc/self/mountinfo",
+        "run/mixos/preseed.json",
+        "run/mixos/sysctl",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
     facts.release(root)
+    facts.data(root)
     facts.preseed(root)
     facts.hardening(root)
     mounts.mounts(root)
 
 
+MOUNTED = b"/dev/vda6 /data ext4 rw 0 0\n"
 MOUNT = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n"
 
 
@@ -979,7 +988,13 @@ def _all() -> list[Reader]:
         Reader("name servers", [RESOLV + b"#192.0.2.10/24 100 5 0\nmetric 7\n"], _names, (), 5),
         Reader(
             "facts",
-            [b"MIXOS_VERSION=0.1\nA=b\n", MOUNT, b'{"state": "applied"}', b"missing a b\nrefused\n"],
+            [
+                b"MIXOS_VERSION=0.1\nA=b\n",
+                MOUNT,
+                b"/dev/vda6 /data ext4 rw 0 0\n",
+                b'{"state": "applied"}',
+                b"missing a b\nrefused\n",
+            ],
             _facts,
             (),
             5,
