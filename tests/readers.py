@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -56,6 +56,7 @@ from daemon.parts.mdns.responder import Network, Responder, _row
 from daemon.parts.metrics import http
 from daemon.parts.net import timesync
 from daemon.parts.net.netfile import NetworkFile
+from daemon.parts.proxy import trial
 from daemon.parts.proxy.part import ProxyFile
 from daemon.parts.sandbox import proxy_http, proxy_reach, proxy_tls
 from daemon.parts.sandbox.proxy_link import Link
@@ -465,6 +466,30 @@ def _from_peer(ask: Callable[[Link], Awaitable[object]]) -> Callable[[bytes], ob
     return lambda data: _loop().run_until_complete(talk(data))
 
 
+class _Nobody:
+    """In place of a writer."""
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    async def drain(self) -> None:
+        pass
+
+
+def _tried(data: bytes) -> None:
+    """What a server, or a proxy, answers to `mixctl proxy test`."""
+
+    async def talk(ask: Callable[[trial.Streams], Awaitable[object]]) -> None:
+        reader = asyncio.StreamReader(limit=16 << 10)
+        reader.feed_data(data)
+        reader.feed_eof()
+        with contextlib.suppress(trial.ProxyError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            await ask((reader, cast(asyncio.StreamWriter, _Nobody())))
+
+    _loop().run_until_complete(talk(lambda both: trial._request(both, "GET /", "a.test", "")))
+    _loop().run_until_complete(talk(lambda both: trial._socks(both, "a.test", 443, urlsplit("socks5://u:p@h:1"))))
+
+
 def _json(data: bytes) -> None:
     """What a program may have written into its log, on its way to D-Bus."""
     found = logs.Record("u", 1, 1, "0" * 8, "stdout", data.decode("utf-8", "backslashreplace")).as_json()
@@ -477,6 +502,10 @@ REQUEST = (
 CONNECT = b"CONNECT [2001:db8::1]:443 HTTP/1.1\r\nHost: [2001:db8::1]:443\r\n\r\n"
 CHUNKED = b"GET http://a.test HTTP/1.1\r\nhost:a.test\r\nTransfer-Encoding: chunked\r\nConnection: close, x\r\n\r\n"
 SOCKS = b"\x05\x01\x00\x03\x09a.example\x01\xbb"
+_SOCKS_ANSWERS = (
+    b"\x05\x02\x01\x00\x05\x00\x00\x01\x01\x02\x03\x04\x00\x50",
+    b"\x05\x02\x01\x00\x05\x00\x00\x03\x01a\x00\x50",
+)
 SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: 192.0.2.1:9100\r\nAccept: */*\r\n\r\n"
 
 
@@ -936,14 +965,12 @@ def _all() -> list[Reader]:
         ),
         Reader(
             "SOCKS answer",
-            [
-                b"\x05\x02\x01\x00\x05\x00\x00\x01\x01\x02\x03\x04\x00\x50",
-                b"\x05\x02\x01\x00\x05\x00\x00\x03\x01a\x00\x50",
-            ],
+            _SOCKS_ANSWERS,
             _from_peer(lambda link: proxy_reach._socks(link, urlsplit("socks5://u:p@h:1"), Target("a.test", 443))),
             (MixosError, EOFError),
             2,
         ),
+        Reader("answer to a try", [b"HTTP/1.1 407 No\r\nX: y\r\n\r\n", *_SOCKS_ANSWERS], _tried, (), 2),
         Reader("scrape", [SCRAPE], http.judge, ()),
         Reader("netlink", _messages(), _netlink, ()),
         Reader(
