@@ -17,7 +17,7 @@ DEPTH = 64  # parts of a key, and levels of a document
 _PART = r"""(?>[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*')"""
 # Texts and comments, in which dots mean nothing, a key of too many parts, and a single word.
 _TOKEN = re.compile(
-    r'"{3}(?:[^"\\]|\\.|"(?!""))*+"{3}|' + r"'{3}(?:[^']|'(?!''))*+'{3}|#[^\n]*|"
+    r'"{3}(?:[^"\\]|\\.|"(?!""))*+"{3,5}|' + r"'{3}(?:[^']|'(?!''))*+'{3,5}|#[^\n]*|"
     rf"(?P<key>{_PART}(?>[ \t]*\.[ \t]*{_PART}){{{DEPTH}}})|{_PART}",
     re.DOTALL,
 )

@@ -129,6 +129,9 @@ def test_what_only_looks_like_a_long_key():
     dots = "a." * 100
     text = f'# {dots}\na = "{dots}"\nb = """\n{dots}"""\nc = \'{dots}\'\n"{dots}" = 1\n' + "d" + ".d" * 62 + " = 1\n"
     assert set(toml.loads(text)) == {"a", "b", "c", "d", dots}
+    for quote in ('"', "'"):  # a text may end in quotes of its own
+        three = 3 * quote
+        assert toml.loads(f"a = [{three}x{quote}{three}, {three}{dots}{three}]") == {"a": [f"x{quote}", dots]}
 
 
 def test_positions_follow_tables_and_arrays():
