@@ -6,13 +6,13 @@ The same for what people write on the host (`mixos.toml`, recipes) and on the de
 from __future__ import annotations
 
 import difflib
-import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from common import toml
 from common.errors import ConfigError
 from common.files import read_regular
 from common.positions import nearest, positions
@@ -86,11 +86,9 @@ def parse_edit(text: str, before: str, path: Path, model: type[Model]) -> Model:
 def decode(text: str, path: Path) -> dict[str, Any]:
     """The content of TOML text. Raises ConfigError `config-syntax` with line and column."""
     try:
-        return tomllib.loads(text.removeprefix(MARK))
-    except tomllib.TOMLDecodeError as error:
+        return toml.loads(text.removeprefix(MARK))
+    except toml.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}", reason="config-syntax", hint="the file must be TOML 1.0") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply", reason="config-syntax") from error
 
 
 def _reason(details: list[ErrorDetails]) -> str:

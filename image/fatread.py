@@ -52,33 +52,35 @@ def read_files(fd: int, offset: int, size: int) -> dict[str, bytes]:
     """All files: path with "/" → content. Raises FatError for loops, bad chains, or more than the bounds allow."""
     volume = open_volume(fd, offset, size)
     found: dict[str, bytes] = {}
-    seen: set[int] = set()
-    _walk(volume, volume.root, "", 0, found, seen)
+    _walk(volume, volume.root, "", 0, found, set())
     return found
 
 
-def _walk(volume: Volume, first: int, prefix: str, depth: int, found: dict[str, bytes], seen: set[int]) -> None:
-    if first in seen or depth > _MAX_DEPTH:
+def _walk(volume: Volume, first: int, prefix: str, depth: int, found: dict[str, bytes], used: set[int]) -> None:
+    if first in used or depth > _MAX_DEPTH:
         raise FatError(f"directory {prefix!r} loops or lies too deep", "fat-loop")
-    seen.add(first)
-    for name, directory, start, length in _entries(_follow(volume, first, None)):
+    for name, directory, start, length in _entries(_follow(volume, first, None, used)):
         path = prefix + name
         if directory:
-            _walk(volume, start, path + "/", depth + 1, found, seen)
+            _walk(volume, start, path + "/", depth + 1, found, used)
             continue
         if path in found or len(found) >= _MAX_FILES:
             raise FatError(f"{path!r} exists twice, or there are too many files", "fat-directory")
-        found[path] = _follow(volume, start, length)[:length] if length else b""
+        found[path] = _follow(volume, start, length, used)[:length] if length else b""
 
 
-def _follow(volume: Volume, first: int, length: int | None) -> bytes:
-    """The bytes of a chain of clusters. length: of the file, or None for a directory (bounded instead)."""
+def _follow(volume: Volume, first: int, length: int | None, used: set[int]) -> bytes:
+    """The bytes of a chain of clusters. length: of the file, or None for a directory (bounded instead). used: each
+    cluster is one file's, and there once: so no more is read than there is."""
     limit = _MAX_DIRECTORY if length is None else length
     parts: list[bytes] = []
     cluster, total = first, 0
     while total < limit:
         if not 2 <= cluster < len(volume.chain):
             raise FatError(f"cluster {cluster} lies outside the file system", "fat-chain")
+        if cluster in used:
+            raise FatError(f"cluster {cluster} is used twice", "fat-chain")
+        used.add(cluster)
         parts.append(_pread(volume.fd, volume.data + (cluster - 2) * volume.cluster, volume.cluster))
         total += volume.cluster
         cluster = volume.chain[cluster]

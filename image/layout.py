@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from pathlib import Path
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common import toml
 from common.errors import ConfigError, ImageError
 from image import gpt, verity
 
@@ -71,8 +71,8 @@ class Layout(BaseModel):
 def load(path: Path = DEFAULT) -> Layout:
     """Read a layout file. Raises ConfigError."""
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = toml.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, toml.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}", reason="layout-unreadable") from error
     return parse(values, str(path))
 

@@ -17,12 +17,12 @@ Everything here is pure: the date to compare with is a parameter.
 from __future__ import annotations
 
 import datetime
-import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common import toml
 from common.errors import CheckError, ConfigError
 from kernel.kconfig import OFF, Request, conflict, did_you_mean, normal
 from kernel.version import Range, Version
@@ -73,8 +73,8 @@ class Resolution:
 def read_waivers(path: Path) -> list[Waiver]:
     """Read waivers.toml. Raises ConfigError (waiver-syntax) naming the table that is wrong."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except tomllib.TOMLDecodeError as error:
+        document = toml.loads(path.read_text(encoding="utf-8-sig"))
+    except toml.TOMLDecodeError as error:
         raise ConfigError(f"{path.name}: {error}", reason="waiver-syntax") from error
     unknown = set(document) - {"waiver"}
     tables = document.get("waiver", [])

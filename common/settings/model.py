@@ -27,13 +27,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, Literal
 
-from common import addresses
+from common import addresses, toml
 from common.accounts import NAMES
 from common.errors import SettingsError
 from common.lines import split_lines
@@ -138,11 +137,11 @@ def parse(data: bytes, where: str, base: Settings) -> Settings:
         hint = "it looks like UTF-16: save it as UTF-8" if is_utf16(data) else None
         raise SettingsError(f"{where}:{line}: not UTF-8 text", reason="settings-encoding", hint=hint) from error
     try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        document = toml.loads(text)
+    except toml.TOMLDecodeError as error:
         found = re.search(r"at line (\d+), column (\d+)", str(error))
-        # Without a position the parser reached the end of the text.
-        spot = f"{where}:{found[1]}:{found[2]}" if found else f"{where}:{max(1, len(split_lines(text)))}"
+        last = f"{where}:{max(1, len(split_lines(text)))}" if "(at end of document)" in str(error) else where
+        spot = f"{where}:{found[1]}:{found[2]}" if found else last
         raise SettingsError(f"{spot}: not valid TOML: {error}", reason="settings-syntax") from error
     return from_mapping(document, where, base, _Locator(text).find)
 
@@ -342,7 +341,7 @@ class _Reader:
 class _Locator:
     """Finds the line of a key in TOML text; tomllib keeps no positions. A miss only costs the line in a message."""
 
-    _HEADER = re.compile(r"\s*(\[\[?)\s*([A-Za-z0-9_.\"'\s-]+?)\s*\]\]?\s*(?:#.*)?")
+    _HEADER = re.compile(r"\s*(\[\[?)([A-Za-z0-9_.\"'\s-]+)\]\]?\s*(?:#.*)?")
     _KEY = re.compile(r"\s*([A-Za-z0-9_\"'-]+(?:\s*\.\s*[A-Za-z0-9_\"'-]+)*)\s*=")
 
     def __init__(self, text: str) -> None:

@@ -170,6 +170,7 @@ def test_static_network_name_and_time_zone(make_guest: MakeGuest, tmp_path: Path
     assert guest.stop() == "powerdown"
 
 
+# case: B23
 def test_usb_disk(make_guest: MakeGuest) -> None:
     guest = make_guest(disk_bus="usb", reboot=False)
     guest.start()

@@ -162,6 +162,7 @@ def test_misspelt_key_that_is_needed(mixos: Mixos, config: Callable[..., Path]) 
     assert done.json["error"].count(f"{path}:") == 2
 
 
+# case: B21
 def test_mistake_in_the_settings_of_the_device(mixos: Mixos, config: Callable[..., Path], kernel: Path) -> None:
     path = config(('hostname = "mixos"', 'hostnam = "mixos"'))
     done = mixos("--config", path, "plan", "--kernel-source", kernel, "--json")

@@ -119,6 +119,26 @@ def test_bad_label(tmp_path: Path) -> None:
     assert caught.value.reason == "fat-label"
 
 
+def test_no_more_is_read_than_there_is(tmp_path: Path) -> None:
+    """A chain that comes back to its beginning, of a file of 4 GiB; and two files of one chain."""
+    fd = make(tmp_path / "fat", {"A.TXT": b"a" * 5000, "B.TXT": b"b" * 5000})
+    shape = fat.geometry(SIZE)
+    root = shape.data * 512
+    entries = [root + at for at in range(0, 512, 32) if os.pread(fd, 11, root + at)[8:] == b"TXT"]
+    first = [struct.unpack("<H", os.pread(fd, 2, at + 26))[0] for at in entries]
+    os.pwrite(fd, struct.pack("<H", first[0]), entries[1] + 26)
+    with pytest.raises(fat.FatError) as caught:
+        fatread.read_files(fd, 0, SIZE)
+    assert caught.value.reason == "fat-chain"
+    os.pwrite(fd, struct.pack("<H", first[1]), entries[1] + 26)
+    os.pwrite(fd, b"\xff" * 4, entries[0] + 28)
+    os.pwrite(fd, struct.pack("<I", first[0]), fat.RESERVED * 512 + 4 * (first[0] + 2))
+    with pytest.raises(fat.FatError) as caught:
+        fatread.read_files(fd, 0, SIZE)
+    os.close(fd)
+    assert caught.value.reason == "fat-chain"
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_file_systems_only_raise_fat_errors(tmp_path: Path, data: st.DataObject) -> None:

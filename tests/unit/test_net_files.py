@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import shutil
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from buildsys.run import run
 from common import netvalues as values
+from common import toml
 from common.errors import MixosError, RefusedError
 from common.tomledit import remove_table, set_keys
 from common.tomlfile import parse
@@ -241,12 +242,12 @@ def test_an_edit_leaves_everything_else() -> None:
 def test_a_new_table_is_appended_and_removed_again() -> None:
     text = set_keys(FILE, ["interface", "br.1"], {"mode": "none", "odd": 'a"b\\\n\x7f'})
     assert text.startswith(FILE)
-    assert tomllib.loads(text)["interface"]["br.1"] == {"mode": "none", "odd": 'a"b\\\n\x7f'}
+    assert toml.loads(text)["interface"]["br.1"] == {"mode": "none", "odd": 'a"b\\\n\x7f'}
     assert remove_table(text, ["interface", "br.1"]) == FILE
 
 
 def test_root_keys() -> None:
-    assert tomllib.loads(set_keys(FILE, [], {"dns": None, "search": ["a"]}))["search"] == ["a"]
+    assert toml.loads(set_keys(FILE, [], {"dns": None, "search": ["a"]}))["search"] == ["a"]
 
 
 # case: N4
@@ -259,7 +260,7 @@ def test_a_table_goes_with_the_comments_above_it_and_no_others() -> None:
 
 def test_a_table_goes_with_those_below_it() -> None:
     text = "[a]\nx = 1\n[a.b]\ny = 1\n[a.b.c]\nz = 1\n# about d\n[a.d]\nw = 1\n"
-    assert tomllib.loads(remove_table(text, ["a", "b"])) == {"a": {"x": 1, "d": {"w": 1}}}
+    assert toml.loads(remove_table(text, ["a", "b"])) == {"a": {"x": 1, "d": {"w": 1}}}
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,7 @@ def test_edits_mean_what_they_say(edits: list[tuple[list[str], dict[str, Any]]])
         for name in table:
             inner = inner.setdefault(name, {})
         inner.update(entries)
-        assert tomllib.loads(text) == meant
+        assert toml.loads(text) == meant
         assert text.startswith("# note\n")
 
 
@@ -429,6 +430,15 @@ def test_a_contribution_that_ends_leaves_no_trace(tmp_path: Path) -> None:
     again.set_vpn({})
     assert again.servers() == ["192.0.2.1"]
     assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["dns.vpn", "eth0.dns"]
+
+
+# case: N6
+def test_leases_are_asked_for_what_is_used_of_them() -> None:
+    """NTP servers, routers, masks, name servers and the domain are asked for by BusyBox itself."""
+    asked = re.findall(r" -O (\w+)", (INIT / "network").read_text().replace('"', " "))
+    used = (INIT / "dhcp").read_text()
+    assert set(asked) == {"mtu", "search", "staticroutes", "msstaticroutes"}
+    assert all(f"${option}" in used or f"${{{option}" in used for option in asked)
 
 
 # case: N6
