@@ -62,13 +62,14 @@ def _write(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
 
 def read_regular(path: Path, most: int = -1) -> bytes:
     """The content of a file, its first `most` bytes. Raises OSError, also for what is no file: a pipe would be waited
-    for, and a device has no end. Links are followed as `open_place` does: whoever else may write a folder must not have
-    us read what they cannot."""
+    for, and a device has no end. Nor is a lease waited for (fcntl(2)), which a file's owner can take again and again.
+    Links are followed as `open_place` does: whoever else may write a folder must not have us read what they cannot."""
     place = open_place(path)  # an open device might do something
     try:
         if not stat.S_ISREG(os.fstat(place).st_mode):
             raise OSError(errno.EINVAL, "not a file", os.fspath(path))
-        with Path(f"/proc/self/fd/{place}").open("rb") as stream:
+        descriptor = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as stream:
             return stream.read(most)
     finally:
         os.close(place)

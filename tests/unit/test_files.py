@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import signal
 import stat
 from pathlib import Path
 
@@ -178,6 +180,20 @@ def test_only_files_are_read(tmp_path, kind):
 
 
 # case: D20
+def test_a_lease_is_not_waited_for(tmp_path):
+    (tmp_path / "leased").write_bytes(b"text")
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # how the kernel asks for the lease
+    try:
+        with (tmp_path / "leased").open("rb+") as holder:
+            fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            with pytest.raises(BlockingIOError):
+                read_regular(tmp_path / "leased")
+            fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        assert read_regular(tmp_path / "leased") == b"text"
+    finally:
+        signal.signal(signal.SIGIO, before)
+
+
 @pytest.mark.parametrize("odd", ["\u2028", "\x85"])
 def test_only_newlines_end_a_line(odd: str):
     assert split_lines("") == []
