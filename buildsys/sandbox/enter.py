@@ -90,8 +90,8 @@ def new_root(spec: "dict[str, object]") -> None:
         os.mkdir(f"{root}/{name}")
     for entry in spec["mounts"]:  # type: ignore[attr-defined]
         show(root, entry)
-    for name in DEVICES:
-        show(root, {"host": f"/dev/{name}", "inside": f"/dev/{name}", "writable": True})
+    for name in DEVICES:  # read-only: their modes are the host's; what they are given goes to no file system
+        show(root, {"host": f"/dev/{name}", "inside": f"/dev/{name}", "writable": False})
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         os.symlink(target, f"{root}/dev/{name}")
     for path, target in spec["links"].items():  # type: ignore[attr-defined]
