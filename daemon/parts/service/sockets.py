@@ -53,12 +53,12 @@ def _tcp(wanted: Socket) -> socket.socket:
 
 
 def _unix(wanted: Socket) -> socket.socket:
-    """Bound under its own name, which its service sees (getsockname(2)); nobody can connect before it has its owner and
-    mode and listens. When its folder is a user's own, nothing else is given away."""
+    """Bound under its own name, which its service sees (getsockname(2)), and so by path; nobody can connect before it
+    has its owner and mode and listens. When its folder is a user's own, nothing else is given away."""
     assert wanted.unix is not None
     path = Path(wanted.unix)
     uid, gid = user_id(wanted.owner), group_id(wanted.group)
-    with folder_of(path, make=True) as folder:
+    with folder_of(path, make=True, settled=True) as folder:
         if _alive(path.name, folder):
             raise OSError(98, "someone listens there already")
         with contextlib.suppress(FileNotFoundError):
