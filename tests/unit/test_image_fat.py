@@ -104,6 +104,18 @@ def test_refused_sizes(size: int) -> None:
     assert caught.value.reason == "fat-size"
 
 
+def test_no_cluster_is_read_twice(tmp_path: Path) -> None:
+    """A few bytes could claim to be thousands of files of 4 GiB."""
+    fd = make(tmp_path / "fat", FILES)
+    chain = fatread.open_volume(fd, 0, SIZE).chain
+    number = next(number for number in range(2, len(chain)) if chain[number] == number + 1)
+    os.pwrite(fd, struct.pack("<I", number), fat.RESERVED * 512 + number * 4)
+    with pytest.raises(fat.FatError) as caught:
+        fatread.read_files(fd, 0, SIZE)
+    os.close(fd)
+    assert caught.value.reason == "fat-chain"
+
+
 def test_bad_label(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "fat", os.O_RDWR | os.O_CREAT)
     with pytest.raises(fat.FatError) as caught:
