@@ -27,4 +27,7 @@ def shown(value: object) -> str:
     """A value of a TOML file for a message, as it may be written there."""
     if isinstance(value, bool):
         return str(value).lower()
-    return value.isoformat() if isinstance(value, date | datetime | time) else repr(value)
+    try:
+        return value.isoformat() if isinstance(value, date | datetime | time) else repr(value)
+    except RecursionError:
+        return "a table that nests too deeply"

@@ -18,6 +18,7 @@ from common.files import read_regular
 from common.positions import nearest, positions
 from common.safe import without_password
 from common.text import MARK, decoded, shown
+from common.tomltext import loads
 from common.values import PATTERNS
 
 MAX_BYTES = 4 << 20  # no file that people write by hand is larger
@@ -86,7 +87,7 @@ def parse_edit(text: str, before: str, path: Path, model: type[Model]) -> Model:
 def decode(text: str, path: Path) -> dict[str, Any]:
     """The content of TOML text. Raises ConfigError `config-syntax` with line and column."""
     try:
-        return tomllib.loads(text.removeprefix(MARK))
+        return loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}", reason="config-syntax", hint="the file must be TOML 1.0") from error
     except RecursionError as error:

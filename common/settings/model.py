@@ -39,6 +39,7 @@ from common.errors import SettingsError
 from common.lines import split_lines
 from common.settings.sshkey import OPTIONS, expiry_problem, key_problem, normal_key, option_problem, source_problem
 from common.text import MARK, is_utf16, shown
+from common.tomltext import loads
 
 MAX_BYTES = 64 << 10
 MAX_KEYS = 64
@@ -125,7 +126,7 @@ def parse(data: bytes, where: str, base: Settings) -> Settings:
         hint = "it looks like UTF-16: save it as UTF-8" if is_utf16(data) else None
         raise SettingsError(f"{where}:{line}: not UTF-8 text", reason="settings-encoding", hint=hint) from error
     try:
-        document = tomllib.loads(text)
+        document = loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         found = re.search(r"at line (\d+), column (\d+)", str(error))
         # Without a position the parser reached the end of the text.

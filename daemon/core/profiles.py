@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -22,6 +21,7 @@ from pydantic import Field, ValidationError
 from common import tomlfile
 from common.errors import ConfigError, MixosError, NotFoundError
 from common.files import write_atomically
+from common.tomltext import loads
 from common.values import NAME, Name
 from daemon.core.part import Context
 from daemon.linux.sandbox.policy import Overlay, Policy, tighten
@@ -114,7 +114,7 @@ def _read(context: Context, name: str, above: tuple[str, ...]) -> tuple[Policy, 
 def _policy(context: Context, path: Path, chain: tuple[str, ...]) -> tuple[Policy, tuple[str, ...]]:
     text = tomlfile.read_text(path)
     written = tomlfile.parse(text, path, ProfileFile)
-    data = tomllib.loads(text)
+    data = loads(text)
     data.pop("extends", None)
     origin: tuple[str, ...] = (str(path),)
     if written.extends is not None:
