@@ -11,6 +11,8 @@ from image.fat import MIN_CLUSTERS, FatError
 _MAX_FILES = 4096
 _MAX_DIRECTORY = 1 << 20  # bytes
 _MAX_DEPTH = 8
+_MAX_BYTES = 1 << 30  # of all files and folders together
+_MAX_CLUSTERS = 1 << 24  # the largest ESP of ours has half as many
 _FIRST_RESERVED = 0x0FFFFFF7  # bad cluster; above: end of chain
 
 
@@ -27,6 +29,23 @@ class Volume:
     chain: tuple[int, ...]
 
 
+class _Taken:
+    """Which clusters have been read: each belongs to one file, so a small image cannot claim to hold a large one."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._used = bytearray(len(volume.chain))
+        self._left = _MAX_BYTES // volume.cluster
+
+    def take(self, cluster: int) -> None:
+        """Raises FatError."""
+        if not 2 <= cluster < len(self._used):
+            raise FatError(f"cluster {cluster} lies outside the file system", "fat-chain")
+        self._left -= 1
+        if self._used[cluster] or self._left < 0:
+            raise FatError(f"cluster {cluster} is in two chains, or the files are larger than 1 GiB", "fat-chain")
+        self._used[cluster] = 1
+
+
 def open_volume(fd: int, offset: int, size: int) -> Volume:
     """Check the boot sector at byte `offset` and load the first FAT. Raises FatError."""
     boot = _pread(fd, offset, 512)
@@ -38,7 +57,7 @@ def open_volume(fd: int, offset: int, size: int) -> Volume:
         raise FatError("this is no FAT32 file system", "fat-magic")
     data = reserved + fats * fat_sectors
     clusters = (sectors - data) // per_cluster
-    if sectors * sector > size or clusters < MIN_CLUSTERS or not 2 <= root < clusters + 2:
+    if sectors * sector > size or not MIN_CLUSTERS <= clusters <= _MAX_CLUSTERS or not 2 <= root < clusters + 2:
         raise FatError("the file system does not fit its partition", "fat-size")
     if (clusters + 2) * 4 > fat_sectors * sector:
         raise FatError("the allocation table is too small", "fat-size")
@@ -52,35 +71,30 @@ def read_files(fd: int, offset: int, size: int) -> dict[str, bytes]:
     """All files: path with "/" → content. Raises FatError for loops, bad chains, or more than the bounds allow."""
     volume = open_volume(fd, offset, size)
     found: dict[str, bytes] = {}
-    _walk(volume, volume.root, "", 0, found, set())
+    _walk(volume, volume.root, "", 0, found, _Taken(volume))
     return found
 
 
-def _walk(volume: Volume, first: int, prefix: str, depth: int, found: dict[str, bytes], used: set[int]) -> None:
-    if first in used or depth > _MAX_DEPTH:
-        raise FatError(f"directory {prefix!r} loops or lies too deep", "fat-loop")
-    for name, directory, start, length in _entries(_follow(volume, first, None, used)):
+def _walk(volume: Volume, first: int, prefix: str, depth: int, found: dict[str, bytes], taken: _Taken) -> None:
+    if depth > _MAX_DEPTH:
+        raise FatError(f"directory {prefix!r} lies too deep", "fat-loop")
+    for name, directory, start, length in _entries(_follow(volume, first, None, taken)):
         path = prefix + name
         if directory:
-            _walk(volume, start, path + "/", depth + 1, found, used)
+            _walk(volume, start, path + "/", depth + 1, found, taken)
             continue
         if path in found or len(found) >= _MAX_FILES:
             raise FatError(f"{path!r} exists twice, or there are too many files", "fat-directory")
-        found[path] = _follow(volume, start, length, used)[:length] if length else b""
+        found[path] = _follow(volume, start, length, taken)[:length] if length else b""
 
 
-def _follow(volume: Volume, first: int, length: int | None, used: set[int]) -> bytes:
-    """The bytes of a chain of clusters. length: of the file, or None for a directory (bounded instead). used: each
-    cluster is one file's, and there once: so no more is read than there is."""
+def _follow(volume: Volume, first: int, length: int | None, taken: _Taken) -> bytes:
+    """The bytes of a chain of clusters. length: of the file, or None for a directory (bounded instead)."""
     limit = _MAX_DIRECTORY if length is None else length
     parts: list[bytes] = []
     cluster, total = first, 0
     while total < limit:
-        if not 2 <= cluster < len(volume.chain):
-            raise FatError(f"cluster {cluster} lies outside the file system", "fat-chain")
-        if cluster in used:
-            raise FatError(f"cluster {cluster} is used twice", "fat-chain")
-        used.add(cluster)
+        taken.take(cluster)
         parts.append(_pread(volume.fd, volume.data + (cluster - 2) * volume.cluster, volume.cluster))
         total += volume.cluster
         cluster = volume.chain[cluster]

@@ -29,7 +29,7 @@ from common.errors import ConfigError, ImageError, SettingsError
 from image import esp, fat, gpt
 from image.blockdev import Device, Places, check_free, inspect, open_exclusive
 from image.host import image_errors
-from image.source import open_image
+from image.source import MAX_IMAGE, open_image
 from image.uki import Uki, read_uki
 
 MIB = 1 << 20
@@ -92,9 +92,7 @@ def flash(
     where = places or Places()
     report = progress or (lambda phase, done, total: None)
     started = time.monotonic()
-    if not file:
-        _check(inspect(target, where), 0, where)  # before an image is unpacked for it
-    with open_image(image, report) as source, image_errors(image):
+    with open_image(image, report, _room(target, where, file=file)) as source, image_errors(image):
         table = _image_table(image, source)
         size = os.fstat(source).st_size
         device = _file_device(source, target, size, sector) if file else inspect(target, where)
@@ -120,6 +118,15 @@ def flash(
                 raise ImageError("the partition table reads back differently", reason="verify-failed")
             reread = device.block and _reread_table(disk)
     return Flashed(device, total, time.monotonic() - started, reread)
+
+
+def _room(target: Path, places: Places, *, file: bool) -> int:
+    """Bytes that an image for it may have. A disk is checked before one is unpacked for it; raises ImageError."""
+    if file:
+        return (os.path.isfile(target) and os.path.getsize(target)) or MAX_IMAGE
+    disk = inspect(target, places)
+    _check(disk, 0, places)
+    return disk.size
 
 
 def _image_table(image: Path, source: int) -> gpt.Table:

@@ -12,8 +12,9 @@ from buildsys.config.model import MixosToml, parse_size
 from buildsys.config.recipe import closure, load_recipes
 from buildsys.lock import load_lock
 from common import toml
-from common.errors import ConfigError
+from common.errors import ConfigError, SettingsError
 from common.positions import Position, positions
+from common.settings import model as settings
 from common.tomlfile import load, parse
 
 GOOD = """\
@@ -34,6 +35,34 @@ def failing(text: str) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
         parse(text, WHERE, MixosToml)
     return caught.value
+
+
+DEEP = "a." * 5000 + "a"
+SHAPES = {
+    "key": f"{DEEP} = 1",
+    "table": f"[{DEEP}]",
+    "quoted": '"a" . ' * 5000 + "a = 1",
+    "inside": f"b = {{ {DEEP} = 1 }}",
+    "value": "image." + "a." * 60 + "b = " + ("{ " + "a." * 90 + "a = ") * 50 + "1" + " }" * 50,
+    "text": "hostname." + "a." * 60 + "b = " + ("{ " + "a." * 90 + "a = ") * 50 + "1" + " }" * 50,
+    "number": "a = " + "9" * 60_000,
+    "array": "a = " + "[" * 9000,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_text_is_too_deep_or_too_large_to_be_told(shape: str):
+    """tomllib takes time by the square of a key's parts, and Python refuses to print what nests too deeply."""
+    assert failing(SHAPES[shape]).reason.startswith("config-")
+    with pytest.raises(SettingsError) as caught:
+        settings.parse(SHAPES[shape].encode(), "preseed", settings.Settings())
+    assert caught.value.reason.startswith("settings-")
+
+
+def test_dots_in_values_are_no_key():
+    addresses = ", ".join(f"'10.0.{n}.0/24'" for n in range(200))
+    name = ".".join("0123456789abcdef" * 2) + ".ip6.arpa"
+    assert toml.loads(f"a = [{addresses}, '{name}']")["a"][-1] == name
 
 
 def test_a_good_file_is_read():

@@ -111,6 +111,18 @@ def test_refused_sizes(size: int, sector: int) -> None:
     assert caught.value.reason == "fat-size"
 
 
+def test_no_cluster_is_read_twice(tmp_path: Path) -> None:
+    """A few bytes could claim to be thousands of files of 4 GiB."""
+    fd = make(tmp_path / "fat", FILES)
+    chain = fatread.open_volume(fd, 0, SIZE).chain
+    number = next(number for number in range(2, len(chain)) if chain[number] == number + 1)
+    os.pwrite(fd, struct.pack("<I", number), fat.RESERVED * 512 + number * 4)
+    with pytest.raises(fat.FatError) as caught:
+        fatread.read_files(fd, 0, SIZE)
+    os.close(fd)
+    assert caught.value.reason == "fat-chain"
+
+
 def test_bad_label(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "fat", os.O_RDWR | os.O_CREAT)
     with pytest.raises(fat.FatError) as caught:
@@ -122,8 +134,7 @@ def test_bad_label(tmp_path: Path) -> None:
 def test_no_more_is_read_than_there_is(tmp_path: Path) -> None:
     """A chain that comes back to its beginning, of a file of 4 GiB; and two files of one chain."""
     fd = make(tmp_path / "fat", {"A.TXT": b"a" * 5000, "B.TXT": b"b" * 5000})
-    shape = fat.geometry(SIZE)
-    root = shape.data * 512
+    root = fat.geometry(SIZE, 512).place(2)
     entries = [root + at for at in range(0, 512, 32) if os.pread(fd, 11, root + at)[8:] == b"TXT"]
     first = [struct.unpack("<H", os.pread(fd, 2, at + 26))[0] for at in entries]
     os.pwrite(fd, struct.pack("<H", first[0]), entries[1] + 26)

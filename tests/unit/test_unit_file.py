@@ -95,6 +95,7 @@ SYSTEMS = (  # names of the system's own, and the line of the mistake
     ("state-directory = 'mixos'\n", 6),
     ("type = 'forking'\npid-file = '/run/mixos/mixosd.lock'\n", 7),
     ("[[socket]]\nunix = '/run/mixos/mixosd.sock'\n", 7),
+    ("[[socket]]\nunix = '//run/mixos/mixosd.sock'\n", 7),
 )
 
 
