@@ -25,7 +25,7 @@ from common.errors import ConfigError, ImageError
 from image import esp, gpt
 from image.blockdev import Device, Places, check_free, inspect, open_exclusive
 from image.host import image_errors
-from image.source import open_image
+from image.source import MAX_IMAGE, open_image
 from image.uki import read_uki
 
 MIB = 1 << 20
@@ -84,9 +84,7 @@ def flash(
     where = places or Places()
     report = progress or (lambda phase, done, total: None)
     started = time.monotonic()
-    if not file:
-        _check(inspect(target, where), 0, where)  # before an image is unpacked for it
-    with open_image(image, report) as source, image_errors(image):
+    with open_image(image, report, _room(target, where, file=file)) as source, image_errors(image):
         table = _image_table(image, source)
         size = os.fstat(source).st_size
         device = _file_device(source, target, size) if file else inspect(target, where)
@@ -108,6 +106,15 @@ def flash(
                 raise ImageError("the partition table reads back differently", reason="verify-failed")
             reread = device.block and _reread_table(disk)
     return Flashed(device, total, time.monotonic() - started, reread)
+
+
+def _room(target: Path, places: Places, *, file: bool) -> int:
+    """Bytes that an image for it may have. A disk is checked before one is unpacked for it; raises ImageError."""
+    if file:
+        return (target.is_file() and target.stat().st_size) or MAX_IMAGE
+    disk = inspect(target, places)
+    _check(disk, 0, places)
+    return disk.size
 
 
 def _image_table(image: Path, source: int) -> gpt.Table:

@@ -27,6 +27,7 @@ STDIN = Path("-")
 MAX_IMAGE = 1 << 41  # bytes that an image unpacks to at most
 _CHUNK = 1 << 20
 _BLOCK = 64 << 10  # bytes; so many zeros become a hole
+_HEAD = 16  # bytes by which a format is known
 _XZ_MEMORY = 512 << 20  # bytes; xz -9 needs 65 MiB
 
 Progress = Callable[[str, int, int], None]
@@ -43,22 +44,22 @@ _FOREIGN: Mapping[bytes, tuple[str, str]] = {
 
 
 @contextmanager
-def open_image(path: Path, report: Progress) -> Iterator[int]:
+def open_image(path: Path, report: Progress, most: int = MAX_IMAGE) -> Iterator[int]:
     """A descriptor of the plain image at `path` ("-": standard input); `report` gets ("unpack", bytes read, bytes in
-    all or 0).
+    all or 0). most: bytes that it may unpack to, which a few of a packed one can do for any number.
 
-    Raises ImageError: "cannot-open", "not-an-image", "image-damaged", "image-io".
+    Raises ImageError: "cannot-open", "not-an-image", "image-damaged", "image-io", "disk-too-small".
     """
     if path == STDIN:
-        with _plain(0, "standard input", report) as fd:
+        with _plain(0, "standard input", report, most) as fd:
             yield fd
         return
-    with opened(path) as source, _plain(source, str(path), report) as fd:
+    with opened(path) as source, _plain(source, str(path), report, most) as fd:
         yield fd
 
 
 @contextmanager
-def _plain(source: int, name: str, report: Progress) -> Iterator[int]:
+def _plain(source: int, name: str, report: Progress, most: int) -> Iterator[int]:
     info = os.fstat(source)
     if stat.S_ISDIR(info.st_mode) or stat.S_ISBLK(info.st_mode) or os.isatty(source):
         what = "a folder" if stat.S_ISDIR(info.st_mode) else "a disk" if stat.S_ISBLK(info.st_mode) else "a terminal"
@@ -66,7 +67,7 @@ def _plain(source: int, name: str, report: Progress) -> Iterator[int]:
     regular = stat.S_ISREG(info.st_mode)
     with io.FileIO(source, closefd=False) as raw:
         stream = _Counted(io.BufferedReader(raw, _CHUNK), info.st_size if regular else 0, report)
-        head = stream.peek()
+        head = stream.head
         if not head:
             raise ImageError(f"{name} is empty", reason="not-an-image")
         for magic, (what, hint) in _FOREIGN.items():
@@ -82,30 +83,29 @@ def _plain(source: int, name: str, report: Progress) -> Iterator[int]:
         except OSError as error:
             raise ImageError(f"{folder}: {error.strerror}", reason="image-io", hint="set TMPDIR") from error
         with unnamed as target:
-            _keep((unpack or _copied)(stream), target, name)
+            _keep((unpack or _copied)(stream), target, name, most)
             yield target.fileno()
 
 
 class _Counted:
-    """A stream that tells how much of it has been read."""
+    """A stream that tells how much of it has been read. head: how it begins, whole however a pipe brings it."""
 
     def __init__(self, stream: io.BufferedReader, total: int, report: Progress) -> None:
         self._stream, self._total, self._report = stream, total, report
         self._done = 0
-
-    def peek(self) -> bytes:
-        """How the stream begins."""
-        return self._stream.peek(16)
+        self.head = self._again = stream.read(_HEAD)
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes; empty at the end."""
-        data = self._stream.read1(_CHUNK if size < 0 else size)
+        """The next bytes, as many as there are or `size`; fewer or none at the end."""
+        most = _CHUNK if size < 0 else size
+        data, self._again = self._again[:most], self._again[most:]
+        data = data or (self._stream.read1(most) if size < 0 else self._stream.read(most))
         self._done += len(data)
         self._report("unpack", self._done, self._total)
         return data
 
 
-def _keep(pieces: Iterator[bytes], target: IO[bytes], name: str) -> None:
+def _keep(pieces: Iterator[bytes], target: IO[bytes], name: str, most: int) -> None:
     """Write the pieces into an empty file, with holes for zeros. Raises ImageError."""
     size = 0
     zeros = bytes(_BLOCK)
@@ -116,8 +116,8 @@ def _keep(pieces: Iterator[bytes], target: IO[bytes], name: str) -> None:
                 if block != zeros[: len(block)]:
                     _written(target, size, block)
                 size += len(block)
-            if size > MAX_IMAGE:
-                raise ImageError(f"{name} unpacks to more than {MAX_IMAGE >> 40} TiB", reason="image-damaged")
+            if size > most:
+                raise ImageError(f"{name} unpacks to more than the {most} bytes of the disk", reason="disk-too-small")
         target.truncate(size)
         target.flush()
     except (lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile, ValueError) as error:
@@ -148,12 +148,15 @@ def _xz(stream: _Counted) -> Iterator[bytes]:
     data = b""
     while True:
         if one is None or one.eof:
-            data = (one.unused_data if one is not None else data).lstrip(b"\0") or stream.read().lstrip(b"\0")
-            if not data:
-                return
+            data = (one.unused_data if one is not None else data).lstrip(b"\0")
+            while not data:
+                piece = stream.read(_BLOCK)  # small: what is behind a stream is copied with each of many tiny ones
+                if not piece:
+                    return
+                data = piece.lstrip(b"\0")
             one = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
         elif one.needs_input:
-            data = stream.read()
+            data = stream.read(_BLOCK)
             if not data:
                 raise EOFError("it ends early")
         yield one.decompress(data, _CHUNK)

@@ -1,12 +1,15 @@
 """Writing images: into regular files, and the refusals for disks in use, with made-up kernel tables."""
 
+import contextlib
 import errno
 import fcntl
 import gzip
 import lzma
 import os
 import struct
+import termios
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,8 +217,10 @@ def test_sector_size(tmp_path: Path, image: Path) -> None:
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "xz": lzma.compress,
-    "xz in two streams": lambda data: lzma.compress(data[: 50 << 20]) + lzma.compress(data[50 << 20 :]) + bytes(4),
-    "gz": lambda data: gzip.compress(data, 1),
+    "xz in two streams": lambda data: (
+        lzma.compress(data[: 50 << 20]) + bytes(3 << 20) + lzma.compress(data[50 << 20 :]) + bytes(4)
+    ),
+    "gz": lambda data: gzip.compress(data[: 50 << 20], 1) + gzip.compress(data[50 << 20 :], 1),
     "zst": lambda data: run([find_tool("zstd"), "-1", "-c", "-q"], stdin=data, split=True).stdout,
 }
 
@@ -250,6 +255,38 @@ def test_a_packed_image_is_checked_before_the_first_write(
     target = used_file(tmp_path / "disk", 300 << 20)
     before = target.read_bytes()
     refused("image-damaged", lambda: flash.flash(tmp_path / "image", target, yes, file=True))
+    assert target.read_bytes() == before
+
+
+# case: B14
+@pytest.mark.parametrize("kind", ["xz", "gz", "zst", "plain"])
+def test_a_pipe_may_bring_an_image_in_pieces(tmp_path: Path, image: Path, packed: dict[str, bytes], kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    data = packed.get(kind) or image.read_bytes()
+
+    def bring() -> None:
+        with (tmp_path / "pipe").open("wb", buffering=0) as pipe:
+            for at in range(20):  # the next byte comes when this one was read
+                pipe.write(data[at : at + 1])
+                while struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]:
+                    time.sleep(0.001)
+            with contextlib.suppress(BrokenPipeError):
+                pipe.write(data[20:])
+
+    thread = threading.Thread(target=bring)
+    thread.start()
+    flash.flash(tmp_path / "pipe", tmp_path / "disk", yes, file=True)
+    thread.join(30)
+    assert (tmp_path / "disk").read_bytes() == image.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["xz", "gz", "zst"])
+def test_a_packed_image_does_not_become_larger_than_the_disk(tmp_path: Path, kind: str) -> None:
+    """A few bytes can unpack to any number: it ends when it does not fit, not when the host is full."""
+    (tmp_path / "image").write_bytes(PACKERS[kind](bytes(64 << 20)))
+    target = used_file(tmp_path / "disk", 10 << 20)
+    before = target.read_bytes()
+    refused("disk-too-small", lambda: flash.flash(tmp_path / "image", target, yes, file=True))
     assert target.read_bytes() == before
 
 
