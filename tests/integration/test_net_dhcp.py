@@ -308,6 +308,16 @@ def test_a_lease_is_bounded(leases: Leases) -> None:
     assert leases.mtu() == "1450"
 
 
+@pytest.mark.parametrize("odd", ["\n", "\x1b[2J", "\r", "\xe9", "\x7f"])
+def test_a_server_writes_no_lines_of_the_log(leases: Leases, tmp_path: Path, odd: str) -> None:
+    log = tmp_path / "kmsg"
+    leases.script.write_text(leases.script.read_text().replace("/dev/kmsg", str(log)))
+    leases.tell("nak", message=f"go away{odd}<5>mixos: all is well")
+    assert log.read_text() == "<5>mixos: eth0: the DHCP server refused: (not printable)\n"
+    leases.tell("nak", message="wrong network, ~ 5 hosts")
+    assert log.read_text() == "<5>mixos: eth0: the DHCP server refused: wrong network, ~ 5 hosts\n"
+
+
 # case: N13
 def test_a_lease_with_another_mask(leases: Leases) -> None:
     """No connection ends: the address is there all the time, and so is the way out."""
