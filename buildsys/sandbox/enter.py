@@ -4,7 +4,8 @@ FD is open on the specification (JSON, see spec.py).
 
 Order, and why:
   1. new user namespace first: it grants the capabilities that the other steps need, also to an unprivileged builder;
-  2. mount, PID, IPC, UTS, network and cgroup namespaces in the same call, so that none can be forgotten;
+  2. mount, PID, IPC, UTS, network and cgroup namespaces in the same call, so that none can be forgotten; the keys of the
+     builder's session, which no namespace is about, are left behind with their keyring;
   3. a tmpfs root with exactly the declared mounts, read-only through mount_setattr(2), which reaches submounts too;
   4. no further user namespace, which would give all capabilities again: the limit of ours becomes 0 while /proc can
      still be written; raising it would take a capability that step 6 takes away;
@@ -14,6 +15,7 @@ Any step that fails ends the process with status 125 and one line on stderr: the
 """
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -27,7 +29,9 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 23, 24, 38
-SYS_PIVOT_ROOT, SYS_MOUNT_SETATTR = {"x86_64": (155, 442), "aarch64": (41, 442)}[os.uname().machine]
+SYS_PIVOT_ROOT, SYS_KEYCTL = {"x86_64": (155, 250), "aarch64": (41, 219)}[os.uname().machine]
+SYS_MOUNT_SETATTR = 442  # the same on all architectures
+KEYCTL_JOIN_SESSION_KEYRING = 1
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = -100, 0x8000, 0x1, 0x2
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 # chown, dac_override, dac_read_search, fowner, fsetid, kill, setgid, setuid: what `make install` and `tar` use.
@@ -66,6 +70,14 @@ def new_namespaces() -> None:
     for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123 - pathlib is not worth its import time here
             file.write(text)
+
+
+def leave_keyring() -> None:
+    """Begin an empty session keyring (keyctl(2)). Where the kernel has none, or does not let us, a build has no keys."""
+    if libc.syscall(SYS_KEYCTL, KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+        number = ctypes.get_errno()
+        if number not in (errno.ENOSYS, errno.EPERM):
+            raise OSError(number, f"leave the session keyring: {os.strerror(number)}")
 
 
 def show(root: str, entry: "dict[str, object]") -> None:
@@ -190,6 +202,7 @@ def main() -> int:
         return REFUSED  # the builder died before we could bind our life to its
     try:
         new_namespaces()
+        leave_keyring()
         init = os.fork()
         if init == 0:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -86,6 +87,22 @@ def test_what_an_action_must_not_be_able_to_do(build: Builder, attempt: str):
     text = f"if bash -c '{attempt}' 2>/dev/null; then echo broke out; exit 1; fi; cp /in/dep/file /out/"
     shell = script("try", text, dep=FromAction("dep"))
     assert build.read(build(dep, shell)["try"], "file") == "fine\n"
+
+
+def test_the_keys_of_the_builders_session_are_not_there(build: Builder):
+    """Of the kernel's keyrings (keyctl(2)): a login's tickets and passwords of file systems are there."""
+    add_key, keyctl = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+    kernel = ctypes.CDLL(None)
+    mine = kernel.syscall(add_key, b"user", b"mixos-test", b"secret", 6, -3)  # of the session
+    if mine < 0:
+        pytest.skip("this host lets nobody keep keys")
+    try:
+        look = f"import ctypes; print(ctypes.CDLL(None).syscall({keyctl}, 10, -3, b'user', b'mixos-test', 0))"
+        assert kernel.syscall(keyctl, 10, -3, b"user", b"mixos-test", 0) == mine
+        result = build(script("keys", f'python3 -c "{look}" >/out/key'))
+        assert build.read(result["keys"], "key") == "-1\n"
+    finally:
+        kernel.syscall(keyctl, 9, mine, -3)  # unlinked
 
 
 def test_only_the_declared_network_is_there(build: Builder):
