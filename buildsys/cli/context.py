@@ -17,6 +17,7 @@ from buildsys.display import Display
 from buildsys.events import Event, Sink, json_sink
 from buildsys.project import Project
 from buildsys.session import Options
+from common.safe import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -82,4 +83,4 @@ def _tee(sinks: list[Sink]) -> Sink:
 
 def emit(data: dict[str, Any], as_json: bool, text: str) -> None:
     """Print the same result as JSON or as text."""
-    print(json.dumps(data, indent=None if as_json else 1) if as_json else text)
+    print(json.dumps(data, indent=None if as_json else 1) if as_json else printable(text))

@@ -15,6 +15,7 @@ import click
 from buildsys.cli.context import Context
 from buildsys.oserrors import host_error
 from common.errors import MixosError, UsageError
+from common.safe import printable
 from common.streams import open_missing
 
 INTERRUPTED = 130
@@ -124,7 +125,8 @@ def _report(error: MixosError, as_json: bool) -> None:
     if as_json:
         print(json.dumps(error.as_json()))
     else:
-        print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        text = f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else "")
+        print(printable(text), file=sys.stderr)  # the end of a build's log is in it, for one
     sys.exit(error.exit_code)
 
 
