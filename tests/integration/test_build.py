@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import pty
 import signal
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from buildsys.events import ActionFinished, Note
+from buildsys.execute import enter_command, sandbox_spec, spec_file
 from buildsys.graph import Action, FromAction, FromPath, Plan, Script
 from buildsys.jobserver import Jobserver
 from buildsys.run import Process, spawn
@@ -103,6 +107,30 @@ def test_the_keys_of_the_builders_session_are_not_there(build: Builder):
         assert build.read(result["keys"], "key") == "-1\n"
     finally:
         kernel.syscall(keyctl, 9, mine, -3)  # unlinked
+
+
+def test_what_runs_in_a_shell_cannot_type_into_its_terminal(build: Builder):
+    """What it types would be read by the builder's own shell, once this one has ended."""
+    text = "import fcntl; print('begun', flush=True); fcntl.ioctl(0, 0x5412, b'x')"  # TIOCSTI
+    with build.executor() as executor:
+        staged = executor.store.stage()
+        spec = sandbox_spec(script("shell", ""), staged, {}, executor.env, executor.jobserver)
+        spec = replace(spec, argv=("/usr/bin/python3", "-c", text), interactive=True)
+        with spec_file(spec, staged) as descriptor:
+            command = enter_command(descriptor)
+            pid, terminal = pty.fork()
+            if not pid:
+                for number in (descriptor, *spec.fds):
+                    os.set_inheritable(number, True)
+                os.execv(command[0], command)
+            said = b""
+            with contextlib.suppress(OSError):  # how the end of a terminal is told
+                while piece := os.read(terminal, 4096):
+                    said += piece
+            os.close(terminal)
+            os.waitpid(pid, 0)
+    assert said.startswith(b"begun")
+    assert b"PermissionError" in said
 
 
 def test_only_the_declared_network_is_there(build: Builder):
