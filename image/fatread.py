@@ -6,7 +6,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from image.fat import MIN_CLUSTERS, SECTOR, FatError
+from image.fat import MIN_CLUSTERS, FatError
 
 _MAX_FILES = 4096
 _MAX_DIRECTORY = 1 << 20  # bytes
@@ -23,62 +23,64 @@ class Volume:
     cluster: int
     root: int
     volume_id: int
-    hidden: int
+    sector: int
     chain: tuple[int, ...]
 
 
 def open_volume(fd: int, offset: int, size: int) -> Volume:
     """Check the boot sector at byte `offset` and load the first FAT. Raises FatError."""
-    boot = _pread(fd, offset, SECTOR)
+    boot = _pread(fd, offset, 512)
     (sector, per_cluster, reserved, fats, roots, small, media, fat16) = struct.unpack_from("<HBHBHHBH", boot, 11)
-    hidden, sectors, fat_sectors, _, version, root = struct.unpack_from("<IIIHHI", boot, 28)
-    if boot[510:] != b"\x55\xaa" or sector != SECTOR or media < 0xF0 or version != 0:
+    sectors, fat_sectors, _, version, root = struct.unpack_from("<IIHHI", boot, 32)
+    if boot[510:] != b"\x55\xaa" or sector not in (512, 1024, 2048, 4096) or media < 0xF0 or version != 0:
         raise FatError("this is no FAT32 file system", "fat-magic")
     if roots or small or fat16 or fats != 2 or per_cluster not in {1, 2, 4, 8, 16, 32, 64, 128} or not reserved:
         raise FatError("this is no FAT32 file system", "fat-magic")
     data = reserved + fats * fat_sectors
     clusters = (sectors - data) // per_cluster
-    if sectors * SECTOR > size or clusters < MIN_CLUSTERS or not 2 <= root < clusters + 2:
+    if sectors * sector > size or clusters < MIN_CLUSTERS or not 2 <= root < clusters + 2:
         raise FatError("the file system does not fit its partition", "fat-size")
-    if (clusters + 2) * 4 > fat_sectors * SECTOR:
+    if (clusters + 2) * 4 > fat_sectors * sector:
         raise FatError("the allocation table is too small", "fat-size")
-    raw = _pread(fd, offset + reserved * SECTOR, (clusters + 2) * 4)
+    raw = _pread(fd, offset + reserved * sector, (clusters + 2) * 4)
     chain = tuple(entry & 0x0FFFFFFF for (entry,) in struct.iter_unpack("<I", raw))
     (volume_id,) = struct.unpack_from("<I", boot, 67)
-    return Volume(fd, offset + data * SECTOR, per_cluster * SECTOR, root, volume_id, hidden, chain)
+    return Volume(fd, offset + data * sector, per_cluster * sector, root, volume_id, sector, chain)
 
 
 def read_files(fd: int, offset: int, size: int) -> dict[str, bytes]:
     """All files: path with "/" → content. Raises FatError for loops, bad chains, or more than the bounds allow."""
     volume = open_volume(fd, offset, size)
     found: dict[str, bytes] = {}
-    seen: set[int] = set()
-    _walk(volume, volume.root, "", 0, found, seen)
+    _walk(volume, volume.root, "", 0, found, set())
     return found
 
 
-def _walk(volume: Volume, first: int, prefix: str, depth: int, found: dict[str, bytes], seen: set[int]) -> None:
-    if first in seen or depth > _MAX_DEPTH:
+def _walk(volume: Volume, first: int, prefix: str, depth: int, found: dict[str, bytes], used: set[int]) -> None:
+    if first in used or depth > _MAX_DEPTH:
         raise FatError(f"directory {prefix!r} loops or lies too deep", "fat-loop")
-    seen.add(first)
-    for name, directory, start, length in _entries(_follow(volume, first, None)):
+    for name, directory, start, length in _entries(_follow(volume, first, None, used)):
         path = prefix + name
         if directory:
-            _walk(volume, start, path + "/", depth + 1, found, seen)
+            _walk(volume, start, path + "/", depth + 1, found, used)
             continue
         if path in found or len(found) >= _MAX_FILES:
             raise FatError(f"{path!r} exists twice, or there are too many files", "fat-directory")
-        found[path] = _follow(volume, start, length)[:length] if length else b""
+        found[path] = _follow(volume, start, length, used)[:length] if length else b""
 
 
-def _follow(volume: Volume, first: int, length: int | None) -> bytes:
-    """The bytes of a chain of clusters. length: of the file, or None for a directory (bounded instead)."""
+def _follow(volume: Volume, first: int, length: int | None, used: set[int]) -> bytes:
+    """The bytes of a chain of clusters. length: of the file, or None for a directory (bounded instead). used: each
+    cluster is one file's, and there once: so no more is read than there is."""
     limit = _MAX_DIRECTORY if length is None else length
     parts: list[bytes] = []
     cluster, total = first, 0
     while total < limit:
         if not 2 <= cluster < len(volume.chain):
             raise FatError(f"cluster {cluster} lies outside the file system", "fat-chain")
+        if cluster in used:
+            raise FatError(f"cluster {cluster} is used twice", "fat-chain")
+        used.add(cluster)
         parts.append(_pread(volume.fd, volume.data + (cluster - 2) * volume.cluster, volume.cluster))
         total += volume.cluster
         cluster = volume.chain[cluster]

@@ -21,6 +21,7 @@ from daemon.parts.service.spec import (
     SpecError,
     decode,
     encode,
+    number_in,
     parse,
 )
 
@@ -136,6 +137,13 @@ def test_refused(changes):
     assert caught.value.reason == "spec-value"
 
 
+def test_numbers_are_those_of_the_shim():
+    """int() of Python reads more than the shim does, and some of it is too large for what is made of it."""
+    for text in ("1" * 400, "1_0", " 1", "\u0661"):
+        with pytest.raises(ValueError):
+            number_in(text)
+
+
 def test_numbers_of_capabilities():
     """linux/capability.h: a name in the wrong place would give another right."""
     wanted = {
@@ -161,6 +169,7 @@ ready 1
 stopped 0
 populated 0
 since 1500000000
+until 2500000000
 starts 3
 exit -1 9
 oom 1
@@ -176,12 +185,26 @@ lost 8
 def test_state():
     state = parse_state(STATE)
     assert (state.phase, state.code, state.signal, state.oom, state.starts) == (Phase.EXITED, -1, 9, True, 3)
-    assert (state.since, state.status, state.failure, state.dropped, state.lost) == (1.5, "50 % é", "", 7, 8)
+    assert (state.since, state.until, state.status, state.failure, state.dropped, state.lost) == (
+        1.5,
+        2.5,
+        "50 % é",
+        "",
+        7,
+        8,
+    )
     assert not state.shim.alive()
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", STATE[:100], STATE.replace(b"exited", b"odd"), STATE.replace(b"since 1", b"since x")]
+    "damage",
+    [
+        b"",
+        STATE[:100],
+        STATE.replace(b"exited", b"odd"),
+        STATE.replace(b"since 1", b"since x"),
+        STATE.replace(b"since 1", b"since " + b"1" * 400),
+    ],
 )
 def test_damaged_state(tmp_path, damage):
     (tmp_path / "state").write_bytes(damage)
@@ -203,5 +226,5 @@ def test_events():
     state = parse_state(STATE)
     assert EVENTS["status"]([], state) == Status("50 % é")
     assert EVENTS["watchdog"](["1"], state) == Watchdog(True)
-    assert EVENTS["extend"](["1500000"], state) == Extend(1.5)
+    assert EVENTS["extend"]([], state) == Extend()
     assert module.MAX_FDS == 64
