@@ -107,6 +107,8 @@ def _explain(detail: ErrorDetails, where: str, model: type[BaseModel]) -> str:
         return f"{where}unknown key '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
     if detail["type"] == "missing":
         return f"{where}key '{name}' is missing"
+    if isinstance(detail["input"], dict):  # a table as a whole: its keys stand below the line that is named
+        return f"{where}{name}: {plain(detail)}" if name else f"{where}{plain(detail)}"
     value = without_password(shown(detail["input"]))
     return f"{where}{name} = {value if len(value) < 120 else value[:117] + '...'}: {plain(detail)}"
 
@@ -126,7 +128,7 @@ def plain(detail: ErrorDetails) -> str:
         case "too_long":
             return f"at most {limits['max_length']} are expected"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{message[:1].lower()}{message[1:]}"
+    return message if message[:2].isupper() else f"{message[:1].lower()}{message[1:]}"  # IPv6
 
 
 def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

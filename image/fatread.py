@@ -6,7 +6,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from image.fat import MIN_CLUSTERS, SECTOR, FatError
+from image.fat import MIN_CLUSTERS, FatError
 
 _MAX_FILES = 4096
 _MAX_DIRECTORY = 1 << 20  # bytes
@@ -23,29 +23,29 @@ class Volume:
     cluster: int
     root: int
     volume_id: int
-    hidden: int
+    sector: int
     chain: tuple[int, ...]
 
 
 def open_volume(fd: int, offset: int, size: int) -> Volume:
     """Check the boot sector at byte `offset` and load the first FAT. Raises FatError."""
-    boot = _pread(fd, offset, SECTOR)
+    boot = _pread(fd, offset, 512)
     (sector, per_cluster, reserved, fats, roots, small, media, fat16) = struct.unpack_from("<HBHBHHBH", boot, 11)
-    hidden, sectors, fat_sectors, _, version, root = struct.unpack_from("<IIIHHI", boot, 28)
-    if boot[510:] != b"\x55\xaa" or sector != SECTOR or media < 0xF0 or version != 0:
+    sectors, fat_sectors, _, version, root = struct.unpack_from("<IIHHI", boot, 32)
+    if boot[510:] != b"\x55\xaa" or sector not in (512, 1024, 2048, 4096) or media < 0xF0 or version != 0:
         raise FatError("this is no FAT32 file system", "fat-magic")
     if roots or small or fat16 or fats != 2 or per_cluster not in {1, 2, 4, 8, 16, 32, 64, 128} or not reserved:
         raise FatError("this is no FAT32 file system", "fat-magic")
     data = reserved + fats * fat_sectors
     clusters = (sectors - data) // per_cluster
-    if sectors * SECTOR > size or clusters < MIN_CLUSTERS or not 2 <= root < clusters + 2:
+    if sectors * sector > size or clusters < MIN_CLUSTERS or not 2 <= root < clusters + 2:
         raise FatError("the file system does not fit its partition", "fat-size")
-    if (clusters + 2) * 4 > fat_sectors * SECTOR:
+    if (clusters + 2) * 4 > fat_sectors * sector:
         raise FatError("the allocation table is too small", "fat-size")
-    raw = _pread(fd, offset + reserved * SECTOR, (clusters + 2) * 4)
+    raw = _pread(fd, offset + reserved * sector, (clusters + 2) * 4)
     chain = tuple(entry & 0x0FFFFFFF for (entry,) in struct.iter_unpack("<I", raw))
     (volume_id,) = struct.unpack_from("<I", boot, 67)
-    return Volume(fd, offset + data * SECTOR, per_cluster * SECTOR, root, volume_id, hidden, chain)
+    return Volume(fd, offset + data * sector, per_cluster * sector, root, volume_id, sector, chain)
 
 
 def read_files(fd: int, offset: int, size: int) -> dict[str, bytes]:

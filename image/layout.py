@@ -117,7 +117,7 @@ def table(layout: Layout, seed: str, root_hash: bytes) -> gpt.Table:
     """
     root_id, verity_id = verity.partition_ids(root_hash)
     parts: list[gpt.Partition] = []
-    first = gpt.ALIGN
+    first = gpt.ALIGN // gpt.SECTOR
     for number, size in layout.sizes().items():
         ident = {ROOT_A: root_id, VERITY_A: verity_id}.get(number) or derive_uuid(seed, f"partition:{NAMES[number]}")
         last = first + size * MIB // gpt.SECTOR - 1

@@ -72,14 +72,17 @@ class Verbs(click.Group):
     "-C", "--project", "root", type=click.Path(path_type=Path), help="The checkout to work in (default: here)."
 )
 @click.option("--config", type=click.Path(path_type=Path), help="Another file in place of mixos.toml.")
+@click.option("--out", type=click.Path(), help="Where results go (default: MIXOS_OUT, else out/).")
 @click.version_option(package_name="mixos", prog_name="mixos")
 @click.pass_context
-def cli(ctx: click.Context, root: Path | None, config: Path | None) -> None:
+def cli(ctx: click.Context, root: Path | None, config: Path | None, out: str | None) -> None:
     """Build, run and flash MixOS images.
 
     Example: mixos build && mixos run --detach && mixos ssh -- mixctl status
     """
-    ctx.obj = Context(root or find_root(Path.cwd()), config)
+    if out == "":
+        raise click.BadParameter("an empty name; . is the current folder", param_hint="--out")
+    ctx.obj = Context(root or find_root(Path.cwd()), config, Path(out) if out else None)
 
 
 def find_root(start: Path) -> Path:

@@ -44,6 +44,7 @@ MAX_KEYS = 64
 MAX_SERVERS = 8
 MAX_DNS = 3  # the C library asks no more
 MAX_SOURCES = 16
+FOREVER = "9999-12-31"
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -88,6 +89,11 @@ class Settings:
     keys: tuple[SshKey, ...] = ()
     servers: tuple[str, ...] = ("0.pool.ntp.org", "1.pool.ntp.org", "2.pool.ntp.org")
 
+    @property
+    def login_until(self) -> str:
+        """The first day (ISO 8601) on which no key lets anybody in any more: FOREVER, or "" without a key."""
+        return max((key.expires or FOREVER for key in self.keys), default="")
+
     def as_mapping(self) -> dict[str, object]:
         """The document that `from_mapping` reads back as these settings; also what is stored in the image."""
         network = {
@@ -107,6 +113,13 @@ class Settings:
             },
             "time": {"servers": list(self.servers)},
         }
+
+
+def login_problem(until: str, today: date) -> str | None:
+    """Why nobody can log in to a device with these settings (`login_until`), as a sentence without a stop, or None."""
+    if not until:
+        return "nobody will be able to log in: no SSH key is set, and there are no passwords"
+    return f"nobody will be able to log in: the last SSH key expired on {until}" if until <= today.isoformat() else None
 
 
 def parse(data: bytes, where: str, base: Settings) -> Settings:

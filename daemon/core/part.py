@@ -52,7 +52,8 @@ class Context:
 class Part(Protocol):
     """What `mixosd` needs from a part. A part that fails to start is reported and left out; the others go on.
 
-    It may have a method `figures() -> Iterable[Family]` as well, see `daemon.core.figures`.
+    It may have methods `figures() -> Iterable[Family]` and `findings() -> Iterable[Finding]` as well, see
+    `daemon.core.figures`.
     """
 
     name: str

@@ -62,7 +62,7 @@ class Parts:
         ended: Callable[[str], None] = lambda name: None,
         figures: Figures | None = None,
     ) -> None:
-        """ended: told the name of each part that has stopped or failed; figures: gets those of parts that have some."""
+        """ended: told the name of each part that has stopped or failed; figures: gets those of parts, and findings."""
         self.sources = sources
         self._ended = ended
         self._figures = figures or Figures()
@@ -89,8 +89,7 @@ class Parts:
     async def _start(self, one: Source, state: _State) -> None:
         state.part = await asyncio.to_thread(one.make)
         await state.part.start()
-        if (figures := getattr(state.part, "figures", None)) is not None:
-            self._figures.offer(one.name, figures)
+        self._figures.offer(one.name, getattr(state.part, "figures", None), getattr(state.part, "findings", None))
         methods = state.part.methods()
         self._dispatcher.add(methods)
         state.methods = methods

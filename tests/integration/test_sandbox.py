@@ -160,8 +160,9 @@ def test_the_report_says_what_was_read_back(launcher: Path) -> None:
 def test_only_listed_paths_are_there(launcher: Path) -> None:
     ran = shell(launcher, "ls / /dev; ls /proc | grep -v '[0-9]'")
     words = set(ran.out.split())
-    assert words & {"etc", "home", "root", "var", "run", "sys", "boot"} == set()
+    assert words & {"home", "root", "var", "run", "sys", "boot"} == set()
     assert {"null", "zero", "urandom", "pts", "usr", "tmp", "self"} <= words
+    assert shell(launcher, "ls /etc").out == "group\npasswd\n"  # with its own account
     assert words & {"kcore", "sys", "sda", "vda", "kmsg", "mem", "meminfo"} == set()
     assert shell(launcher, "echo x > /usr/x || echo y > /new || mkdir /usr/d || echo z > /bin/sh").code != 0
 
@@ -191,7 +192,10 @@ def test_executables_in_writable_paths_need_the_policys_word(launcher: Path) -> 
 def test_the_environment_is_the_policys(launcher: Path) -> None:
     one = policy(environment={"A": "1"}, pass_environment=["KEPT", "ABSENT"])
     ran = launch(launcher, one, ["env"], env={"KEPT": "yes", "SECRET": "no", "LD_PRELOAD": "/x"})
-    assert set(ran.out.split()) == {"A=1", "KEPT=yes", "LC_ALL=C.UTF-8", "PATH=/usr/bin:/usr/sbin:/bin:/sbin"}
+    assert set(ran.out.split()) == {
+        "A=1", "KEPT=yes", "LC_ALL=C.UTF-8", "PATH=/usr/bin:/usr/sbin:/bin:/sbin",
+        "HOME=/", "USER=sandbox", "LOGNAME=sandbox",
+    }  # fmt: skip
 
 
 def test_a_path_from_outside_is_stronger_than_the_one_that_everybody_gets(launcher: Path) -> None:
@@ -199,7 +203,9 @@ def test_a_path_from_outside_is_stronger_than_the_one_that_everybody_gets(launch
     for outside, inside in (("/opt/bin:/bin", "/opt/bin:/bin"), (None, "/usr/bin:/usr/sbin:/bin:/sbin")):
         before = ["env", "HOME=/root", f"PATH={outside}"] if outside else ["env", "-u", "PATH"]
         ran = launch(launcher, one, ["env"], before=before)
-        assert set(ran.out.split()) == {"HOME=/tmp", "LC_ALL=C.UTF-8", f"PATH={inside}"}
+        assert set(ran.out.split()) == {
+            "HOME=/tmp", "USER=sandbox", "LOGNAME=sandbox", "LC_ALL=C.UTF-8", f"PATH={inside}",
+        }  # fmt: skip
 
 
 def test_the_hosts_name_is_seen_when_the_policy_names_none(launcher: Path) -> None:
@@ -863,7 +869,7 @@ def test_a_command_through_the_daemon(part: Sandbox) -> None:
 @pytest.mark.parametrize("profile", ["minimal", "tool", "build", "network", "service"])
 def test_streams_may_be_opened_again_inside(part: Sandbox, profile: str) -> None:
     script = "cat /dev/stdin; echo out >/dev/stdout; echo err >/dev/stderr; echo more >>/dev/fd/2"
-    for caller in (USER, ADMIN):
+    for caller in (ADMIN,) if profile == "service" else (USER, ADMIN):
         with handed(b"given\n") as given:
             found = collect(part, caller, given, command=["sh", "-c", script], profile=profile)
         assert (*found[:2], found[2]["code"]) == (b"given\nout\n", b"err\nmore\n", 0)
@@ -1224,6 +1230,49 @@ def test_the_name_of_a_sandbox_resolves(launcher: Path) -> None:
     name = "import socket; print(socket.gethostbyname(socket.gethostname()))"
     one = policy(read_only=[*SYSTEM, "?/etc/hosts", "?/etc/nsswitch.conf"], sockets=["unix", "inet", "inet6"])
     assert launch(launcher, one, ["python3", "-I", "-c", name]).out == "127.0.0.1\n"
+
+
+WHO = """
+import grp, os, pwd
+me = pwd.getpwuid(os.getuid())
+assert me.pw_name == os.environ["USER"] == os.environ["LOGNAME"], me
+assert pwd.getpwnam(me.pw_name) == me and me.pw_uid == os.getuid() and me.pw_gid == os.getgid()
+assert grp.getgrgid(os.getgid()).gr_name == me.pw_name
+print(me.pw_name, me.pw_dir, len(pwd.getpwall()) > 1, len(grp.getgrall()) > 1)
+for path in ("/etc/passwd", "/etc/group"):
+    for change in (lambda: open(path, "a"), lambda: os.unlink(path), lambda: os.rename("/tmp", path)):
+        try:
+            change()
+        except OSError:
+            continue
+        print("changed")
+"""
+
+
+@pytest.mark.parametrize(("home", "told"), [("/", "/"), ("/tmp", "/tmp"), ("/a:b", "/"), ("/\nroot::0:0:", "/")])
+@pytest.mark.parametrize("shown", [[], ["?/etc/passwd", "?/etc/group"], ["/etc"]])
+def test_a_dynamic_account_has_a_name_inside(launcher: Path, shown: list[str], home: str, told: str) -> None:
+    before = Path("/etc/passwd").read_bytes()
+    ran = python(launcher, WHO, policy(read_only=[*SYSTEM, *shown], environment={"HOME": home}))
+    assert (ran.code, ran.out) == (0, f"sandbox {told} {bool(shown)} {bool(shown)}\n"), ran.err
+    assert Path("/etc/passwd").read_bytes() == before
+
+
+@pytest.mark.parametrize("hidden", ["/etc/passwd", "/etc/"])
+def test_accounts_that_the_policy_hides_stay_hidden(launcher: Path, hidden: str) -> None:
+    one = policy(read_only=[*SYSTEM, "/etc"], hide=[hidden])
+    assert shell(launcher, "cat /etc/passwd; ls -A / | grep '^[.]'; id -u", one).out == "61000\n"
+
+
+def test_a_file_of_accounts_that_is_none_or_large_stays_as_it_is(launcher: Path, work: Path) -> None:
+    """The host's file is exchanged in a mount namespace of the launcher's own."""
+    large = work / "large"
+    large.write_text("x:x:7:7::/:/bin/sh\n" * 10_000)
+    before = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/passwd && exec "$@"']
+    one = policy(read_only=[*SYSTEM, "/etc/passwd"])
+    ask = "import os; print(os.stat('/etc/passwd').st_size)"
+    assert python(launcher, ask, one, before=[*before, str(large)]).out == f"{large.stat().st_size}\n"
+    assert python(launcher, ask, one, before=[*before, "/dev/null"]).out == "0\n"
 
 
 def test_json_is_one_object_a_line(mixctl: Any) -> None:

@@ -348,8 +348,8 @@ say = lambda text, *fds: socket.send_fds(channel, [text.encode()], fds)
 
 def test_notifications(place):
     script = f"""{NOTIFY}
-say("STATUS=half way: 50 %é\\nUNKNOWN=1\\nREADY=1")
-say("WATCHDOG=1"); say("EXTEND_TIMEOUT_USEC=1500000"); say("RELOADING=1"); say("READY=1"); say("STOPPING=1")
+say("EXTEND_TIMEOUT_USEC=1500000"); say("STATUS=half way: 50 %é\\nUNKNOWN=1\\nREADY=1")
+say("WATCHDOG=1"); say("RELOADING=1"); say("READY=1"); say("STOPPING=1")
 say("X" * 5000); say("\\0\\n==\\n"); say("WATCHDOG=trigger")
 """
 
@@ -358,16 +358,76 @@ say("X" * 5000); say("\\0\\n==\\n"); say("WATCHDOG=trigger")
             await shim.start()
             events = await until(shim, Empty)
             assert events[1:-2] == [
+                protocol.Extend(),
                 protocol.Status("half way: 50 %é"),
                 Ready(),
                 protocol.Watchdog(False),
-                protocol.Extend(1.5),
                 protocol.Reloading(),
                 Ready(),
                 protocol.Stopping(),
                 protocol.Watchdog(True),
             ]
             assert shim.state.status == "half way: 50 %é"
+            await shim.quit()
+
+    asyncio.run(scenario())
+
+
+ASKING = f"""{NOTIFY}
+def asks(*_):
+    say("EXTEND_TIMEOUT_USEC=1")
+    for micro in MICRO:
+        say(f"EXTEND_TIMEOUT_USEC={{micro}}")
+    say("STATUS=asked")
+signal.signal(signal.SIGTERM, asks)
+say("EXTEND_TIMEOUT_USEC=90000000"); say("READY=1")
+while True: time.sleep(60)
+"""
+
+
+async def asked(shim: Shim) -> None:
+    """Wait until it has asked, which it does when it is stopped."""
+    async with asyncio.timeout(SECONDS):
+        async for event in shim.events():
+            if event == protocol.Status("asked"):
+                return
+
+
+def test_a_service_that_is_stopped_gets_the_time_that_it_asks_for(place):
+    async def scenario() -> None:
+        async with shim_of(place, place.py(f"MICRO = [2_000_000]\n{ASKING}", notify=True, await_ready=True)) as shim:
+            await shim.start()
+            await until(shim, Ready)
+            assert shim.state.until - shim.state.since > 80  # its start had more time, which a stop does not have
+            await shim.stop(0.5)
+            told = shim.state.until
+            await asked(shim)
+            assert 1 < shim.state.until - told < 2
+            await until(shim, Exited)
+            assert (shim.state.signal, shim.state.stopped) == (signal.SIGKILL, True)
+            assert shim.state.since >= shim.state.until or shim.state.since > told + 1
+            await shim.quit()
+
+    asyncio.run(scenario())
+
+
+def test_a_service_that_is_stopped_does_not_get_time_without_end(place):
+    """A limit, whatever it asks for; a stop in no time ends it, and after that asking is of no use."""
+
+    async def scenario() -> None:
+        endless = "MICRO = [60_000_000, 10**13, 10**17, 10**18, 2**64 - 1]"
+        async with shim_of(place, place.py(f"{endless}\n{ASKING}", notify=True, await_ready=True)) as shim:
+            await shim.start()
+            await until(shim, Ready)
+            await shim.stop(5)
+            told = shim.state.until
+            await asked(shim)
+            assert shim.state.until == told + 600
+            await shim.stop(5000)
+            assert shim.state.until == told + 600
+            await shim.stop(0)
+            await until(shim, Exited)
+            assert shim.state.signal == signal.SIGKILL
             await shim.quit()
 
     asyncio.run(scenario())

@@ -297,6 +297,35 @@ def test_each_kind_of_readiness(place: Context, port: int):
     asyncio.run(main())
 
 
+SLOW = """import os,signal,socket,sys,time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(os.environ["NOTIFY_SOCKET"])
+def end(*_):
+    s.send(b"EXTEND_TIMEOUT_USEC=100000000"); time.sleep(1); sys.exit(7)
+signal.signal(signal.SIGTERM, end); s.send(b"READY=1"); time.sleep(1000)"""
+
+
+def test_a_stop_waits_for_a_service_that_asks_for_time_also_when_the_daemon_is_another_one(place: Context):
+    keys = "type = 'notify'\nstop-timeout = '300ms'\nrestart = 'no'"
+    for name in ("one", "two"):
+        unit(place, name, f"[service]\n{keys}\ncommand = {python(SLOW)}\n")
+
+    async def main() -> None:
+        async with managed(place, leave=True) as manager:
+            manager.begin(["one", "two"])
+            for name in ("one", "two"):
+                await reach(manager.services[name], S.RUNNING)
+            await manager.halt(["one"])
+            assert ends(place, "one") == [(7, 0)]
+            manager.services["two"].stop()
+            known = lambda: manager.services["two"].known  # noqa: E731  # what it says changes
+            await eventually(lambda: known() is not None and known().until - known().since > 50)
+        async with managed(place) as manager:
+            await reach(manager.services["two"], S.INACTIVE)
+        assert ends(place, "two") == [(7, 0)]
+
+    asyncio.run(main())
+
+
 def test_health_restarts_or_reports_and_the_watchdog_bites(place: Context):
     sick = place.log / "sick"
     check = f"command_ = 0\nexec = ['/bin/sh', '-c', '! test -e {sick}']\nevery = '50ms'\nthreshold = 2\n".partition(
@@ -366,6 +395,55 @@ def test_socket_activation_outlives_the_service_and_the_daemon(place: Context):
                 await reach(manager.services["web"], S.LISTENING)
                 assert path.stat().st_ino == inode
         assert ends(place, "web") == [(0, 0)] * 3
+
+    asyncio.run(main())
+
+
+def test_units_that_are_not_well_are_found(place: Context):
+    unit(place, "good", shell(SLEEP))
+    unit(place, "broken", "[service]\n")
+    unit(place, "again", shell("exit 1", more="restart-delay = '1h'\nrestart-delay-max = '1h'"))
+    for number in range(7):
+        unit(place, f"f{number}", shell("exit 1", more="restart = 'no'"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(names := [*manager.services])
+            for name in names:
+                await reach(manager.services[name], {"good": S.RUNNING, "again": S.BACKOFF}.get(name, S.FAILED))
+            assert {one.text.partition(": ")[2] for one in manager.findings()} == {
+                "f0, f1, f2, f3, f4 and 2 more", "again", "broken",
+            }  # fmt: skip
+            assert {(one.check, one.state) for one in manager.findings()} == {("units", "warning")}
+            for name in names:
+                await manager.halt([name])
+            (place.etc / "units" / "broken.toml").unlink()
+            await manager.reload()
+            assert not list(manager.findings())
+
+    asyncio.run(main())
+
+
+def test_the_first_datagram_starts_a_service_and_waits_for_it(place: Context, port: int):
+    take = "import os,socket; print([socket.socket(fileno=3 + n).recv(10) for n in range(2)], flush=True)"
+    name = f"@{place.run.parents[1].name}"
+    sockets = f"[[socket]]\nudp = {port}\n[[socket]]\nname = 'b'\nunix = '{name}'\ndatagram = true\n"
+    unit(place, "web", f"[service]\ncommand = {python(take)}\n{sockets}")
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["web"])
+            web = await reach(manager.services["web"], S.LISTENING)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+                client.sendto(b"two", "\0" + name[1:])
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.sendto(b"one", ("127.0.0.1", port))
+            await eventually(lambda: ends(place, "web") == [(0, 0)])
+            await reach(web, S.LISTENING)
+        said = [
+            record.text for record in Reader(place.log / "units").read(Query(("web",), streams=frozenset({"stdout"})))
+        ]
+        assert said == ["[b'one', b'two']"]
 
     asyncio.run(main())
 
@@ -502,6 +580,7 @@ def test_reload_applies_what_differs_and_nothing_that_is_broken(place: Context):
             unit(place, "new", shell(SLEEP, unit_="requires = ['same']"))
             (place.etc / "units" / "gone.toml").unlink()
             found = await manager.reload()
+            assert [*found.pop("refused")] == ["broken"]
             assert found == {
                 "added": ["new"],
                 "changed": ["policy", "process"],
@@ -549,6 +628,24 @@ def test_a_unit_outlives_what_it_only_mentions(place: Context):
             await manager.reload()
             assert not manager.loaded.missing
             assert manager.begin(["web"]).names == ("db", "web")
+
+    asyncio.run(main())
+
+
+# case: D22
+def test_a_reload_names_the_units_that_it_had_to_give_up(place: Context):
+    """Once: the next one has nothing new to say of them."""
+    unit(place, "db", shell(SLEEP))
+    unit(place, "odd", "[service]\n")
+    path = unit(place, "web", shell(SLEEP, unit_="requires = ['db']"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            (place.etc / "units" / "db.toml").unlink()
+            found = await manager.reload()
+            assert (found["broken"], [*found["refused"]]) == (["odd", "web"], ["web"])
+            assert found["refused"]["web"].startswith(f"{path}:")
+            assert (await manager.reload())["refused"] == {}
 
     asyncio.run(main())
 
@@ -640,6 +737,26 @@ def test_a_service_in_a_sandbox_is_supervised_like_any_other(place: Context):
             assert (place.state.parent / "boxed" / "seen").read_text() == "True 65534 False yes\n"
             await manager.halt(["x"])
         assert ends(place, "x") in ([(-1, 15)], [(143, 0)])  # the launcher tells a signal as a shell does
+
+    asyncio.run(main())
+
+
+@as_root
+def test_a_service_without_an_account_has_a_name_and_a_home_in_its_sandbox(place: Context):
+    """What root's are is of no use to it; what the unit says counts."""
+    ask = "import os,pwd; e=os.environ; print(pwd.getpwuid(os.getuid())[0], e['USER'], e['LOGNAME'], e['HOME'])"
+    for name, more in (("plain", ""), ("own", "environment = { HOME = '/tmp' }")):
+        command = f"['/usr/bin/python3', '-I', '-c', '''{ask}''']"
+        unit(place, name, f"[service]\ntype = 'oneshot'\ncommand = {command}\nsandbox = 'service'\n{more}\n")
+    place.run.parents[1].chmod(0o755)
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            manager.begin(["plain", "own"])
+            for name, home in (("plain", "/"), ("own", "/tmp")):
+                await reach(manager.services[name], S.DONE, S.FAILED)
+                said = [record.text for record in Reader(place.log / "units").read(Query((name,)))]
+                assert f"sandbox sandbox sandbox {home}" in said, said
 
     asyncio.run(main())
 

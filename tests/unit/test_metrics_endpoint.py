@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.core.figures import Family, Figures
+from daemon.core.figures import Family, Figures, Finding
 from daemon.parts.metrics import http
 from daemon.parts.metrics.exposition import text
+from daemon.parts.metrics.health import health
 from daemon.parts.metrics.http import Endpoint, judge
 from tests.metricsamples import SAMPLE, UNIT
 from tests.waiting import eventually
@@ -47,6 +48,21 @@ def test_units_can_be_left_out_and_unknown_figures_are():
     assert "mixos_unit_memory_bytes" not in families(text(unknown, {}, True))
 
 
+def test_what_other_parts_find_counts():
+    def broken() -> list[Finding]:
+        raise OSError(5, "I/O error")
+
+    figures = Figures()
+    figures.offer("broken", findings=broken)
+    figures.offer("kettle", findings=lambda: [Finding("kettle", "warning", "cold")])
+    assert families(text(SAMPLE, {}, False, figures))["mixos_health_state"] == {(): 1.0}
+    assert health(SAMPLE, figures.findings()) == {
+        "state": "warning", "findings": [{"check": "kettle", "state": "warning", "text": "cold"}],
+    }  # fmt: skip
+    figures.withdraw("kettle")
+    assert families(text(SAMPLE, {}, False, figures))["mixos_health_state"] == {(): 0.0}
+
+
 def test_figures_of_other_parts():
     def broken() -> list[Family]:
         raise OSError(5, "I/O error")
@@ -56,12 +72,12 @@ def test_figures_of_other_parts():
     figures.offer("broken", broken)
     figures.offer("spoiler", lambda: [Family("mixos_cpus", "gauge", "Named as one of ours.", [({}, -1.0)])])
     figures.offer("units", lambda: [Family("mixos_unit_x", "gauge", "Of each.", [({"unit": "web"}, 1.0)])])
-    found = families(text(SAMPLE, {}, True, figures.families()))
+    found = families(text(SAMPLE, {}, True, figures))
     assert found["mixos_kettle_degrees"] == {(): 80.0}
     assert found["mixos_unit_x"] == {(("unit", "web"),): 1.0}
     assert found["mixos_cpus"] == families(text(SAMPLE, {}, True))["mixos_cpus"]
     figures.withdraw("kettle")
-    assert {"mixos_kettle_degrees", "mixos_unit_x"}.isdisjoint(families(text(SAMPLE, {}, False, figures.families())))
+    assert {"mixos_kettle_degrees", "mixos_unit_x"}.isdisjoint(families(text(SAMPLE, {}, False, figures)))
 
 
 @given(st.text(st.characters(codec=None), max_size=20), st.text(st.characters(codec=None), max_size=20))

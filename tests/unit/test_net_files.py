@@ -339,6 +339,8 @@ def test_daemon_and_script_write_the_same_resolv_conf(tmp_path: Path, mask: int)
         ("102 1", "103 0", "eth1"),  # without a router
         ("102 0\nbare", "103 1", "eth1"),  # without servers
         ("102 0\nbare", "103 1\nbare", "eth0"),
+        ("102 0\ncut", "103 1", "eth1"),  # its cable is out
+        ("102 0\ncut", "103 0\nbare", "eth0"),
     ],
 )
 def test_one_lease_is_asked_for_names(tmp_path: Path, first: str, second: str, wins: str) -> None:
@@ -348,10 +350,12 @@ def test_one_lease_is_asked_for_names(tmp_path: Path, first: str, second: str, w
         (tmp_path / f"net/eth{number}.lease").write_text(f"192.0.2.9/24 3600 {lease}\n")
         server = "" if more == "bare" else f"nameserver 192.0.2.{number}\n"
         (tmp_path / f"net/eth{number}.dns").write_text(f"search eth{number}\n{server}")
+        if more == "cut":
+            (tmp_path / f"net/eth{number}.cut").touch()
         if more.startswith("metric"):
             (tmp_path / f"net/eth{number}.want").write_text(f"dhcp\n{more}\n")
     assert Names(tmp_path).compute().startswith(f"search {wins}\n")
-    assert Names(tmp_path).compute().count("nameserver") == (0 if "bare" in second else 1)
+    assert Names(tmp_path).compute().count("nameserver") == (0 if "bare" in first and "bare" in second else 1)
     script = tmp_path / "dhcp"
     script.write_text((INIT / "dhcp").read_text().replace("/run/mixos", str(tmp_path)))
     run(["/bin/sh", script, "resolv"])
@@ -379,6 +383,21 @@ def test_what_the_c_library_would_drop_is_refused(text: str, fits: bool) -> None
     with pytest.raises(MixosError) as caught:
         network(text)
     assert caught.value.reason == "config-value"
+
+
+def test_an_abbreviation_begins_a_message_as_it_is_written() -> None:
+    with pytest.raises(MixosError) as caught:
+        network("[interface.eth0]\nmtu = 576\n")
+    assert "IPv6" in caught.value.message
+
+
+def test_a_gateway_beside_the_network_is_on_the_link_by_a_route() -> None:
+    text = '[interface.eth0]\nmode = "static"\naddresses = ["2001:db8:1:1::5/64"]\ngateways = ["2001:db8:1:ff::1"]\n'
+    with pytest.raises(MixosError) as caught:
+        network(text)
+    assert "2001:db8:1:ff::1/128" in caught.value.message  # what to do
+    found = network(f'{text}[[interface.eth0.routes]]\nto = "2001:db8:1:ff::1/128"\n')
+    assert found.interface["eth0"].hops_alone() == []
 
 
 def test_search_domains_alone_leave_the_name_servers_of_a_lease(tmp_path: Path) -> None:

@@ -116,8 +116,21 @@ def test_values() -> None:
 
 
 def test_the_environment_is_what_is_listed() -> None:
-    found = compiled(environment={"HOME": "/tmp"}, pass_environment=["TERM", "HOME"])
+    given = {"environment": {"HOME": "/tmp"}, "pass_environment": ["TERM", "HOME", "USER"]}
+    found = compiled(user=1000, **given)
     assert texts(found, Tag.ENV_SET) == ["HOME=/tmp", "LC_ALL=C.UTF-8", "PATH=/usr/bin:/usr/sbin:/bin:/sbin"]
+    assert texts(found, Tag.ENV_PASS) == ["TERM", "USER"]
+    assert texts(found, Tag.ACCOUNT) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "home"),
+    [({}, "/"), ({"HOME": "/tmp"}, "/tmp"), ({"HOME": "x"}, "/"), ({"HOME": "/a\nroot::0:0::/:"}, "/")],
+)
+def test_a_dynamic_account_has_a_name_and_a_home(environment: dict[str, str], home: str) -> None:
+    found = compiled(environment=environment, pass_environment=["TERM", "HOME", "USER"])
+    assert texts(found, Tag.ACCOUNT) == [home]
+    assert {"USER=sandbox", "LOGNAME=sandbox"} < set(texts(found, Tag.ENV_SET))
     assert texts(found, Tag.ENV_PASS) == ["TERM"]
 
 

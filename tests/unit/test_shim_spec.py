@@ -169,6 +169,7 @@ ready 1
 stopped 0
 populated 0
 since 1500000000
+until 2500000000
 starts 3
 exit -1 9
 oom 1
@@ -184,7 +185,14 @@ lost 8
 def test_state():
     state = parse_state(STATE)
     assert (state.phase, state.code, state.signal, state.oom, state.starts) == (Phase.EXITED, -1, 9, True, 3)
-    assert (state.since, state.status, state.failure, state.dropped, state.lost) == (1.5, "50 % é", "", 7, 8)
+    assert (state.since, state.until, state.status, state.failure, state.dropped, state.lost) == (
+        1.5,
+        2.5,
+        "50 % é",
+        "",
+        7,
+        8,
+    )
     assert not state.shim.alive()
 
 
@@ -218,5 +226,5 @@ def test_events():
     state = parse_state(STATE)
     assert EVENTS["status"]([], state) == Status("50 % é")
     assert EVENTS["watchdog"](["1"], state) == Watchdog(True)
-    assert EVENTS["extend"](["1500000"], state) == Extend(1.5)
+    assert EVENTS["extend"]([], state) == Extend()
     assert module.MAX_FDS == 64

@@ -51,8 +51,8 @@ UNITS = {
 }
 IDLE = ShimState(
     unit="x", boot="b", shim=ProcessId(7, 7), phase=Phase.IDLE, main=ProcessId(0, 0), ready=False, stopped=False,
-    populated=False, since=0.0, starts=0, code=-1, signal=0, oom=False, failure="", error=0, cgroup="", status="",
-    dropped=0, lost=0,
+    populated=False, since=0.0, until=0.0, starts=0, code=-1, signal=0, oom=False, failure="", error=0, cgroup="",
+    status="", dropped=0, lost=0,
 )  # fmt: skip
 
 
@@ -154,11 +154,13 @@ class World:
         if operation is Operation.LAUNCH:
             if self.shim.populated:
                 return events.Rejected("shim-busy", "busy", hopeless=False)
-            self.word(phase=Phase.STARTING, populated=True, starts=self.shim.starts + 1, code=-1, signal=0, ready=False)
+            starts = self.shim.starts + 1
+            fresh: dict[str, Any] = {"code": -1, "signal": 0, "ready": False, "stopped": False, "until": 0.0}
+            self.word(phase=Phase.STARTING, populated=True, starts=starts, **fresh)
         if operation is Operation.MARK_READY and self.shim.phase is Phase.STARTING:
             self.word(phase=Phase.RUNNING, ready=True)
         if operation is Operation.HALT and self.shim.phase in (Phase.STARTING, Phase.RUNNING):
-            self.word(phase=Phase.STOPPING)
+            self.word(phase=Phase.STOPPING, stopped=True, until=self.life.stop_by(self.shim))
         return events.Done()
 
     # -- what processes and shims do ---------------------------------------------------------------------------------
@@ -168,6 +170,12 @@ class World:
         assert self.shim is not None
         self.word(phase=Phase.EXITED, code=code, populated=left)
         self.send(events.ShimSaid(Said("")))
+
+    def asks_for_time(self, seconds: float) -> None:
+        """EXTEND_TIMEOUT_USEC=."""
+        assert self.shim is not None
+        self.word(until=max(self.shim.until, self.now + seconds))
+        self.send(events.ShimSaid(Extend()))
 
     def die(self) -> None:
         """kill -9 of the shim; what it has started lives."""
@@ -234,11 +242,15 @@ class Machine(RuleBasedStateMachine):
     @rule(event=st.sampled_from([
         events.Tick(), events.KillNow(), events.CheckPassed(), events.Connected(), events.HealthChanged("ill"),
         events.HealthChanged(None), events.ShimSaid(Watchdog(False)), events.ShimSaid(Watchdog(True)),
-        events.ShimSaid(Extend(9)),
         events.Rejected("s", "r", hopeless=True, watch=True), events.Rejected("s", "r", hopeless=False, watch=True),
     ]))  # fmt: skip
     def happens(self, event: events.Event) -> None:
         self.world.send(event)
+
+    @precondition(lambda self: self.world.up and self.world.shim.phase in (Phase.STARTING, Phase.STOPPING))
+    @rule(seconds=st.sampled_from([0.5, 100.0]))
+    def asks_for_time(self, seconds: float) -> None:
+        self.world.asks_for_time(seconds)
 
     @rule(name=st.sampled_from(sorted(UNITS)))
     def redefine(self, name: str) -> None:
@@ -407,3 +419,35 @@ def test_a_stop_does_not_wait_for_a_gate():
     assert world.operation is Operation.HALT
     world.fair()
     assert (world.state, world.ends) == (S.INACTIVE, [])
+
+
+def test_a_start_gets_the_time_that_it_asks_for_and_never_less():
+    world = World(UNITS["notify"])
+    world.send(events.Begin())
+    until_launched(world, 1)
+    world.asks_for_time(1)
+    assert due(world.life, world.seen()) == world.life.memory.began + 60
+    world.asks_for_time(100)
+    began, world.now = world.now, world.now + 99
+    world.life = Life("x", world.life.unit, world.life.digest, world.life.memory)  # another daemon
+    world.send(events.Tick())
+    assert world.state is S.STARTING
+    world.now = began + 100
+    world.send(events.Tick())
+    assert world.state is S.STOPPING
+
+
+def test_a_stop_gets_the_time_that_it_asks_for_also_from_another_daemon():
+    world = running("simple")
+    world.send(events.Stop())
+    world.send(world.carry_out())
+    assert world.shim.until == world.now + 10
+    world.asks_for_time(100)
+    assert due(world.life, world.seen()) == world.shim.until + machine.KILL_PATIENCE
+    world.now += 50
+    world.life = Life("x", world.life.unit, world.life.digest, world.life.memory)
+    world.send(events.Tick())
+    assert world.operation is Operation.HALT
+    assert world.life.stop_by(world.shim) == world.shim.until
+    world.send(events.KillNow())
+    assert world.life.stop_by(world.shim) == 0

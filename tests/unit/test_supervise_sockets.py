@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from common.errors import MixosError
 from daemon.parts.service.sockets import open_socket, remove_files
@@ -139,3 +141,79 @@ def test_tcp(port: int, monkeypatch: pytest.MonkeyPatch):
         assert caught.value.reason == "socket-busy"
     with open_socket(wanted(tcp=f"[::1]:{port}")) as channel:
         assert channel.family == socket.AF_INET6
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_whether_an_ipv6_socket_serves_ipv4_is_said_for_each(port: int, only: bool):
+    for key, kind in (("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)):
+        one = wanted(**{key: f"[::]:{port}", "ipv6-only": only})
+        with open_socket(one) as channel, socket.socket(socket.AF_INET, kind) as client:
+            assert channel.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == only
+            with pytest.raises(ConnectionRefusedError) if only else contextlib.nullcontext():
+                client.connect(("127.0.0.1", port))
+                for _ in range(2):  # a datagram is refused by the time of the second
+                    client.send(b"x")
+
+
+def test_udp(port: int):
+    with open_socket(wanted(udp=port)) as channel, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"hello", ("127.0.0.1", port))
+        assert channel.recv(10) == b"hello"
+        with pytest.raises(MixosError) as caught:  # nobody gets a part of what comes in
+            open_socket(wanted(udp=f"127.0.0.1:{port}"))
+        assert caught.value.reason == "socket-busy"
+
+
+def test_a_unix_socket_for_datagrams(path: Path):
+    one = wanted(unix=str(path), datagram=True, mode="0620")
+    for _ in range(2):  # a dead one is in the way then
+        with open_socket(one) as channel, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o620
+            client.connect(str(path))
+            client.send(b"hello")
+            assert channel.recv(10) == b"hello"
+            for other in (one, wanted(unix=str(path))):
+                with pytest.raises(MixosError) as caught:
+                    open_socket(other)
+                assert caught.value.reason == "socket-busy"
+    with open_socket(wanted(unix=str(path))), pytest.raises(MixosError) as caught:
+        open_socket(one)
+    assert caught.value.reason == "socket-busy"
+    remove_files([one])
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("datagram", [False, True])
+def test_an_abstract_socket_has_a_name_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datagram: bool):
+    monkeypatch.chdir(tmp_path)
+    name = f"mixos-test-{os.getpid()}"
+    one = Socket(unix=f"@{name}", datagram=datagram)
+    with open_socket(one) as channel, socket.socket(socket.AF_UNIX, channel.type) as client:
+        assert channel.getsockname() == b"\0" + name.encode()
+        client.connect(f"\0{name}")
+        with pytest.raises(MixosError) as caught:
+            open_socket(one)
+        assert caught.value.reason == "socket-busy"
+    remove_files([one])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"tcp": 80, "udp": 80},
+        {"udp": 80, "unix": "/run/s"},
+        {"tcp": "[::1]:80", "datagram": True},
+        {"tcp": 80, "ipv6-only": True},
+        {"unix": "/run/s", "ipv6-only": True},
+        {"unix": "@shop", "mode": "0600"},
+        {"unix": "@shop", "owner": "root"},
+        {"unix": "@"},
+        {"unix": "@a b"},
+        {"unix": "@" + "x" * 107},
+    ],
+)
+def test_what_no_socket_can_be(keys: dict[str, object]):
+    with pytest.raises(ValidationError):
+        Socket.model_validate(keys)

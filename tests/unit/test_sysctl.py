@@ -37,3 +37,28 @@ def test_settings_of_the_device_are_in_force(tmp_path: Path) -> None:
     boot(tmp_path)
     assert [(kernel / name).read_text() for name in ("one", "two")] == ["1\n", "2\n"]
     assert (tmp_path / "sysctl").read_text() == "missing kernel.gone kernel.none\nrefused\n"
+
+
+def test_settings_as_people_write_them(tmp_path: Path) -> None:
+    """sysctl.d(5), and what editors of Windows make of it."""
+    names = ("a", "b", "c", "conf/eth0/x", "conf/eth0.10/x", "conf/all/x", "conf/all/y")
+    kernel = tmp_path / "proc/sys/net"
+    for name in names:
+        (kernel / name).parent.mkdir(parents=True, exist_ok=True)
+        (kernel / name).write_text("0\n")
+    secret = tmp_path / "secret"
+    secret.write_text("as it was")
+    folder = tmp_path / "layer/sysctl.d"
+    folder.mkdir(parents=True)
+    (tmp_path / "usr/lib/sysctl.d").mkdir(parents=True)
+    (tmp_path / "usr/lib/sysctl.d/10.conf").write_text("net.a = 9\n")
+    (folder / "10.conf").write_text("net.a=1\n; why\n  # why\n\tnet.b =\t1 2\t3 \r\n", newline="")
+    (folder / "20.conf").write_bytes(b"\xef\xbb\xbfnet/c = 1\n-net.gone = 1\nnet.conf.*.x = 2\n-net.conf.all.x\n")
+    (folder / "30.conf").write_text("net.conf.eth0/10.x = 3\nnet.conf.all.y = 4\nnet/../../../secret = 1\nnet.a\n")
+    said = boot(tmp_path)
+    values = ["1", "1 2\t3", "1", "2", "3", "0", "4"]
+    assert [(kernel / name).read_text().removesuffix("\n") for name in names] == values
+    assert (tmp_path / "sysctl").read_text() == "missing\nrefused\n"
+    assert secret.read_text() == "as it was"
+    assert [line for line in said.splitlines() if "secret" in line or "'net.a'" in line] == said.splitlines()
+    assert len(said.splitlines()) == 2

@@ -358,7 +358,9 @@ def nested(annotation: object) -> type[BaseModel] | None:
     return next((found for one in get_args(annotation) if (found := nested(one))), None)
 
 
-ROWS = {row[0]: row for row in re.findall(r"^\| `([a-z-]+(?:\.[a-z-]+)+)` \| (.*?) ?\| (.*) \|$", PAGE, re.MULTILINE)}
+ROWS = {
+    row[0]: row for row in re.findall(r"^\| `([a-z-]+(?:\.[a-z0-9-]+)+)` \| (.*?) ?\| (.*) \|$", PAGE, re.MULTILINE)
+}
 
 
 def test_every_key_is_described_with_its_default_and_no_other():

@@ -6,6 +6,7 @@ The format is described in daemon/native/sandbox/format.h, whose numbers are rep
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
@@ -22,6 +23,7 @@ MAGIC, VERSION = b"MIXOSBX\0", 1
 MAX_BYTES, MAX_RECORDS, MAX_TEXT = 256 << 10, 512, 1024
 UID_LOCKS = "/run/mixos/uids"
 SAME_GID = 0xFFFFFFFF
+ACCOUNT_NAME = "sandbox"  # of a dynamic account, inside
 OPTIONAL, AS_USER = 1, 2
 FOLDER, MASK = 1, 2
 
@@ -32,7 +34,7 @@ class Tag(IntEnum):
     UID_FIRST, UID_LAST, GID, NETWORK, PROXY_PORT, PROC, TERMINAL, WRITABLE_EXEC = range(8)
     CAPABILITIES, WALL_MS, MEMORY, PIDS, SHM, REQUIRE, UMASK = range(8, 15)
     READ_ONLY, READ_WRITE, TMPFS, DEVICE, PROTECT, ENV_PASS, ENV_SET, RLIMIT, GROUP = range(64, 73)
-    HOSTNAME, DIRECTORY, UID_LOCKS, PROXY_SOCKET, FILTER, BRIDGE_FILTER = range(96, 102)
+    HOSTNAME, DIRECTORY, UID_LOCKS, PROXY_SOCKET, FILTER, BRIDGE_FILTER, ACCOUNT = range(96, 103)
 
 
 NETWORKS = ("none", "host", "proxy")
@@ -147,6 +149,10 @@ def _paths(policy: Policy) -> Iterator[bytes]:
 def _environment(policy: Policy) -> Iterator[bytes]:
     """What is set, then what passes from outside, which is stronger than the two values that everybody gets."""
     given = dict(policy.environment)
+    if policy.user == "dynamic":
+        given = {"HOME": "/", "USER": ACCOUNT_NAME, "LOGNAME": ACCOUNT_NAME, **given}
+        home = given["HOME"]
+        yield _text(Tag.ACCOUNT, home if re.fullmatch("/[^:\n]*", home) else "/")  # a field of passwd(5)
     if policy.network == "proxy":
         url = f"http://127.0.0.1:{policy.proxy_port}"
         names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")

@@ -49,6 +49,7 @@ enum tag {
     PROXY_SOCKET,
     FILTER,
     BRIDGE_FILTER,
+    ACCOUNT, /* the account has no name outside: it gets ACCOUNT_NAME, and this home */
     TAGS,
 };
 enum { NETWORK_NONE, NETWORK_HOST, NETWORK_PROXY };
@@ -57,6 +58,7 @@ enum { REQUIRE_LANDLOCK = 1, REQUIRE_MEMORY = 2, REQUIRE_PIDS = 4, REQUIRE_ACCOU
 enum { OPTIONAL = 1, AS_USER = 2 }; /* READ_ONLY, READ_WRITE */
 enum { FOLDER = 1, MASK = 2 };      /* PROTECT: what to make when it is absent; show an empty thing instead */
 #define SAME_GID 0xffffffffu
+#define ACCOUNT_NAME "sandbox"
 
 struct policy_head {
     char magic[8];

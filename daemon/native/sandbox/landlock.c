@@ -50,6 +50,9 @@ void landlock(void)
         else if (item->head.tag == READ_ONLY && item->type && !*item->link)
             allow_path(ruleset, item->data, look);
     }
+    for (int index = 0; index < 2; index++)
+        if (account_named[index])
+            allow_path(ruleset, account_files[index], look);
     must(syscall(SYS_landlock_restrict_self, ruleset, 0), "Landlock", "");
     close(ruleset);
 }

@@ -47,6 +47,8 @@ static int sound_data(const struct record_head *head, const char *data)
         return text && plain_path(data) && head->flags <= (FOLDER | MASK);
     case DIRECTORY:
         return text && (plain_path(data) || !strcmp(data, "/"));
+    case ACCOUNT: /* a field of passwd(5) */
+        return text && *data == '/' && !strpbrk(data, ":\n");
     case ENV_PASS:
         return text && *data && !strchr(data, '=');
     case ENV_SET:

@@ -195,6 +195,62 @@ static void protect_path(struct record *item)
     close(now);
 }
 
+const char *const account_files[2] = {"/etc/passwd", "/etc/group"};
+bool account_named[2];
+
+/* Whether the policy wants something else than it shows there. */
+static bool is_guarded(const char *path)
+{
+    EACH (item, PROTECT) {
+        size_t length = strlen(item->data);
+        if (!strncmp(path, item->data, length) && (!path[length] || path[length] == '/'))
+            return true;
+    }
+    return false;
+}
+
+/* A line of its own for an account that is in no database, before what the host's file says. Whether it is there: what is
+ * guarded or no plain file, or has no room in our root, stays as it is. */
+static bool name_account(const char *path, const char *line)
+{
+    static char text[128 << 10];
+    struct how how = {O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0, BENEATH | NO_SYMLINKS | NO_MAGICLINKS};
+    struct stat info;
+    size_t size = (size_t)snprintf(text, sizeof text, "%s", line);
+    int shown = (int)syscall(SYS_openat2, root, path + 1, &how, sizeof how);
+    int absent = shown < 0 && errno == ENOENT, above = look_up(root, "etc", BENEATH | NO_SYMLINKS);
+    int possible = absent ? above < 0 || is_own(above) : shown >= 0 && !fstat(shown, &info) && S_ISREG(info.st_mode);
+    close_fd(&above);
+    for (ssize_t got = 1; possible && !absent && got > 0 && size < sizeof text; size += (size_t)got)
+        got = must(read(shown, text + size, sizeof text - size), "account", path);
+    close_fd(&shown);
+    if (!possible || size == sizeof text || is_guarded(path))
+        return false;
+    const char *ours = absent ? path : "/.account";
+    int source = place(ours, S_IFREG, NULL);
+    int file = (int)must(openat(root, ours + 1, O_WRONLY | O_NOFOLLOW | O_CLOEXEC), "account", path);
+    must(write(file, text, size) == (ssize_t)size ? 0 : -1, "account", path);
+    close(file);
+    if (!absent) {
+        int tree = clone_tree(source, path);
+        set_attributes(tree, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC, 0, path);
+        attach(tree, (int)must(look_up(root, path + 1, BENEATH | NO_SYMLINKS), "account", path), path);
+        close(tree);
+        unlinkat(root, ".account", 0);
+    }
+    close(source);
+    return true;
+}
+
+static void name_accounts(void)
+{
+    char line[PATH_LENGTH + 64];
+    snprintf(line, sizeof line, ACCOUNT_NAME ":x:%u:%u::%s:/bin/sh\n", account, group, once[ACCOUNT]->data);
+    account_named[0] = name_account(account_files[0], line);
+    snprintf(line, sizeof line, ACCOUNT_NAME ":x:%u:\n", group);
+    account_named[1] = name_account(account_files[1], line);
+}
+
 void make_root(void)
 {
     uint64_t writable = ATTR_NOSUID | ATTR_NODEV | (scalar[WRITABLE_EXEC] ? 0 : ATTR_NOEXEC);
@@ -212,6 +268,8 @@ void make_root(void)
     }
     if (once[PROXY_SOCKET])
         show_path(once[PROXY_SOCKET], "/run/proxy");
+    if (once[ACCOUNT])
+        name_accounts();
     EACH (item, PROTECT)
         protect_path(item);
     unlinkat(root, ".empty", 0);

@@ -89,6 +89,9 @@ void remove_placeholders(void);
 
 /* ---- root.c ---- */
 
+extern const char *const account_files[2]; /* passwd(5), group(5) */
+extern bool account_named[2];              /* ours is there */
+
 void make_root(void);
 void own_null(void);
 

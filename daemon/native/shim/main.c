@@ -14,7 +14,7 @@
  *   state          the state, brought up to date, then ok
  *   quit           end, when nothing of the service is left
  * Events come in between: started PID START, failed STEP ERRNO, ready, status, watchdog 0|1, mainpid PID START, stopping,
- * reloading, extend MICROSECONDS, stored NAME, unstored NAME, exited CODE SIGNAL OOM, empty; and `state` at the beginning.
+ * reloading, extend, stored NAME, unstored NAME, exited CODE SIGNAL OOM, empty; and `state` at the beginning.
  * The first line of a message is the word, all further lines are the state after it, as in DIR/state, which is replaced
  * atomically at each change and stays when we are killed. So no client needs the messages that it has missed.
  *

@@ -58,7 +58,7 @@ static void notified(char *text, int *fds, int count) /* sd_notify(3) */
         } else if (strncmp(line, "MAINPID=", 8) == 0 && service.main_pid && to_number(line + 8, 2, 1 << 22, &value))
             service.told_main |= new_main((pid_t)value);
         else if (strncmp(line, "EXTEND_TIMEOUT_USEC=", 20) == 0 && to_number(line + 20, 0, INT64_MAX, &value))
-            tell("extend %lld", value);
+            extend(value < DAY ? value : DAY);
         else if (strncmp(line, "FDNAME=", 7) == 0)
             name = line + 7;
         store |= strcmp(line, "FDSTORE=1") == 0;

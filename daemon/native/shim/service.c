@@ -48,7 +48,10 @@ void stop(long long milliseconds)
         return tell("empty");
     long long at = clock_ns(CLOCK_MONOTONIC) + milliseconds * 1000000;
     bool first = service.phase != STOPPING && !(service.phase == EXITED && service.kill_at);
-    service.kill_at = first || at < service.kill_at ? at : service.kill_at;
+    if (first || at < service.until)
+        service.kill_at = service.until = at;
+    if (first)
+        service.latest = at + STOP_MORE * SECOND;
     service.stopped = true;
     if (first && service.main_pid) {
         enter(STOPPING);
@@ -59,6 +62,21 @@ void stop(long long milliseconds)
     hook("stopping");
     if (milliseconds == 0)
         kill_all();
+}
+
+void extend(long long microseconds)
+{
+    long long now = clock_ns(CLOCK_MONOTONIC), at = now + 1000 * microseconds;
+    bool stopping = service.kill_at != 0;
+    if ((!stopping && service.phase != STARTING) || service.kill_at > service.until)
+        return; /* nothing that has its time, or it is being killed */
+    at = stopping && at > service.latest ? service.latest : at;
+    if (at <= service.until)
+        return; /* asking never takes time away */
+    service.until = at;
+    service.kill_at = stopping ? at : 0;
+    changed();
+    tell("extend");
 }
 
 static long long oom_kills(void)
@@ -294,6 +312,7 @@ void start(void)
     service.populated = true;
     service.code = -1;
     service.ended_by = service.failed_with = 0;
+    service.until = service.latest = 0;
     strcpy(service.failure, "-");
     *service.status = 0;
     service.starts++;

@@ -29,9 +29,11 @@ enum {
     TICK_MS = 10, /* for which a flood waits */
     READS_PER_TICK = 4,
     NOTES_PER_TICK = 16,
-    COST = 256, /* bytes of a line that cost as much as another line */
+    STOP_MORE = 600, /* seconds: the most that a service gets by asking while it is stopped */
+    COST = 256,      /* bytes of a line that cost as much as another line */
 };
 #define SECOND 1000000000LL
+#define DAY 86400000000LL    /* in microseconds: the most that a service gets at once */
 #define ANYBODY 0xffffffffLL /* no user has this number */
 
 /* ---- spec.c: DIR/spec ---- */
@@ -81,6 +83,7 @@ struct service {
     bool told_main;                      /* we were told which process is main */
     bool fresh;                          /* its group was made for this start */
     long long since, kill_at, notify_at; /* CLOCK_MONOTONIC in ns, 0: never */
+    long long until, latest;             /* how long this start or stop may take (0: nobody said); and at most */
     long long starts, oom_before;        /* how often it was started; processes that the kernel had killed before */
     int code, ended_by;                  /* its exit code, or -1 and the signal */
     char failure[16];                    /* the step of a start that failed, "-": none did */
@@ -105,6 +108,8 @@ void tell(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 void start(void);
 void stop(long long milliseconds);
+/* It asks for so many microseconds from now, for its start or stop. */
+void extend(long long microseconds);
 void signal_main(int number);
 void kill_all(void);
 /* Clean up, answer the last command if there is one, end. */

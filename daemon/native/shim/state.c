@@ -16,10 +16,11 @@ void changed(void)
     int size = snprintf(
         state, sizeof state,
         "mixos-state 1\nunit %s\nboot %s\nshim %d %llu\nphase %s\nmain %d %llu\nready %d\nstopped %d\npopulated %d\n"
-        "since %lld\nstarts %lld\nexit %d %d\noom %d\nfailure %s %d\ncgroup %s\nkills %s\nstatus %s\ndropped "
+        "since %lld\nuntil %lld\nstarts %lld\nexit %d %d\noom %d\nfailure %s %d\ncgroup %s\nkills %s\nstatus "
+        "%s\ndropped "
         "%lld\nlost %lld\n",
         spec.unit, shim.boot, shim.self, shim.self_start, phases[service.phase], service.main_pid, service.main_start,
-        service.ready, service.stopped, service.populated, service.since, service.starts, service.code,
+        service.ready, service.stopped, service.populated, service.since, service.until, service.starts, service.code,
         service.ended_by, service.oom, service.failure, service.failed_with, service.cgroup >= 0 ? spec.cgroup : "",
         service.cgroup >= 0 ? "cgroup" : "descendants", service.status, logs.dropped, logs.lost);
     int fd = open(".state.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);

@@ -140,7 +140,7 @@ class History(TypedDict):
 class Finding(TypedDict):
     """Something that is not well."""
 
-    check: Annotated[str, "a stable word: memory, space, load or temperature"]
+    check: Annotated[str, "a stable word: memory, space, load, temperature, or what a part looks at, such as units"]
     state: Annotated[State, "how bad it is"]
     text: Annotated[str, "the same for people"]
 

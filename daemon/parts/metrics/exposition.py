@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from daemon.core.figures import Family
+from daemon.core.figures import Figures
 from daemon.parts.metrics.health import STATES, health
 from daemon.parts.metrics.sample import Sample
 
@@ -12,19 +12,22 @@ Labels = Mapping[str, str]
 Rows = Iterable[tuple[Labels, float | None]]
 
 
-def text(sample: Sample, release: Mapping[str, str], with_units: bool, others: Iterable[Family] = ()) -> str:
+def text(sample: Sample, release: Mapping[str, str], with_units: bool, others: Figures | None = None) -> str:
     """The whole document. release: the facts of /usr/lib/mixos/release; others: of other parts."""
-    named = {family[0]: family for family in _families(sample, release, with_units)}
-    for family in others:
+    others = others or Figures()
+    state = STATES.index(health(sample, others.findings())["state"])
+    named = {family[0]: family for family in _families(sample, release, state, with_units)}
+    for family in others.families():
         if with_units or not any("unit" in labels for labels, _ in family.rows):
             named.setdefault(family.name, (family.name, family.kind, family.help, family.rows))
     return "".join(_family(*family) for family in named.values())
 
 
-def _families(sample: Sample, release: Mapping[str, str], with_units: bool) -> Iterator[tuple[str, str, str, Rows]]:
+def _families(
+    sample: Sample, release: Mapping[str, str], state: int, with_units: bool
+) -> Iterator[tuple[str, str, str, Rows]]:
     gauge, counter = "gauge", "counter"
     build = {"version": release.get("MIXOS_VERSION", ""), "kernel": release.get("MIXOS_KERNEL", "")}
-    state = STATES.index(health(sample)["state"])
     yield "mixos_build_info", gauge, "The image that runs.", [(build, 1)]
     yield "mixos_health_state", gauge, "0: ok, 1: warning, 2: critical.", [({}, state)]
     yield "mixos_uptime_seconds", gauge, "Time since the kernel started.", [({}, sample.uptime)]

@@ -1,10 +1,11 @@
-"""Is the machine well? A few plain limits, each with its reason in words; no score, no trend."""
+"""Is the machine well? A few plain limits, each with its reason in words, and what parts find; no score, no trend."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, cast
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal, cast
 
+from daemon.core.figures import Finding
 from daemon.parts.metrics.sample import Sample
 
 if TYPE_CHECKING:
@@ -19,17 +20,10 @@ _LOAD = (4.0, 16.0)  # runnable or waiting tasks per processor, over five minute
 _HOT = 85.0  # degrees Celsius, for a sensor without limits of its own
 
 
-class Finding(NamedTuple):
-    """check: a stable word; state: one of STATES; text: for people."""
-
-    check: str
-    state: str
-    text: str
-
-
-def health(sample: Sample) -> Health:
-    """The worst state, and every finding that is not ok: `{"state", "findings": [{"check", "state", "text"}]}`."""
-    findings = list(_findings(sample))
+def health(sample: Sample, others: Iterable[Finding] = ()) -> Health:
+    """The worst state, and every finding that is not ok: `{"state", "findings": [{"check", "state", "text"}]}`. others:
+    of other parts."""
+    findings = [*_findings(sample), *others]
     worst = max((STATES.index(one.state) for one in findings), default=0)
     return cast("Health", {"state": STATES[worst], "findings": [one._asdict() for one in findings]})
 
@@ -44,14 +38,17 @@ def _findings(sample: Sample) -> Iterator[Finding]:
             yield Finding("space", state, f"only {left:.0%} of {space.path} is free")
     load = sample.load[1] / sample.cpus
     if load > _LOAD[0]:
-        state = STATES[2] if load > _LOAD[1] else STATES[1]
-        yield Finding("load", state, f"load of {sample.load[1]:.1f} on {sample.cpus} processors")
+        yield Finding(
+            "load",
+            "critical" if load > _LOAD[1] else "warning",
+            f"load of {sample.load[1]:.1f} on {sample.cpus} processors",
+        )
     for sensor in sample.temperatures:
         if sensor.critical and sensor.celsius >= sensor.critical:
-            yield Finding("temperature", STATES[2], f"{sensor.name} is at {sensor.celsius:.0f} degrees, its limit")
+            yield Finding("temperature", "critical", f"{sensor.name} is at {sensor.celsius:.0f} degrees, its limit")
         elif sensor.celsius >= (sensor.high or _HOT):
-            yield Finding("temperature", STATES[1], f"{sensor.name} is at {sensor.celsius:.0f} degrees")
+            yield Finding("temperature", "warning", f"{sensor.name} is at {sensor.celsius:.0f} degrees")
 
 
-def _short(left: float, limits: tuple[float, float]) -> str | None:
-    return STATES[2] if left < limits[1] else STATES[1] if left < limits[0] else None
+def _short(left: float, limits: tuple[float, float]) -> Literal["warning", "critical"] | None:
+    return "critical" if left < limits[1] else "warning" if left < limits[0] else None

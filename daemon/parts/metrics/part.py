@@ -102,7 +102,7 @@ class Metrics:
     def status(self) -> Mapping[str, Any]:
         """Health with its findings, where the endpoint listens, whether the hour is being recorded."""
         return {
-            "health": health(self._sample()),
+            "health": self._found(),
             "endpoint": self.config.prometheus.listen if self._endpoint is not None else None,
             "process": self._endpoint.status() if self._endpoint is not None else None,
             "recording": self._recorder is not None,
@@ -137,7 +137,7 @@ class Metrics:
         }
 
     async def _health(self, _: Caller, __: Nothing) -> Health:
-        return health(self._sample())
+        return self._found()
 
     async def _prometheus(self, _: Caller, __: Nothing) -> Text:
         return self._document()
@@ -205,7 +205,10 @@ class Metrics:
         from daemon.linux.facts import release
         from daemon.parts.metrics.exposition import text
 
-        return text(self._sample(), release(), self.config.prometheus.units, self.context.figures.families())
+        return text(self._sample(), release(), self.config.prometheus.units, self.context.figures)
+
+    def _found(self) -> Health:
+        return health(self._sample(), self.context.figures.findings())
 
     def _sample(self) -> Sample:
         """A sample that is at most a second old: however often it is asked for, the machine is not read more often."""

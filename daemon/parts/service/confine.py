@@ -59,6 +59,10 @@ def sandboxed(
         "umask": f"{service.umask:04o}",
         "pass-environment": tuple(dict.fromkeys((*policy.pass_environment, *spec.environment, *_MINE))),
     }
+    if policy.user == "dynamic":  # root's name and home are not its own; what the unit says is
+        roots = {"HOME": who.home, "USER": who.name, "LOGNAME": who.name}
+        said = {name: spec.environment[name] for name, value in roots.items() if spec.environment[name] != value}
+        changes["environment"] = {**policy.environment, **said}
     if service.capabilities is not None:
         changes["capabilities"] = service.capabilities
     try:

@@ -182,7 +182,7 @@ class Operation(enum.Enum):
     PREPARE = "write what the present step needs for a shim that has something older; pass the gates"
     PASS = "pass the gates"
     LAUNCH = "tell the shim to start the present step"
-    HALT = "tell the shim to end what runs, at the latest at `stop_by`"
+    HALT = "tell the shim to end what runs, at the latest at `Life.stop_by`"
     MARK_READY = "tell the shim that the service is ready"
     KILL_LEFTOVERS = "its shim has gone: kill what is left, and let its last word be that all has ended"
     RELEASE = "nothing runs: end the shim, remove socket files and cgroup"

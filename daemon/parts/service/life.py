@@ -8,6 +8,7 @@ from daemon.parts.service import judge, timer
 from daemon.parts.service.events import Operation, Seen, Watch
 from daemon.parts.service.memory import Memory
 from daemon.parts.service.shimstate import Phase
+from daemon.parts.service.shimstate import State as ShimState
 from daemon.parts.service.states import RESTING, State
 from daemon.parts.service.unit import Service, Timer, Unit
 
@@ -16,13 +17,11 @@ from daemon.parts.service.unit import Service, Timer, Unit
 class Progress:
     """How far the present state is; begins anew with each state, and is not kept on disk.
 
-    patience: (what is waited for, until when); extended: until when a start may take, as the service asked; pinged:
-    when it last said that it lives; asked: 1: it was told to stop, 2: to be killed at once; cause: (slug, reason) for
-    which it is ended.
+    patience: (what is waited for, until when); pinged: when it last said that it lives; asked: 1: it was told to stop,
+    2: to be killed at once; cause: (slug, reason) for which it is ended.
     """
 
     patience: tuple[str, float] | None = None
-    extended: float | None = None
     pinged: float | None = None
     cause: tuple[str, str] | None = None
     prepared: bool = False  # the shim has what this step needs
@@ -72,16 +71,16 @@ class Life:
         memory = self.memory
         return memory.launch > 0 and self.state not in RESTING and memory.digest not in ("", self.digest)
 
-    @property
-    def stop_by(self) -> float:
-        """While it is stopping: when it is killed."""
-        return 0.0 if self.progress.kill_now else self.memory.since + self.policy.stop_timeout
+    def stop_by(self, shim: ShimState | None) -> float:
+        """While it is stopping: when it is killed. A shim that stops it already knows what it has asked for."""
+        told = shim.until if shim is not None and shim.stopped else 0.0
+        return 0.0 if self.progress.kill_now else max(self.memory.since + self.policy.stop_timeout, told)
 
-    @property
-    def start_by(self) -> float | None:
+    def start_by(self, seen: Seen) -> float | None:
         """While it is starting: when it must be ready (a oneshot: done)."""
         limit = self.unit.service.ready_timeout if self.unit.service else self.unit.readiness.timeout
-        return None if limit is None else self.progress.extended or self.memory.began + limit
+        asked = seen.shim.until if seen.shim is not None and self.runs(seen) else 0.0
+        return None if limit is None else max(self.memory.began + limit, asked)
 
     def ended(self, seen: Seen) -> bool:
         """Whether the step that was begun has ended."""
@@ -114,8 +113,8 @@ def due(life: Life, seen: Seen) -> float | None:
         return retry_at(life)
     found = [life.progress.patience[1]] if life.progress.patience else []
     match life.state:
-        case State.STARTING if life.start_by is not None:
-            found.append(life.start_by)
+        case State.STARTING if (start_by := life.start_by(seen)) is not None:
+            found.append(start_by)
         case State.RUNNING | State.UNHEALTHY if life.policy.watchdog is not None and life.progress.pinged is not None:
             found.append(life.progress.pinged + life.policy.watchdog)
         case State.SCHEDULED if life.unit.timer is not None:

@@ -45,7 +45,7 @@ from daemon.parts.service.events import (
 )
 from daemon.parts.service.life import Life, Progress, asks, retry_at, until_run
 from daemon.parts.service.memory import End, Memory
-from daemon.parts.service.shimstate import Extend, Phase, Watchdog
+from daemon.parts.service.shimstate import Phase, Watchdog
 from daemon.parts.service.states import RESTING, TRANSITIONS, State, Then
 from daemon.parts.service.unit import Service
 
@@ -132,8 +132,6 @@ class _Turn:
             case ShimSaid(event=Watchdog(trigger=trigger)):
                 cause = ("service-watchdog", "said itself that it does not work (WATCHDOG=trigger)")
                 self.progress(pinged=self.seen.now, cause=cause if trigger else self.life.progress.cause)
-            case ShimSaid(event=Extend(seconds=seconds)):
-                self.progress(extended=self.seen.now + seconds)
             case CheckPassed():
                 self.progress(found=True)
             case Connected():
@@ -253,12 +251,13 @@ class _Turn:
     def _late(self) -> None:
         """A start has its time, whatever is being done."""
         life = self.life
-        if life.state is not State.STARTING or life.start_by is None or self.seen.now < life.start_by:
+        start_by = life.start_by(self.seen) if life.state is State.STARTING else None
+        if start_by is None or self.seen.now < start_by:
             return
         service = life.unit.service
         if life.memory.launch and service is not None and life.ended(self.seen):
             return
-        limit = service.ready_timeout if service else life.unit.readiness.timeout
+        limit = round(start_by - life.memory.began, 1)
         reason = f"not {'done' if service and service.type == 'oneshot' else 'ready'} within {limit:g} s"
         if service is None:
             self.to(State.BACKOFF, "service-not-ready", reason, attempts=life.memory.attempts.ended(0.0, life.policy))
@@ -316,7 +315,7 @@ class _Turn:
             return operation
         if self.life.progress.connected:
             if self.life.memory.attempts.exhausted(self.seen.now, self.life.policy):
-                self.to(State.FAILED, "start-limit", "started too often: does it accept its connections?")
+                self.to(State.FAILED, "start-limit", "started too often: does it take what comes in by its sockets?")
             else:
                 self.attempt()
         return None
@@ -401,7 +400,8 @@ class _Turn:
                 self.progress(asked=wanted)
                 return Operation.HALT
             if self.seen.shim.populated and not progress.cleared:
-                if not self.expired("stop", life.policy.stop_timeout + KILL_PATIENCE):
+                deadline = self.seen.shim.until  # a later one is another wait
+                if not self.expired(f"stop {deadline}", max(0.0, deadline - self.seen.now) + KILL_PATIENCE):
                     return None
                 self.say("err", "processes are left that cannot be killed")
                 self.progress(cleared=True)

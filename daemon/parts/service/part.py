@@ -18,7 +18,7 @@ from common.errors import ConfigError, MixosError, RefusedError
 from common.files import write_atomically
 from common.tomlfile import Strict
 from common.tomlfile import load as load_toml
-from daemon.core.figures import Family
+from daemon.core.figures import Family, Finding
 from daemon.core.method import Method
 from daemon.core.part import Context
 from daemon.linux.cgroup import CONTROLLERS, CgroupError, Tree
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 SPAWNING = 8  # shims that are started at the same time
 ENABLED = "enabled.toml"
+_NAMED = 5  # units of a finding that are named
+_REFUSED = 20  # files that are named by a reload
 _KEYS = {  # of [limits], by file of the cgroup
     "memory.max": "memory", "memory.high": "memory-high", "memory.swap.max": "swap", "pids.max": "pids",
     "cpu.max": "cpu", "cpu.weight": "cpu-weight", "io.weight": "io-weight", "io.max": "io-max",
@@ -139,6 +141,20 @@ class Manager:
         yield Family("mixos_unit_state", "gauge", "Units: the state that each is in.", states)
         yield Family("mixos_unit_restarts_total", "counter", "Units: starts without being asked to.", restarts)
 
+    def findings(self) -> Iterable[Finding]:
+        """Units that are not well."""
+        units = self.services.items()
+        found = {
+            "failed": [name for name, one in units if one.failed],
+            "unhealthy": [name for name, one in units if one.state is State.UNHEALTHY],
+            "started again and again": [name for name, one in units if one.state is State.BACKOFF],
+            "broken": list(self.loaded.broken),
+        }
+        for what, names in found.items():
+            if names:
+                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+                yield Finding("units", "warning", f"{what}: {', '.join(sorted(names)[:_NAMED])}{more}")
+
     # -- what people ask for -------------------------------------------------------------------------------------------
 
     def begin(self, names: Iterable[str], *, now: bool = False) -> Plan:
@@ -216,12 +232,12 @@ class Manager:
         return late
 
     async def reload(self) -> Changes:
-        """Read all files again and apply what differs: {added, changed, removed, restarted, broken: names}.
+        """Read all files again and apply what differs: {added, changed, removed, restarted, broken: names, refused}.
 
         A broken file changes nothing. A running service is restarted only when its process would be another one.
         """
         previous = {name: one.definition for name, one in self.services.items()}
-        loaded = load(self.folders, previous)
+        loaded, broken = load(self.folders, previous), self.loaded.broken
         removed = sorted(previous.keys() - loaded.units.keys())
         if removed:
             await self.halt(removed)
@@ -244,6 +260,7 @@ class Manager:
             "removed": removed,
             "restarted": stale,
             "broken": sorted(loaded.broken),
+            "refused": {name: loaded.broken[name] for name in sorted(loaded.broken.keys() - broken.keys())[:_REFUSED]},
         }
 
     def is_enabled(self, name: str) -> bool:

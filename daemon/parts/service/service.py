@@ -423,7 +423,7 @@ class Service:
         await self.link.command(lambda shim: shim.start(spec))
 
     async def _halt(self) -> None:
-        await self.link.command(lambda shim: shim.stop(max(0.0, self._life.stop_by - time.monotonic())))
+        await self.link.command(lambda shim: shim.stop(max(0.0, self._life.stop_by(shim.state) - time.monotonic())))
 
     async def _mark_ready(self) -> None:
         await self.link.command(lambda shim: shim.mark_ready())

@@ -56,8 +56,9 @@ class ProcessId:
 class State:
     """Everything a shim knows; the content of DIR/state.
 
-    boot: id of the boot. since: seconds of CLOCK_MONOTONIC at which `phase` began. starts: how often this shim started
-    the service. code: exit status, or -1; signal: number of the signal that ended main, or 0 (both of the last start;
+    boot: id of the boot. since: seconds of CLOCK_MONOTONIC at which `phase` began. until: until when the
+    start may take, as the service asked; since it was told to stop, when it is killed; 0: nobody said. starts: how
+    often this shim started the service. code: exit status, or -1; signal: what ended main, or 0 (both of the last one;
     code -1 and signal 0: unknown, since main was not our child, or it has not ended). oom: the kernel killed something
     in the cgroup for memory during the last start. failure: step of the start that failed ("exec", "cwd", ...) or "";
     error: its errno. populated: whether any process of the service is left. cgroup: the cgroup in use, "" when there is
@@ -74,6 +75,7 @@ class State:
     stopped: bool
     populated: bool
     since: float
+    until: float
     starts: int
     code: int
     signal: int
@@ -102,6 +104,7 @@ def parse_state(data: bytes) -> State:
             stopped=bool(number["stopped"]),
             populated=bool(number["populated"]),
             since=number["since"] / 1e9,
+            until=number["until"] / 1e9,
             starts=number["starts"],
             code=number_in(words["exit"][0]),
             signal=number_in(words["exit"][1]),
@@ -117,7 +120,7 @@ def parse_state(data: bytes) -> State:
         raise ShimError(f"not a shim's state: {error}", reason="shim-protocol") from error
 
 
-_NUMBERS = ("ready", "stopped", "populated", "since", "starts", "oom", "dropped", "lost")
+_NUMBERS = ("ready", "stopped", "populated", "since", "until", "starts", "oom", "dropped", "lost")
 
 
 def load_state(folder: Path) -> State | None:
@@ -184,9 +187,7 @@ class Reloading:
 
 @dataclass(frozen=True)
 class Extend:
-    """EXTEND_TIMEOUT_USEC=: the service asks for this many seconds more from now."""
-
-    seconds: float
+    """EXTEND_TIMEOUT_USEC=: the service has got more time, see State.until."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ EVENTS: Mapping[str, Callable[[list[str], State], Event]] = {
     "mainpid": lambda words, _: MainPid(number_in(words[0]), number_in(words[1])),
     "stopping": lambda _, __: Stopping(),
     "reloading": lambda _, __: Reloading(),
-    "extend": lambda words, _: Extend(number_in(words[0]) / 1e6),
+    "extend": lambda _, __: Extend(),
     "stored": lambda words, _: Stored(words[0], True),
     "unstored": lambda words, _: Stored(words[0], False),
     "exited": lambda words, _: Exited(number_in(words[0]), number_in(words[1]), words[2] == "1"),

@@ -8,6 +8,7 @@ service at times, `[[socket]]` at the first connection.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -46,6 +47,14 @@ def _not_ours(path: str) -> str:
     return path
 
 
+def _socket_name(name: str) -> str:
+    if not name.startswith("@"):
+        return _not_ours(name)
+    if not re.fullmatch(r"@[A-Za-z0-9._/-]+", name):
+        raise ValueError("after @, the name of an abstract socket has letters, digits and . _ / - only")
+    return name
+
+
 def _text(value: str) -> str:
     if "\0" in value:
         raise ValueError("a NUL byte cannot be given to a program")
@@ -67,7 +76,7 @@ Command = Annotated[tuple[Text, ...], AfterValidator(_command)]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 OwnFolder = Annotated[Folder, AfterValidator(_own_folder)]
 PidFile = Annotated[str, AfterValidator(_pid_file), AfterValidator(_not_ours)]
-SocketFile = Annotated[str, AfterValidator(_not_ours)]
+SocketName = Annotated[str, AfterValidator(_socket_name)]
 Capability = Annotated[str, Field(pattern=r"^CAP_[A-Z_]+$")]
 LimitName = Literal[
     "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
@@ -260,18 +269,37 @@ class Socket(Strict):
 
     name: Folder = "socket"
     tcp: Endpoint | None = None
-    unix: SocketFile | None = None
+    udp: Endpoint | None = None
+    unix: SocketName | None = None  # a path, or @ and an abstract name (unix(7))
+    datagram: bool = False  # unix only
+    ipv6_only: bool = False  # IPV6_V6ONLY: nothing from IPv4 addresses
     backlog: int = Field(default=128, ge=1, le=4096)
-    mode: Mode = 0o600  # unix only
+    mode: Mode = 0o600  # of a path
     owner: Text = "root"
     group: Text = "root"
 
+    @property
+    def inet(self) -> Address | None:
+        """Where a TCP or UDP socket is."""
+        return self.tcp or self.udp
+
+    @property
+    def path(self) -> str | None:
+        """Where the file of a Unix socket is; an abstract one has none."""
+        return self.unix if self.unix is not None and self.unix[0] == "/" else None
+
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.tcp is None) == (self.unix is None):
-            raise ValueError("either tcp or unix is expected")
+        if sum(one is not None for one in (self.tcp, self.udp, self.unix)) != 1:
+            raise ValueError("one of tcp, udp and unix is expected")
         if self.unix is not None and len(self.unix.encode()) > 107:
-            raise ValueError("the path of a Unix socket has at most 107 bytes")
+            raise ValueError("the name of a Unix socket has at most 107 bytes")
+        if self.datagram and self.unix is None:
+            raise ValueError("datagram is for unix: the datagrams of the network are udp")
+        if self.ipv6_only and (self.inet is None or ":" not in self.inet.host):
+            raise ValueError("ipv6-only is for an IPv6 address")
+        if self.unix is not None and self.path is None and self.model_fields_set & {"mode", "owner", "group"}:
+            raise ValueError("an abstract socket has no mode, owner or group: every program of the device may use it")
         return self
 
 
