@@ -23,6 +23,10 @@ void let_go(int fd) { (void)fd; }
 bool new_main(pid_t pid) { return pid == 7; }
 void look_ready(bool now) { (void)now; }
 void look_kept(void) {}
+void extend(long long microseconds) {
+  if (microseconds < 0)
+    abort();
+}
 void unkeep(const char *name, bool own) {
   (void)own;
   if (strlen(name) > 4096)
