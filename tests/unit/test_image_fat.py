@@ -122,8 +122,7 @@ def test_bad_label(tmp_path: Path) -> None:
 def test_no_more_is_read_than_there_is(tmp_path: Path) -> None:
     """A chain that comes back to its beginning, of a file of 4 GiB; and two files of one chain."""
     fd = make(tmp_path / "fat", {"A.TXT": b"a" * 5000, "B.TXT": b"b" * 5000})
-    shape = fat.geometry(SIZE)
-    root = shape.data * 512
+    root = fat.geometry(SIZE, 512).place(2)
     entries = [root + at for at in range(0, 512, 32) if os.pread(fd, 11, root + at)[8:] == b"TXT"]
     first = [struct.unpack("<H", os.pread(fd, 2, at + 26))[0] for at in entries]
     os.pwrite(fd, struct.pack("<H", first[0]), entries[1] + 26)
