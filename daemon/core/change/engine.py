@@ -186,7 +186,7 @@ class Changes:
             await asyncio.to_thread(self._refuse, applier, record)
         log("warning", f"{applier.name}: {record.why} was not confirmed; it goes back")
         try:
-            if same_boot:
+            if same_boot or getattr(applier, "lasts", False):
                 await applier.undo(record.before.get(applier.name, {}), View(self.places, record.was))
         except (MixosError, OSError) as error:
             self._problem(f"{applier.name}: {record.why} cannot be undone: {error}")

@@ -20,6 +20,7 @@ from daemon.core.manifest import file_for
 from daemon.parts.backup import archive, contents
 from daemon.parts.backup.archive import Entry
 from daemon.parts.backup.contents import MANIFEST, MAX_MANIFEST, STATE, Manifest
+from daemon.parts.backup.login import CONFIG, KEYS
 from daemon.parts.backup.sealed import BackupError
 
 _RESERVE = 16 << 20  # bytes that stay free
@@ -210,7 +211,7 @@ def _same(new: Path, target: Path) -> bool:
 def services_to_restart(plan: Plan) -> tuple[list[str], bool]:
     """The units whose state was replaced, and whether only a reboot brings everything in force.
 
-    Not for what `daemon.core.follow` has read again, profiles, and who may log in: that is read when it is needed.
+    Not for what `daemon.core.follow` has read again, profiles, and who may log in: see `login`.
     """
     units = {folder: unit for unit, folder in plan.manifest.state.items()}
     restart = sorted(units[one.name.removeprefix("var/lib/")] for one in plan.changes if one.kind == "tree")
@@ -218,7 +219,7 @@ def services_to_restart(plan: Plan) -> tuple[list[str], bool]:
 
 
 def _at_once(name: str) -> bool:
-    return name.startswith("etc/ssh/authorized_keys/") or (
+    return name.startswith((KEYS, CONFIG)) or (
         name.startswith("etc/mixos/") and file_for(name.removeprefix("etc/mixos/")) is not None
     )
 
