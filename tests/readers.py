@@ -307,7 +307,10 @@ def _table(data: bytes) -> object:
     table = gpt.read(descriptor)
     for part in table.partitions:
         table.grown(part)
-    return table.resized(8192)
+    for sector in gpt.SECTORS:
+        with contextlib.suppress(gpt.GptError):
+            table.resized(2 * SECTORS * gpt.SECTOR, sector)
+    return table
 
 
 @cache
@@ -325,12 +328,12 @@ def _volume() -> tuple[int, int, tuple[tuple[int, int], ...]]:
     os.truncate(descriptor, size)
     files = {"loader/loader.conf": b"x" * 100, "EFI/BOOT/BOOTX64.EFI": b"y" * 5000, "long name.txt": b"z"}
     fat.write(descriptor, 0, size, files, volume_id=1, label="MIXOS-ESP", epoch=0)
-    shape = fat.geometry(size)
-    first = fat.RESERVED * fat.SECTOR
+    shape = fat.geometry(size, 512)
+    first, data = fat.RESERVED * 512, shape.place(2)
     return (
         descriptor,
         size,
-        ((0, 90), (510, 512), (first, first + 64), (shape.data * 512, shape.data * 512 + 14 * 2048)),
+        ((0, 90), (510, 512), (first, first + 64), (data, data + 14 * shape.cluster)),
     )
 
 
@@ -563,7 +566,7 @@ def _messages() -> tuple[bytes, ...]:
 
 STATE = (
     b"mixos-state 1\nunit web\nboot 0f\nshim 12 345\nphase running\nmain 13 346\nready 1\nstopped 0\npopulated 1\n"
-    b"since 123456789\nstarts 2\nexit -1 0\noom 0\nfailure - 0\ncgroup /sys/fs/cgroup/x\nkills cgroup\n"
+    b"since 123456789\nuntil 5\nstarts 2\nexit -1 0\noom 0\nfailure - 0\ncgroup /sys/fs/cgroup/x\nkills cgroup\n"
     b"status all%20well\ndropped 0\nlost 0\n"
 )
 SAID = (

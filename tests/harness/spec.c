@@ -3,8 +3,9 @@
 
 #include "harness.h"
 
-static void read_one(char *data, size_t size) {
-  int line;
-  put("spec", data, size);
-  spec_load(&line);
+static void read_one(char *data, size_t size)
+{
+    int line;
+    put("spec", data, size);
+    spec_load(&line);
 }

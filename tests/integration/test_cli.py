@@ -553,9 +553,10 @@ def test_packages_of_others_with_our_names(tmp_path: Path) -> None:
 
 
 # case: B19
-def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("home", [None, "/dev/null/home"])  # nobody can write there, root included
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
     monkeypatch.delenv("HOME")
-    environment = {"MIXOS_CACHE": str(tmp_path / "cache")}
+    environment = {"MIXOS_CACHE": str(tmp_path / "cache"), **({"HOME": home} if home else {})}
     assert run([MIXOS, "plan", "--json"], cwd=ROOT, env=environment, split=True).status == 0
 
 

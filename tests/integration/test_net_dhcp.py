@@ -308,6 +308,16 @@ def test_a_lease_is_bounded(leases: Leases) -> None:
     assert leases.mtu() == "1450"
 
 
+@pytest.mark.parametrize("odd", ["\n", "\x1b[2J", "\r", "\xe9", "\x7f"])
+def test_a_server_writes_no_lines_of_the_log(leases: Leases, tmp_path: Path, odd: str) -> None:
+    log = tmp_path / "kmsg"
+    leases.script.write_text(leases.script.read_text().replace("/dev/kmsg", str(log)))
+    leases.tell("nak", message=f"go away{odd}<5>mixos: all is well")
+    assert log.read_text() == "<5>mixos: eth0: the DHCP server refused: (not printable)\n"
+    leases.tell("nak", message="wrong network, ~ 5 hosts")
+    assert log.read_text() == "<5>mixos: eth0: the DHCP server refused: wrong network, ~ 5 hosts\n"
+
+
 def test_what_no_host_can_have_is_not_taken_from_a_lease(leases: Leases) -> None:
     """Routers say 0.0.0.0 for what there is not; udhcpc says "bad" for what is no domain."""
     many = "0.0.0.0 192.0.2.53 192.0.2.53 224.0.0.1 127.0.0.1 192.0.2.54 192.0.2.55 192.0.2.56"
@@ -323,16 +333,6 @@ def test_what_no_host_can_have_is_not_taken_from_a_lease(leases: Leases) -> None
     assert leases.lease("renew", "192.0.2.1", mask="0", domain=".lan") == {("default", "192.0.2.1", "eth0")}
     assert addresses("eth0") == {"192.0.2.77/24"}
     assert leases.resolv.read_text() == "search lan\n"
-
-
-@pytest.mark.parametrize("odd", ["\n", "\x1b[2J", "\r", "\xe9", "\x7f"])
-def test_a_server_writes_no_lines_of_the_log(leases: Leases, tmp_path: Path, odd: str) -> None:
-    log = tmp_path / "kmsg"
-    leases.script.write_text(leases.script.read_text().replace("/dev/kmsg", str(log)))
-    leases.tell("nak", message=f"go away{odd}<5>mixos: all is well")
-    assert log.read_text() == "<5>mixos: eth0: the DHCP server refused: (not printable)\n"
-    leases.tell("nak", message="wrong network, ~ 5 hosts")
-    assert log.read_text() == "<5>mixos: eth0: the DHCP server refused: wrong network, ~ 5 hosts\n"
 
 
 # case: N13

@@ -327,12 +327,10 @@ def test_a_stop_waits_for_a_service_that_asks_for_time_also_when_the_daemon_is_a
 
 
 def test_health_restarts_or_reports_and_the_watchdog_bites(place: Context):
-    sick = place.log / "sick"
-    check = f"command_ = 0\nexec = ['/bin/sh', '-c', '! test -e {sick}']\nevery = '50ms'\nthreshold = 2\n".partition(
-        "\n"
-    )[2]
-    unit(place, "heal", shell(f"rm -f {sick}; {SLEEP}", more=QUICK, rest=f"[health]\n{check}"))
-    unit(place, "tell", shell(SLEEP, rest=f"[health]\n{check}action = 'report'"))
+    sick, ill = place.log / "sick", place.log / "ill"
+    check = "[health]\nexec = ['/bin/sh', '-c', '! test -e {}']\nevery = '50ms'\nthreshold = 2\n"
+    unit(place, "heal", shell(f"rm -f {sick}; {SLEEP}", more=QUICK, rest=check.format(sick)))
+    unit(place, "tell", shell(SLEEP, rest=f"{check.format(ill)}action = 'report'"))
     unit(place, "silent", shell(SLEEP, more="watchdog = '200ms'\nrestart = 'no'"))
 
     async def main() -> None:
@@ -345,8 +343,10 @@ def test_health_restarts_or_reports_and_the_watchdog_bites(place: Context):
             silent = await reach(manager.services["silent"], S.FAILED)
             assert silent.memory.slug == "service-watchdog"
             sick.touch()
+            ill.touch()
             await eventually(lambda: heard.states("heal").count("running") == 2)
             await eventually(lambda: "unhealthy" in heard.states("tell"))
+            ill.unlink()
             await reach(manager.services["tell"], S.RUNNING)
             assert len(ends(place, "tell")) == 0
             assert manager.services["heal"].history.ends[0].slug == "service-unhealthy"

@@ -55,11 +55,13 @@ def write(base: Path) -> None:
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).write_bytes(data)
         (base / name).chmod(0o640 if name == SSHD else 0o644)
+        if os.geteuid() == 0:
+            os.chown(base / name, 7, 8)
 
 
-def there(base: Path) -> dict[str, tuple[bytes, int]]:
+def there(base: Path) -> dict[str, tuple[bytes, tuple[int, ...]]]:
     return {
-        path.relative_to(base).as_posix(): (path.read_bytes(), path.stat().st_mode & 0o777)
+        path.relative_to(base).as_posix(): (path.read_bytes(), login._rights(path))
         for path in (base / "etc/ssh").rglob("*")
         if path.is_file()
     }

@@ -11,7 +11,7 @@ import contextlib
 import os
 import pwd
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from daemon.core.method import Caller
 
 KEYS, CONFIG = "etc/ssh/authorized_keys/", "etc/ssh/sshd_config.d/"
 _SSHD = "/usr/sbin/sshd"
-_MODE = 0o644
+_NEW = (0o644, 0, 0)  # permissions, user and group of a file that was not there
 
 
 class Login:
@@ -59,14 +59,14 @@ class Login:
             [f"{'remove' if contents[name] is None else 'write'} /{name}" for name in differ],
             changes=bool(differ),
             cuts=cuts and caller is not None and connection(caller.connection) is not None,
-            before={name: _mode(self.places.place(name)) for name in contents},
-            data={name: _mode(staged) for name, staged in view.changed.items() if isinstance(staged, Path)},
+            before={name: _rights(self.places.place(name)) for name in contents},
+            data={name: _rights(staged) for name, staged in view.changed.items() if isinstance(staged, Path)},
         )
 
     async def apply(self, plan: Plan, step: Step) -> None:
         """See Applier. Raises MixosError `backup-login`."""
         for name, data in plan.contents.items():
-            await asyncio.to_thread(self._put, name, data, plan.data.get(name, _MODE))
+            await asyncio.to_thread(self._put, name, data, plan.data.get(name, plan.before[name]))
             step(f"login {name}")
         self._reload(plan.contents)
 
@@ -74,18 +74,21 @@ class Login:
         """See Applier."""
         names = sorted(filter(self.owns, view.changed))
         for name in names:
-            await asyncio.to_thread(self._put, name, view.read(name), int(before.get(name, _MODE)))
+            await asyncio.to_thread(self._put, name, view.read(name), before.get(name, _NEW))
         self._reload(names)
 
     async def kept(self) -> None:
         """The commit has written the files."""
 
-    def _put(self, name: str, data: bytes | None, mode: int) -> None:
+    def _put(self, name: str, data: bytes | None, rights: Sequence[int]) -> None:
         path = self.places.place(name)
         try:
             if data is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                mode, uid, gid = rights
                 write_atomically(path, data, mode)
+                if os.geteuid() == 0:  # elsewhere everything is the user's own
+                    os.chown(path, uid, gid)
             elif path.exists():
                 path.unlink()
                 sync_folder(path.parent)
@@ -124,9 +127,10 @@ def _loses(old: bytes | None, new: bytes | None) -> bool:
     return bool(lines[0] - lines[1] - {b""})
 
 
-def _mode(path: Path) -> int:
-    """Its permissions; those of a new file when it is not there."""
+def _rights(path: Path) -> tuple[int, int, int]:
+    """Permissions, user and group of a file; of a new one when it is not there."""
     try:
-        return path.stat().st_mode & 0o777
+        facts = path.stat()
     except OSError:
-        return _MODE
+        return _NEW
+    return facts.st_mode & 0o777, facts.st_uid, facts.st_gid
