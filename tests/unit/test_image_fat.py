@@ -123,6 +123,15 @@ def test_no_cluster_is_read_twice(tmp_path: Path) -> None:
     assert caught.value.reason == "fat-chain"
 
 
+def test_all_files_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = make(tmp_path / "fat", {"A.TXT": b"a" * 5000, "B.TXT": b"b" * 5000})
+    monkeypatch.setattr(fatread, "_MAX_BYTES", 10_000)
+    with pytest.raises(fat.FatError) as caught:
+        fatread.read_files(fd, 0, SIZE)
+    os.close(fd)
+    assert caught.value.reason == "fat-chain"
+
+
 def test_bad_label(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "fat", os.O_RDWR | os.O_CREAT)
     with pytest.raises(fat.FatError) as caught:

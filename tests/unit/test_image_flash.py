@@ -389,6 +389,10 @@ def test_a_packed_image_does_not_become_larger_than_the_disk(tmp_path: Path, kin
     assert target.read_bytes() == before
 
 
+def test_a_file_that_cannot_be_is_refused(tmp_path: Path, image: Path) -> None:
+    refused("cannot-open", lambda: flash.flash(image, tmp_path / ("x" * 300), yes, file=True))
+
+
 # case: B14
 @pytest.mark.parametrize("kind", ["plain", "zst", "cut"])
 def test_an_image_through_a_pipe(tmp_path: Path, image: Path, packed: dict[str, bytes], kind: str) -> None:
