@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import jinja2
 
 from buildsys.job import Job
+from common import toml
 from common.errors import CheckError, ConfigError, SettingsError
 from common.settings.model import Settings, from_mapping
 from common.settings.render import render
@@ -39,7 +39,7 @@ def build(job: Job) -> None:
     """
     data, tree = job.inputs["rootfs"], job.work / "tree"
     settings = read_settings(job.params.get("settings", {}))
-    layout = tomllib.loads((data / "tree.toml").read_text(encoding="utf-8"))
+    layout = toml.loads((data / "tree.toml").read_text(encoding="utf-8"))
     shutil.copytree(data / "skeleton", tree, symlinks=True)
     for folder in layout["directories"]:
         (tree / folder).mkdir(parents=True, exist_ok=True)

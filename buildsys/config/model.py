@@ -84,7 +84,7 @@ class Services(Strict):
 class Partitions(Strict):
     """Sizes. A root slot is written twice (A and B); data grows to fill the disk at first boot."""
 
-    esp: Annotated[Size, _within("esp")] = 256 << 20
+    esp: Annotated[Size, _within("esp")] = 260 << 20
     root: Annotated[Size, _within("slot")] = 256 << 20
     data: Annotated[Size, _within("data")] = 64 << 20
 
