@@ -16,12 +16,14 @@ the first counts. `clean` removes that; nothing here depends on it. The number o
 
 from __future__ import annotations
 
+import operator
 import os
 import struct
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import compress, islice
 
 from common.disk import fat, fatread
 from common.disk.fat import END_OF_CHAIN, MASK, SECTOR, SLOT, FatError
@@ -34,8 +36,9 @@ _FREE_COUNT = 488  # byte in the FSInfo sector
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What `clean` found. slots: of long names without a file. clusters: that belonged to no name. sectors: in which
-    the second allocation table was different. shared: paths that have one content; both names are still there.
+    """What `clean` found. slots: of long names without a file, and behind the end of a folder. clusters: that belonged
+    to no name. sectors: in which the second allocation table was different. shared: paths that have one content, as
+    they are still there.
     """
 
     slots: int
@@ -65,7 +68,7 @@ class Editor:
 
     def free(self) -> int:
         """Bytes that are free."""
-        return len(self._vacant()) * self._volume.cluster
+        return self._vacant().count(1) * self._volume.cluster
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """The content of a file, or `length` bytes of it from byte `start`."""
@@ -99,7 +102,7 @@ class Editor:
         slots[-1] = slots[-1][:11] + old[11:12] + b"\0" + old[13:]
         unit = entry.slots[0] // _UNIT
         at = _room(folder, len(slots), entry.slots, unit) if unit == entry.slots[-1] // _UNIT else None
-        if at is None and self._growth(folder, len(slots)) > len(self._vacant()):
+        if at is None and self._growth(folder, len(slots)) > self._vacant().count(1):
             raise FatError(f"there is no room for the name {name!r}", "fat-full")
         folder = self._ended(folder)
         if at is not None:
@@ -120,7 +123,8 @@ class Editor:
         names: dict[int, list[str]] = defaultdict(list)
         slots = 0
         for folder in list(fatread.folders(volume)):
-            slots += len(folder.orphans)
+            slots += len(folder.orphans) + sum(map(bool, folder.raw[folder.end * SLOT :: SLOT]))
+            folder = self._ended(folder)
             self._put_folder(folder, _without(folder.raw, folder.orphans))
             for entry in folder.entries:
                 if entry.first and not entry.directory:
@@ -172,19 +176,20 @@ class Editor:
             folder = self._grown(folder)
         at = _room(folder, len(slots))
         assert at is not None
-        # In one unit it is there when the last write, that of the lowest unit, ends what was the end before.
-        # A longer one begins at the end or within free slots: its short name, which counts, is in the highest unit.
+        # In one unit it is there when the last write, that of the lowest unit, removes what was the end before (for
+        # Linux, which looks behind an end, when it is whole). A longer one begins at the end or in free slots: its
+        # short name, which counts, is in the highest unit.
         one = at // _UNIT == (at + len(slots) - 1) // _UNIT
         return self._put_folder(folder, _with(folder.raw, folder.end, at, slots), descending=one)
 
     def _ended(self, folder: Folder) -> Folder:
-        """The folder with nothing but zeros behind its end: what was there would be seen once the end moves."""
+        """The folder with nothing but zeros behind its end: Linux sees what is there, firmware once the end moves."""
         tail = len(folder.raw) - folder.end * SLOT
         return self._put_folder(folder, folder.raw[: folder.end * SLOT] + bytes(tail), descending=True)
 
     def _grown(self, folder: Folder) -> Folder:
         """The folder with one more cluster, of zeros."""
-        last, new = folder.clusters[-1], self._vacant()[0]
+        last, new = folder.clusters[-1], self._vacant().index(1)
         self._write(self._volume.place(new), bytes(self._volume.cluster))
         self._set({new: END_OF_CHAIN})
         os.fsync(self._fd)
@@ -213,11 +218,11 @@ class Editor:
             raise FatError(f"{path!r}: {size} bytes", "fat-size")
         cluster, vacant = self._volume.cluster, self._vacant()
         count = -(-size // cluster)
-        if count + more > len(vacant):
-            raise FatError(f"{path!r} has {size} bytes, and {len(vacant) * cluster} are free", "fat-full")
-        whole = (first for first, length in fatread.runs(vacant) if length >= count)
-        first = next(whole, 0)
-        clusters = list(range(first, first + count)) if first else vacant[:count]
+        if count + more > vacant.count(1):
+            raise FatError(f"{path!r} has {size} bytes, and {vacant.count(1) * cluster} are free", "fat-full")
+        whole = vacant.find(b"\1" * count)  # in one piece if there is one
+        places = range(whole, whole + count) if whole > 0 else compress(range(len(vacant)), vacant)
+        clusters = list(islice(places, count))
         for piece, place in zip(_pieces(path, chunks, size, cluster), clusters, strict=False):
             self._write(self._volume.place(place), piece)
         self._set(dict(zip(clusters, [*clusters[1:], END_OF_CHAIN], strict=False)))
@@ -225,10 +230,9 @@ class Editor:
         os.fsync(self._fd)
         return clusters[0] if clusters else 0
 
-    def _vacant(self) -> list[int]:
-        """The free clusters, rising. One that a damaged chain leads to is not free, whatever its entry says."""
-        used, chain = self._used(), self._volume.chain
-        return [at for at in range(2, len(chain)) if not chain[at] and not used[at]]
+    def _vacant(self) -> bytes:
+        """For each cluster, 1 if it is free. One that a damaged chain leads to is not, whatever its entry says."""
+        return bytes(map(operator.gt, map(operator.not_, self._volume.chain), self._used()))
 
     def _release(self, first: int) -> None:
         """Free a chain that has lost a name, as far as no other name has it; damaged ones as far as they go."""
@@ -242,9 +246,10 @@ class Editor:
         os.fsync(self._fd)
 
     def _used(self) -> bytearray:
-        """For each cluster, whether some name or folder has it. Raises FatError for damaged folders."""
+        """For each cluster, 1 if some name or folder has it, or if it is none. Raises FatError for damaged folders."""
         chain = self._volume.chain
         used = bytearray(len(chain))
+        used[:2] = b"\1\1"
         for folder in fatread.folders(self._volume):
             for first in (folder.clusters[0], *(entry.first for entry in folder.entries if not entry.directory)):
                 cluster = first
