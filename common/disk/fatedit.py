@@ -11,7 +11,7 @@ Used on an unmounted EFI system partition, where the kernel's driver promises no
   slots are written in an order in which firmware and Linux ignore the part that is there.
 
 What a cut leaves behind is space that nothing uses, slots that mean nothing, and different allocation tables, of which
-the first counts. `clean` removes that; nothing here depends on it. The number of free clusters (FSInfo) is a mere hint.
+the first counts. `clean` removes that; until then the space is not free. The number in FSInfo is only a hint.
 """
 
 from __future__ import annotations
@@ -239,6 +239,8 @@ class Editor:
         used, chain = self._used(), self._volume.chain
         freed: dict[int, int] = {}
         while 2 <= first < len(chain) and not used[first] and first not in freed:
+            if chain[first] == fatread.BAD_CLUSTER:
+                break
             freed[first] = 0
             first = chain[first]
         self._set(freed)
