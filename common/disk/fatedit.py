@@ -7,8 +7,12 @@ Used on an unmounted EFI system partition, where the kernel's driver promises no
 - Content and chain of a new file are written before the sector that names it; a chain is freed after its last name.
 - All slots of one name lie in one sector of 512 bytes if they fit into one (names up to 195 characters). Then `add`,
   `remove` and `rename` take effect by one sector write, and so does the content of a name in `replace`.
-- Where the new name of a file does not fit into the sector of the old one, both are there for a while. A longer name's
-  slots are written in an order in which firmware and Linux ignore the part that is there.
+- Where the first room for the new name of a file is not in the sector of the old one, both are there for a while. A
+  longer name's slots are written in an order in which firmware and Linux ignore the part that is there.
+- Firmware that renames a file (a boot manager that counts) deletes the old slots and appends new ones at the end of the
+  folder; it fills no gaps. That happens at once only within one sector. So names are put as far to the front as they
+  go, and the end of the folder is moved back behind the last one. `.`, `..`, a one-slot name, two names of up to 13
+  characters, and four more that firmware appends before we come to tidy up, have room in one sector.
 
 What a cut leaves behind is space that nothing uses, slots that mean nothing, and different allocation tables, of which
 the first counts. `clean` removes that; until then the space is not free. The number in FSInfo is only a hint.
@@ -100,13 +104,13 @@ class Editor:
         slots = _slots(folder, name, folder.prefix + name)
         old = folder.raw[entry.slots[-1] * SLOT :][:SLOT]
         slots[-1] = slots[-1][:11] + old[11:12] + b"\0" + old[13:]
-        unit = entry.slots[0] // _UNIT
-        at = _room(folder, len(slots), entry.slots, unit) if unit == entry.slots[-1] // _UNIT else None
-        if at is None and self._growth(folder, len(slots)) > self._vacant().count(1):
+        at = _room(folder, len(slots), entry.slots)
+        at_once = at is not None and len({place // _UNIT for place in (at, at + len(slots) - 1, *entry.slots)}) == 1
+        if not at_once and self._growth(folder, len(slots)) > self._vacant().count(1):
             raise FatError(f"there is no room for the name {name!r}", "fat-full")
         folder = self._ended(folder)
-        if at is not None:
-            self._put_folder(folder, _with(_without(folder.raw, entry.slots), folder.end, at, slots))
+        if at is not None and at_once:
+            self._put_folder(folder, _with(_without(folder.raw, entry.slots), at, slots), descending=True)
         else:
             folder = self._enter(folder, slots)
             self._put_folder(folder, _without(folder.raw, entry.slots), descending=True)
@@ -125,7 +129,7 @@ class Editor:
         for folder in list(fatread.folders(volume)):
             slots += len(folder.orphans) + sum(map(bool, folder.raw[folder.end * SLOT :: SLOT]))
             folder = self._ended(folder)
-            self._put_folder(folder, _without(folder.raw, folder.orphans))
+            self._put_folder(folder, _without(folder.raw, folder.orphans), descending=True)
             for entry in folder.entries:
                 if entry.first and not entry.directory:
                     names[entry.first].append(folder.prefix + entry.name)
@@ -180,7 +184,7 @@ class Editor:
         # Linux, which looks behind an end, when it is whole). A longer one begins at the end or in free slots: its
         # short name, which counts, is in the highest unit.
         one = at // _UNIT == (at + len(slots) - 1) // _UNIT
-        return self._put_folder(folder, _with(folder.raw, folder.end, at, slots), descending=one)
+        return self._put_folder(folder, _with(folder.raw, at, slots), descending=one)
 
     def _ended(self, folder: Folder) -> Folder:
         """The folder with nothing but zeros behind its end: Linux sees what is there, firmware once the end moves."""
@@ -307,10 +311,10 @@ def _slots(folder: Folder, name: str, path: str) -> list[bytes]:
     return [*fat.long_slots(name, short), short.ljust(SLOT, b"\0")]
 
 
-def _room(folder: Folder, count: int, freed: range = range(0), unit: int | None = None) -> int | None:
+def _room(folder: Folder, count: int, freed: range = range(0)) -> int | None:
     """The first of `count` free slots in a row (those of `freed` count as free), in one unit if they fit into one."""
     run = 0
-    for at in range(len(folder.raw) // SLOT) if unit is None else range(unit * _UNIT, (unit + 1) * _UNIT):
+    for at in range(len(folder.raw) // SLOT):
         if count <= _UNIT and at % _UNIT == 0:
             run = 0
         run = run + 1 if at >= folder.end or folder.raw[at * SLOT] == 0xE5 or at in freed else 0
@@ -319,13 +323,14 @@ def _room(folder: Folder, count: int, freed: range = range(0), unit: int | None 
     return None
 
 
-def _with(raw: bytes, end: int, at: int, slots: list[bytes]) -> bytes:
-    """A folder's bytes with slots from number `at` on. Free ones that are then before the end become deleted ones."""
+def _with(raw: bytes, at: int, slots: list[bytes]) -> bytes:
+    """A folder's bytes with slots from number `at` on; those that are then before the end are deleted ones."""
     new = bytearray(raw)
-    for gap in range(end, at):
-        new[gap * SLOT : (gap + 1) * SLOT] = _DELETED
+    for before in range(at):
+        if not new[before * SLOT]:
+            new[before * SLOT : (before + 1) * SLOT] = _DELETED
     new[at * SLOT : (at + len(slots)) * SLOT] = b"".join(slots)
-    return bytes(new)
+    return _trimmed(new)
 
 
 def _without(raw: bytes, slots: Iterable[int]) -> bytes:
@@ -333,7 +338,13 @@ def _without(raw: bytes, slots: Iterable[int]) -> bytes:
     new = bytearray(raw)
     for at in slots:
         new[at * SLOT] = 0xE5
-    return bytes(new)
+    return _trimmed(new)
+
+
+def _trimmed(raw: bytearray) -> bytes:
+    """A folder's bytes with its end behind the last slot that is not deleted."""
+    heads = raw[::SLOT].replace(b"\xe5", b"\0").rstrip(b"\0")
+    return bytes(raw[: len(heads) * SLOT]).ljust(len(raw), b"\0")
 
 
 def _pieces(path: str, chunks: Iterable[bytes], size: int, length: int) -> Iterator[bytes]:

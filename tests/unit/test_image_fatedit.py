@@ -340,6 +340,49 @@ def test_every_cut_leaves_the_old_or_the_new_state(
     assert cleaned > 20
 
 
+def firmware_renames(fd: int, old: str, new: str) -> None:
+    """As EDK2's driver: the old slots deleted, new ones appended, a whole stretch of the disk in one write."""
+    volume = fatread.open_volume(fd, OFFSET, SIZE)
+    (folder,) = (one for one in fatread.folders(volume) if one.prefix == LINUX)
+    (entry,) = (one for one in folder.entries if one.name == old)
+    raw = bytearray(folder.raw)
+    short = (b"FW%d" % folder.end).ljust(8) + b"EFI"
+    slots = [*fat.long_slots(new, short), short + raw[entry.slots[-1] * 32 :][11:32]]
+    for at in entry.slots:
+        raw[at * 32] = 0xE5
+    raw[folder.end * 32 : (folder.end + len(slots)) * 32] = b"".join(slots)
+    os.pwrite(fd, raw, volume.place(folder.clusters[0]))
+    os.fsync(fd)
+
+
+def test_no_rename_of_the_firmware_loses_a_name(esp: int, tmp_path: Path) -> None:
+    """Two versions and a rescue system; the new one never comes up, the old one does and is blessed; ten times."""
+    kernel, rescue = FILES[LINUX + "mixos_0.1.0+3.efi"], b"rescue"
+    editor = edit(esp)
+    editor.add(LINUX + "RESCUE.EFI", [rescue], len(rescue), epoch=EPOCH)
+    editor.rename(LINUX + "mixos_0.1.0+3.efi", "0000a+3.efi")
+    scratch = crashstates.Scratch(tmp_path / "esp", tmp_path / "scratch")
+    with crashstates.recorded(esp, tmp_path / "log") as log:
+        log.mark("ten times")
+        for _ in range(10):
+            edit(esp).add(LINUX + "coming.new", [b"new" * 999], 2997, epoch=EPOCH)
+            edit(esp).rename(LINUX + "coming.new", "0000b+3.efi")
+            for before, after in (("+3", "+2-1"), ("+2-1", "+1-2"), ("+1-2", "+0-3")):
+                firmware_renames(esp, f"0000b{before}.efi", f"0000b{after}.efi")
+            firmware_renames(esp, "0000a+3.efi", "0000a+2-1.efi")
+            edit(esp).rename(LINUX + "0000a+2-1.efi", "0000a+3.efi")
+            edit(esp).remove(LINUX + "0000b+0-3.efi")
+    names = set()
+    for state in crashstates.states(crashstates.read_log(tmp_path / "log"), scratch, torn=3, orders=8):
+        found = files(scratch.fd)
+        old = [name for name in found if name.startswith(LINUX + "0000a")]
+        assert [found[name] for name in old] == [kernel], state
+        assert found[LINUX + "RESCUE.EFI"] == rescue, state
+        names |= set(found)
+    assert {f"{LINUX}0000{name}.efi" for name in ("a+3", "a+2-1", "b+3", "b+2-1", "b+1-2", "b+0-3")} <= names
+    assert edit(esp).clean() == Cleaned(0, 0, 0, ())
+
+
 def clean_at_every_cut(cut: crashstates.Scratch, folder: Path, block: int, want: dict[str, bytes]) -> int:
     """Clean up what a cut has left; gives in how many states that was cut."""
     again = crashstates.Scratch(cut.path, folder / "again", sector=block)
