@@ -20,6 +20,7 @@ _MAX_BYTES = 1 << 30  # of all files together
 _MAX_DIRECTORIES = 4 << 20  # bytes of all of them
 _MAX_ENTRIES = 4096
 _MAX_DEPTH = 8
+_LOW_NIBBLE = bytes(value & 0x0F for value in range(256))
 
 
 @dataclass(frozen=True)
@@ -228,9 +229,10 @@ def display_name(short: bytes, case: int = 0) -> str:
 
 
 def _table(raw: bytes) -> array[int]:
-    """The entries of an allocation table, the four reserved bits of each cleared (all at once: there are many)."""
-    keep = int.from_bytes(MASK.to_bytes(4, "little") * (len(raw) // 4), "little")
-    return array("I", (int.from_bytes(raw, "little") & keep).to_bytes(len(raw), "little"))
+    """The entries of an allocation table, the four reserved bits of each cleared."""
+    entries = bytearray(raw)
+    entries[3::4] = entries[3::4].translate(_LOW_NIBBLE)
+    return array("I", entries)
 
 
 def _pieces(volume: Volume, clusters: Iterable[int]) -> Iterator[bytes]:
