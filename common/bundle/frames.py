@@ -1,9 +1,9 @@
 """Zstd frames inside a file (the blocks of a squashfs image), unpacked and packed again.
 
-Entropy coding hides what two files have in common: one changed byte of a block changes all bytes of its frame. Files are
-therefore compared by what their frames unpack to, and the device packs again what it has put together. The same
-input, level and library version give the same frame; whoever makes a plan has tried it with each frame, and the hash of
-its window judges what the device made.
+Entropy coding hides what two files have in common: one changed byte of a block changes all bytes of its frame. Files
+are therefore compared by what their frames unpack to, and the device packs again what it has put together. The same
+input, level and library version give the same frame; whoever makes a plan has tried it with each frame, and the hash
+of its window judges what the device made.
 
 RFC 8878 describes frames. Only those that say their size, of at most 1 MiB, are unpacked; all else is plain bytes.
 """
@@ -55,7 +55,7 @@ def expand(data: bytes) -> Iterator[bytes]:
         yield data[run.offset : run.offset + run.length] if run.plain is None else run.plain
 
 
-def pack(plain: bytes, level: int) -> bytes:
+def pack(plain: bytes | bytearray, level: int) -> bytes:
     """The frame that `rootfs.squashfs_write` makes of a block at this level."""
     return zstd.compress(plain, level)
 

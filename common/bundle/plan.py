@@ -42,10 +42,13 @@ from common.bundle.windows import (
 )
 
 LEVEL = 19
-PREFIX = 4 << 20  # bytes of a prefix at most
+PREFIX = 3 << 20  # bytes of a prefix at most
+SEGMENT = 3 << 20  # bytes of a segment at most, if it has a prefix: with 4 MiB of each applying takes 36 MiB, not 32
 _BLOCK = 64 << 10  # a long stretch of the old file counts as blocks of so many bytes when a prefix is chosen
 _LEAST_RUN = 512  # bytes of a plain stretch that are worth a copy of their own
+_RANGE = 512 << 10  # bytes of a range that several blocks become: it is read in one go
 _BRIDGE = 1024  # bytes between two chosen blocks that are taken along
+_DOUBT = 8  # what saves less than this part of the packed bytes is compared with the packed bytes themselves
 _LEAST_CHUNK = 48  # bytes; what is shorter says too little
 # Where chunks end: after two bytes of these classes, which random bytes have once in 256. A class holds letters, digits
 # and machine code alike, so that text and programs are cut as well as packed data.
@@ -200,6 +203,10 @@ class _Draft(NamedTuple):
     segments: list[tuple[bytes, int, list[Range]]]
     items: list[Item]
 
+    def cost(self) -> int:
+        """Bytes of payload, and about those in the plan."""
+        return sum(len(data) + 4 * len(prefix) for data, _, prefix in self.segments)
+
 
 def _placed(draft: _Draft, payload: Payload) -> Recipe:
     segments = [Segment(payload.add(data), len(data), plain, tuple(prefix)) for data, plain, prefix in draft.segments]
@@ -223,8 +230,22 @@ class _Maker:
             items.append(Item(piece.kind, piece.length if piece.kind == COPY else len(data), piece.source))
             if piece.kind != COPY:
                 plains.append(data)
-        segments = self._segments(b"".join(plains), pieces)
-        return _Draft(max(0, start - pieces[0].start), segments, items)
+        draft = _Draft(max(0, start - pieces[0].start), self._segments(b"".join(plains), pieces), items)
+        packed = sum(piece.length for piece in pieces if piece.kind != COPY)
+        if draft.cost() < packed - packed // _DOUBT or self._new.packing is None:
+            return draft
+        return min(draft, self._as_it_is(pieces, start, end), key=_Draft.cost)
+
+    def _as_it_is(self, pieces: Sequence[_Piece], start: int, end: int) -> _Draft:
+        """The recipe with no frame unpacked: what a level below ours gains on the level of the file is not certain."""
+        items: list[Item] = []
+        plains: list[bytes] = []
+        for piece in pieces:
+            low, high = max(start, piece.start), min(end, piece.start + piece.length)
+            items.append(Item(COPY if piece.kind == COPY else PLAIN, high - low, piece.source))
+            if piece.kind != COPY:
+                plains.append(self._new.data[low:high])
+        return _Draft(0, self._without(b"".join(plains)), items)
 
     # -- what is copied ------------------------------------------------------------------------------------------------
 
@@ -302,7 +323,7 @@ class _Maker:
         if self._old is None:
             return self._without(plain)
         hints = self._hints(self._old, pieces)
-        count = -(-len(plain) // (REACH - PREFIX))
+        count = -(-len(plain) // SEGMENT)
         size = -(-len(plain) // count)
         made, covered = [], 0
         for at in range(0, len(plain), size):
@@ -356,7 +377,7 @@ class _Maker:
         ordered = sorted(votes, key=lambda block: (-votes[block], block))
         for block in dict.fromkeys((*ordered, *hints)):
             cost = old.blocks[block].plain + _BRIDGE
-            if cost <= budget:
+            if cost <= budget and old.blocks[block].length <= MAX_RANGE:
                 budget -= cost
                 chosen.add(block)
         ranges = _ranges([old.blocks[block] for block in sorted(chosen)])
@@ -394,7 +415,7 @@ def _ranges(blocks: Sequence[_Unit]) -> list[Range]:
         if ranges:
             last = ranges[-1]
             length = block.offset + block.length - last.offset
-            if block.offset - last.offset - last.length < _BRIDGE and length <= MAX_RANGE:
+            if block.offset - last.offset - last.length < _BRIDGE and length <= _RANGE:
                 ranges[-1] = Range(last.offset, length)
                 continue
         if len(ranges) == MAX_RANGES:

@@ -55,7 +55,7 @@ _PIECE = 256 << 10  # bytes of payload or source read at once, and unpacked at o
 _FRAME_OVERHEAD = 64 << 10  # by which a segment may be longer packed than unpacked: far above what zstd needs
 
 Read = Callable[[int, int], bytes]
-Write = Callable[[int, bytes], None]
+Write = Callable[[int, memoryview], None]
 
 
 class BundleError(FormatError):
@@ -360,7 +360,7 @@ def apply(
             if hashlib.sha256(data).digest() != target.windows[number]:
                 raise BundleError(f"window {number} is not what the manifest says", "window-hash")
             write(number * WINDOW, data)
-            del data  # before the next window is made
+            del data  # its memory, before the next window is made
             fetched += sum(segment.length for segment in recipe.segments)
             done(number)
     return Applied(len(left), len(target.windows) - len(left), fetched)
@@ -370,29 +370,37 @@ def _length(size: int, number: int) -> int:
     return min(WINDOW, size - number * WINDOW)
 
 
-def _make(recipe: Recipe, length: int, packing: Packing | None, read_source: Read, read_payload: Read) -> bytes:
+def _make(recipe: Recipe, length: int, packing: Packing | None, read_source: Read, read_payload: Read) -> memoryview:
     """One window: exactly `length` bytes."""
     plain = _Plain(_unpacked(recipe.segments, packing is not None, read_source, read_payload))
-    out = bytearray()
+    out = memoryview(bytearray(recipe.lead + length + frames.MAX_FRAME))
+    end = 0
     for item in recipe.items:
+        if end + (item.length if item.kind != PACKED else 0) > len(out):
+            break
         if item.kind == COPY:
             for at in range(0, item.length, _PIECE):
-                out += _exactly(read_source, item.offset + at, min(_PIECE, item.length - at))
+                piece = min(_PIECE, item.length - at)
+                out[end : end + piece] = _exactly(read_source, item.offset + at, piece)
+                end += piece
         elif item.kind == PLAIN:
-            plain.into(out, item.length)
+            plain.into(out[end : end + item.length])
+            end += item.length
         elif packing is None:
             raise BundleError("the plan packs frames and says no level", "plan-item")
         else:
-            block = bytearray()
-            plain.into(block, item.length)
-            out += frames.pack(bytes(block), packing.level)
-        if len(out) > recipe.lead + WINDOW + frames.MAX_FRAME:
-            break
-    if not length <= len(out) - recipe.lead <= length + frames.MAX_FRAME:
-        raise BundleError(f"a window has {len(out) - recipe.lead} bytes instead of {length}", "window-size")
-    plain.close()
-    del out[recipe.lead + length :], out[: recipe.lead]
-    return bytes(out)
+            block = bytearray(item.length)
+            plain.into(memoryview(block))
+            frame = frames.pack(block, packing.level)
+            if end + len(frame) > len(out):
+                break
+            out[end : end + len(frame)] = frame
+            end += len(frame)
+    else:
+        plain.close()
+        if length <= end - recipe.lead:
+            return out[recipe.lead : recipe.lead + length]
+    raise BundleError(f"a window has {end - recipe.lead} bytes or more instead of {length}", "window-size")
 
 
 class _Plain:
@@ -401,15 +409,16 @@ class _Plain:
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces, self._piece, self._at = pieces, b"", 0
 
-    def into(self, out: bytearray, length: int) -> None:
-        """Append the next `length` bytes."""
-        while length:
+    def into(self, out: memoryview) -> None:
+        """Fill `out` with the next bytes."""
+        done = 0
+        while done < len(out):
             if self._at == len(self._piece):
                 self._piece, self._at = next(self._pieces), 0
-            part = self._piece[self._at : self._at + length]
-            out += part
+            part = memoryview(self._piece)[self._at : self._at + len(out) - done]
+            out[done : done + len(part)] = part
             self._at += len(part)
-            length -= len(part)
+            done += len(part)
 
     def close(self) -> None:
         """Read on to the end: what follows the last byte of a segment is checked there."""
