@@ -6,7 +6,7 @@ PYTEST := .venv/bin/python -m pytest
 # Files of tests run side by side, each file in one process; more than three would mean more than three guests.
 PARALLEL := --numprocesses auto --maxprocesses 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: image run test unit boot bench lint format release bootstrap clean distclean
+.PHONY: image run test test-long unit boot bench lint format release bootstrap clean distclean
 
 image: bootstrap
 	$(MIXOS) build
@@ -18,6 +18,10 @@ run: bootstrap
 test: bootstrap
 	$(MIXOS) build
 	$(PYTEST) $(PARALLEL)
+
+# Each fuzz test a million times; some minutes.
+test-long: bootstrap
+	MIXOS_FUZZ=1000000 $(PYTEST) $(PARALLEL) tests/unit/test_bundle_windows.py
 
 unit: bootstrap
 	$(PYTEST) $(PARALLEL) tests/unit

@@ -43,7 +43,8 @@ from common.bundle.windows import (
 
 LEVEL = 19
 PREFIX = 3 << 20  # bytes of a prefix at most
-SEGMENT = 3 << 20  # bytes of a segment at most, if it has a prefix: with 4 MiB of each applying takes 36 MiB, not 32
+SEGMENT = 3 << 20  # bytes of a segment that has a prefix, at most: with 4 MiB of each applying takes 36 MiB, not 32
+ALONE = 6 << 20  # bytes of a segment without one
 _BLOCK = 64 << 10  # a long stretch of the old file counts as blocks of so many bytes when a prefix is chosen
 _LEAST_RUN = 512  # bytes of a plain stretch that are worth a copy of their own
 _RANGE = 512 << 10  # bytes of a range that several blocks become: it is read in one go
@@ -232,7 +233,7 @@ class _Maker:
                 plains.append(data)
         draft = _Draft(max(0, start - pieces[0].start), self._segments(b"".join(plains), pieces), items)
         packed = sum(piece.length for piece in pieces if piece.kind != COPY)
-        if draft.cost() < packed - packed // _DOUBT or self._new.packing is None:
+        if not packed or draft.cost() < packed - packed // _DOUBT or self._new.packing is None:
             return draft
         return min(draft, self._as_it_is(pieces, start, end), key=_Draft.cost)
 
@@ -338,7 +339,7 @@ class _Maker:
         return made
 
     def _without(self, plain: bytes) -> list[tuple[bytes, int, list[Range]]]:
-        count = -(-len(plain) // REACH)
+        count = -(-len(plain) // ALONE)
         size = -(-len(plain) // count)
         parts = [plain[at : at + size] for at in range(0, len(plain), size)]
         return [(self._compress(part, b""), len(part), []) for part in parts]

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import py_compile
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ ROWS = ("daemon", "package", "kernel", "everything")
 FORMATS = ("squashfs-128K", "squashfs-64K", "erofs-16K", "erofs-64K")
 BLOCK = 4096
 TOOL = Path(__file__).with_name("deltatool.py")
+Pair = tuple[Path, Path]  # old and new
 EDITED = "usr/lib/mixos/python/daemon/core/tasks.py"
 
 
@@ -74,7 +76,9 @@ def run(*command: object) -> Used:
     """Run a program to its end and say what it used. A bare interpreter starts it: the peak of a process begins with
     what its parent had when it was forked, here 7 MiB."""
     words = [str(find_tool(str(command[0]))), *map(str, command[1:])]
-    result = start([sys.executable, "-E", "-S", "-c", LAUNCHER, *words], env={"PYTHONPATH": str(hostpackages.ROOT)})
+    result = start(
+        [sys.executable, "-E", "-S", "-c", LAUNCHER, *words], env={"PYTHONPATH": str(hostpackages.ROOT)}, split=True
+    )
     cpu, memory = result.stdout.split()
     return Used(float(cpu), int(memory))
 
@@ -141,7 +145,7 @@ def rebuilt(store: Store, files: Sequence[RootFile]) -> tuple[str, dict[str, Pat
     raise RuntimeError("the store has no second build of a package")
 
 
-def images(store: Store, work: Path, row: str, kind: str) -> Iterator[tuple[Path, Path]]:
+def images(store: Store, work: Path, row: str, kind: str) -> Iterator[Pair]:
     """(old, new) of the root and of the UKI, made once."""
     folder = work / kind
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,19 +169,19 @@ def images(store: Store, work: Path, row: str, kind: str) -> Iterator[tuple[Path
     yield loaders(ukis, work, row in ("kernel", "everything"))
 
 
-def loaders(ukis: Sequence[Path], work: Path, kernel: bool) -> tuple[Path, Path]:
+def loaders(ukis: Sequence[Path], work: Path, kernel: bool) -> Pair:
     """Two UKIs: with different kernels, or with the same one and another root hash in the command line."""
-    first = ukis[0] / "mixos.efi"
-    data = first.read_bytes()
-    if kernel:
+    old, new, other = work / "old.efi", work / "new.efi", work / "hash.efi"
+    if not other.exists():
+        data = (ukis[0] / "mixos.efi").read_bytes()
         linux = _section(data)
-        return next(path / "mixos.efi" for path in ukis if _section((path / "mixos.efi").read_bytes()) != linux), first
-    words = read_uki(data).cmdline.split()
-    digest = next(word for word in words if len(word) == 64 and int(word, 16))
-    other = work / "other.efi"
-    fresh = hashlib.sha256(digest.encode()).hexdigest()
-    other.write_bytes(data.replace(digest.encode(), fresh.encode()))
-    return first, other
+        before = next(path for path in ukis if _section((path / "mixos.efi").read_bytes()) != linux)
+        shutil.copyfile(before / "mixos.efi", old)
+        new.write_bytes(data)
+        words = read_uki(data).cmdline.replace('"', " ").split()
+        digest = next(word for word in words if re.fullmatch("[0-9a-f]{64}", word)).encode()
+        other.write_bytes(data.replace(digest, hashlib.sha256(digest).hexdigest().encode()))
+    return (old, new) if kernel else (new, other)
 
 
 def _section(data: bytes) -> bytes:
@@ -205,9 +209,6 @@ def image(files: Sequence[RootFile], path: Path, kind: str) -> None:
 
 
 # --- the tools --------------------------------------------------------------------------------------------------------
-
-
-Pair = tuple[Path, Path]
 
 
 def ours(pair: Pair, work: Path) -> tuple[int, Used, Used]:

@@ -82,7 +82,7 @@ def test_what_frames_hide_is_used_although_the_level_changed():
     payload = Payload()
     new, old = image(BLOCKS[:6], 5), image(BLOCKS[:6], 3)
     plan = make_plan(parse(new), old, payload, 1, 12)
-    assert len(plan) + payload.size < 2000 < len(old) // 100
+    assert len(plan) + payload.size < 1500 < len(old) // 100
 
 
 def test_without_packing_a_plan_runs_with_any_zstd():
