@@ -213,6 +213,16 @@ def test_the_image_is_what_the_manifest_says(tmp_path):
     assert found == {file.entry.path: file.entry for file in read_root(root)}
 
 
+@pytest.mark.integration
+def test_a_folder_of_more_names_than_a_short_inode_holds(tmp_path):
+    names = {f"usr/{'n' * 40}{number:05}": b"%d" % (number % 7) for number in range(3000)}
+    root = composed(tmp_path, artifact(tmp_path, "one", {**names, "usr/sub/a": b"1", "usr/n": "x"}))
+    work = job(tmp_path, "image", {"root": root})
+    squash(work)  # compares
+    found = read_squashfs(work.out / "root.squashfs", work.work)
+    assert len(found) == 3000 + 5  # with /, usr, sub, a, n
+
+
 # case: B2
 @pytest.mark.integration
 @pytest.mark.parametrize("filesystem", ["squashfs", "erofs"])
