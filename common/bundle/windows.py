@@ -344,8 +344,8 @@ def apply(
     """Make the windows `wanted` (numbers; see `missing`); each is written once, whole, after its hash was compared.
 
     read_source(offset, length) and read_payload(offset, length) give exactly that many bytes, write(offset, data) puts
-    them into the target; `done` hears of each window. Payload is read in ascending pieces of a window, windows in
-    order. Raises BundleError, and what the functions raise; a window that was written stays written.
+    them into the target; `done` hears of each window. Windows come in order, and the payload of a segment in
+    ascending pieces. Raises BundleError, and what the functions raise; a window that was written stays written.
     """
     target.check()
     if plan.size != target.size:

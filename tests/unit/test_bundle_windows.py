@@ -1,5 +1,6 @@
 import os
 import random
+import tomllib
 
 import pytest
 from backports import zstd
@@ -24,6 +25,7 @@ from common.bundle.windows import (
     read_plan,
     write_plan,
 )
+from tests import hostpackages
 from tests.plans import LEVEL, applied, image, planned, reader, text
 
 BLOCKS = [text(number, 128 << 10) for number in range(40)]
@@ -352,6 +354,14 @@ def test_another_zstd_is_told_before_anything_is_read():
     frame = zstd.compress(text(1, 5000))
     packing = Packing(3, (1, 5, 8) if zstd.zstd_version_info != (1, 5, 8) else (1, 5, 9))
     assert reason(frame, 5000, packing=packing) == "plan-zstd"
+
+
+def test_host_and_image_have_the_same_zstd():
+    """Otherwise no device would take a plan that packs frames."""
+    pins = (hostpackages.ROOT / "ci" / "requirements.txt").read_text().split()
+    sources = tomllib.loads((hostpackages.ROOT / "sources.lock").read_text())["source"]
+    (source,) = [one for one in sources if one["name"] == "py-backports-zstd"]
+    assert source["pip"] in pins
 
 
 def test_a_target_that_is_not_the_plans():
