@@ -353,7 +353,7 @@ def apply(
     if not plan.runs_here():
         raise BundleError(f"the plan needs zstd {plan.packing}, this is {zstd.zstd_version}", "plan-zstd")
     left = set(wanted)
-    fetched = 0
+    written = fetched = 0
     for number, recipe in enumerate(plan.recipes()):
         if number in left:
             data = _make(recipe, _length(plan.size, number), plan.packing, read_source, read_payload)
@@ -361,9 +361,10 @@ def apply(
                 raise BundleError(f"window {number} is not what the manifest says", "window-hash")
             write(number * WINDOW, data)
             del data  # its memory, before the next window is made
+            written += 1
             fetched += sum(segment.length for segment in recipe.segments)
             done(number)
-    return Applied(len(left), len(target.windows) - len(left), fetched)
+    return Applied(written, len(target.windows) - written, fetched)
 
 
 def _length(size: int, number: int) -> int:
