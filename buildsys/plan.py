@@ -270,7 +270,7 @@ def _root(project: Project) -> Iterator[Action]:
             {"filesystem": config.image.filesystem, "limit": config.image.max_root, "seed": seed(project)},
         ),
         {"root": FromAction("rootfs")},
-        tools=("mksquashfs", "zstd") if config.image.filesystem == "squashfs" else ("mkfs.erofs", "fsck.erofs"),
+        tools=("zstd",) if config.image.filesystem == "squashfs" else ("mkfs.erofs", "fsck.erofs"),
     )
 
 

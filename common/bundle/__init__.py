@@ -1,0 +1,1 @@
+"""Bundles: what carries a release to a device, as bytes."""
