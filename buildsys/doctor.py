@@ -22,7 +22,7 @@ NEEDED_BYTES = 12 << 30  # sources, store and image of a cold build, with some a
 RESTRICTED = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
 USERNS_LIMIT = Path("/proc/sys/user/max_user_namespaces")
 
-# program → Debian and Ubuntu package that holds it; what a build calls, then what running and flashing call
+# program → Debian and Ubuntu package that holds it; what a build calls, then what running, flashing and signing call
 TOOLS = {
     "gcc": "gcc",
     "ld": "binutils",
@@ -41,6 +41,8 @@ TOOLS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
+    "gpg": "gpg",
+    "gpg-agent": "gpg-agent",
 }
 HEADERS = {"/usr/include/gelf.h": "libelf-dev", "/usr/include/openssl/evp.h": "libssl-dev"}
 FIRMWARE_PACKAGE = "ovmf"

@@ -186,6 +186,7 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
         {
             "rootfs": FromPath(root / "rootfs", ("skeleton/**", "templates/**", "*.toml", "*.tsv")),
             "kernel-report": FromAction("kernel-config", "report.json"),
+            **_keys(project),
         },
     )
     python = project.recipes.need("cpython", "the daemon")[1]
@@ -203,6 +204,12 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
     )
     yield _own_package(project, "daemon", "The daemon of the booted system, and mixctl", ("cpython", "python-runtime"))
     yield from _helpers(project)
+
+
+def _keys(project: Project) -> dict[str, Input]:
+    """What the image trusts releases by; nothing when the project has no keys yet: such an image takes no updates."""
+    folder = project.keys / "device"
+    return {"keys": FromPath(folder, ("root.json", "openpgp.asc", "trust.json"))} if folder.is_dir() else {}
 
 
 def _helpers(project: Project) -> Iterator[Action]:

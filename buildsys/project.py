@@ -82,6 +82,11 @@ class Project:
         return named_folder("MIXOS_DISTFILES") or self.cache / "distfiles"
 
     @property
+    def keys(self) -> Path:
+        """The folder with what is public of the keys that sign releases."""
+        return self.root / self.config.updates.keys
+
+    @property
     def image_file(self) -> Path:
         """The disk image that `make image` leaves."""
         image = self.config.image

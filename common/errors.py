@@ -87,6 +87,22 @@ class FormatError(ImageError):
         super().__init__(message, reason=reason)
 
 
+class BundleError(FormatError):
+    """A bundle (front, manifest, plan, window) is not what its format demands. Reasons begin with `bundle-`."""
+
+
+class TrustError(MixosError):
+    """A release, or who vouches for it, is not to be trusted; nothing of it was used. Reasons begin with `release-`."""
+
+    exit_code = 12
+
+
+class KeysError(MixosError):
+    """Keys that sign releases are missing, too few, locked, or kept where others can read them."""
+
+    exit_code = 13
+
+
 class CheckError(MixosError):
     """A gate said no: dropped kernel symbol, hardening level, ELF rule, file conflict, size budget."""
 

@@ -20,6 +20,7 @@ from common import toml
 from common.errors import CheckError, ConfigError, SettingsError
 from common.settings.model import Settings, from_mapping
 from common.settings.render import render
+from common.trust import ANCHORS
 from packages.mix.artifact import Metadata, write_artifact
 from packages.mix.manifest import walk
 
@@ -29,7 +30,8 @@ _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~_-]{0,63}")
 
 
 def build(job: Job) -> None:
-    """Action: inputs `rootfs` (this folder), `kernel-report` (the kernel's report.json) → artifact `base-files`.
+    """Action: inputs `rootfs` (this folder), `kernel-report` (the kernel's report.json), `keys` if there are any (what
+    releases are trusted by) → artifact `base-files`.
 
     Parameters: `version`; `build_id`; `settings` (tables as in mixos-preseed.toml); `kernel` ({source, requested,
     fallback: bool, note}: where it is from, what was asked for, and why it differs); optional
@@ -50,6 +52,9 @@ def build(job: Job) -> None:
     render_templates(data / "templates", tree, context(job.params, report["release"], job.epoch))
     for path, file in render(settings).items():
         _write(tree / path, file.data)
+    if "keys" in job.inputs:
+        for anchor in job.inputs["keys"].iterdir():
+            _write(tree / ANCHORS.relative_to("/") / anchor.name, anchor.read_bytes())
     _write(tree / SETTINGS_PATH, json.dumps(settings.as_mapping(), indent=1, ensure_ascii=False).encode() + b"\n")
     metadata = Metadata.of(
         {

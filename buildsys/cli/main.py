@@ -29,6 +29,7 @@ VERBS = (
     "doctor",
     "fetch",
     "flash",
+    "keys",
     "lock",
     "plan",
     "repro",

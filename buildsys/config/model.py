@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from buildsys.config.values import WebAddress
+from common.bundle.manifest import Version
 from common.tomlfile import Strict
 from image.layout import LIMITS
 
@@ -38,7 +39,6 @@ def _within(name: str) -> AfterValidator:
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
-Version = Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+([.-][0-9A-Za-z.-]{1,24})?$")]
 
 
 class Image(Strict):
@@ -95,6 +95,12 @@ class Fetch(Strict):
     mirrors: tuple[WebAddress, ...] = ()
 
 
+class Updates(Strict):
+    """keys: the folder of the project with what is public of the keys that sign releases."""
+
+    keys: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "keys"
+
+
 class MixosToml(Strict):
     """The whole file. `settings` has the schema of a first-boot preseed and is checked by the same code."""
 
@@ -105,4 +111,5 @@ class MixosToml(Strict):
     services: Services = Services()
     partitions: Partitions = Partitions()
     fetch: Fetch = Fetch()
+    updates: Updates = Updates()
     settings: dict[str, Any] = Field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""Bundles: what carries a release to a device, as bytes."""
+"""Bundles: how a release comes to a device. Who writes one and who reads it share these modules."""

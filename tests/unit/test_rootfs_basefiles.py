@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from buildsys.graph import FromPath
 from buildsys.job import Job
+from buildsys.plan import _keys
+from buildsys.project import Project
 from buildsys.run import find_tool, run
 from common.errors import CheckError, ConfigError
+from common.trust.release import CERTIFICATES, POLICY, ROOT
 from packages.mix.artifact import open_artifact
 from rootfs.basefiles import SERVICES, build, render_templates
 
@@ -16,13 +20,14 @@ ROOTFS = Path(__file__).parents[2] / "rootfs"
 KERNEL = {"source": "distribution", "requested": "6.6.8", "fallback": True, "note": 'no "pin"'}
 
 
-def built(tmp_path, **params):
+def built(tmp_path, keys=None, **params):
     out, work = tmp_path / "out", tmp_path / "work"
     out.mkdir()
     work.mkdir()
     (report := tmp_path / "report.json").write_text('{"release": "6.12.1-mixos"}')
     values = {"version": "0.1.0", "build_id": "abc", "kernel": KERNEL, **params}
-    build(Job({"rootfs": ROOTFS, "kernel-report": report}, out, work, values, 1_700_000_000, 1))
+    inputs = {"rootfs": ROOTFS, "kernel-report": report, **({"keys": keys} if keys else {})}
+    build(Job(inputs, out, work, values, 1_700_000_000, 1))
     return open_artifact(out)
 
 
@@ -62,6 +67,27 @@ def test_settings_and_release(base):
     assert 'MIXOS_KERNEL_NOTE="no -pin-"\n' in release
     assert "MIXOS_EPOCH=1700000000\n" in content(base, "usr/lib/mixos/release")
     assert "umask 027" in content(base, "etc/profile")
+
+
+def test_what_releases_are_trusted_by_is_where_the_device_looks_for_it(tmp_path, base):
+    assert not [entry for entry in base.manifest.files if entry.path.startswith("usr/lib/mixos/update")]
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "root.json").write_text("{}")
+    (keys / "root.json").chmod(0o600)
+    (other := tmp_path / "other").mkdir()
+    artifact = built(other, keys=keys)
+    assert {entry.path: entry.mode for entry in artifact.manifest.files}["usr/lib/mixos/update/root.json"] == 0o644
+
+
+def test_a_project_with_keys_gives_their_public_part_to_its_images(tmp_path):
+    (tmp_path / "mixos.toml").write_text('[image]\nversion = "1.2.3"\nepoch = 1\n[packages]\ninstall = []\n')
+    assert _keys(Project.at(tmp_path)) == {}
+    (tmp_path / "keys" / "device").mkdir(parents=True)
+    (wanted,) = _keys(Project.at(tmp_path)).values()
+    assert isinstance(wanted, FromPath)
+    assert wanted.path == tmp_path / "keys" / "device"
+    assert set(wanted.only) == {ROOT, CERTIFICATES, POLICY}
 
 
 def test_services(tmp_path, base):

@@ -14,6 +14,10 @@ find . \( -name '*.pyi' -o -name '*.pxd' \) -exec rm {} +
 rm -r backports/zstd/_cffi backports/zstd/zipfile backports/zstd/tarfile.py
 # Compiled copies of Python modules: three megabytes more to parse a neighbour's packets or a caller's message in C.
 find zeroconf dbus_fast -name '*.so' -exec rm {} +
+# Of TUF the classes of its metadata alone: how it comes here is the daemon's own.
+rm -r tuf/ngclient tuf/repository
+ed25519=securesystemslib/_vendor/ed25519
+rm -r "$ed25519/test_data" "$ed25519/test_ed25519.py" "$ed25519/science.py"
 # cryptography uses cffi's compiled half only; the other one makes bindings, for which it would need a parser of C.
 rm -r cffi
 find . -type d -exec chmod 755 {} +

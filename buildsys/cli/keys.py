@@ -1,0 +1,359 @@
+"""mixos keys"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from buildsys.cli.context import Command, Context, emit, json_option, pass_context
+from common.errors import KeysError, UsageError
+
+OPENPGP = "openpgp"
+
+
+def passphrase_option(command: Command) -> Command:
+    """--passphrase-fd."""
+    return click.option(
+        "--passphrase-fd",
+        type=click.IntRange(0, 1023),
+        help="Read the passphrase from this descriptor, not the terminal.",
+    )(command)
+
+
+@click.group()
+def keys() -> None:
+    """Make, list, replace and use the keys that sign releases.
+
+    Example: mixos keys make · mixos keys list · mixos keys sign keys/pending/2.root.json
+    """
+
+
+def _private(context: Context, passphrase_fd: int | None = None, *, none: bool = False) -> Any:
+    from buildsys.keys.private import Passphrase, Private, default_folder
+
+    config = context.root / "mixos.toml"
+    image = context.project.config.image.name if context.config or config.exists() else "mixos"
+    return Private(default_folder(image), Passphrase(passphrase_fd, none=none))
+
+
+def _public(context: Context) -> Any:
+    from buildsys.keys.public import Public
+
+    return Public(context.project.keys)
+
+
+@keys.command()
+@click.option("--simple", is_flag=True, help="One root key instead of three of which two must sign.")
+@click.option("--no-passphrase", is_flag=True, help="Leave the private keys unencrypted.")
+@passphrase_option
+@json_option
+@pass_context
+def make(context: Context, simple: bool, no_passphrase: bool, passphrase_fd: int | None, as_json: bool) -> None:
+    """Make every key of a project: TUF, OpenPGP, Secure Boot. Example: mixos keys make"""
+    from buildsys.keys import openpgp, secureboot, tuf
+
+    private, public = _private(context, passphrase_fd, none=no_passphrase), _public(context)
+    if public.exists:
+        raise KeysError(f"{public.folder} has keys already", reason="keys-there", hint="mixos keys rotate replaces one")
+    for kind in ("tuf", "secureboot"):
+        if private.names(kind):
+            hint = "name another folder by MIXOS_KEYS, or move these away"
+            raise KeysError(f"{private.folder} holds private keys already", reason="keys-there", hint=hint)
+    now, image = tuf.utc_now(), context.project.config.image.name
+    public.make()
+    secureboot.make(private, public, image, now)
+    fingerprint = openpgp.make(private, f"{image} releases")
+    public.write_signers(openpgp.export(private, [fingerprint]), [fingerprint], 1)
+    public.adopt_root(tuf.make_root(private, simple=simple, now=now))
+    text = f"made; private parts in {private.folder}, public ones in {public.folder}: commit these, guard those"
+    if not simple:
+        text += "\nnow move two of the three root keys to other places: mixos keys export root-2 --move --to FOLDER"
+    emit({"private": str(private.folder), "public": str(public.folder), "openpgp": fingerprint}, as_json, text)
+
+
+@keys.command(name="list")
+@json_option
+@pass_context
+def list_keys(context: Context, as_json: bool) -> None:
+    """List keys, which private parts are here, and what expires when. Example: mixos keys list --json"""
+    from buildsys.keys import openpgp, tuf
+
+    private, public = _private(context), _public(context)
+    root = public.root().signed
+    rows = [{"name": k.name, "kind": k.role, "id": k.keyid, "here": k.here} for k in tuf.held(root, private)]
+    here = openpgp.held(private)
+    policy = public.policy().openpgp
+    rows += [{"name": OPENPGP, "kind": OPENPGP, "id": one, "here": one in here} for one in policy.signers]
+    kept = private.names("secureboot")
+    rows += [
+        {"name": path.stem, "kind": "secure boot", "id": path.name, "here": path.stem in kept}
+        for path in sorted(public.secureboot.glob("*.pem"))
+    ]
+    newest = {role: public.newest(role) for role in ("targets", "snapshot", "timestamp")}
+    expires = {"root": root.expires} | {role: one.signed.expires for role, one in newest.items() if one}
+    data = {
+        "keys": rows,
+        "thresholds": {role: root.roles[role].threshold for role in tuf.ROLES} | {OPENPGP: policy.threshold},
+        "expires": {role: f"{when:%Y-%m-%dT%H:%M:%SZ}" for role, when in expires.items()},
+        "pending": sorted(path.name for path in public.pending.glob("*")),
+    }
+    lines = [f"{r['name']:<14} {r['kind']:<12} {'here' if r['here'] else 'elsewhere':<10} {r['id']}" for r in rows]
+    lines += [f"{role:<14} expires {when:%Y-%m-%d}" for role, when in expires.items()]
+    lines += [f"pending: {name}" for name in data["pending"]]
+    emit(data, as_json, "\n".join(lines))
+
+
+@keys.command()
+@click.argument("name")
+@click.option(
+    "--public", "pem", type=click.Path(path_type=Path), help="Public key (PEM) of one that is kept elsewhere."
+)
+@click.option("--no-passphrase", is_flag=True, help="Leave the new private key unencrypted.")
+@passphrase_option
+@json_option
+@pass_context
+def rotate(
+    context: Context, name: str, pem: Path | None, no_passphrase: bool, passphrase_fd: int | None, as_json: bool
+) -> None:
+    """Replace a key: one of TUF, "openpgp", or one of Secure Boot. Example: mixos keys rotate targets-1"""
+    from buildsys.keys import openpgp, secureboot, tuf
+
+    private, public = _private(context, passphrase_fd, none=no_passphrase), _public(context)
+    now, image = tuf.utc_now(), context.project.config.image.name
+    if pem is not None and (name == OPENPGP or name in secureboot.ROLES):
+        raise UsageError("--public is for keys of TUF", reason="usage")
+    if name == OPENPGP:
+        policy = public.policy().openpgp
+        new = openpgp.make(private, f"{image} releases")
+        signers = [new, *policy.signers[1:]]
+        public.write_signers(openpgp.export(private, signers), signers, policy.threshold)
+        text = (
+            f"images trust {new} from now on; the old key stays and signs too, for devices that do not know the new one"
+        )
+        emit({"openpgp": new, "signers": signers}, as_json, text)
+    elif name in secureboot.ROLES:
+        new = secureboot.next_name(public, name)
+        secureboot.make_one(private, public, name, new, image, now)
+        emit({"secureboot": new}, as_json, f"made {new}; it counts when devices have enrolled it")
+    else:
+        root = public.root()
+        _nothing_pending(public, root.signed.version + 1)
+        tuf.replace_key(
+            root.signed, name, tuf.same_key(root.signed, name), now
+        )  # a mistake is told before a key is made
+        new = tuf.next_name(root.signed, name)
+        key = tuf.foreign_key(pem.read_bytes(), new) if pem else tuf.new_key(private, new)
+        _next_root(
+            tuf.replace_key(root.signed, name, key, now), private, public, as_json, f"{new} takes the place of {name}"
+        )
+
+
+@keys.command()
+@click.argument("name")
+@passphrase_option
+@json_option
+@pass_context
+def revoke(context: Context, name: str, passphrase_fd: int | None, as_json: bool) -> None:
+    """Take a key away without another in its place. Example: mixos keys revoke root-3"""
+    from buildsys.keys import openpgp, tuf
+
+    private, public = _private(context, passphrase_fd), _public(context)
+    policy = public.policy().openpgp
+    fingerprint = policy.signers[0] if name == OPENPGP else name.upper()
+    if fingerprint not in openpgp.held(private) and fingerprint not in policy.signers:
+        root = public.root().signed
+        _next_root(tuf.replace_key(root, name, None, tuf.utc_now()), private, public, as_json, f"{name} is revoked")
+        return
+    signers = [one for one in policy.signers if one != fingerprint]
+    if len(signers) < policy.threshold:
+        hint = "make another first: mixos keys rotate openpgp"
+        raise KeysError(f"without {fingerprint} too few would sign releases", reason="keys-threshold", hint=hint)
+    openpgp.revoke(private, fingerprint)
+    public.write_signers(openpgp.export(private, signers), signers, policy.threshold)
+    emit(
+        {"revoked": fingerprint, "signers": signers}, as_json, f"{fingerprint} is revoked, and images trust it no more"
+    )
+
+
+def _next_root(root: Any, private: Any, public: Any, as_json: bool, done: str) -> None:
+    """Sign the next root with what is here: it is in force when that is enough, else it waits for the others."""
+    from tuf.api.metadata import Metadata
+
+    from buildsys.files import atomic_write
+    from buildsys.keys import tuf
+    from buildsys.keys.public import dump, name_of
+
+    metadata, previous = Metadata(root), public.root().signed
+    waiting = public.pending / name_of(metadata)
+    _nothing_pending(public, root.version)
+    tuf.sign_root(metadata, previous, private)
+    lacking = tuf.missing(metadata, previous)
+    if lacking:
+        atomic_write(waiting, dump(metadata))
+        done += f" once {waiting} has {lacking} more signatures: take it to the other keys (mixos keys sign)"
+    else:
+        done += _in_force(metadata, private, public)
+    emit({"root": root.version, "missing": lacking, "file": str(waiting) if lacking else None}, as_json, done)
+
+
+def _in_force(metadata: Any, private: Any, public: Any) -> str:
+    """Make a root that is complete the newest, and have the list of releases signed by the keys that it names."""
+    from buildsys.keys import sign as releases
+    from buildsys.keys import tuf
+
+    public.adopt_root(metadata)
+    if public.newest("timestamp") is None:
+        return ""
+    try:
+        return f"; signed anew: {', '.join(releases.renew(private, public, tuf.utc_now()))}"
+    except KeysError as error:
+        return f"; devices refuse the list of releases until it is signed anew (mixos keys renew): {error.message}"
+
+
+def _nothing_pending(public: Any, version: int) -> None:
+    """Raise KeysError `keys-pending` when a root of that version waits for signatures."""
+    waiting = public.pending / f"{version}.root.json"
+    if waiting.exists():
+        hint = "complete it, or remove the file"
+        raise KeysError(f"{waiting} waits for signatures", reason="keys-pending", hint=hint)
+
+
+@keys.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="The folder, on a stick say.")
+@click.option("--move", is_flag=True, help="Remove them here.")
+@json_option
+@pass_context
+def export(context: Context, names: tuple[str, ...], target: Path, move: bool, as_json: bool) -> None:
+    """Copy private keys elsewhere, encrypted as they are.
+
+    Example: mixos keys export root-2 --move --to /media/stick
+    """
+    private = _private(context)
+    for name in names:
+        kind = next((kind for kind in ("tuf", "secureboot") if name in private.names(kind)), None)
+        if kind is None:
+            hint = "GnuPG hands over its own keys: gpg --export-secret-keys" if name == OPENPGP else None
+            raise KeysError(f"the private key {name} is not in {private.folder}", reason="keys-missing", hint=hint)
+        suffix = next(s for s in (".pem", ".uri", ".key") if (private.folder / kind / f"{name}{s}").exists())
+        private.move(kind, f"{name}{suffix}", target.absolute(), keep=not move)
+    done = "moved" if move else "copied"
+    emit(
+        {"exported": list(names), "to": str(target), "moved": move}, as_json, f"{done} to {target}: {', '.join(names)}"
+    )
+
+
+@keys.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--previous", type=click.Path(path_type=Path), help="The root before a root; default: that of the project."
+)
+@passphrase_option
+@json_option
+@pass_context
+def sign(context: Context, file: Path, previous: Path | None, passphrase_fd: int | None, as_json: bool) -> None:
+    """Add the signatures of the keys that are here to metadata, or sign a manifest. Needs no project and no network.
+
+    Example: mixos keys sign 2.root.json --previous 1.root.json
+    """
+    from buildsys.keys import tuf
+    from buildsys.keys.public import read
+
+    private = _private(context, passphrase_fd)
+    if file.name.endswith((".root.json", ".targets.json", ".snapshot.json", "timestamp.json")):
+        metadata = read(file)
+        root = read(previous).signed if previous else _root_for(context, file, metadata)
+        if metadata.signed.type == "root":
+            names = tuf.sign_root(metadata, root, private)
+        else:
+            names = tuf.sign(metadata, root.roles[metadata.signed.type], root, private)
+        if not names:
+            hint = "the keys that it needs are elsewhere, or have signed already"
+            raise KeysError(f"no key here signs {file}", reason="keys-missing", hint=hint)
+        _keep(context, file, metadata, as_json, {"signed": names}, f"signed by {', '.join(names)}")
+    else:
+        _sign_manifest(private, file, as_json)
+
+
+def _sign_manifest(private: Any, file: Path, as_json: bool) -> None:
+    from buildsys.files import atomic_write
+    from buildsys.keys import openpgp
+    from common.bundle import manifest
+    from common.files import read_regular
+
+    text = read_regular(file, manifest.MAX_BYTES + 1).decode("utf-8", "replace")
+    found = manifest.parse(text)
+    made = {one: openpgp.sign(private, text, one) for one in openpgp.held(private)}
+    if not made:
+        raise KeysError(f"there is no OpenPGP key in {private.folder}", reason="keys-missing")
+    paths = [file.with_name(f"{file.name}.{one[-16:].lower()}.asc") for one in made]
+    for path, text in zip(paths, made.values(), strict=True):
+        atomic_write(path, text.encode())
+    said = f"the manifest of {found.version} is signed: {', '.join(map(str, paths))}"
+    emit({"signed": list(made), "files": list(map(str, paths))}, as_json, said)
+
+
+@keys.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("others", nargs=-1, required=True, type=click.Path(path_type=Path))
+@json_option
+@pass_context
+def merge(context: Context, file: Path, others: tuple[Path, ...], as_json: bool) -> None:
+    """Take the signatures of copies of a file into it.
+
+    Example: mixos keys merge keys/pending/2.root.json /media/stick/2.root.json
+    """
+    from buildsys.keys import tuf
+    from buildsys.keys.public import read
+
+    metadata = read(file)
+    count = tuf.merge(metadata, [read(other) for other in others])
+    _keep(context, file, metadata, as_json, {"merged": count}, f"{count} signatures taken over")
+
+
+def _root_for(context: Context, file: Path, metadata: Any) -> Any:
+    """The root whose keys sign that metadata: of the project; beside the file where there is no project."""
+    from buildsys.keys.public import Public, read
+
+    if metadata.signed.type == "root":
+        beside = file.with_name(f"{metadata.signed.version - 1}.root.json")
+        if beside.exists():
+            return read(beside).signed
+        if metadata.signed.version == 1:
+            return None
+    if not (context.root / "mixos.toml").exists() and not context.config:
+        hint = "bring the newest root along, and name it by --previous"
+        raise KeysError("there is no project here to take the root from", reason="keys-none", hint=hint)
+    return Public(context.project.keys).root().signed
+
+
+def _keep(context: Context, file: Path, metadata: Any, as_json: bool, data: dict[str, Any], text: str) -> None:
+    """Write metadata back; a root that is complete, in the project's folder, comes into force."""
+    from buildsys.files import atomic_write
+    from buildsys.keys import tuf
+    from buildsys.keys.public import Public, dump, name_of
+
+    atomic_write(file, dump(metadata))
+    if metadata.signed.type == "root" and (context.root / "mixos.toml").exists():
+        public = Public(context.project.keys)
+        if file.absolute() == public.pending / name_of(metadata):
+            data["missing"] = tuf.missing(metadata, public.root().signed)
+            text += f"; {data['missing']} more are needed"
+            if not data["missing"]:
+                text = f"root {metadata.signed.version} is in force" + _in_force(metadata, _private(context), public)
+    emit({**data, "file": str(file)}, as_json, text)
+
+
+@keys.command()
+@passphrase_option
+@json_option
+@pass_context
+def renew(context: Context, passphrase_fd: int | None, as_json: bool) -> None:
+    """Sign the list of releases anew, before it expires: every few weeks for a channel. Example: mixos keys renew"""
+    from buildsys.keys import sign as releases
+    from buildsys.keys import tuf
+
+    renewed = releases.renew(_private(context, passphrase_fd), _public(context), tuf.utc_now())
+    emit({"renewed": renewed}, as_json, f"signed anew: {', '.join(renewed)}")

@@ -1,0 +1,184 @@
+"""The folder with private keys: for its owner alone, each key a PEM file (PKCS #8, RFC 5958), usually encrypted.
+
+tuf/NAME.pem        keys of TUF's roles; or tuf/NAME.uri: where else it is, such as `hsm:2?label=root-1` (PKCS #11)
+openpgp/            the GNUPGHOME of the release key
+secureboot/NAME.key PK, KEK, db
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from getpass import getpass
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from buildsys.files import atomic_write, named_folder, remove_tree
+from common.errors import HostError, KeysError
+
+_MAX_SECRET = 1024  # bytes of a passphrase
+_MAX_FILE = 64 << 10
+
+
+def default_folder(image: str) -> Path:
+    """MIXOS_KEYS (a stick, say), or mixos/keys/IMAGE below the user's configuration folder (XDG base directories)."""
+    named = named_folder("MIXOS_KEYS")
+    if named is not None:
+        return named
+    try:
+        config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config").absolute()
+    except RuntimeError as error:
+        hint = "set MIXOS_KEYS or HOME"
+        raise HostError("this user has no home folder for keys", reason="folder-unknown", hint=hint) from error
+    return config / "mixos" / "keys" / image
+
+
+class Passphrase:
+    """The passphrase of the keys: from a descriptor, or asked for at the terminal, once. none: new keys have none."""
+
+    def __init__(self, descriptor: int | None = None, *, none: bool = False) -> None:
+        self._descriptor = descriptor
+        self._none = none
+        self._known: str | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether it comes from a descriptor: then nobody is asked, GnuPG's agent neither."""
+        return self._descriptor is not None
+
+    def for_new(self) -> str | None:
+        """The passphrase that new keys get; None: they are not encrypted. Raises KeysError `keys-passphrase`."""
+        if self._none:
+            return None
+        if self._known is None and not self.given:
+            first = self._asked("Passphrase for the new keys: ")
+            if self._asked("Again: ") != first:
+                raise KeysError("the two passphrases differ", reason="keys-passphrase")
+            self._known = first
+        found = self.get("")
+        if len(found) < 8 or found != found.strip() or not found.isprintable():
+            message = "a passphrase has 8 printable characters at least, and no blank at either end"
+            raise KeysError(message, reason="keys-passphrase")
+        return found
+
+    def get(self, what: str) -> str:
+        """The passphrase of a key that has one."""
+        if self._known is None:
+            self._known = self._read() if self.given else self._asked(f"Passphrase of {what}: ")
+        return self._known
+
+    def _read(self) -> str:
+        assert self._descriptor is not None
+        try:
+            with os.fdopen(os.dup(self._descriptor), "rb") as stream:
+                line = stream.readline(_MAX_SECRET + 1)
+            found = line.rstrip(b"\r\n").decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise KeysError(
+                f"no passphrase from descriptor {self._descriptor}: {error}", reason="keys-passphrase"
+            ) from error
+        if not found or len(line) > _MAX_SECRET:
+            raise KeysError("the passphrase that was given is empty or too long", reason="keys-passphrase")
+        return found
+
+    def _asked(self, prompt: str) -> str:
+        try:
+            os.close(
+                os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            )  # else getpass would take stdin for one
+            return getpass(prompt)
+        except (EOFError, OSError) as error:
+            message, hint = "there is no terminal to ask for a passphrase", "give it by --passphrase-fd"
+            raise KeysError(message, reason="keys-passphrase", hint=hint) from error
+
+
+class Private:
+    """One such folder. Every access first makes sure that nobody else can read in it (KeysError `keys-exposed`)."""
+
+    def __init__(self, folder: Path, passphrase: Passphrase) -> None:
+        self.folder = folder
+        self.passphrase = passphrase
+
+    def names(self, kind: str) -> set[str]:
+        """The names of the keys of a kind ("tuf", "secureboot") that are here."""
+        if not self.folder.exists():
+            return set()
+        self._closed()
+        return {path.stem for path in (self.folder / kind).glob("*") if path.suffix in (".pem", ".uri", ".key")}
+
+    def folder_of(self, kind: str) -> Path:
+        """A folder below, made when it is missing."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = self.folder / kind
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._closed()
+        return folder
+
+    def write(self, kind: str, name: str, key: Any) -> None:
+        """Keep a private key of `cryptography`. Raises KeysError `keys-there` rather than replacing one."""
+        path = self.folder_of(kind) / name
+        if path.exists():
+            raise KeysError(f"{path} is there already", reason="keys-there", hint="a private key is never overwritten")
+        secret = self.passphrase.for_new()
+        how: KeySerializationEncryption = BestAvailableEncryption(secret.encode()) if secret else NoEncryption()
+        atomic_write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how), 0o600)
+
+    def load(self, kind: str, name: str) -> Any:
+        """A private key. Raises KeysError: `keys-missing`, `keys-passphrase` (wrong), `keys-damaged`."""
+        data = self.read(kind, name)
+        try:
+            with suppress(TypeError):  # it is encrypted
+                return load_pem_private_key(data, None)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise KeysError(f"{self.folder / kind / name} is no private key", reason="keys-damaged") from error
+        try:
+            return load_pem_private_key(data, self.passphrase.get(name).encode())
+        except (ValueError, UnsupportedAlgorithm) as error:
+            message = f"{self.folder / kind / name}: the passphrase does not open it"
+            raise KeysError(message, reason="keys-passphrase") from error
+
+    def read(self, kind: str, name: str) -> bytes:
+        """The file of a private key, as it is."""
+        self._closed()
+        try:
+            with (self.folder / kind / name).open("rb") as stream:
+                return stream.read(_MAX_FILE)
+        except FileNotFoundError as error:
+            raise KeysError(f"the private key {name} is not in {self.folder}", reason="keys-missing") from error
+
+    def move(self, kind: str, name: str, target: Path, *, keep: bool) -> None:
+        """Copy a private key to another such folder, and remove it here unless `keep`."""
+        data = self.read(kind, name)
+        there = Private(target, self.passphrase).folder_of(kind) / name
+        if there.exists():
+            raise KeysError(f"{there} is there already", reason="keys-there", hint="a private key is never overwritten")
+        atomic_write(there, data, 0o600)
+        if not keep:
+            remove_tree(self.folder / kind / name)
+
+    def _closed(self) -> None:
+        for path in self._all():
+            found = path.lstat()
+            if found.st_uid != os.geteuid() or (not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o077):
+                hint = f"chmod -R go= {self.folder}; if others may have read it, make new keys"
+                raise KeysError(f"{path} is not readable by you alone", reason="keys-exposed", hint=hint)
+
+    def _all(self) -> Iterator[Path]:
+        if self.folder.exists():
+            yield self.folder
+            for kind in self.folder.iterdir():
+                yield kind
+                if kind.name != "openpgp":  # in its closed folder GnuPG decides about modes
+                    yield from kind.iterdir()

@@ -1,0 +1,57 @@
+"""Certificates of Secure Boot (UEFI 2.10, section 32): PK owns the platform, KEK changes db, db signs programs.
+
+RSA-2048, the one size that firmware must take, each signed by itself. Firmware looks at no dates; these are far apart
+because tools do.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from buildsys.files import atomic_write
+from buildsys.keys.private import Private
+from buildsys.keys.public import Public
+
+ROLES = {"PK": "Platform Key", "KEK": "Key Exchange Key", "db": "Signature Database Key"}
+UNTIL = datetime(2049, 12, 31, tzinfo=UTC)  # the last year that UTCTime has (RFC 5280, 4.1.2.5)
+
+
+def make(private: Private, public: Public, image: str, now: datetime) -> None:
+    """New keys and certificates for all three, and the GUID of their owner."""
+    for role in ROLES:
+        make_one(private, public, role, role, image, now)
+    atomic_write(public.secureboot / "owner", f"{uuid.uuid4()}\n".encode())
+
+
+def make_one(private: Private, public: Public, role: str, name: str, image: str, now: datetime) -> None:
+    """One key, kept as NAME.key, and its certificate, NAME.pem."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    private.write("secureboot", f"{name}.key", key)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{image} {ROLES[role]}")])
+    identity = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(UNTIL)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(identity, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    atomic_write(public.secureboot / f"{name}.pem", certificate.public_bytes(Encoding.PEM))
+
+
+def next_name(public: Public, role: str) -> str:
+    """The name of a further certificate of a role: db-2 after db."""
+    numbers = [1, *(int(p.stem.split("-")[1]) for p in public.secureboot.glob(f"{role}-*.pem") if p.stem[-1].isdigit())]
+    return f"{role}-{max(numbers) + 1}"

@@ -1,0 +1,230 @@
+"""Manifest and front of a bundle: one text for one content, everything bounded, every damage found."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.bundle import container, manifest
+from common.bundle.container import Front
+from common.errors import BundleError
+from tests.releases import document, text
+
+FRONT = Front(text(), ("-----BEGIN PGP SIGNATURE-----",), {"1.root.json": "{}", "timestamp.json": "{}"})
+
+
+def refused(source: str, reason: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        manifest.parse(source)
+    assert caught.value.reason == reason
+
+
+def changed(*path: str | int, value: Any) -> str:
+    whole = document()
+    inner: Any = whole
+    for part in path[:-1]:
+        inner = inner[part]
+    inner[path[-1]] = value
+    return manifest.canonical(whole)
+
+
+def test_a_manifest_is_what_its_text_says_and_back():
+    found = manifest.parse(text())
+    assert manifest.dump(found) == text()
+    assert found.target == "release/1.2.3.json"
+    assert found.plan_for("ab" * 32).source is None
+
+
+def test_a_plan_is_found_by_what_runs():
+    old = {"version": "1.2.2", "root-hash": "ab" * 32, "uki-sha256": "cd" * 32}
+    plans = [*document()["plans"], {**document()["plans"][0], "from": old}]
+    found = manifest.parse(text(plans=plans))
+    assert found.plan_for("ab" * 32).source is not None
+    assert found.plan_for("cd" * 32).source is None
+    same = {**old, "root-hash": "33" * 32}
+    for bad in ([plans[1]], [plans[0], plans[0]], [*plans, plans[1]], [plans[0], {**plans[0], "from": same}], []):
+        refused(text(plans=bad), "bundle-manifest")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("format",), 2),
+        (("format",), True),
+        (("product",), "Mixos"),
+        (("machine",), "x86/64"),
+        (("version",), "1.2"),
+        (("version",), "1.2.3\n"),
+        (("version",), "../../x"),
+        (("sequence",), -1),
+        (("sequence",), "5"),
+        (("sequence",), True),
+        (("minimum-sequence",), 6),
+        (("created",), 1 << 40),
+        (("kernel",), ""),
+        (("root", "size"), 0),
+        (("root", "size"), (9 << 20) + 1),
+        (("root", "size"), 13 << 20),
+        (("root", "size"), (64 << 30) + 4096),
+        (("root", "root-hash"), "33" * 31),
+        (("root", "root-hash"), "AA" * 32),
+        (("root", "salt"), "abc"),
+        (("root", "windows", "size"), 1 << 20),
+        (("root", "windows", "sha256"), []),
+        (("root", "windows", "sha256"), ["55" * 32] * 4),
+        (("uki", "size"), 0),
+        (("uki", "size"), 5 << 20),
+        (("plans", 0, "transfer"), -1),
+        (("plans", 0, "root", "offset"), -1),
+        (("plans", 0, "root", "size"), 0),
+        (("plans", 0, "root", "size"), (4 << 20) + 1),
+        (("plans", 0, "uki", "more"), 1),
+        (("more",), 1),
+        (("hooks",), [{"when": "never", "offset": 0, "size": 1, "sha256": "11" * 32, "seconds": 1}]),
+        (("hooks",), None),
+    ],
+)
+def test_values_that_cannot_be_are_refused(path: tuple[str | int, ...], value: Any):
+    refused(changed(*path, value=value), "bundle-manifest")
+
+
+@pytest.mark.parametrize("member", sorted(document()))
+def test_nothing_may_be_left_out(member: str):
+    refused(manifest.canonical({k: v for k, v in document().items() if k != member}), "bundle-manifest")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "[]",
+        "null",
+        text() + "\n",
+        text().replace(":5,", ": 5,"),
+        text().replace(":5,", ":5.0,"),
+        text().replace(":5,", ":5e0,"),
+        text().replace(":5,", ":NaN,"),
+        text().replace(":5,", ":" + "9" * 5000 + ","),
+        text().replace('"mixos"', '"mi\\u0078os"'),
+        text().replace('"mixos"', '"mixös"'),
+        text()[:-1] + ',"version":"1.2.3"}',
+        json.dumps(document(), sort_keys=False, separators=(",", ":")),
+        '{"a":' * 50000 + "1" + "}" * 50000,
+        '"' * 100000,
+        " " * (manifest.MAX_BYTES + 1),
+    ],
+    ids=range(16),
+)
+def test_there_is_one_text_for_one_content(source: str):
+    refused(source, "bundle-manifest-form")
+
+
+def test_a_manifest_for_the_largest_root_fits():
+    windows = {"size": 4 << 20, "sha256": ["55" * 32] * (64 << 8)}
+    whole = text(root={**document()["root"], "size": 64 << 30, "windows": windows})
+    assert len(container.dump(Front(whole, FRONT.signatures, {"1.root.json": "x" * container.MAX_FILE}))) < 2 << 20
+    assert manifest.parse(whole).root.size == 64 << 30
+
+
+# -- front -------------------------------------------------------------------------------------------------------------
+
+
+def read(data: bytes) -> tuple[Front, int]:
+    return container.read(io.BytesIO(data).read)
+
+
+def unreadable(data: bytes, *reasons: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        read(data)
+    assert caught.value.reason in reasons
+
+
+def test_a_front_comes_back_and_the_payload_follows():
+    data = container.dump(FRONT)
+    assert read(data + b"payload") == (FRONT, len(data))
+
+
+def test_every_single_bit_counts():
+    data = container.dump(FRONT)
+    drawn = random.Random(1)
+    for bit in [*range(48 * 8), *(drawn.randrange(48 * 8, len(data) * 8) for _ in range(1000))]:
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        unreadable(bytes(flipped), "bundle-magic", "bundle-format", "bundle-front", "bundle-short", "bundle-damaged")
+
+
+def test_every_shorter_one_is_said_to_be_short():
+    data = container.dump(FRONT)
+    for length in [*range(8, 60), len(data) // 2, len(data) - 1]:
+        unreadable(data[:length], "bundle-short")
+    unreadable(data[:5], "bundle-magic")
+
+
+def test_a_front_never_asks_for_more_than_it_may_have():
+    asked: list[int] = []
+
+    def take(count: int) -> bytes:
+        asked.append(count)
+        return head[:count]
+
+    head = container._HEAD.pack(container.MAGIC, 1, container.MAX_FRONT + 1, bytes(32))
+    with pytest.raises(BundleError) as caught:
+        container.read(take)
+    assert caught.value.reason == "bundle-front"
+    assert asked == [48]
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        Front("m", (), {"1.root.json": "{}"}),
+        Front("m", ("s",) * 17, {"1.root.json": "{}"}),
+        Front("m", ("s" * 20000,), {"1.root.json": "{}"}),
+        Front("m", ("s",), {}),
+        Front("m", ("s",), {"../1.root.json": "{}"}),
+        Front("m", ("s",), {"0.root.json": "{}"}),
+        Front("m", ("s",), {"other.json": "{}"}),
+        Front("m", ("s",), {"1.root.json": "x" * 600000}),
+        Front("m", ("s",), {f"{n}.root.json": "{}" for n in range(1, 80)}),
+        Front("m" * (3 << 20), ("s",), {"1.root.json": "{}"}),
+    ],
+    ids=range(10),
+)
+def test_what_no_front_may_hold_is_neither_written_nor_read(front: Front):
+    with pytest.raises(BundleError) as caught:
+        container.dump(front)
+    assert caught.value.reason == "bundle-front"
+    document = {"manifest": front.manifest, "signatures": list(front.signatures), "tuf": front.tuf}
+    unreadable(packed(manifest.canonical(document).encode()), "bundle-front")
+
+
+def packed(body: bytes) -> bytes:
+    """A front with a right hash, whatever it holds."""
+    import hashlib
+
+    return container._HEAD.pack(container.MAGIC, 1, len(body), hashlib.sha256(body).digest()) + body
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[]", b"\xff", b'{"manifest":1,"signatures":[],"tuf":{}}', b"[" * 100000]
+)
+def test_other_json_is_no_front(body: bytes):
+    unreadable(packed(body), "bundle-front")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 5000), st.binary(max_size=6), st.integers(0, 6))
+def test_mutated_fronts_raise_nothing_but_their_own_errors(place: int, piece: bytes, length: int):
+    body = bytearray(container.dump(FRONT)[48:])
+    place %= len(body)
+    body[place : place + length] = piece
+    with contextlib.suppress(BundleError):
+        front, _ = read(packed(bytes(body)))
+        manifest.parse(front.manifest)

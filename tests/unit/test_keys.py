@@ -1,0 +1,239 @@
+"""Keys that sign releases: who can read them, what opens them, how roots follow each other."""
+
+from __future__ import annotations
+
+import os
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from tuf.api.metadata import Metadata
+
+from buildsys.keys import private as privates
+from buildsys.keys import secureboot, tuf
+from buildsys.keys.private import Passphrase, Private
+from buildsys.keys.public import Public, dump
+from common.errors import KeysError
+from common.trust.metadata import Kept, Trusted
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Private:
+    return Private(tmp_path / "private", Passphrase(none=True))
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Public:
+    found = Public(tmp_path / "keys")
+    found.make()
+    return found
+
+
+def given(text: bytes) -> Passphrase:
+    """A passphrase that comes through a pipe."""
+    reader, writer = os.pipe()
+    os.write(writer, text)
+    os.close(writer)
+    return Passphrase(reader)
+
+
+def refusal(reason: str, call: object, *arguments: object, **named: object) -> None:
+    with pytest.raises(KeysError) as caught:
+        call(*arguments, **named)  # type: ignore[operator]
+    assert caught.value.reason == reason
+    assert caught.value.exit_code == 13
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def test_private_keys_are_for_their_owner_alone(private: Private):
+    old = os.umask(0)
+    try:
+        tuf.new_key(private, "root-1")
+    finally:
+        os.umask(old)
+    paths = [private.folder, *private.folder.rglob("*")]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in paths} == {
+        "private": 0o700,
+        "tuf": 0o700,
+        "root-1.pem": 0o600,
+    }
+
+
+@pytest.mark.parametrize("place", ["", "tuf", "tuf/root-1.pem"])
+@pytest.mark.parametrize("mode", [0o040, 0o004, 0o010])
+def test_keys_that_others_can_read_are_not_used(private: Private, place: str, mode: int):
+    tuf.new_key(private, "root-1")
+    path = private.folder / place
+    path.chmod(path.stat().st_mode | mode)
+    refusal("keys-exposed", private.load, "tuf", "root-1.pem")
+    refusal("keys-exposed", private.names, "tuf")
+    refusal("keys-exposed", tuf.new_key, private, "root-2")
+
+
+def test_a_key_is_never_overwritten(private: Private, tmp_path: Path):
+    tuf.new_key(private, "root-1")
+    refusal("keys-there", tuf.new_key, private, "root-1")
+    private.move("tuf", "root-1.pem", tmp_path / "stick", keep=True)
+    refusal("keys-there", private.move, "tuf", "root-1.pem", tmp_path / "stick", keep=False)
+    assert private.names("tuf") == {"root-1"}
+
+
+def test_a_key_that_is_moved_is_there_and_not_here(private: Private, tmp_path: Path):
+    tuf.new_key(private, "root-1")
+    private.move("tuf", "root-1.pem", tmp_path / "stick", keep=False)
+    assert private.names("tuf") == set()
+    assert Private(tmp_path / "stick", Passphrase()).names("tuf") == {"root-1"}
+    refusal("keys-missing", private.load, "tuf", "root-1.pem")
+
+
+def test_the_folder_is_where_its_owner_says(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("MIXOS_KEYS", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert privates.default_folder("mixos") == tmp_path / "mixos" / "keys" / "mixos"
+    monkeypatch.setenv("MIXOS_KEYS", "/media/stick")
+    assert privates.default_folder("mixos") == Path("/media/stick")
+
+
+# -- passphrases -------------------------------------------------------------------------------------------------------
+
+
+def test_a_passphrase_from_a_descriptor_opens_what_it_closed(tmp_path: Path):
+    folder = tmp_path / "private"
+    tuf.new_key(Private(folder, given(b"correct horse\n")), "root-1")
+    assert b"ENCRYPTED" in (folder / "tuf" / "root-1.pem").read_bytes()
+    assert Private(folder, given(b"correct horse\n")).load("tuf", "root-1.pem")
+    refusal("keys-passphrase", Private(folder, given(b"battery staple\n")).load, "tuf", "root-1.pem")
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\n", b"short\n", b" with blanks \n", b"with\ttabs\n", b"x" * 2000, b"\xff" * 10]
+)
+def test_a_passphrase_that_is_none_is_refused(tmp_path: Path, text: bytes):
+    refusal("keys-passphrase", tuf.new_key, Private(tmp_path / "private", given(text)), "root-1")
+    refusal("keys-passphrase", tuf.new_key, Private(tmp_path / "private", Passphrase(1000)), "root-1")
+
+
+def test_a_file_that_is_no_key_is_said(private: Private):
+    (private.folder_of("tuf") / "root-1.pem").write_text("no key")
+    (private.folder / "tuf" / "root-1.pem").chmod(0o600)
+    refusal("keys-damaged", private.load, "tuf", "root-1.pem")
+
+
+# -- roots -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("simple", "count", "threshold"), [(False, 3, 2), (True, 1, 1)])
+def test_the_first_root_signs_itself(private: Private, simple: bool, count: int, threshold: int):
+    root = tuf.make_root(private, simple=simple, now=NOW)
+    assert len(root.signed.roles["root"].keyids) == count
+    assert root.signed.roles["root"].threshold == threshold
+    assert tuf.missing(root, None) == 0
+    assert Trusted(dump(root), Kept(), NOW).root.version == 1
+    assert [(one.name, one.here) for one in tuf.held(root.signed, private)][-1] == ("timestamp-1", True)
+
+
+def test_a_root_follows_signed_by_old_and_new_keys(private: Private, tmp_path: Path):
+    first = tuf.make_root(private, simple=False, now=NOW)
+    for name in ("root-2", "root-3"):
+        private.move("tuf", f"{name}.pem", tmp_path / name, keep=False)
+    new = tuf.next_name(first.signed, "root-1")
+    assert new == "root-4"
+    second = Metadata(tuf.replace_key(first.signed, "root-1", tuf.new_key(private, new), NOW))
+    assert first.signed.version == 1
+    assert len(first.signed.roles["root"].keyids) == 3  # the one before is not touched
+    assert sorted(tuf.sign_root(second, first.signed, private)) == ["root-1", "root-4"]
+    assert tuf.missing(second, first.signed) == 1
+    elsewhere = Metadata.from_bytes(dump(second))
+    assert tuf.sign_root(elsewhere, first.signed, Private(tmp_path / "root-2", Passphrase())) == ["root-2"]
+    assert tuf.merge(second, [elsewhere]) == 1
+    assert tuf.merge(second, [elsewhere]) == 0
+    assert tuf.missing(second, first.signed) == 0
+    trusted = Trusted(dump(first), Kept((dump(second),)), NOW)
+    assert trusted.root.version == 2
+
+
+def test_signing_twice_changes_nothing(private: Private):
+    root = tuf.make_root(private, simple=False, now=NOW)
+    before = dump(root)
+    assert tuf.sign_root(root, None, private) == []
+    assert dump(root) == before
+
+
+def test_signatures_of_something_else_are_not_merged(private: Private):
+    root = tuf.make_root(private, simple=True, now=NOW)
+    other = Metadata(tuf.next_root(root.signed, NOW))
+    refusal("keys-other", tuf.merge, root, [other])
+
+
+def test_a_revocation_leaves_enough_keys_or_is_refused(private: Private):
+    root = tuf.make_root(private, simple=False, now=NOW).signed
+    second = tuf.replace_key(root, "root-3", None, NOW)
+    assert len(second.roles["root"].keyids) == 2
+    refusal("keys-threshold", tuf.replace_key, second, "root-2", None, NOW)
+    refusal("keys-threshold", tuf.replace_key, root, "targets-1", None, NOW)
+    refusal("keys-unknown", tuf.replace_key, root, "targets-9", None, NOW)
+
+
+def test_a_key_that_is_kept_elsewhere_is_known_by_its_public_part(private: Private):
+    first = tuf.make_root(private, simple=True, now=NOW).signed
+    hardware = ec.generate_private_key(ec.SECP256R1()).public_key()
+    pem = hardware.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    second = tuf.replace_key(first, "targets-1", tuf.foreign_key(pem, "targets-2"), NOW)
+    assert [(one.name, one.here) for one in tuf.held(second, private) if one.role == "targets"] == [
+        ("targets-2", False)
+    ]
+    refusal("keys-damaged", tuf.foreign_key, b"no key", "targets-2")
+
+
+def test_a_name_in_a_root_is_no_path(private: Private):
+    root = tuf.make_root(private, simple=True, now=NOW).signed
+    key = next(iter(root.keys.values()))
+    key.unrecognized_fields[tuf.NAME] = "../../etc/x"
+    assert tuf.name_of(key) == key.keyid
+
+
+def test_a_key_by_an_address_that_nobody_serves_is_said(private: Private):
+    root = tuf.make_root(private, simple=True, now=NOW)
+    uri = private.folder / "tuf" / "root-1.uri"
+    uri.write_text("nothing:known")
+    uri.chmod(0o600)
+    following = Metadata(tuf.next_root(root.signed, NOW))
+    refusal("keys-elsewhere", tuf.sign_root, following, root.signed, private)
+
+
+def test_a_token_that_does_not_sign_is_said(private: Private, monkeypatch):
+    class Locked:
+        def sign(self, payload: bytes) -> None:
+            raise OSError("PIN locked")
+
+    root = tuf.make_root(private, simple=True, now=NOW)
+    following = Metadata(tuf.next_root(root.signed, NOW))
+    monkeypatch.setattr(tuf, "_signer", lambda *_: Locked())
+    refusal("keys-elsewhere", tuf.sign_root, following, root.signed, private)
+
+
+# -- Secure Boot -------------------------------------------------------------------------------------------------------
+
+
+def test_certificates_of_secure_boot_outlast_the_devices(private: Private, public: Public):
+    secureboot.make(private, public, "mixos", NOW)
+    serials = set()
+    for role in ("PK", "KEK", "db"):
+        found = x509.load_pem_x509_certificate((public.secureboot / f"{role}.pem").read_bytes())
+        assert found.public_key().key_size == 2048  # type: ignore[union-attr]
+        assert found.not_valid_after_utc - found.not_valid_before_utc > timedelta(days=20 * 365)
+        found.verify_directly_issued_by(found)
+        assert private.load("secureboot", f"{role}.key").public_key() == found.public_key()
+        serials.add(found.serial_number)
+    assert len(serials) == 3
+    assert secureboot.next_name(public, "db") == "db-2"
+    secureboot.make_one(private, public, "db", "db-2", "mixos", NOW)
+    assert secureboot.next_name(public, "db") == "db-3"
