@@ -176,6 +176,8 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
             "rootfs.basefiles:build",
             {
                 "version": config.image.version,
+                "sequence": config.image.sequence,
+                "variant": config.image.variant,
                 "build_id": seed(project)[:12],
                 "profile": config.image.profile,
                 "services": list(config.services.enable),

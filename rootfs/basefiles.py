@@ -33,8 +33,8 @@ def build(job: Job) -> None:
     """Action: inputs `rootfs` (this folder), `kernel-report` (the kernel's report.json), `keys` if there are any (what
     releases are trusted by) → artifact `base-files`.
 
-    Parameters: `version`; `build_id`; `settings` (tables as in mixos-preseed.toml); `kernel` ({source, requested,
-    fallback: bool, note}: where it is from, what was asked for, and why it differs); optional
+    Parameters: `version`, `sequence`, `variant`; `build_id`; `settings` (tables as in mixos-preseed.toml); `kernel`
+    ({source, requested, fallback: bool, note}: where it is from, what was asked for, and why it differs); optional
     `services` (subset of SERVICES; default all). Raises ConfigError for wrong settings (reasons of
     `common.settings.model`, `service-unknown`, `version-syntax`), CheckError `template` for a template that cannot be
     rendered.
@@ -95,6 +95,8 @@ def context(params: Mapping[str, Any], release: str, epoch: int) -> dict[str, ob
     kernel = {key: _plain(str(params["kernel"].get(key, ""))) for key in ("source", "requested", "note")}
     return {
         "version": version,
+        "sequence": params.get("sequence", 0),
+        "variant": params.get("variant", "default"),
         "build_id": _plain(str(params["build_id"])),
         "profile": _plain(str(params.get("profile", "release"))),
         "epoch": epoch,

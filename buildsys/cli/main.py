@@ -23,6 +23,7 @@ INTERRUPTED = 130
 # verb → module below buildsys.cli that defines a click command of that name; loaded only when it is used
 VERBS = (
     "build",
+    "bundle",
     "cache",
     "completion",
     "daemon",

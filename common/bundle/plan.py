@@ -32,7 +32,6 @@ from common.bundle.windows import (
     PLAIN,
     REACH,
     WINDOW,
-    BundleError,
     Item,
     Packing,
     Range,
@@ -40,6 +39,7 @@ from common.bundle.windows import (
     Segment,
     write_plan,
 )
+from common.errors import BundleError
 
 LEVEL = 19
 PREFIX = 3 << 20  # bytes of a prefix at most
@@ -72,6 +72,12 @@ class Payload:
             self.pieces.append(data)
             self.size += len(data)
         return self._known[key]
+
+    def cut(self, size: int, count: int) -> None:
+        """Forget what was added since there were `count` pieces of `size` bytes."""
+        del self.pieces[count:]
+        self.size = size
+        self._known = {key: at for key, at in self._known.items() if at < size}
 
 
 class _Unit(NamedTuple):

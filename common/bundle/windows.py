@@ -38,7 +38,7 @@ from typing import NamedTuple
 from backports import zstd
 
 from common.bundle import frames
-from common.errors import FormatError
+from common.errors import BundleError
 
 WINDOW = 4 << 20  # bytes; the last one is shorter
 REACH = 8 << 20  # bytes of a segment and its prefix together: the window of its zstd frame
@@ -56,10 +56,6 @@ _FRAME_OVERHEAD = 64 << 10  # by which a segment may be longer packed than unpac
 
 Read = Callable[[int, int], bytes]
 Write = Callable[[int, memoryview], None]
-
-
-class BundleError(FormatError):
-    """A bundle, a plan or a payload that is not what it must be."""
 
 
 class Range(NamedTuple):

@@ -1,12 +1,12 @@
 import os
 import random
-import tomllib
 
 import pytest
 from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import toml
 from common.bundle import frames, windows
 from common.bundle.plan import Payload, make_plan, parse
 from common.bundle.windows import (
@@ -359,7 +359,7 @@ def test_another_zstd_is_told_before_anything_is_read():
 def test_host_and_image_have_the_same_zstd():
     """Otherwise no device would take a plan that packs frames."""
     pins = (hostpackages.ROOT / "ci" / "requirements.txt").read_text().split()
-    sources = tomllib.loads((hostpackages.ROOT / "sources.lock").read_text())["source"]
+    sources = toml.loads((hostpackages.ROOT / "sources.lock").read_text())["source"]
     (source,) = [one for one in sources if one["name"] == "py-backports-zstd"]
     assert source["pip"] in pins
 
