@@ -1,12 +1,12 @@
 # Thin on purpose: every target is one call of `mixos`. `make bootstrap` runs by itself when something is missing.
 
-C_SOURCES := $(wildcard daemon/native/*.[ch] daemon/native/*/*.[ch])
+C_SOURCES := $(wildcard daemon/native/*.[ch] daemon/native/*/*.[ch] tests/harness/*.[ch])
 MIXOS := .venv/bin/mixos
 PYTEST := .venv/bin/python -m pytest
 # Files of tests run side by side, each file in one process; more than three would mean more than three guests.
 PARALLEL := --numprocesses auto --maxprocesses 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: image run test unit boot bench lint format release bootstrap clean distclean
+.PHONY: image run test test-long unit boot bench lint format release bootstrap clean distclean
 
 image: bootstrap
 	$(MIXOS) build
@@ -18,6 +18,10 @@ run: bootstrap
 test: bootstrap
 	$(MIXOS) build
 	$(PYTEST) $(PARALLEL)
+
+test-long: bootstrap
+	.venv/bin/python -m tests.fuzzing 1000000
+	MIXOS_FUZZ=1000000 $(PYTEST) $(PARALLEL) tests/unit/test_bundle_windows.py
 
 unit: bootstrap
 	$(PYTEST) $(PARALLEL) tests/unit

@@ -18,6 +18,7 @@ from buildsys.events import (
     FetchProgress,
     Note,
 )
+from common.safe import printable
 from common.units import size
 
 REFRESH_SECONDS = 0.25
@@ -61,7 +62,7 @@ class Display:
             line = self._take(event)
             if line is not None and not self._quiet:
                 self._clear()
-                print(line, file=self._stream, flush=True)
+                print(printable(line), file=self._stream, flush=True)
 
     def _take(self, event: Event) -> str | None:
         """Update the state; the line to print, if any."""

@@ -36,7 +36,6 @@ TOOLS = {
     "xz": "xz-utils",
     "bzip2": "bzip2",
     "python3": "python3",
-    "mksquashfs": "squashfs-tools",
     "apparmor_parser": "apparmor",
     "dpkg-deb": "dpkg",
     "qemu-system-x86_64": "qemu-system-x86",
@@ -96,7 +95,9 @@ def _python() -> Iterator[Finding]:
     wanted = ".".join(map(str, MIN_PYTHON))
     yield Finding("python", sys.version_info >= MIN_PYTHON, f"Python {found}", f"install Python {wanted} or newer")
     lacking = [
-        name for name in ("click", "jinja2", "pydantic", "elftools", "requests") if not importlib.util.find_spec(name)
+        name
+        for name in ("click", "jinja2", "pydantic", "elftools", "requests", "backports")
+        if not importlib.util.find_spec(name)
     ]
     yield Finding("python packages", not lacking, ", ".join(lacking) or "all there", "run: make bootstrap")
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from buildsys.events import Note
 from buildsys.files import atomic_write, copy_sparse
 from buildsys.kernelsource import describe
 from buildsys.session import Session
 from buildsys.store import Result
 from common import units
+from common.settings.model import login_problem
 
 RECORD = ".exported.json"
 
@@ -32,6 +35,9 @@ SHOWN = ("disk", "rootfs", "kernel", "kernel-config", "root-image")  # actions w
 def export(session: Session, results: dict[str, Result]) -> Exported:
     """Copy the image and write its manifest, kernel configuration and size report. Cheap when nothing changed."""
     project = session.project
+    if problem := login_problem(project.settings.login_until, datetime.now(UTC).date()):
+        where = "set a key in [settings.ssh], or flash with a preseed that has one"
+        session.executor.sink(Note("warning", f"{problem}; {where}"))
     out = project.out
     out.mkdir(parents=True, exist_ok=True)
     files = Exported(project.image_file, out / "manifest.json", out / "kernel.config", out / "sizes.txt")

@@ -12,11 +12,17 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 MAKE_ROOM = "free some space or run 'mixos cache gc', then build again: finished actions are kept"
 
 
-def host_error(error: OSError, doing: str, kind: type[MixosError] = HostError, reason: str = "host-io") -> MixosError:
+def host_error(
+    error: OSError,
+    doing: str,
+    kind: type[MixosError] = HostError,
+    reason: str = "host-io",
+    hint: str | None = None,
+) -> MixosError:
     """The error to raise for `error`, met while `doing` something; a full disk has its own reason and hint."""
     if error.errno in FULL:
         return kind(f"{doing}: {_text(error)}", reason="disk-full", hint=MAKE_ROOM, retryable=True)
-    return kind(f"{doing}: {_text(error)}", reason=reason)
+    return kind(f"{doing}: {_text(error)}", reason=reason, hint=hint)
 
 
 @contextmanager

@@ -13,10 +13,9 @@ Building a plan executes nothing and reads only files of the checkout.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from buildsys.config.recipe import Recipe, closure
@@ -27,7 +26,7 @@ from common.errors import ConfigError
 from common.positions import nearest, positions
 from common.tomlfile import read_text
 from kernel.kconfig import read_fragments
-from kernel.waivers import check_waivers, read_waivers
+from kernel.waivers import check_waivers, ending, read_waivers
 
 KERNEL_TOOLS = ("gcc", "ld", "make", "patch", "flex", "bison", "bc", "perl", "zstd", "sh")
 RECIPE_TOOLS = ("make", "perl", "sed", "tar", "sh")
@@ -65,6 +64,12 @@ def image_plan(project: Project, kernel: KernelInput) -> Plan:
             *_disk(project),
         ]
     )
+
+
+def notices(project: Project, today: date) -> list[str]:
+    """What whoever builds should know of the plan on that day, though nothing is wrong yet."""
+    text = ending(read_waivers(project.root / "kernel" / "waivers.toml"), today)
+    return [text] if text else []
 
 
 def _kernel(project: Project, kernel: KernelInput) -> Iterator[Action]:
@@ -163,22 +168,20 @@ def _package(project: Project, recipe: Recipe, build: str) -> Action:
 
 
 def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
-    from rootfs.basefiles import read_settings  # its template engine is slow to import, and most verbs plan nothing
-
     config = project.config
     root = project.root
-    # A mistake in them is an error now, not in the middle of the build.
-    settings = read_settings(config.settings, str(project.config_file), _settings_lines(project))
     yield Action(
         "base-files",
         Call(
             "rootfs.basefiles:build",
             {
                 "version": config.image.version,
+                "sequence": config.image.sequence,
+                "variant": config.image.variant,
                 "build_id": seed(project)[:12],
                 "profile": config.image.profile,
                 "services": list(config.services.enable),
-                "settings": settings.as_mapping(),
+                "settings": project.settings.as_mapping(),  # a mistake in them is an error now
                 "kernel": asdict(kernel.choice),
             },
         ),
@@ -209,18 +212,6 @@ def _keys(project: Project) -> dict[str, Input]:
     """What the image trusts releases by; nothing when the project has no keys yet: such an image takes no updates."""
     folder = project.keys / "device"
     return {"keys": FromPath(folder, ("root.json", "openpgp.asc", "trust.json"))} if folder.is_dir() else {}
-
-
-def _settings_lines(project: Project) -> Callable[[str], int | None]:
-    """Finds the line of a setting ("ssh.keys[0].key") in the project's file."""
-    places = positions(read_text(project.config_file))
-
-    def line(path: str) -> int | None:
-        words = re.findall(r"[^.\[\]]+", path)
-        keys = tuple(int(word) if word.isdigit() else word for word in words)
-        return nearest(places, ("settings", *keys)).line
-
-    return line
 
 
 def _helpers(project: Project) -> Iterator[Action]:
@@ -288,7 +279,7 @@ def _root(project: Project) -> Iterator[Action]:
             {"filesystem": config.image.filesystem, "limit": config.image.max_root, "seed": seed(project)},
         ),
         {"root": FromAction("rootfs")},
-        tools=("mksquashfs", "zstd") if config.image.filesystem == "squashfs" else ("mkfs.erofs", "fsck.erofs"),
+        tools=("zstd",) if config.image.filesystem == "squashfs" else ("mkfs.erofs", "fsck.erofs"),
     )
 
 
@@ -315,7 +306,10 @@ def _disk(project: Project) -> Iterator[Action]:
     words = (*PROFILE_WORDS[config.image.profile], *config.kernel.cmdline)
     yield Action(
         "uki",
-        Call("image.assemble:uki", {**common, "cmdline": " ".join(words)}),
+        Call(
+            "image.assemble:uki",
+            {**common, "cmdline": " ".join(words), "login-until": project.settings.login_until},
+        ),
         {
             "verity": FromAction("verity"),
             "kernel": FromAction("kernel"),

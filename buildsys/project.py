@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,20 +13,25 @@ from buildsys.config.recipe import Recipes, load_recipes
 from buildsys.files import cache_root, named_folder
 from buildsys.lock import Lock, load_lock
 from common.errors import ConfigError
-from common.tomlfile import load
+from common.positions import nearest, positions
+from common.settings.model import Settings
+from common.tomlfile import load, read_text
 
 
 @dataclass(frozen=True)
 class Project:
-    """A checkout. Everything read from it is read once."""
+    """A checkout. Everything read from it is read once, and nothing is written but results for people, into `out`."""
 
     root: Path
     config_file: Path
+    out: Path
 
     @classmethod
-    def at(cls, root: Path, config: Path | None = None) -> Project:
-        """The project in folder `root`, configured by `config` or its mixos.toml."""
-        return cls(root.absolute(), (config or root / "mixos.toml").absolute())
+    def at(cls, root: Path, config: Path | None = None, out: Path | None = None) -> Project:
+        """The project in folder `root`, configured by `config` or its mixos.toml. out: by default what MIXOS_OUT names,
+        else out/ in `root`. Raises HostError (folder-unknown)."""
+        out = out or named_folder("MIXOS_OUT") or root / "out"
+        return cls(root.absolute(), (config or root / "mixos.toml").absolute(), out.absolute())
 
     @cached_property
     def config(self) -> MixosToml:
@@ -45,15 +51,25 @@ class Project:
         """All recipes, checked. Raises ConfigError."""
         return load_recipes(self.root / "packages" / "recipes")
 
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings that devices start with, checked. Raises ConfigError."""
+        from rootfs.basefiles import read_settings  # its template engine is slow to import, and most verbs need none
+
+        places = positions(read_text(self.config_file))
+
+        def line(path: str) -> int | None:
+            """The line of a setting ("ssh.keys[0].key") in the project's file."""
+            words = re.findall(r"[^.\[\]]+", path)
+            keys = tuple(int(word) if word.isdigit() else word for word in words)
+            return nearest(places, ("settings", *keys)).line
+
+        return read_settings(self.config.settings, str(self.config_file), line)
+
     @property
     def arch(self) -> Arch:
         """The architecture the image is for."""
         return arch(self.config.machine.arch)
-
-    @property
-    def out(self) -> Path:
-        """Where results for people go."""
-        return self.root / "out"
 
     @property
     def cache(self) -> Path:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from buildsys import schedule
 from buildsys.events import Note, Sink
@@ -14,7 +15,7 @@ from buildsys.fetch import Fetcher
 from buildsys.graph import Plan
 from buildsys.jobserver import Jobserver
 from buildsys.kernelsource import Chooser, KernelChoice
-from buildsys.plan import KernelInput, image_plan
+from buildsys.plan import KernelInput, image_plan, notices
 from buildsys.project import Project
 from buildsys.store import Result, Store
 from common.errors import HostError, StoreError
@@ -78,6 +79,8 @@ def open_session(project: Project, options: Options, sink: Sink, store: Store | 
     requested = options.kernel_source or project.config.kernel.source
     choice, source, lock = Chooser.at(project, fetcher).choose(requested)
     plan = image_plan(project, KernelInput(choice, source))
+    for text in notices(project, datetime.now(UTC).date()):
+        sink(Note("warning", text))
     jobserver = Jobserver(options.jobs or len(os.sched_getaffinity(0)))
     executor = Executor(store, fetcher, lock, project.config.image.epoch, jobserver, sink)
     try:

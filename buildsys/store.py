@@ -24,6 +24,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ from common.errors import StoreError
 
 Hook = Callable[[str], None]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 POLL_SECONDS = 0.2  # between two looks at a lock that somebody else holds
 
 
@@ -211,18 +213,23 @@ class Store:
         """A fresh folder for one action, with `out` and `build` in it. Raises StoreError."""
         path = self.root / "staging" / f"{os.getpid()}-{secrets.token_hex(6)}"
         with store_errors("cannot make a folder to build in"):
+            path.mkdir(mode=0o700)  # an action can make set-uid files of ours: nobody else shall reach them
             for name in ("out", "build", "root"):
-                (path / name).mkdir(parents=True)
+                (path / name).mkdir()
         return path
 
     def commit(
         self, staged: Path, action: str, key: str, document: dict[str, Any], seconds: float, epoch: int
     ) -> Result:
-        """Take `staged`/out into the store as the result of `key`. Raises StoreError (special file, full disk)."""
+        """Take `staged`/out into the store as the result of `key`. Raises StoreError (special or set-uid file,
+        full disk)."""
         out = staged / "out"
         try:
             out.chmod(0o755)  # its own mode is not part of a tree, and a folder that forbids writing cannot be moved
             entries = scan_tree(out)
+            special = next((entry.path for entry in entries if entry.kind == "f" and entry.mode & _SET_ID), None)
+            if special is not None:
+                raise ValueError(f"{special} is set-uid or set-gid: outside of the sandbox it would have our rights")
             digest = tree_digest(entries)
             _settle(out, epoch)
             self._hook("settled")

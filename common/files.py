@@ -62,31 +62,39 @@ def _write(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
 
 def read_regular(path: Path, most: int = -1) -> bytes:
     """The content of a file, its first `most` bytes. Raises OSError, also for what is no file: a pipe would be waited
-    for, and a device has no end. Links are followed as `open_place` does: whoever else may write a folder must not have
-    us read what they cannot."""
+    for, and a device has no end. Nor is a lease waited for (fcntl(2)), which a file's owner can take again and again.
+    Links are followed as `open_place` does: whoever else may write a folder must not have us read what they cannot."""
     place = open_place(path)  # an open device might do something
     try:
         if not stat.S_ISREG(os.fstat(place).st_mode):
             raise OSError(errno.EINVAL, "not a file", os.fspath(path))
-        with Path(f"/proc/self/fd/{place}").open("rb") as stream:
+        descriptor = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as stream:
             return stream.read(most)
     finally:
         os.close(place)
 
 
-def open_place(path: Path, *, make: bool = False) -> int:
+def open_place(path: Path, *, make: bool = False, settled: bool = False) -> int:
     """A descriptor (O_PATH) of what is at `path`; make: folders that are missing are made, mode 0755.
 
     A link is followed, also on the way, if root or we have made it. Others may change folders of theirs on the way at
-    any moment; what is done through the descriptor is done where this came by. Raises OSError.
+    any moment; what is done through the descriptor is done where this came by. settled: for what the kernel does by
+    path only, nothing on the way is in a folder where others could put something else in its place. Raises OSError.
     """
     waiting, links = list(reversed(path.parts)), 0
     place = os.open(".", os.O_PATH | os.O_CLOEXEC)
     try:
         while waiting:
             name = waiting.pop()
+            folder = os.fstat(place)
+            if settled and name != "/" and _changed_by_others(folder) and not _sticky(folder):
+                raise OSError(errno.EPERM, "others can change a folder on the way", os.fspath(path))
             inner = _step(name, place, make=make)
             found = os.fstat(inner)
+            if settled and _sticky(folder) and found.st_uid not in (0, os.geteuid()):
+                os.close(inner)
+                raise OSError(errno.EPERM, "something of others is on the way", os.fspath(path))
             if not stat.S_ISLNK(found.st_mode):
                 os.close(place)
                 place = inner
@@ -104,6 +112,19 @@ def open_place(path: Path, *, make: bool = False) -> int:
     return place
 
 
+def _changed_by_others(folder: os.stat_result) -> bool:
+    """Whether others than root and we, and our group, may make, rename and remove names in it."""
+    if folder.st_uid not in (0, os.geteuid()):
+        return True
+    group = folder.st_mode & stat.S_IWGRP and folder.st_gid not in (0, os.getegid())
+    return bool(group or folder.st_mode & stat.S_IWOTH)
+
+
+def _sticky(folder: os.stat_result) -> bool:
+    """Whether names in it belong to whoever made them, as in /tmp; its own owner is above that."""
+    return bool(folder.st_mode & stat.S_ISVTX) and folder.st_uid in (0, os.geteuid())
+
+
 def _step(name: str, place: int, *, make: bool) -> int:
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -117,10 +138,10 @@ def _step(name: str, place: int, *, make: bool) -> int:
 
 
 @contextlib.contextmanager
-def folder_of(path: Path, *, make: bool = False) -> Iterator[int]:
+def folder_of(path: Path, *, make: bool = False, settled: bool = False) -> Iterator[int]:
     """The folder of `path` for `dir_fd`, found as `open_place` does: what is made, renamed or removed in it by its last
     name is nowhere else. Raises OSError."""
-    folder = open_place(path.parent, make=make)
+    folder = open_place(path.parent, make=make, settled=settled)
     try:
         yield folder
     finally:

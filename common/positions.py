@@ -26,8 +26,7 @@ def positions(text: str) -> dict[Path, Position]:
     found: dict[Path, Position] = {(): Position(1, 1)}
     counts: dict[Path, int] = {}
     table: Path = ()
-    for start, statement in _statements(text):
-        place = _position(text, start)
+    for place, statement in statements(text):
         if statement.startswith("[["):
             path = _resolve(_keys(statement[2:]), counts)
             counts[path] = counts.get(path, -1) + 1
@@ -49,10 +48,6 @@ def nearest(found: dict[Path, Position], path: Path) -> Position:
         if path[:depth] in found:
             return found[path[:depth]]
     return Position(1, 1)
-
-
-def _position(text: str, offset: int) -> Position:
-    return Position(text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset))
 
 
 def _resolve(keys: list[str], counts: dict[Path, int]) -> Path:
@@ -89,17 +84,23 @@ def _keys(statement: str) -> list[str]:
     return keys
 
 
-def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (offset, text) of each header or key/value pair; strings, comments and brackets may span lines."""
+def statements(text: str) -> Iterator[tuple[Position, str]]:
+    """Each header or key/value pair, with the comment behind it; strings and brackets may span lines."""
     index, size = 0, len(text)
+    line, begin = 1, 0  # of the line that `index` is in
     while index < size:
-        if text[index] in " \t\r\n":
+        if text[index] == "\n":
+            index += 1
+            line, begin = line + 1, index
+        elif text[index] in " \t\r":
             index += 1
         elif text[index] == "#":
             index = _line_end(text, index)
         else:
             end = _line_end(text, index) if text[index] == "[" else _pair_end(text, index)
-            yield index, text[index:end]
+            yield Position(line, index - begin + 1), text[index:end]
+            if lines := text.count("\n", index, end):
+                line, begin = line + lines, text.rfind("\n", index, end) + 1
             index = end
 
 

@@ -7,13 +7,13 @@ that this small editor cannot make (an inline table, a dotted key) is refused, n
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common import toml
 from common.errors import RefusedError
 from common.lines import split_lines
-from common.positions import positions
+from common.positions import positions, statements
 
 Path = tuple[str | int, ...]
 _COMMENT = re.compile(r"""\s*#(?!.*("{3}|'{3}))""")  # and no end of a text that goes over several lines
@@ -69,7 +69,7 @@ def set_keys(text: str, table: Sequence[str], values: Mapping[str, object]) -> s
 
 def remove_table(text: str, table: Sequence[str]) -> str:
     """`text` without `[table]` and the tables below it. Raises RefusedError `config-edit`."""
-    wanted = tomllib.loads(text)
+    wanted = toml.loads(text)
     parent: Any = wanted
     for name in table[:-1]:
         parent = parent.get(name, {})
@@ -86,7 +86,7 @@ def remove_table(text: str, table: Sequence[str]) -> str:
         if not inside:
             kept.append(line)
     result = "\n".join(kept).rstrip("\n") + "\n" if kept else ""
-    if _pruned(tomllib.loads(result)) != _pruned(wanted):
+    if _pruned(toml.loads(result)) != _pruned(wanted):
         raise _refuse(table)
     return result
 
@@ -101,24 +101,8 @@ def _with_comments(lines: Sequence[str], header: int) -> int:
 
 
 def _statement_ends(text: str) -> dict[int, int]:
-    """First line of each statement → the line behind its last one (from 0): by parsing ever more lines."""
-    lines = split_lines(text)
-    starts = sorted({place.line - 1 for place in positions(text).values()})
-    ends = {}
-    for start, following in zip(starts, [*starts[1:], len(lines)], strict=True):
-        end = start + 1
-        while end < following and not _parses("\n".join(lines[start:end])):
-            end += 1
-        ends[start] = end
-    return ends
-
-
-def _parses(text: str) -> bool:
-    try:
-        tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return False
-    return True
+    """First line of each statement → the line behind its last one (from 0)."""
+    return {place.line - 1: place.line + statement.count("\n") for place, statement in statements(text)}
 
 
 def _is_header(lines: Sequence[str], line: int) -> bool:
@@ -137,7 +121,7 @@ def _header_line(lines: Sequence[str], table: Sequence[str]) -> int:
 
 def _checked(old: str, result: str, table: Sequence[str], values: Mapping[str, object]) -> str:
     """`result`, after making sure that it says what was meant."""
-    wanted = tomllib.loads(old)
+    wanted = toml.loads(old)
     inner: Any = wanted
     for name in table:
         inner = inner.setdefault(name, {})
@@ -147,10 +131,10 @@ def _checked(old: str, result: str, table: Sequence[str], values: Mapping[str, o
         if value is None:
             inner.pop(name, None)
         else:
-            inner[name] = tomllib.loads(f"value = {literal(value)}")["value"]
+            inner[name] = toml.loads(f"value = {literal(value)}")["value"]
     try:
-        same = tomllib.loads(result) == wanted
-    except tomllib.TOMLDecodeError:
+        same = toml.loads(result) == wanted
+    except toml.TOMLDecodeError:
         same = False
     if not same:
         raise _refuse(table)

@@ -6,13 +6,13 @@ The same for what people write on the host (`mixos.toml`, recipes) and on the de
 from __future__ import annotations
 
 import difflib
-import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from common import toml
 from common.errors import ConfigError
 from common.files import read_regular
 from common.positions import nearest, positions
@@ -86,11 +86,9 @@ def parse_edit(text: str, before: str, path: Path, model: type[Model]) -> Model:
 def decode(text: str, path: Path) -> dict[str, Any]:
     """The content of TOML text. Raises ConfigError `config-syntax` with line and column."""
     try:
-        return tomllib.loads(text.removeprefix(MARK))
-    except tomllib.TOMLDecodeError as error:
+        return toml.loads(text.removeprefix(MARK))
+    except toml.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}", reason="config-syntax", hint="the file must be TOML 1.0") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply", reason="config-syntax") from error
 
 
 def _reason(details: list[ErrorDetails]) -> str:
@@ -109,6 +107,8 @@ def _explain(detail: ErrorDetails, where: str, model: type[BaseModel]) -> str:
         return f"{where}unknown key '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
     if detail["type"] == "missing":
         return f"{where}key '{name}' is missing"
+    if isinstance(detail["input"], dict):  # a table as a whole: its keys stand below the line that is named
+        return f"{where}{name}: {plain(detail)}" if name else f"{where}{plain(detail)}"
     value = without_password(shown(detail["input"]))
     return f"{where}{name} = {value if len(value) < 120 else value[:117] + '...'}: {plain(detail)}"
 
@@ -128,7 +128,7 @@ def plain(detail: ErrorDetails) -> str:
         case "too_long":
             return f"at most {limits['max_length']} are expected"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{message[:1].lower()}{message[1:]}"
+    return message if message[:2].isupper() else f"{message[:1].lower()}{message[1:]}"  # IPv6
 
 
 def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

@@ -6,7 +6,8 @@ All are pure: the same inputs and parameters give the same bytes. No root, no lo
 Inputs: root/root.squashfs, kernel/{bzImage,release}, cmdline (file: words for the kernel), systemd-boot-efi (a .deb
 file), verity, uki (outputs of the actions here).
 Parameters: version, seed, layout (table of layout.toml), and optionally cmdline (more words for the kernel), efi-arch
-(default "x64"), arch, root-file (default "root.squashfs"; its suffix is the file system), os-release (text).
+(default "x64"), arch, root-file (default "root.squashfs"; its suffix is the file system), login-until (default ""),
+os-release (text).
 """
 
 from __future__ import annotations
@@ -92,11 +93,14 @@ def cmdline(job: Job) -> str:
     return " ".join(dict.fromkeys(words))  # what boot itself needs is often in the kernel's list too
 
 
-def os_release(version: str, release: str) -> str:
-    """The identity in the UKI; the boot manager sorts by IMAGE_ID and IMAGE_VERSION (os-release(5))."""
+def os_release(version: str, release: str, login_until: str) -> str:
+    """The identity in the UKI; the boot manager sorts by IMAGE_ID and IMAGE_VERSION (os-release(5)).
+
+    What writes an image reads there until when its keys let somebody in (`Settings.login_until`).
+    """
     return (
         f'ID=mixos\nNAME="MixOS"\nPRETTY_NAME="MixOS {version}"\nVERSION_ID="{version}"\n'
-        f'IMAGE_ID=mixos\nIMAGE_VERSION="{version}"\nMIXOS_KERNEL="{release}"\n'
+        f'IMAGE_ID=mixos\nIMAGE_VERSION="{version}"\nMIXOS_KERNEL="{release}"\nMIXOS_LOGIN_UNTIL="{login_until}"\n'
     )
 
 
@@ -108,7 +112,7 @@ def uki(job: Job) -> None:
     release = (kernel / "release").read_text("utf-8").strip()
     stub_path = f"{_BOOT_DIR}/linux{efi_arch}.efi.stub"
     line = cmdline(job)
-    identity = _text(job, "os-release", os_release(_version(job), release))
+    identity = _text(job, "os-release", os_release(_version(job), release, _text(job, "login-until", "")))
     with image_errors("unified kernel image"):
         stub = deb.read_files(package, [stub_path])[stub_path]
         image = uki_format.build(stub, (kernel / "bzImage").read_bytes(), line, identity, release)

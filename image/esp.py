@@ -48,7 +48,7 @@ def files(version: str, loader: bytes, uki: bytes, efi_arch: str) -> dict[str, b
 
 
 def write(fd: int, part: gpt.Partition, contents: Mapping[str, bytes], volume_id: int, epoch: int) -> None:
-    """Make the file system of the ESP inside an open disk image. Raises fat.FatError."""
+    """Make the file system of the ESP inside an open disk, in the sectors of its table. Raises fat.FatError."""
     fat.write(
         fd,
         part.offset,
@@ -57,7 +57,7 @@ def write(fd: int, part: gpt.Partition, contents: Mapping[str, bytes], volume_id
         volume_id=volume_id,
         label=LABEL,
         epoch=epoch,
-        hidden=part.first,
+        sector=part.sector,
     )
 
 
@@ -66,14 +66,14 @@ def read(fd: int, part: gpt.Partition) -> dict[str, bytes]:
     return fatread.read_files(fd, part.offset, part.size)
 
 
-def inject_into(fd: int, part: gpt.Partition, name: str, content: bytes, epoch: int) -> None:
-    """Add or replace one file in the root of an ESP: the file system is written anew with the same id and files.
+def rewrite(fd: int, part: gpt.Partition, added: Mapping[str, bytes], epoch: int) -> None:
+    """Add or replace files of an ESP: the file system is written anew, with the same id and the other files.
 
     Raises fat.FatError.
     """
     volume = fatread.open_volume(fd, part.offset, part.size)
     contents = fatread.read_files(fd, part.offset, part.size)
-    write(fd, part, {**contents, name: content}, volume.volume_id, epoch)
+    write(fd, part, {**contents, **added}, volume.volume_id, epoch)
     os.fsync(fd)
 
 
@@ -86,4 +86,4 @@ def inject_preseed(disk: Path, text: str, epoch: int) -> None:
     if len(content) > MAX_PRESEED:
         raise ImageError(f"the preseed has {len(content)} bytes, more than {MAX_PRESEED}", reason="preseed-too-large")
     with opened(disk, os.O_RDWR) as fd, image_errors(disk):
-        inject_into(fd, gpt.read(fd).find(NAME), PRESEED, content, epoch)
+        rewrite(fd, gpt.read(fd).find(NAME), {PRESEED: content}, epoch)

@@ -5,6 +5,9 @@ to its last data and a MiB more (holes as zeros, since verity covers them), the 
 file system there is not taken for ours), and both ends of the disk, where old tables may lie. The old table goes first
 and the new one comes last, so a cut leaves a disk without a table instead of half a system. The backup table is put at
 the end of the real disk.
+
+Images are made for sectors of 512 bytes. On a disk with sectors of 4096 the partitions lie at the same bytes; the table
+and the boot partition's file system are made anew for its sectors.
 """
 
 from __future__ import annotations
@@ -15,19 +18,20 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from buildsys.files import data_ranges
-from common.disk import gpt
-from common.efi.uki import read_uki
-from common.errors import ConfigError, ImageError
+from common.disk import fat, gpt
+from common.efi.uki import Uki, read_uki
+from common.errors import ConfigError, ImageError, SettingsError
 from image import esp
 from image.blockdev import Device, Places, check_free, inspect, open_exclusive
 from image.host import image_errors
-from image.source import open_image
+from image.source import MAX_IMAGE, open_image
 
 MIB = 1 << 20
 _CHUNK = 4 * MIB
@@ -70,45 +74,60 @@ def flash(
     confirm: Confirm,
     *,
     file: bool = False,
+    sector: int = gpt.SECTOR,
     preseed: Path | None = None,
     progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
     places: Places | None = None,
 ) -> Flashed:
-    """Write `image` to the disk `target` (or, with `file`, into a regular file, made when missing).
+    """Write `image` to the disk `target` (or, with `file`, into a regular file, made when missing, that stands for a
+    disk with sectors of `sector` bytes).
 
     `confirm` gets the device and decides; `progress` gets ("unpack", "write" or "verify", bytes done, bytes in all, 0
-    when that is not known). Raises ImageError: "not-a-block-device", "is-partition", "device-in-use", "read-only",
-    "disk-too-small", "sector-size", "not-confirmed", "device-changed", "same-file", "not-an-image", "image-damaged", or
-    ConfigError for a bad preseed, before the first write; "write-failed", "image-io" and "verify-failed" later.
+    when that is not known); `warn` gets what a person should know before they decide. Raises ImageError:
+    "not-a-block-device", "is-partition", "device-in-use", "read-only", "disk-too-small", "sector-size",
+    "esp-too-small", "not-confirmed", "device-changed", "same-file", "not-an-image", "image-damaged", or ConfigError
+    for a bad preseed, before the first write; "write-failed", "image-io" and "verify-failed" later.
     """
     text = check_preseed(preseed) if preseed is not None else None
     where = places or Places()
     report = progress or (lambda phase, done, total: None)
     started = time.monotonic()
-    if not file:
-        _check(inspect(target, where), 0, where)  # before an image is unpacked for it
-    with open_image(image, report) as source, image_errors(image):
+    with open_image(image, report, _room(target, where, file=file)) as source, image_errors(image):
         table = _image_table(image, source)
         size = os.fstat(source).st_size
-        device = _file_device(source, target, size) if file else inspect(target, where)
+        device = _file_device(source, target, size, sector) if file else inspect(target, where)
         _check(device, size, where)
-        ranges = list(_plan(source, table, size))
+        wanted = _fitted(table, device)
+        files = esp.read(source, table.find(esp.NAME))
+        ranges = list(_plan(source, table, size, _verified_size(files)))
         total = sum(end - start for start, end in ranges)
+        if warn is not None and (problem := _login_problem(files, text)):
+            warn(problem)
         if not confirm(device):
             raise ImageError(f"{target} was left as it is", reason="not-confirmed")
         with _claimed(device, where) as disk, _half_written(device):
-            wanted = table.resized(device.size // gpt.SECTOR)
             _wipe_ends(disk, device.size)
             digests = _write(source, disk, ranges, total, report)
             _verify(device, disk, ranges, digests, total, report)
-            if text is not None:
-                _add_preseed(device, disk, source, table.find(esp.NAME), text.encode())
+            added = {} if text is None else {esp.PRESEED: text.encode()}
+            if added or wanted.geometry.sector > table.geometry.sector:
+                _rewrite_esp(device, disk, wanted.find(esp.NAME), {**files, **added})
             gpt.write(disk, wanted)
             _drop_cache(device, disk)
             if gpt.read(disk) != wanted:
                 raise ImageError("the partition table reads back differently", reason="verify-failed")
             reread = device.block and _reread_table(disk)
     return Flashed(device, total, time.monotonic() - started, reread)
+
+
+def _room(target: Path, places: Places, *, file: bool) -> int:
+    """Bytes that an image for it may have. A disk is checked before one is unpacked for it; raises ImageError."""
+    if file:
+        return (os.path.isfile(target) and os.path.getsize(target)) or MAX_IMAGE
+    disk = inspect(target, places)
+    _check(disk, 0, places)
+    return disk.size
 
 
 def _image_table(image: Path, source: int) -> gpt.Table:
@@ -140,34 +159,52 @@ def _half_written(device: Device) -> Iterator[None]:
         raise ImageError(f"{device.path}: {error.message}", reason=error.reason, hint=hint) from error
 
 
-def _add_preseed(device: Device, disk: int, source: int, part: gpt.Partition, content: bytes) -> None:
-    """Put the preseed on the ESP of the disk and read all its files back, since they moved."""
-    esp.inject_into(disk, part, esp.PRESEED, content, int(time.time()))
+def _fitted(table: gpt.Table, device: Device) -> gpt.Table:
+    """The table for the disk. Raises ImageError when the boot partition is too small for the disk's sectors."""
+    wanted = table.resized(device.size, device.sector_size)
+    if wanted.geometry.sector > table.geometry.sector:
+        part = wanted.find(esp.NAME)
+        try:
+            fat.geometry(part.size, part.sector)
+        except fat.FatError as error:
+            raise ImageError(
+                f"{device.path} has sectors of {part.sector} bytes, for which the image's boot partition of "
+                f"{part.size >> 20} MiB is too small",
+                reason="esp-too-small",
+                hint='build the image with [partitions] esp = "260M"',
+            ) from error
+    return wanted
+
+
+def _rewrite_esp(device: Device, disk: int, part: gpt.Partition, files: Mapping[str, bytes]) -> None:
+    """Make the file system of the ESP anew, for the disk's sectors and with these files, and read them back."""
+    esp.rewrite(disk, part, files, int(time.time()))
     _drop_cache(device, disk)
-    if esp.read(disk, part) != {**esp.read(source, part), esp.PRESEED: content}:
+    if esp.read(disk, part) != files:
         raise ImageError("the boot partition reads back differently", reason="verify-failed")
 
 
-def _file_device(source: int, target: Path, size: int) -> Device:
+def _file_device(source: int, target: Path, size: int, sector: int) -> Device:
     """A regular file as a disk; one that is missing or empty is made as large as the image, once it is written to."""
     try:
         info = target.stat()
     except FileNotFoundError:
-        return Device(target, size, block=False)
+        return Device(target, size, block=False, sector_size=sector)
     except OSError as error:
         raise ImageError(f"{target}: {error.strerror}", reason="cannot-open") from error
     if os.path.samestat(info, os.fstat(source)):
         raise ImageError(f"{target} is the image itself", reason="same-file")
     if not stat.S_ISREG(info.st_mode):
         raise ImageError(f"{target} is not a regular file", reason="not-a-file")
-    return Device(target, info.st_size or size, block=False, identity=(info.st_dev, info.st_ino))
+    identity = (info.st_dev, info.st_ino)
+    return Device(target, info.st_size or size, block=False, sector_size=sector, identity=identity)
 
 
 def _check(device: Device, size: int, places: Places) -> None:
-    if device.sector_size != gpt.SECTOR:
+    if device.sector_size not in gpt.SECTORS:
+        known = " and ".join(map(str, gpt.SECTORS))
         raise ImageError(
-            f"{device.path} has sectors of {device.sector_size} bytes; the image is made for {gpt.SECTOR}",
-            reason="sector-size",
+            f"{device.path} has sectors of {device.sector_size} bytes; only {known} are known", reason="sector-size"
         )
     if device.size < size:
         raise ImageError(f"{device.path} holds {device.size} bytes and the image needs {size}", reason="disk-too-small")
@@ -189,11 +226,14 @@ def _claimed(device: Device, places: Places) -> Iterator[int]:
         os.close(fd)
 
 
-def _plan(source: int, table: gpt.Table, size: int) -> Iterator[tuple[int, int]]:
-    """The byte ranges to write: rising, not overlapping, whole 4 KiB blocks, without the tables at both ends."""
+def _plan(source: int, table: gpt.Table, size: int, verified: int) -> Iterator[tuple[int, int]]:
+    """The byte ranges to write: rising, not overlapping, whole 4 KiB blocks, without the tables at both ends.
+
+    verified: bytes at the start of the root partition that are written even where the image has holes.
+    """
     data = list(data_ranges(source, size))
     root = table.find("mixos-root-a")
-    data.append((root.offset, root.offset + _verified_size(source, table)))
+    data.append((root.offset, root.offset + verified))
     for part in sorted(table.partitions, key=lambda one: one.first):
         start, end = part.offset, part.offset + part.size
         last = max((min(high, end) for low, high in data if low < end and high > start), default=start)
@@ -201,14 +241,31 @@ def _plan(source: int, table: gpt.Table, size: int) -> Iterator[tuple[int, int]]
         yield start, stop
 
 
-def _verified_size(source: int, table: gpt.Table) -> int:
+def _verified_size(files: Mapping[str, bytes]) -> int:
     """Bytes of the root partition that verity covers, by the command line in its UKI: zeros there count too."""
-    for path, content in esp.read(source, table.find(esp.NAME)).items():
-        if path.startswith("EFI/Linux/"):
-            found = re.search(r",0 (\d+) verity ", read_uki(content).cmdline)
-            if found:
-                return int(found[1]) * gpt.SECTOR
+    for boot in _boot_files(files):
+        if found := re.search(r",0 (\d+) verity ", boot.cmdline):
+            return int(found[1]) * 512  # the device mapper's unit on every disk
     raise ImageError("the image has no boot file with a verity root", reason="image-damaged")
+
+
+def _boot_files(files: Mapping[str, bytes]) -> Iterator[Uki]:
+    return (read_uki(content) for path, content in files.items() if path.startswith("EFI/Linux/"))
+
+
+def _login_problem(files: Mapping[str, bytes], preseed: str | None) -> str | None:
+    """Why nobody will be able to log in, as far as the image tells: by its keys, or those of a preseed over them."""
+    from common.settings import model
+
+    found = [
+        re.search(r'^MIXOS_LOGIN_UNTIL="([0-9-]*)"$', boot.os_release, re.MULTILINE) for boot in _boot_files(files)
+    ]
+    until = found[0][1] if found and found[0] else model.FOREVER  # an image that does not say is given the benefit
+    keys = (model.SshKey("admin", "", expires=until),) if until else ()  # they stand for the image's own
+    content = files.get(esp.PRESEED, b"") if preseed is None else preseed.encode()
+    with suppress(SettingsError):  # the device ignores such a file too
+        until = model.parse(content, esp.PRESEED, model.Settings(keys=keys)).login_until
+    return model.login_problem(until, datetime.now(UTC).date())
 
 
 def _wipe_ends(disk: int, size: int) -> None:

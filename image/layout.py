@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from pathlib import Path
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common import toml
 from common.disk import gpt, verity
 from common.errors import ConfigError, ImageError
 
@@ -71,8 +71,8 @@ class Layout(BaseModel):
 def load(path: Path = DEFAULT) -> Layout:
     """Read a layout file. Raises ConfigError."""
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = toml.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, toml.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}", reason="layout-unreadable") from error
     return parse(values, str(path))
 
@@ -117,7 +117,7 @@ def table(layout: Layout, seed: str, root_hash: bytes) -> gpt.Table:
     """
     root_id, verity_id = verity.partition_ids(root_hash)
     parts: list[gpt.Partition] = []
-    first = gpt.ALIGN
+    first = gpt.ALIGN // gpt.SECTOR
     for number, size in layout.sizes().items():
         ident = {ROOT_A: root_id, VERITY_A: verity_id}.get(number) or derive_uuid(seed, f"partition:{NAMES[number]}")
         last = first + size * MIB // gpt.SECTOR - 1

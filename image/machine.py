@@ -38,9 +38,10 @@ class Machine:
     disk: writable raw disk (a private copy of the image). memory: MiB. cpus: None takes two, or one when emulated.
     serial: "socket" (log file and console.sock, for detached machines), "stdio" (the caller's terminal, also logged) or
     "file" (log only). display: "none" or a QEMU display such as "gtk". ssh_port: TCP port of 127.0.0.1 forwarded to
-    the guest's port 22, None without a network. disk_bus: one of DISK_BUSES. reboot: whether a guest reboot restarts
-    the machine (False: it ends). secure_boot: firmware that enforces Secure Boot once keys are enrolled. preallocate:
-    have the memory there before it starts. extra: more QEMU arguments, appended as they are.
+    the guest's port 22, None without a network. disk_bus: one of DISK_BUSES. sector: bytes in a logical sector of
+    `disk`; ahci has 512 only. reboot: whether a guest reboot restarts the machine (False: it ends). secure_boot:
+    firmware that enforces Secure Boot once keys are enrolled. preallocate: have the memory there before it starts.
+    extra: more QEMU arguments, appended as they are.
     """
 
     disk: Path
@@ -51,6 +52,7 @@ class Machine:
     display: str = "none"
     ssh_port: int | None = None
     disk_bus: str = "virtio"
+    sector: int = 512
     extra_disks: tuple[Path, ...] = ()
     tpm: bool = False
     watchdog: bool = True
@@ -93,9 +95,10 @@ def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list
     if machine.secure_boot:  # only firmware writes its variables; sleeping (S3) would open a way around that
         argv += ["-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1"]
     argv += ["-device", "virtio-rng-pci", "-qmp", f"unix:{MONITOR},server=on,wait=off"]
-    argv += _disk(machine.disk, "disk0", machine.disk_bus, first=True)
+    sectors = f"logical_block_size={machine.sector},physical_block_size={machine.sector}"
+    argv += _disk(machine.disk, "disk0", machine.disk_bus, "bootindex=1", sectors)
     for number, disk in enumerate(machine.extra_disks, 1):
-        argv += _disk(disk, f"disk{number}", "virtio", first=False)
+        argv += _disk(disk, f"disk{number}", "virtio")
     argv += _serial(machine.serial) + _display(machine.display) + _network(machine.ssh_port)
     if machine.preallocate:
         argv += ["-mem-prealloc"]
@@ -109,15 +112,15 @@ def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list
     return [*argv, *machine.extra]
 
 
-def _disk(path: Path, name: str, bus: str, *, first: bool) -> list[str]:
+def _disk(path: Path, name: str, bus: str, *options: str) -> list[str]:
     # Host page cache with the guest's flushes honoured; unmap keeps the copy sparse.
     drive = f"if=none,id={name},format=raw,cache=writeback,discard=unmap,file={value(path)}"
-    index = ",bootindex=1" if first else ""
+    more = "".join(f",{option}" for option in options)
     devices: dict[str, Sequence[str]] = {
-        "virtio": ["-device", f"virtio-blk-pci,drive={name}{index}"],
-        "nvme": ["-device", f"nvme,drive={name},serial={name}{index}"],
-        "ahci": ["-device", f"ide-hd,drive={name}{index}"],
-        "usb": ["-device", "qemu-xhci", "-device", f"usb-storage,drive={name}{index}"],
+        "virtio": ["-device", f"virtio-blk-pci,drive={name}{more}"],
+        "nvme": ["-device", f"nvme,drive={name},serial={name}{more}"],
+        "ahci": ["-device", f"ide-hd,drive={name}{more}"],
+        "usb": ["-device", "qemu-xhci", "-device", f"usb-storage,drive={name}{more}"],
     }
     if bus not in devices:
         raise UsageError(f"{bus!r} is no disk bus: use one of {', '.join(DISK_BUSES)}", reason="bad-machine")

@@ -7,13 +7,13 @@ checker with a list of its own may be run beside it (`external_score`); nothing 
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from buildsys.run import find_tool, run
+from common import toml
 from common.errors import CheckError, ConfigError
 from kernel.cmdline import values
 from kernel.kconfig import OFF, normal
@@ -51,8 +51,8 @@ def read_rules(path: Path) -> list[Rule]:
     [[cmdline]] reason = "...", have = ["a=b", ...].
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except tomllib.TOMLDecodeError as error:
+        document = toml.loads(path.read_text(encoding="utf-8-sig"))
+    except toml.TOMLDecodeError as error:
         raise ConfigError(f"{path.name}: {error}", reason="hardening-syntax") from error
     if unknown := sorted(set(document) - {"kconfig", "cmdline"}):
         raise ConfigError(f"{path.name}: unknown table '{unknown[0]}'", reason="hardening-syntax")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import toml
 from common.errors import ConfigError
 from kernel.version import Range, Version
 
@@ -26,8 +26,8 @@ def read_series(folder: Path) -> list[Patch]:
     """Read the series of a folder. Raises ConfigError (patch-series): a wrong entry, a missing or an unlisted file."""
     where = f"{folder.name}/{SERIES}"
     try:
-        document = tomllib.loads((folder / SERIES).read_text(encoding="utf-8-sig"))
-    except tomllib.TOMLDecodeError as error:
+        document = toml.loads((folder / SERIES).read_text(encoding="utf-8-sig"))
+    except toml.TOMLDecodeError as error:
         raise ConfigError(f"{where}: {error}", reason="patch-series") from error
     patches: list[Patch] = []
     for number, table in enumerate(document.get("patch", []), start=1):

@@ -20,7 +20,7 @@ from kernel.version import Version
 PINNED = Version(6, 6, 8)  # linux-6.6.8.tar.xz of sources.lock
 OLDEST = Version(6, 1, 0)  # Landlock ABI, dm-init with PARTUUID, and the oldest line the distribution still maintains
 
-_FIELD = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL)[ \t]*=[ \t]*([0-9]+)[ \t]*$", re.MULTILINE)
+_FIELD = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL)[ \t]*=[ \t]*([0-9]{1,6})[ \t]*$", re.MULTILINE)
 UNPACK = Path(__file__).with_name("unpack.sh")  # reads every form that a source comes in
 _READ_SECONDS = 300  # an archive whose Makefile is its last file is read whole
 

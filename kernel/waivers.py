@@ -17,22 +17,24 @@ Everything here is pure: the date to compare with is a parameter.
 from __future__ import annotations
 
 import datetime
-import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common import toml
 from common.errors import CheckError, ConfigError
 from kernel.kconfig import OFF, Request, conflict, did_you_mean, normal
 from kernel.version import Range, Version
 
+NOTICE = datetime.timedelta(days=30)
+RENEW = "check for each whether it is still needed; give it a new `expires` in kernel/waivers.toml, or remove it"
 _KEYS = frozenset({"symbols", "versions", "undefined", "instead", "reason", "expires"})
 
 
 @dataclass(frozen=True)
 class Waiver:
-    """One symbol of a [[waiver]] table. instead: the name to ask for in its place, if any."""
+    """One symbol of a [[waiver]] table. instead: the name to ask for in its place, if any. table: file and number."""
 
     symbol: str
     versions: Range
@@ -40,7 +42,12 @@ class Waiver:
     instead: str | None
     reason: str
     expires: datetime.date
-    where: str
+    table: str
+
+    @property
+    def where(self) -> str:
+        """Table and symbol, for messages."""
+        return f"{self.table} ({self.symbol})"
 
     def applies(self, version: Version, defined: Collection[str]) -> bool:
         """Whether it holds for this kernel, whose Kconfig defines these symbols."""
@@ -66,8 +73,8 @@ class Resolution:
 def read_waivers(path: Path) -> list[Waiver]:
     """Read waivers.toml. Raises ConfigError (waiver-syntax) naming the table that is wrong."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except tomllib.TOMLDecodeError as error:
+        document = toml.loads(path.read_text(encoding="utf-8-sig"))
+    except toml.TOMLDecodeError as error:
         raise ConfigError(f"{path.name}: {error}", reason="waiver-syntax") from error
     unknown = set(document) - {"waiver"}
     tables = document.get("waiver", [])
@@ -100,7 +107,7 @@ def _table(table: Mapping[str, Any], where: str) -> list[Waiver]:
         raise ConfigError(f"{where}: 'instead' must name one symbol for each of 'symbols'", reason="waiver-syntax")
     span = Range.parse(versions)
     return [
-        Waiver(symbol, span, undefined, instead[index] if instead else None, reason, expires, f"{where} ({symbol})")
+        Waiver(symbol, span, undefined, instead[index] if instead else None, reason, expires, where)
         for index, symbol in enumerate(symbols)
     ]
 
@@ -113,21 +120,35 @@ def _names(table: Mapping[str, Any], key: str, where: str) -> list[str]:
     return list(value)
 
 
-def check_waivers(waivers: Iterable[Waiver], requests: Mapping[str, Request], today: datetime.date) -> None:
-    """Raise CheckError for a waiver that has expired (waiver-expired) or that no request needs (waiver-unused)."""
+def check_waivers(waivers: Collection[Waiver], requests: Mapping[str, Request], today: datetime.date) -> None:
+    """Raise CheckError for waivers that have expired (waiver-expired, naming all) or that no request needs
+    (waiver-unused)."""
+    if expired := _named(waiver for waiver in waivers if today > waiver.expires):
+        raise CheckError("waivers have expired:\n" + expired, reason="waiver-expired", hint=RENEW)
     for waiver in waivers:
-        if today > waiver.expires:
-            raise CheckError(
-                f"{waiver.where} expired on {waiver.expires}: {waiver.reason}",
-                reason="waiver-expired",
-                hint="check that it is still needed, then set a new date or remove it",
-            )
         if waiver.symbol not in requests:
             raise CheckError(
                 f"{waiver.where}: no fragment asks for {waiver.symbol}",
                 reason="waiver-unused",
                 hint=did_you_mean(waiver.symbol, requests) or "remove the waiver",
             )
+
+
+def ending(waivers: Iterable[Waiver], today: datetime.date) -> str | None:
+    """What to say of waivers that end within NOTICE, before they stop builds; None when there are none."""
+    soon = _named(waiver for waiver in waivers if today <= waiver.expires <= today + NOTICE)
+    return f"waivers end soon, and builds stop then:\n{soon}\n{RENEW}" if soon else None
+
+
+def _named(waivers: Iterable[Waiver]) -> str:
+    """A line for each table."""
+    tables: dict[tuple[str, datetime.date, str], list[str]] = {}
+    for waiver in waivers:
+        tables.setdefault((waiver.table, waiver.expires, waiver.reason), []).append(waiver.symbol)
+    return "\n".join(
+        f"  {table} ({', '.join(symbols)}), until {expires}: {reason}"
+        for (table, expires, reason), symbols in tables.items()
+    )
 
 
 def check_known(requests: Mapping[str, Request], known: Collection[str], waivers: Iterable[Waiver]) -> None:

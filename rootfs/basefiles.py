@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import jinja2
 
 from buildsys.job import Job
+from common import toml
 from common.errors import CheckError, ConfigError, SettingsError
 from common.settings.model import Settings, from_mapping
 from common.settings.render import render
@@ -33,15 +33,15 @@ def build(job: Job) -> None:
     """Action: inputs `rootfs` (this folder), `kernel-report` (the kernel's report.json), `keys` if there are any (what
     releases are trusted by) → artifact `base-files`.
 
-    Parameters: `version`; `build_id`; `settings` (tables as in mixos-preseed.toml); `kernel` ({source, requested,
-    fallback: bool, note}: where it is from, what was asked for, and why it differs); optional
+    Parameters: `version`, `sequence`, `variant`; `build_id`; `settings` (tables as in mixos-preseed.toml); `kernel`
+    ({source, requested, fallback: bool, note}: where it is from, what was asked for, and why it differs); optional
     `services` (subset of SERVICES; default all). Raises ConfigError for wrong settings (reasons of
     `common.settings.model`, `service-unknown`, `version-syntax`), CheckError `template` for a template that cannot be
     rendered.
     """
     data, tree = job.inputs["rootfs"], job.work / "tree"
     settings = read_settings(job.params.get("settings", {}))
-    layout = tomllib.loads((data / "tree.toml").read_text(encoding="utf-8"))
+    layout = toml.loads((data / "tree.toml").read_text(encoding="utf-8"))
     shutil.copytree(data / "skeleton", tree, symlinks=True)
     for folder in layout["directories"]:
         (tree / folder).mkdir(parents=True, exist_ok=True)
@@ -95,6 +95,8 @@ def context(params: Mapping[str, Any], release: str, epoch: int) -> dict[str, ob
     kernel = {key: _plain(str(params["kernel"].get(key, ""))) for key in ("source", "requested", "note")}
     return {
         "version": version,
+        "sequence": params.get("sequence", 0),
+        "variant": params.get("variant", "default"),
         "build_id": _plain(str(params["build_id"])),
         "profile": _plain(str(params.get("profile", "release"))),
         "epoch": epoch,

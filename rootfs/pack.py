@@ -1,25 +1,21 @@
 """Packing a composed root into the read-only file system image of a slot.
 
-The build sandbox has one uid, so ownership, modes and extended attributes come from the root manifest. For squashfs
-they travel in a tar stream, which mksquashfs has read since 4.5 together with PAX `SCHILY.xattr.*` records (its
-pseudo-file definitions know attributes only from 4.6 on). Names and targets of links are in GNU's form there: of a PAX
-`linkpath` mksquashfs 4.5 drops what it begins with (`/`, `../`). erofs-utils before 1.7 read neither: there the image
-is all-root and a tree that needs more is refused.
+The build sandbox has one uid, so ownership, modes and extended attributes come from the root manifest. Squashfs is
+written by our own writer (`rootfs.squashfs_write`), EROFS by erofs-utils: there the image is all-root, and a tree that
+needs more is refused.
 
-What the programs made is read back and compared with the manifest, whatever version of them the host has.
+What was made is read back, by another program's decompressor, and compared with the manifest.
 
-Same bytes for same input: entries in manifest order, every time stamp is the epoch, no host data in the superblock.
-mksquashfs writes blocks in input order whatever the number of its threads (since 4.4), so `jobs` does not matter.
+Same bytes for same input: entries in order, every time stamp is the epoch, no host data in the superblock, and threads
+(`jobs`) do not matter.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import stat
-import tarfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +26,7 @@ from common.errors import CheckError
 from packages.mix.manifest import Entry, hash_file
 from rootfs.compose import RootFile, read_root
 from rootfs.squashfs import read_squashfs
+from rootfs.squashfs_write import write_squashfs
 
 BLOCK = 128 << 10  # bytes; larger blocks gain 2 % of size and double the cost of small reads
 ZSTD_LEVEL = 10  # 2 s for the whole root; 15 takes 14 s and saves 5 % (a release passes `level`)
@@ -74,7 +71,7 @@ def compare(files: Sequence[RootFile], found: Mapping[str, Entry]) -> None:
         raise CheckError(
             f"the image differs from its manifest in {len(wrong)} paths\n" + "\n".join(lines),
             reason="image-differs",
-            hint="the program that makes it is at fault: another version of squashfs-tools or erofs-utils may help",
+            hint="what makes it is at fault: for EROFS another version of erofs-utils may help",
         )
 
 
@@ -83,45 +80,8 @@ def _said(entry: Entry | None) -> str:
 
 
 def _squashfs(job: Job, files: Sequence[RootFile], image: Path) -> None:
-    archive = job.work / "root.tar"
-    write_tar(files, archive, job.epoch)
-    options = ["-tar", "-comp", "zstd", "-Xcompression-level", str(job.params.get("level", ZSTD_LEVEL))]
-    options += ["-b", str(BLOCK), "-mkfs-time", str(job.epoch), "-all-time", str(job.epoch), "-xattrs"]
-    options += ["-no-exports", "-noappend", "-no-progress", "-processors", str(job.jobs)]
-    # The root folder is not part of the stream; left alone it would be 0777.
-    options += ["-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"]
-    with archive.open("rb") as stream:
-        run([find_tool("mksquashfs"), "-", image, *options], stdin=stream)
-    archive.unlink()
-
-
-def write_tar(files: Sequence[RootFile], archive: Path, epoch: int) -> None:
-    """Write the tree with its real owners, modes and attributes as an uncompressed tar: GNU's, with PAX attributes."""
-    with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape") as tar:
-        for file in files:
-            if file.entry.xattrs:
-                records = b"".join(_record(*pair) for pair in sorted(file.entry.xattrs.items()))
-                header = tarfile.TarInfo("attributes")
-                header.type, header.size, header.mtime = tarfile.XHDTYPE, len(records), epoch
-                tar.addfile(header, io.BytesIO(records))
-            info = _tar_info(file, epoch)
-            tar.addfile(info, file.source.open("rb") if info.isreg() else None)
-
-
-def _tar_info(file: RootFile, epoch: int) -> tarfile.TarInfo:
-    entry = file.entry
-    info = tarfile.TarInfo(entry.path)
-    info.type = {"file": tarfile.REGTYPE, "dir": tarfile.DIRTYPE, "symlink": tarfile.SYMTYPE}[entry.type]
-    info.mode, info.uid, info.gid, info.mtime = entry.mode, entry.uid, entry.gid, epoch
-    info.size, info.linkname = entry.size, entry.target
-    return info
-
-
-def _record(name: str, value: bytes) -> bytes:
-    """A PAX record of an extended attribute: its length, the digits of the length included, "name=value", a newline."""
-    body = b" SCHILY.xattr." + name.encode() + b"=" + value + b"\n"
-    size = len(body) + len(str(len(body)))
-    return str(len(body) + len(str(size))).encode() + body
+    level = int(job.params.get("level", ZSTD_LEVEL))
+    write_squashfs(files, image, epoch=job.epoch, block=BLOCK, level=level, jobs=job.jobs)
 
 
 def _erofs(job: Job, files: Sequence[RootFile], image: Path) -> None:

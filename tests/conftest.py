@@ -27,6 +27,7 @@ ALLOWED_SKIPS = (
     "other accounts need root",
     "this host gives no loop device",
     "this host's kernel mounts no ext4 file system",
+    "this host's kernel mounts no vfat file system",
 )
 
 

@@ -341,7 +341,8 @@ class Starts:
             watched = [(part.offset, part.size) for part in parts if part]
             sound = scratch.once(_verifies, watched, scratch.fd, parts[0], parts[1], root)
             found["good" if sound else "broken"].append(name)
-        return Start(tuple(found["good"]), tuple(found["broken"]), tuple(found["lost"]), table.problems)
+        good, broken, lost = (tuple(sorted(found[kind])) for kind in ("good", "broken", "lost"))
+        return Start(good, broken, lost, table.problems)
 
 
 @dataclass(frozen=True)

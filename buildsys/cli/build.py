@@ -22,7 +22,7 @@ def build(
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Build TARGETS (default: the disk image, into out/).
+    """Build TARGETS (default: the disk image, into out/, or where --out of `mixos` says).
 
     Example: mixos build · mixos build kernel · mixos build --kernel-source ~/linux-6.6.9
     """

@@ -15,8 +15,10 @@ import click
 
 from buildsys.display import Display
 from buildsys.events import Event, Sink, json_sink
+from buildsys.oserrors import host_error
 from buildsys.project import Project
 from buildsys.session import Options
+from common.safe import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -27,11 +29,12 @@ class Context:
 
     root: Path
     config: Path | None
+    out: Path | None
 
     @cached_property
     def project(self) -> Project:
         """The project the command works on."""
-        return Project.at(self.root, self.config)
+        return Project.at(self.root, self.config, self.out)
 
 
 pass_context = click.make_pass_decorator(Context)
@@ -65,8 +68,12 @@ def progress(as_json: bool, log: Path | None = None) -> Iterator[Sink]:
         if log is None:
             yield _tee(sinks)
         else:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("w") as file:
+            try:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                file = log.open("w")
+            except OSError as error:
+                raise host_error(error, "results cannot be written", hint="name another folder: mixos --out") from error
+            with file:
                 yield _tee([*sinks, json_sink(file)])
     if not as_json and display.worked:
         print(display.summary(), file=sys.stderr)
@@ -82,4 +89,4 @@ def _tee(sinks: list[Sink]) -> Sink:
 
 def emit(data: dict[str, Any], as_json: bool, text: str) -> None:
     """Print the same result as JSON or as text."""
-    print(json.dumps(data, indent=None if as_json else 1) if as_json else text)
+    print(json.dumps(data, indent=None if as_json else 1) if as_json else printable(text))

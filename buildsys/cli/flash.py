@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from buildsys.cli.context import Context, emit, json_option, pass_context
+from common.disk import gpt
 from common.errors import UsageError
 from common.units import size
 from image import flash as flashing
@@ -22,18 +23,32 @@ from image.blockdev import Device
     "--preseed", type=click.Path(path_type=Path), help="First-boot settings to put on the ESP; checked first."
 )
 @click.option("--file", "to_file", is_flag=True, help="DEVICE is a regular file.")
+@click.option(
+    "--sector-size",
+    type=click.Choice([str(size) for size in gpt.SECTORS]),
+    help="With --file: of the disk that the file is for (default: 512).",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @pass_context
 def flash(
-    context: Context, image: Path, device: Path, preseed: Path | None, to_file: bool, yes: bool, as_json: bool
+    context: Context,
+    image: Path,
+    device: Path,
+    preseed: Path | None,
+    to_file: bool,
+    sector_size: str | None,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Write IMAGE to the disk DEVICE and verify every byte. All data on DEVICE is lost.
 
-    IMAGE may be packed (.xz, .zst, .gz), or - for standard input.
+    IMAGE may be packed (.xz, .zst, .gz, .bz2), or - for standard input.
 
     Example: mixos flash out/mixos-0.1.0-x86_64.img /dev/sdX --preseed mixos-preseed.toml
     """
+    if sector_size and not to_file:
+        raise UsageError("--sector-size goes with --file: a disk says itself what it has", reason="usage")
 
     def confirm(found: Device) -> bool:
         print(f"{found.describe()}\nEverything on it will be lost.", file=sys.stderr)
@@ -42,6 +57,12 @@ def flash(
         if not sys.stdin.isatty():
             raise UsageError("nobody is there to confirm", reason="not-confirmed", hint="pass --yes if you are sure")
         return click.confirm("Write to it?", err=True)
+
+    warnings: list[str] = []
+
+    def warn(text: str) -> None:
+        print(f"WARNING: {text}; --preseed FILE can bring a key", file=sys.stderr)
+        warnings.append(text)
 
     shown = ""
 
@@ -53,10 +74,25 @@ def flash(
                 print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
         shown = line
 
-    result = flashing.flash(image, device, confirm, file=to_file, preseed=preseed, progress=progress)
+    result = flashing.flash(
+        image,
+        device,
+        confirm,
+        file=to_file,
+        sector=int(sector_size or gpt.SECTOR),
+        preseed=preseed,
+        progress=progress,
+        warn=warn,
+    )
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    data = {"device": str(device), "bytes": result.written, "seconds": round(result.seconds, 1), "verified": True}
+    data = {
+        "device": str(device),
+        "bytes": result.written,
+        "seconds": round(result.seconds, 1),
+        "verified": True,
+        "warnings": warnings,
+    }
     emit(
         data,
         as_json,

@@ -15,6 +15,7 @@ import click
 from buildsys.cli.context import Context
 from buildsys.oserrors import host_error
 from common.errors import MixosError, UsageError
+from common.safe import printable
 from common.streams import open_missing
 
 INTERRUPTED = 130
@@ -22,6 +23,7 @@ INTERRUPTED = 130
 # verb → module below buildsys.cli that defines a click command of that name; loaded only when it is used
 VERBS = (
     "build",
+    "bundle",
     "cache",
     "completion",
     "daemon",
@@ -73,14 +75,17 @@ class Verbs(click.Group):
     "-C", "--project", "root", type=click.Path(path_type=Path), help="The checkout to work in (default: here)."
 )
 @click.option("--config", type=click.Path(path_type=Path), help="Another file in place of mixos.toml.")
+@click.option("--out", type=click.Path(), help="Where results go (default: MIXOS_OUT, else out/).")
 @click.version_option(package_name="mixos", prog_name="mixos")
 @click.pass_context
-def cli(ctx: click.Context, root: Path | None, config: Path | None) -> None:
+def cli(ctx: click.Context, root: Path | None, config: Path | None, out: str | None) -> None:
     """Build, run and flash MixOS images.
 
     Example: mixos build && mixos run --detach && mixos ssh -- mixctl status
     """
-    ctx.obj = Context(root or find_root(Path.cwd()), config)
+    if out == "":
+        raise click.BadParameter("an empty name; . is the current folder", param_hint="--out")
+    ctx.obj = Context(root or find_root(Path.cwd()), config, Path(out) if out else None)
 
 
 def find_root(start: Path) -> Path:
@@ -125,7 +130,8 @@ def _report(error: MixosError, as_json: bool) -> None:
     if as_json:
         print(json.dumps(error.as_json()))
     else:
-        print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        text = f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else "")
+        print(printable(text), file=sys.stderr)  # the end of a build's log is in it, for one
     sys.exit(error.exit_code)
 
 

@@ -48,6 +48,10 @@ class Image(Strict):
     version: Version
     # 32 bits, as the time stamps of squashfs
     epoch: Annotated[int, Field(gt=0, lt=1 << 32, description="SOURCE_DATE_EPOCH, seconds since 1970")]
+    sequence: Annotated[int, Field(ge=0, lt=1 << 53)] = (
+        0  # grows from release to release, whatever the version is called
+    )
+    variant: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")] = "default"
     profile: Literal["release", "debug"] = "release"
     filesystem: Literal["squashfs", "erofs"] = "squashfs"
     max_root: Size = 64 << 20  # budget for the compressed root file system
@@ -84,7 +88,7 @@ class Services(Strict):
 class Partitions(Strict):
     """Sizes. A root slot is written twice (A and B); data grows to fill the disk at first boot."""
 
-    esp: Annotated[Size, _within("esp")] = 256 << 20
+    esp: Annotated[Size, _within("esp")] = 260 << 20
     root: Annotated[Size, _within("slot")] = 256 << 20
     data: Annotated[Size, _within("data")] = 64 << 20
 

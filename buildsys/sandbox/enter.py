@@ -4,16 +4,19 @@ FD is open on the specification (JSON, see spec.py).
 
 Order, and why:
   1. new user namespace first: it grants the capabilities that the other steps need, also to an unprivileged builder;
-  2. mount, PID, IPC, UTS, network and cgroup namespaces in the same call, so that none can be forgotten;
+  2. mount, PID, IPC, UTS, network and cgroup namespaces in the same call, so that none can be forgotten; the keys of
+     the builder's session, which no namespace is about, are left behind with their keyring;
   3. a tmpfs root with exactly the declared mounts, read-only through mount_setattr(2), which reaches submounts too;
   4. no further user namespace, which would give all capabilities again: the limit of ours becomes 0 while /proc can
      still be written; raising it would take a capability that step 6 takes away;
   5. pivot_root(2) and detach of the old root: no path leads back to the host;
-  6. capabilities that could undo this are dropped from the bounding set and read back; no_new_privs last.
+  6. capabilities that could undo this are dropped from the bounding set and read back; no_new_privs last;
+  7. a shell for people keeps their terminal, and so gets a filter of system calls: nothing in it types there.
 Any step that fails ends the process with status 125 and one line on stderr: there is no weaker mode.
 """
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -27,7 +30,15 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 23, 24, 38
-SYS_PIVOT_ROOT, SYS_MOUNT_SETATTR = {"x86_64": (155, 442), "aarch64": (41, 442)}[os.uname().machine]
+SYS_PIVOT_ROOT, SYS_KEYCTL = {"x86_64": (155, 250), "aarch64": (41, 219)}[os.uname().machine]
+SYS_MOUNT_SETATTR = 442  # the same on all architectures
+# seccomp(2), linux/filter.h, linux/audit.h: machine of the system calls, number of ioctl(2).
+AUDIT_ARCH, SYS_IOCTL = {"x86_64": (0xC000003E, 16), "aarch64": (0xC00000B7, 29)}[os.uname().machine]
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER, SECCOMP_ALLOW, SECCOMP_EPERM = 22, 2, 0x7FFF0000, 0x50001
+BPF_LOAD, BPF_EQUAL, BPF_AT_LEAST, BPF_RETURN = 0x20, 0x15, 0x35, 0x06
+X32_BIT = 0x40000000
+TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+KEYCTL_JOIN_SESSION_KEYRING = 1
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = -100, 0x8000, 0x1, 0x2
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 # chown, dac_override, dac_read_search, fowner, fsetid, kill, setgid, setuid: what `make install` and `tar` use.
@@ -68,6 +79,14 @@ def new_namespaces() -> None:
             file.write(text)
 
 
+def leave_keyring() -> None:
+    """Begin an empty session keyring (keyctl(2)). Where the kernel has none, or does not let us, there are no keys."""
+    if libc.syscall(SYS_KEYCTL, KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+        number = ctypes.get_errno()
+        if number not in (errno.ENOSYS, errno.EPERM):
+            raise OSError(number, f"leave the session keyring: {os.strerror(number)}")
+
+
 def show(root: str, entry: "dict[str, object]") -> None:
     """Bind one host path into the new root."""
     host, target = str(entry["host"]), root + str(entry["inside"])
@@ -90,8 +109,8 @@ def new_root(spec: "dict[str, object]") -> None:
         os.mkdir(f"{root}/{name}")
     for entry in spec["mounts"]:  # type: ignore[attr-defined]
         show(root, entry)
-    for name in DEVICES:
-        show(root, {"host": f"/dev/{name}", "inside": f"/dev/{name}", "writable": True})
+    for name in DEVICES:  # read-only: their modes are the host's; what they are given goes to no file system
+        show(root, {"host": f"/dev/{name}", "inside": f"/dev/{name}", "writable": False})
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         os.symlink(target, f"{root}/dev/{name}")
     for path, target in spec["links"].items():  # type: ignore[attr-defined]
@@ -132,6 +151,26 @@ def drop_privileges() -> None:
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
+def forbid_typing() -> None:
+    """Refuse the two requests that put text into a terminal as if somebody typed it there (ioctl_tty(2)), and all
+    system calls by tables other than this machine's own, by which they could be made too."""
+    program = [  # code, how many to skip if it is so, and if not, value
+        (BPF_LOAD, 0, 0, 4),  # seccomp_data.arch
+        (BPF_EQUAL, 0, 7, AUDIT_ARCH),
+        (BPF_LOAD, 0, 0, 0),  # .nr
+        (BPF_AT_LEAST, 5, 0, X32_BIT),
+        (BPF_EQUAL, 0, 3, SYS_IOCTL),
+        (BPF_LOAD, 0, 0, 24),  # .args[1], its lower half
+        (BPF_EQUAL, 2, 0, TIOCSTI),
+        (BPF_EQUAL, 1, 0, TIOCLINUX),
+        (BPF_RETURN, 0, 0, SECCOMP_ALLOW),
+        (BPF_RETURN, 0, 0, SECCOMP_EPERM),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in program))
+    head = struct.pack("@HP", len(program), ctypes.addressof(code))
+    check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(head), 0, 0), "filter system calls")
+
+
 def forbid_user_namespaces(proc: str) -> None:
     """Set the limit of user namespaces below ours to none (namespaces(7), /proc/sys/user), and read it back."""
     limit = f"{proc}/sys/user/max_user_namespaces"
@@ -166,7 +205,9 @@ def become_init(spec: "dict[str, object]") -> int:
     if child == 0:
         argv = spec["argv"]
         try:
-            if not spec["interactive"]:
+            if spec["interactive"]:
+                forbid_typing()
+            else:
                 os.setsid()
             os.execve(argv[0], argv, spec["env"])  # type: ignore[index, arg-type]
         except OSError as error:
@@ -190,6 +231,7 @@ def main() -> int:
         return REFUSED  # the builder died before we could bind our life to its
     try:
         new_namespaces()
+        leave_keyring()
         init = os.fork()
         if init == 0:
             try:

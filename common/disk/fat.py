@@ -3,6 +3,9 @@
 The host's mkfs.vfat and mtools differ between releases and stamp files with the time of day, so the EFI system
 partition is written here: every byte follows from the files, the volume id and the epoch. Each file lies in one piece.
 Blocks that hold nothing are not written, so a sparse image stays sparse.
+
+The sectors of a file system must not be smaller than those of its disk, or Linux does not mount it; a cluster has at
+least one. So 256 MiB hold a FAT32 with sectors of 512 bytes, and just not one with sectors of 4096.
 """
 
 from __future__ import annotations
@@ -15,9 +18,9 @@ from datetime import UTC, datetime
 
 from common.errors import FormatError
 
-SECTOR = 512
 RESERVED = 32  # sectors before the first FAT
-CLUSTER = 4 * SECTOR
+SECTOR = 512  # bytes of the smallest sector
+CLUSTER = 2048  # bytes, where sectors are not larger
 MIN_CLUSTERS = 65525  # fewer would make it FAT16 by definition
 MAX_CLUSTERS = 0x0FFFFFF5
 END_OF_CHAIN = 0x0FFFFFFF
@@ -38,31 +41,38 @@ class FatError(FormatError):
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where things lie, in sectors from the start of the file system; clusters counts data clusters."""
+    """Where things lie, in sectors of `sector` bytes from the start of the file system; clusters: those of data."""
 
+    sector: int
     sectors: int
     fat_sectors: int
     clusters: int
 
     @property
-    def data(self) -> int:
-        """First sector of cluster 2."""
-        return RESERVED + 2 * self.fat_sectors
+    def cluster(self) -> int:
+        """Bytes of a cluster."""
+        return max(CLUSTER, self.sector)
+
+    def place(self, cluster: int) -> int:
+        """The byte at which a cluster begins; the first one is number 2."""
+        return (RESERVED + 2 * self.fat_sectors) * self.sector + (cluster - 2) * self.cluster
 
 
-def geometry(size: int) -> Geometry:
-    """The layout of a file system of `size` bytes. Raises FatError when that is no valid FAT32."""
-    sectors = size // SECTOR
-    per_cluster = CLUSTER // SECTOR
+def geometry(size: int, sector: int) -> Geometry:
+    """The layout of a file system of `size` bytes, in sectors of `sector` bytes. Raises FatError when that is no valid
+    FAT32."""
+    sectors = size // sector
+    cluster = max(CLUSTER, sector)
+    per_cluster = cluster // sector
     # Each cluster takes its sectors plus 4 bytes in both FATs; round the FATs so that the data stay 4 KiB aligned.
-    fat_sectors = -(-(sectors - RESERVED + 2 * per_cluster) * 4 // (CLUSTER + 8))
+    fat_sectors = -(-(sectors - RESERVED + 2 * per_cluster) * 4 // (cluster + 8))
     fat_sectors += -fat_sectors % 4
     clusters = (sectors - RESERVED - 2 * fat_sectors) // per_cluster
-    if size % SECTOR or not MIN_CLUSTERS <= clusters < MAX_CLUSTERS or sectors >= 1 << 32:
-        raise FatError(f"{size} bytes do not make a FAT32 file system", "fat-size")
-    if (clusters + 2) * 4 > fat_sectors * SECTOR:
+    if size % sector or not MIN_CLUSTERS <= clusters < MAX_CLUSTERS or sectors >= 1 << 32:
+        raise FatError(f"{size} bytes do not make a FAT32 file system in sectors of {sector}", "fat-size")
+    if (clusters + 2) * 4 > fat_sectors * sector:
         raise FatError(f"{size} bytes: the FAT came out too small", "fat-size")
-    return Geometry(sectors, fat_sectors, clusters)
+    return Geometry(sector, sectors, fat_sectors, clusters)
 
 
 @dataclass
@@ -84,14 +94,14 @@ def write(
     volume_id: int,
     label: str,
     epoch: int,
-    hidden: int = 0,
+    sector: int = 512,
 ) -> None:
     """Make a file system of `size` bytes at byte `offset` of an open file, with `files` (path with "/" → content).
 
-    volume_id: 32 bits. label: up to 11 characters. epoch: seconds, the time of every entry (UTC). hidden: sectors
-    before the file system on its disk. The old content of unused clusters stays. Raises FatError.
+    volume_id: 32 bits. label: up to 11 characters. epoch: seconds, the time of every entry (UTC). sector: bytes. The
+    old content of unused clusters stays. Raises FatError.
     """
-    shape = geometry(size)
+    shape = geometry(size, sector)
     root = _tree(files)
     chains = list(_allocate(root, shape))
     stamp = timestamp(epoch)
@@ -104,27 +114,29 @@ def write(
         data = node.content
         if data is None:
             data = _directory(node, parent, root, stamp, volume if node is root else b"")
-        put(fd, offset + _place(shape, node.first), data + bytes(-len(data) % CLUSTER))
+        put(fd, offset + shape.place(node.first), data + bytes(-len(data) % shape.cluster))
         used += node.count
     fat = _fat([node for node, _ in chains], shape)
     for copy in range(2):
-        put(fd, offset + (RESERVED + copy * shape.fat_sectors) * SECTOR, fat)
-    boot = _boot_sector(shape, volume_id, short_label, hidden)
+        put(fd, offset + (RESERVED + copy * shape.fat_sectors) * sector, fat)
+    boot = _boot_sector(shape, volume_id, short_label, offset // sector)
     info = struct.pack("<I480sIII12sI", 0x41615252, b"", 0x61417272, shape.clusters - used, 2 + used, b"", 0xAA550000)
-    third = bytes(SECTOR - 2) + b"\x55\xaa"
-    region = bytearray(RESERVED * SECTOR)
+    third = bytes(510) + b"\x55\xaa"
+    region = bytearray(RESERVED * sector)
     for start in (0, 6):  # boot sector, FSInfo and their copies (BPB_BkBootSec)
-        region[start * SECTOR : (start + 3) * SECTOR] = boot + info + third
+        for at, part in enumerate((boot, info, third), start):
+            region[at * sector : at * sector + len(part)] = part
     put(fd, offset, bytes(region))
 
 
 def _boot_sector(shape: Geometry, volume_id: int, label: str, hidden: int) -> bytes:
     head = struct.pack(
-        "<3s8sHBHBHHBHHHII", b"\xeb\x58\x90", b"MIXOS   ", SECTOR, CLUSTER // SECTOR, RESERVED, 2, 0, 0, _MEDIA, 0,
+        "<3s8sHBHBHHBHHHII", b"\xeb\x58\x90", b"MIXOS   ", shape.sector, shape.cluster // shape.sector,
+        *(RESERVED, 2, 0, 0, _MEDIA, 0),
         *(32, 64, hidden, shape.sectors),
     )  # fmt: skip
     extended = struct.pack("<IHHIHH12sBBBI", shape.fat_sectors, 0, 0, 2, 1, 6, b"", 0x80, 0, 0x29, volume_id)
-    return (head + extended + label.encode("ascii") + b"FAT32   ").ljust(SECTOR - 2, b"\0") + b"\x55\xaa"
+    return (head + extended + label.encode("ascii") + b"FAT32   ").ljust(510, b"\0") + b"\x55\xaa"
 
 
 def _tree(files: Mapping[str, bytes]) -> _Node:
@@ -173,7 +185,7 @@ def _allocate(root: _Node, shape: Geometry) -> Iterator[tuple[_Node, _Node]]:
         else:  # "." and ".." (or the volume label), the entries, and one free slot
             size = _SHORT.size * (3 + sum(1 + len(long_slots(name, b"")) for name in node.children))
             queue += [(child, node) for child in node.children.values()]
-        node.count = -(-size // CLUSTER)
+        node.count = -(-size // shape.cluster)
         node.first = free if node.count else 0
         free += node.count
         if free > shape.clusters + 2:
@@ -183,7 +195,7 @@ def _allocate(root: _Node, shape: Geometry) -> Iterator[tuple[_Node, _Node]]:
 
 
 def _fat(nodes: list[_Node], shape: Geometry) -> bytes:
-    table = bytearray(shape.fat_sectors * SECTOR)
+    table = bytearray(shape.fat_sectors * shape.sector)
     struct.pack_into("<II", table, 0, 0x0FFFFF00 | _MEDIA, END_OF_CHAIN)
     for node in nodes:
         chain = [*range(node.first + 1, node.first + node.count), END_OF_CHAIN]
@@ -270,10 +282,6 @@ def timestamp(epoch: int) -> tuple[int, int]:
     when = datetime.fromtimestamp(min(max(epoch, 315532800), 4354819198), UTC)
     date = (when.year - 1980) << 9 | when.month << 5 | when.day
     return date, when.hour << 11 | when.minute << 5 | when.second // 2
-
-
-def _place(shape: Geometry, cluster: int) -> int:
-    return shape.data * SECTOR + (cluster - 2) * CLUSTER
 
 
 def put(fd: int, offset: int, data: bytes) -> None:

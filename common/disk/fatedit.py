@@ -7,21 +7,27 @@ Used on an unmounted EFI system partition, where the kernel's driver promises no
 - Content and chain of a new file are written before the sector that names it; a chain is freed after its last name.
 - All slots of one name lie in one sector of 512 bytes if they fit into one (names up to 195 characters). Then `add`,
   `remove` and `rename` take effect by one sector write, and so does the content of a name in `replace`.
-- Where the new name of a file does not fit into the sector of the old one, both are there for a while. A longer name's
-  slots are written in an order in which firmware and Linux ignore the part that is there.
+- Where the first room for the new name of a file is not in the sector of the old one, both are there for a while. A
+  longer name's slots are written in an order in which firmware and Linux ignore the part that is there.
+- Firmware that renames a file (a boot manager that counts) deletes the old slots and appends new ones at the end of the
+  folder; it fills no gaps. That happens at once only within one sector. So names are put as far to the front as they
+  go, and the end of the folder is moved back behind the last one. `.`, `..`, a one-slot name, two names of up to 13
+  characters, and four more that firmware appends before we come to tidy up, have room in one sector.
 
 What a cut leaves behind is space that nothing uses, slots that mean nothing, and different allocation tables, of which
-the first counts. `clean` removes that; nothing here depends on it. The number of free clusters (FSInfo) is a mere hint.
+the first counts. `clean` removes that; until then the space is not free. The number in FSInfo is only a hint.
 """
 
 from __future__ import annotations
 
+import operator
 import os
 import struct
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import compress, islice
 
 from common.disk import fat, fatread
 from common.disk.fat import END_OF_CHAIN, MASK, SECTOR, SLOT, FatError
@@ -34,8 +40,9 @@ _FREE_COUNT = 488  # byte in the FSInfo sector
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What `clean` found. slots: of long names without a file. clusters: that belonged to no name. sectors: in which
-    the second allocation table was different. shared: paths that have one content; both names are still there.
+    """What `clean` found. slots: of long names without a file, and behind the end of a folder. clusters: that belonged
+    to no name. sectors: in which the second allocation table was different. shared: paths that have one content, as
+    they are still there.
     """
 
     slots: int
@@ -65,7 +72,7 @@ class Editor:
 
     def free(self) -> int:
         """Bytes that are free."""
-        return len(self._vacant()) * self._volume.cluster
+        return self._vacant().count(1) * self._volume.cluster
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """The content of a file, or `length` bytes of it from byte `start`."""
@@ -97,13 +104,13 @@ class Editor:
         slots = _slots(folder, name, folder.prefix + name)
         old = folder.raw[entry.slots[-1] * SLOT :][:SLOT]
         slots[-1] = slots[-1][:11] + old[11:12] + b"\0" + old[13:]
-        unit = entry.slots[0] // _UNIT
-        at = _room(folder, len(slots), entry.slots, unit) if unit == entry.slots[-1] // _UNIT else None
-        if at is None and self._growth(folder, len(slots)) > len(self._vacant()):
+        at = _room(folder, len(slots), entry.slots)
+        at_once = at is not None and len({place // _UNIT for place in (at, at + len(slots) - 1, *entry.slots)}) == 1
+        if not at_once and self._growth(folder, len(slots)) > self._vacant().count(1):
             raise FatError(f"there is no room for the name {name!r}", "fat-full")
         folder = self._ended(folder)
-        if at is not None:
-            self._put_folder(folder, _with(_without(folder.raw, entry.slots), folder.end, at, slots))
+        if at is not None and at_once:
+            self._put_folder(folder, _with(_without(folder.raw, entry.slots), at, slots), descending=True)
         else:
             folder = self._enter(folder, slots)
             self._put_folder(folder, _without(folder.raw, entry.slots), descending=True)
@@ -120,8 +127,9 @@ class Editor:
         names: dict[int, list[str]] = defaultdict(list)
         slots = 0
         for folder in list(fatread.folders(volume)):
-            slots += len(folder.orphans)
-            self._put_folder(folder, _without(folder.raw, folder.orphans))
+            slots += len(folder.orphans) + sum(map(bool, folder.raw[folder.end * SLOT :: SLOT]))
+            folder = self._ended(folder)
+            self._put_folder(folder, _without(folder.raw, folder.orphans), descending=True)
             for entry in folder.entries:
                 if entry.first and not entry.directory:
                     names[entry.first].append(folder.prefix + entry.name)
@@ -172,19 +180,20 @@ class Editor:
             folder = self._grown(folder)
         at = _room(folder, len(slots))
         assert at is not None
-        # In one unit it is there when the last write, that of the lowest unit, ends what was the end before.
-        # A longer one begins at the end or within free slots: its short name, which counts, is in the highest unit.
+        # In one unit it is there when the last write, that of the lowest unit, removes what was the end before (for
+        # Linux, which looks behind an end, when it is whole). A longer one begins at the end or in free slots: its
+        # short name, which counts, is in the highest unit.
         one = at // _UNIT == (at + len(slots) - 1) // _UNIT
-        return self._put_folder(folder, _with(folder.raw, folder.end, at, slots), descending=one)
+        return self._put_folder(folder, _with(folder.raw, at, slots), descending=one)
 
     def _ended(self, folder: Folder) -> Folder:
-        """The folder with nothing but zeros behind its end: what was there would be seen once the end moves."""
+        """The folder with nothing but zeros behind its end: Linux sees what is there, firmware once the end moves."""
         tail = len(folder.raw) - folder.end * SLOT
         return self._put_folder(folder, folder.raw[: folder.end * SLOT] + bytes(tail), descending=True)
 
     def _grown(self, folder: Folder) -> Folder:
         """The folder with one more cluster, of zeros."""
-        last, new = folder.clusters[-1], self._vacant()[0]
+        last, new = folder.clusters[-1], self._vacant().index(1)
         self._write(self._volume.place(new), bytes(self._volume.cluster))
         self._set({new: END_OF_CHAIN})
         os.fsync(self._fd)
@@ -213,11 +222,11 @@ class Editor:
             raise FatError(f"{path!r}: {size} bytes", "fat-size")
         cluster, vacant = self._volume.cluster, self._vacant()
         count = -(-size // cluster)
-        if count + more > len(vacant):
-            raise FatError(f"{path!r} has {size} bytes, and {len(vacant) * cluster} are free", "fat-full")
-        whole = (first for first, length in fatread.runs(vacant) if length >= count)
-        first = next(whole, 0)
-        clusters = list(range(first, first + count)) if first else vacant[:count]
+        if count + more > vacant.count(1):
+            raise FatError(f"{path!r} has {size} bytes, and {vacant.count(1) * cluster} are free", "fat-full")
+        whole = vacant.find(b"\1" * count)  # in one piece if there is one
+        places = range(whole, whole + count) if whole > 0 else compress(range(len(vacant)), vacant)
+        clusters = list(islice(places, count))
         for piece, place in zip(_pieces(path, chunks, size, cluster), clusters, strict=False):
             self._write(self._volume.place(place), piece)
         self._set(dict(zip(clusters, [*clusters[1:], END_OF_CHAIN], strict=False)))
@@ -225,16 +234,17 @@ class Editor:
         os.fsync(self._fd)
         return clusters[0] if clusters else 0
 
-    def _vacant(self) -> list[int]:
-        """The free clusters, rising. One that a damaged chain leads to is not free, whatever its entry says."""
-        used, chain = self._used(), self._volume.chain
-        return [at for at in range(2, len(chain)) if not chain[at] and not used[at]]
+    def _vacant(self) -> bytes:
+        """For each cluster, 1 if it is free. One that a damaged chain leads to is not, whatever its entry says."""
+        return bytes(map(operator.gt, map(operator.not_, self._volume.chain), self._used()))
 
     def _release(self, first: int) -> None:
         """Free a chain that has lost a name, as far as no other name has it; damaged ones as far as they go."""
         used, chain = self._used(), self._volume.chain
         freed: dict[int, int] = {}
         while 2 <= first < len(chain) and not used[first] and first not in freed:
+            if chain[first] == fatread.BAD_CLUSTER:
+                break
             freed[first] = 0
             first = chain[first]
         self._set(freed)
@@ -242,9 +252,10 @@ class Editor:
         os.fsync(self._fd)
 
     def _used(self) -> bytearray:
-        """For each cluster, whether some name or folder has it. Raises FatError for damaged folders."""
+        """For each cluster, 1 if some name or folder has it, or if it is none. Raises FatError for damaged folders."""
         chain = self._volume.chain
         used = bytearray(len(chain))
+        used[:2] = b"\1\1"
         for folder in fatread.folders(self._volume):
             for first in (folder.clusters[0], *(entry.first for entry in folder.entries if not entry.directory)):
                 cluster = first
@@ -300,10 +311,10 @@ def _slots(folder: Folder, name: str, path: str) -> list[bytes]:
     return [*fat.long_slots(name, short), short.ljust(SLOT, b"\0")]
 
 
-def _room(folder: Folder, count: int, freed: range = range(0), unit: int | None = None) -> int | None:
+def _room(folder: Folder, count: int, freed: range = range(0)) -> int | None:
     """The first of `count` free slots in a row (those of `freed` count as free), in one unit if they fit into one."""
     run = 0
-    for at in range(len(folder.raw) // SLOT) if unit is None else range(unit * _UNIT, (unit + 1) * _UNIT):
+    for at in range(len(folder.raw) // SLOT):
         if count <= _UNIT and at % _UNIT == 0:
             run = 0
         run = run + 1 if at >= folder.end or folder.raw[at * SLOT] == 0xE5 or at in freed else 0
@@ -312,13 +323,14 @@ def _room(folder: Folder, count: int, freed: range = range(0), unit: int | None 
     return None
 
 
-def _with(raw: bytes, end: int, at: int, slots: list[bytes]) -> bytes:
-    """A folder's bytes with slots from number `at` on. Free ones that are then before the end become deleted ones."""
+def _with(raw: bytes, at: int, slots: list[bytes]) -> bytes:
+    """A folder's bytes with slots from number `at` on; those that are then before the end are deleted ones."""
     new = bytearray(raw)
-    for gap in range(end, at):
-        new[gap * SLOT : (gap + 1) * SLOT] = _DELETED
+    for before in range(at):
+        if not new[before * SLOT]:
+            new[before * SLOT : (before + 1) * SLOT] = _DELETED
     new[at * SLOT : (at + len(slots)) * SLOT] = b"".join(slots)
-    return bytes(new)
+    return _trimmed(new)
 
 
 def _without(raw: bytes, slots: Iterable[int]) -> bytes:
@@ -326,7 +338,13 @@ def _without(raw: bytes, slots: Iterable[int]) -> bytes:
     new = bytearray(raw)
     for at in slots:
         new[at * SLOT] = 0xE5
-    return bytes(new)
+    return _trimmed(new)
+
+
+def _trimmed(raw: bytearray) -> bytes:
+    """A folder's bytes with its end behind the last slot that is not deleted."""
+    heads = raw[::SLOT].replace(b"\xe5", b"\0").rstrip(b"\0")
+    return bytes(raw[: len(heads) * SLOT]).ljust(len(raw), b"\0")
 
 
 def _pieces(path: str, chunks: Iterable[bytes], size: int, length: int) -> Iterator[bytes]:

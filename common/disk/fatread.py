@@ -15,10 +15,12 @@ from common.disk.fat import LONG_UNITS, MASK, MIN_CLUSTERS, SECTOR, SLOT, FatErr
 
 BAD_CLUSTER = 0x0FFFFFF7  # the largest value that is no end of a chain
 MAX_DIRECTORY = 1 << 20  # bytes
-_MAX_CLUSTERS = 1 << 22
+_MAX_CLUSTERS = 1 << 24  # the largest ESP of ours has half as many
+_MAX_BYTES = 1 << 30  # of all files together
 _MAX_DIRECTORIES = 4 << 20  # bytes of all of them
 _MAX_ENTRIES = 4096
 _MAX_DEPTH = 8
+_LOW_NIBBLE = bytes(value & 0x0F for value in range(256))
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Volume:
     """An opened file system. offset, fats, data, info: bytes from the start of the file.
 
     fats: the two allocation tables, of fat_size bytes each. data: cluster 2. cluster: bytes. root: the first cluster of
-    the root folder. info: the FSInfo sector, or 0. chain: the first table, entry by entry, without its reserved bits.
+    the root folder. info: the FSInfo sector, or 0. sector: bytes. chain: the first table, entry by entry, without its
+    reserved bits.
     """
 
     fd: int
@@ -38,7 +41,7 @@ class Volume:
     root: int
     info: int
     volume_id: int
-    hidden: int
+    sector: int
     chain: array[int]
 
     def place(self, cluster: int) -> int:
@@ -78,7 +81,7 @@ def open_volume(fd: int, offset: int, size: int) -> Volume:
     """Check the boot sector at byte `offset` and load the first FAT. Raises FatError."""
     boot = pread(fd, offset, SECTOR)
     (sector, per_cluster, reserved, fats, roots, small, media, fat16) = struct.unpack_from("<HBHBHHBH", boot, 11)
-    hidden, sectors, fat_sectors, flags, version, root, info = struct.unpack_from("<IIIHHIH", boot, 28)
+    sectors, fat_sectors, flags, version, root, info = struct.unpack_from("<IIHHIH", boot, 32)
     if boot[510:] != b"\x55\xaa" or sector not in {512, 1024, 2048, 4096} or media < 0xF0 or version != 0:
         raise FatError("this is no FAT32 file system", "fat-magic")
     if roots or small or fat16 or fats != 2 or per_cluster not in {1, 2, 4, 8, 16, 32, 64, 128} or not reserved:
@@ -103,7 +106,7 @@ def open_volume(fd: int, offset: int, size: int) -> Volume:
         root=root,
         info=offset + info * sector if 0 < info < reserved else 0,
         volume_id=volume_id,
-        hidden=hidden,
+        sector=sector,
         chain=_table(pread(fd, tables, (clusters + 2) * 4)),
     )
 
@@ -115,8 +118,8 @@ def read_files(fd: int, offset: int, size: int) -> dict[str, bytes]:
     total = 0
     for path, entry in files(volume):
         total += entry.size
-        if total > 2 * size:  # two names may have one content, after a cut in the middle of a rename
-            raise FatError("the files are larger than the file system", "fat-size")
+        if total > min(2 * size, _MAX_BYTES):  # two names may have one content, after a cut in the middle of a rename
+            raise FatError("the files are larger than the file system, or than 1 GiB", "fat-size")
         found[path] = read(volume, entry)
     return found
 
@@ -226,9 +229,10 @@ def display_name(short: bytes, case: int = 0) -> str:
 
 
 def _table(raw: bytes) -> array[int]:
-    """The entries of an allocation table, the four reserved bits of each cleared (all at once: there are many)."""
-    keep = int.from_bytes(MASK.to_bytes(4, "little") * (len(raw) // 4), "little")
-    return array("I", (int.from_bytes(raw, "little") & keep).to_bytes(len(raw), "little"))
+    """The entries of an allocation table, the four reserved bits of each cleared."""
+    entries = bytearray(raw)
+    entries[3::4] = entries[3::4].translate(_LOW_NIBBLE)
+    return array("I", entries)
 
 
 def _pieces(volume: Volume, clusters: Iterable[int]) -> Iterator[bytes]:

@@ -1,7 +1,8 @@
 """Reader and power-safe writer of GUID partition tables (UEFI 2.10, chapter 5.3).
 
 Used on the host to make the image and on the device to grow the data partition and to switch slots, so only the
-standard library is imported. All positions are in sectors of 512 bytes; callers refuse disks with other sector sizes.
+standard library is imported. Positions are in logical sectors of the disk, of 512 or 4096 bytes each: a table is good
+for one size only, and `Table.resized` makes the one for the other.
 
 A table is kept twice: primary header in sector 1 with the entries behind it, backup header in the last sector with the
 entries before it. We make 128 entries of 128 bytes; what else the standard allows (other numbers and places of entries,
@@ -12,10 +13,14 @@ primary is not and says so in `problems`.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import struct
+import sys
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,14 +28,12 @@ from uuid import UUID
 
 from common.errors import FormatError
 
-SECTOR = 512
-ALIGN = 2048  # sectors: partitions begin at whole MiB
+SECTOR = 512  # bytes: what images are made for
+SECTORS = (SECTOR, 4096)  # bytes: what disks have
+ALIGN = 1 << 20  # bytes: where partitions begin
 ENTRIES = 128
 ENTRY_SIZE = 128
-ENTRY_SECTORS = ENTRIES * ENTRY_SIZE // SECTOR
 MAX_ARRAY = 1 << 20  # bytes of the entries that are read: sixty times what everybody makes
-FIRST_USABLE = 2 + ENTRY_SECTORS  # sector 0: MBR, sector 1: header
-MIN_SECTORS = 2 * (1 + ENTRY_SECTORS) + 2
 NAME_UNITS = 36  # UTF-16 code units in an entry's name
 
 _HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")
@@ -38,6 +41,7 @@ _ENTRY = struct.Struct("<16s16sQQQ72s")
 _MBR_ENTRY = struct.Struct("<B3sB3sII")
 _REVISION = 0x00010000
 _ZERO_ID = UUID(int=0)
+_BLKSSZGET = 0x1268  # linux/fs.h: the logical sector size of a block device
 
 # Discoverable Partitions Specification (UAPI group), x86-64.
 TYPE_ESP = UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
@@ -53,7 +57,7 @@ class GptError(FormatError):
 
 @dataclass(frozen=True)
 class Partition:
-    """One entry. index: 1-based position in the table; first, last: sectors, both inside the partition."""
+    """One entry. index: 1-based position in the table; first, last: sectors (of `sector` bytes), both inside it."""
 
     index: int
     type: UUID
@@ -62,6 +66,7 @@ class Partition:
     last: int
     name: str
     attributes: int = 0
+    sector: int = SECTOR
 
     @property
     def sectors(self) -> int:
@@ -71,12 +76,19 @@ class Partition:
     @property
     def offset(self) -> int:
         """First byte on the disk."""
-        return self.first * SECTOR
+        return self.first * self.sector
 
     @property
     def size(self) -> int:
         """Length in bytes."""
-        return self.sectors * SECTOR
+        return self.sectors * self.sector
+
+    def on(self, sector: int) -> Partition:
+        """The same bytes in sectors of another size. Raises GptError when these are no whole sectors."""
+        if self.offset % sector or self.size % sector:
+            raise GptError(f"partition {self.index} is not made of whole sectors of {sector} bytes", "gpt-sector")
+        first = self.offset // sector
+        return replace(self, first=first, last=first + self.size // sector - 1, sector=sector)
 
 
 @dataclass(frozen=True)
@@ -84,19 +96,30 @@ class Geometry:
     """Where a table keeps what, as its header says; the default is what we make.
 
     entries: how many, of entry_size bytes each, beginning in sector `array` in the primary copy. first_usable: sector.
-    reserve: sectors between the last usable one and the backup's entries.
+    reserve: sectors between the last usable one and the backup's entries. sector: bytes.
     """
 
     entries: int = ENTRIES
     entry_size: int = ENTRY_SIZE
     array: int = 2
-    first_usable: int = FIRST_USABLE
+    first_usable: int = 2 + ENTRIES * ENTRY_SIZE // SECTOR  # sector 0: MBR, sector 1: header
     reserve: int = 0
+    sector: int = SECTOR
 
     @property
     def sectors(self) -> int:
         """Length of the entries in sectors."""
-        return -(-self.entries * self.entry_size // SECTOR)
+        return -(-self.entries * self.entry_size // self.sector)
+
+    def on(self, sector: int) -> Geometry:
+        """As many entries, in the usual places, on a disk of another sector size."""
+        moved = Geometry(self.entries, self.entry_size, sector=sector)
+        return replace(moved, first_usable=2 + moved.sectors)
+
+
+def min_sectors(sector: int) -> int:
+    """The smallest disk that holds what we make, in sectors of so many bytes."""
+    return 2 * Geometry().on(sector).sectors + 4
 
 
 @dataclass(frozen=True)
@@ -132,28 +155,37 @@ class Table:
         parts = tuple(part if one.index == part.index else one for one in self.partitions)
         return checked(replace(self, partitions=parts))
 
-    def resized(self, sectors: int) -> Table:
-        """The same partitions on a disk of another size. Raises GptError when they do not fit."""
-        return checked(replace(self, sectors=sectors))
+    def resized(self, size: int, sector: int) -> Table:
+        """The same partitions, at the same bytes, on a disk of so many bytes in sectors of so many.
+
+        Raises GptError when they do not fit.
+        """
+        if sector == self.geometry.sector:
+            return checked(replace(self, sectors=size // sector))
+        parts = tuple(part.on(sector) for part in self.partitions)
+        return checked(Table(self.disk_id, size // sector, parts, geometry=self.geometry.on(sector)))
 
     def grown(self, part: Partition) -> Table:
         """The table with a partition extended over the free space behind it (to a whole MiB)."""
         end = min((other.first for other in self.partitions if other.first > part.last), default=self.last_usable + 1)
-        return self.replaced(replace(part, last=max(part.last, end // ALIGN * ALIGN - 1)))
+        step = ALIGN // self.geometry.sector
+        return self.replaced(replace(part, last=max(part.last, end // step * step - 1)))
 
 
 def checked(table: Table) -> Table:
     """`table` itself when it can be written: bounds, overlaps, identities, names. Raises GptError."""
-    if table.sectors < MIN_SECTORS:
+    geometry = table.geometry
+    if table.sectors < min_sectors(geometry.sector):
         raise GptError(f"a disk of {table.sectors} sectors is too small for a partition table", "gpt-disk-too-small")
     indexes = [part.index for part in table.partitions]
-    geometry = table.geometry
     if indexes != sorted(set(indexes)) or any(not 1 <= index <= geometry.entries for index in indexes):
         raise GptError(f"partition numbers {indexes} are not rising within 1..{geometry.entries}", "gpt-index")
     for part in table.partitions:
         if not geometry.first_usable <= part.first <= part.last <= table.last_usable:
             where = f"{part.first}..{part.last}, usable {geometry.first_usable}..{table.last_usable}"
             raise GptError(f"partition {part.index} is out of bounds: {where}", "gpt-bounds")
+        if part.sector != geometry.sector:
+            raise GptError(f"partition {part.index} counts in other sectors than its table", "gpt-sector")
         if part.type == _ZERO_ID or part.id == _ZERO_ID:
             raise GptError(f"partition {part.index} has a zero identity", "gpt-zero-id")
         if not 0 <= part.attributes < 1 << 64:
@@ -197,7 +229,7 @@ def encode_entries(partitions: Iterable[Partition], geometry: Geometry = Geometr
 
 
 def encode_header(table: Table, entries: bytes, *, backup: bool) -> bytes:
-    """One header sector (512 bytes)."""
+    """One header sector."""
     end, geometry = table.sectors - 1, table.geometry
     here, other, array = (end, 1, end - geometry.sectors) if backup else (1, end, geometry.array)
 
@@ -219,7 +251,7 @@ def encode_header(table: Table, entries: bytes, *, backup: bool) -> bytes:
             zlib.crc32(entries),
         )
 
-    return packed(zlib.crc32(packed(0))).ljust(SECTOR, b"\0")
+    return packed(zlib.crc32(packed(0))).ljust(geometry.sector, b"\0")
 
 
 def encode_mbr(sectors: int) -> bytes:
@@ -235,51 +267,60 @@ def write(fd: int, table: Table) -> None:
     Raises GptError when the table is not sound, OSError from the disk.
     """
     checked(table)
-    if os.lseek(fd, 0, os.SEEK_END) < table.sectors * SECTOR:
-        raise GptError("the disk is smaller than its partition table", "gpt-disk-too-small")
     geometry = table.geometry
+    sector = geometry.sector
+    if os.lseek(fd, 0, os.SEEK_END) < table.sectors * sector:
+        raise GptError("the disk is smaller than its partition table", "gpt-disk-too-small")
     entries = encode_entries(table.partitions, geometry)
-    padded = entries.ljust(geometry.sectors * SECTOR, b"\0")
-    _write_at(fd, (table.sectors - 1 - geometry.sectors) * SECTOR, padded + encode_header(table, entries, backup=True))
+    padded = entries.ljust(geometry.sectors * sector, b"\0")
+    _write_at(fd, (table.sectors - 1 - geometry.sectors) * sector, padded + encode_header(table, entries, backup=True))
     os.fsync(fd)
-    head = encode_mbr(table.sectors) + encode_header(table, entries, backup=False)
+    head = encode_mbr(table.sectors).ljust(sector, b"\0") + encode_header(table, entries, backup=False)
     if geometry.array == 2:
         _write_at(fd, 0, head + padded)
     else:
-        _write_at(fd, geometry.array * SECTOR, padded)
+        _write_at(fd, geometry.array * sector, padded)
         _write_at(fd, 0, head)
     os.fsync(fd)
 
 
 def read(disk: int | str | os.PathLike[str]) -> Table:
-    """The table of a disk or image file, given by path or open descriptor.
+    """The table of a disk or image file, given by path or open descriptor. A file may stand for a disk of either sector
+    size.
 
     Refuses (GptError) what is not a GPT disk, and disks on which neither copy is sound.
     """
-    if isinstance(disk, int):
-        return _read(disk)
-    fd = os.open(Path(disk), os.O_RDONLY | os.O_CLOEXEC)
+    if not isinstance(disk, int):
+        fd = os.open(Path(disk), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return read(fd)
+        finally:
+            os.close(fd)
+    if stat.S_ISBLK(os.fstat(disk).st_mode):
+        return _read(disk, int.from_bytes(fcntl.ioctl(disk, _BLKSSZGET, bytes(4)), sys.byteorder))
     try:
-        return _read(fd)
-    finally:
-        os.close(fd)
+        return _read(disk, SECTOR)
+    except GptError:
+        with suppress(GptError):
+            return _read(disk, SECTORS[1])
+        raise
 
 
-def _read(fd: int) -> Table:
-    sectors = os.lseek(fd, 0, os.SEEK_END) // SECTOR
-    if sectors < MIN_SECTORS:
+def _read(fd: int, sector: int) -> Table:
+    sectors = os.lseek(fd, 0, os.SEEK_END) // sector
+    if sectors < min_sectors(sector):
         raise GptError(f"{sectors} sectors hold no partition table", "gpt-disk-too-small")
-    _check_mbr(_read_at(fd, 0, SECTOR))
+    _check_mbr(_read_at(fd, 0, 512))
     problems: list[str] = []
     primary: Table | None = None
     backup_at = sectors - 1
     try:
-        primary, backup_at = _read_copy(fd, 1, sectors)
+        primary, backup_at = _read_copy(fd, 1, sectors, sector)
     except GptError as error:
         problems.append(f"primary-{error.reason.removeprefix('gpt-')}")
         first_error = error
     try:
-        backup, _ = _read_copy(fd, backup_at, sectors)
+        backup, _ = _read_copy(fd, backup_at, sectors, sector)
     except GptError as error:
         if primary is None:
             raise first_error from error
@@ -300,14 +341,14 @@ def _check_mbr(mbr: bytes) -> None:
         raise GptError("the disk has no protective MBR, so it is not a GPT disk", "gpt-no-mbr")
 
 
-def _read_copy(fd: int, at: int, sectors: int) -> tuple[Table, int]:
+def _read_copy(fd: int, at: int, sectors: int, sector: int) -> tuple[Table, int]:
     """The table by the header in sector `at`, and the sector in which that header says the other one is."""
-    raw = _read_at(fd, at * SECTOR, SECTOR)
+    raw = _read_at(fd, at * sector, sector)
     magic, revision, size, checksum, reserved, here, other, low, high, *rest = _HEADER.unpack_from(raw)
     disk_id, array, count, entry_size, entries_crc = rest
     if magic != b"EFI PART":
         raise GptError(f"sector {at} holds no partition table header", "gpt-magic")
-    if revision != _REVISION or not _HEADER.size <= size <= SECTOR or reserved != 0:
+    if revision != _REVISION or not _HEADER.size <= size <= sector or reserved != 0:
         raise GptError(f"header in sector {at}: unknown revision {revision:#x} or size {size}", "gpt-revision")
     if zlib.crc32(raw[:16] + bytes(4) + raw[20:size]) != checksum:
         raise GptError(f"header in sector {at}: wrong checksum", "gpt-header-crc")
@@ -316,13 +357,13 @@ def _read_copy(fd: int, at: int, sectors: int) -> tuple[Table, int]:
     end = other if at == 1 else here  # the sector of the backup header, and so the size the table was made for
     if at == 1 and sectors <= end < 1 << 40:
         raise GptError(f"the table is for {end + 1} sectors, and there are {sectors}: cut short", "gpt-cut-short")
-    if here != at or (at != 1 and other != 1) or not MIN_SECTORS <= end + 1 <= sectors:
+    if here != at or (at != 1 and other != 1) or not min_sectors(sector) <= end + 1 <= sectors:
         raise GptError(f"header in sector {at}: points outside the disk", "gpt-geometry")
-    geometry = _geometry(at, array, Geometry(count, entry_size, first_usable=low), high, end)
-    entries = _read_at(fd, array * SECTOR, count * entry_size)
+    geometry = _geometry(at, array, Geometry(count, entry_size, first_usable=low, sector=sector), high, end)
+    entries = _read_at(fd, array * sector, count * entry_size)
     if zlib.crc32(entries) != entries_crc:
         raise GptError(f"header in sector {at}: wrong checksum of the entries", "gpt-entries-crc")
-    parts = tuple(_decode_entries(entries, entry_size))
+    parts = tuple(_decode_entries(entries, entry_size, sector))
     found = Table(UUID(bytes_le=disk_id), end + 1, parts, geometry=geometry)
     # Checked against the size the table was made for, then told the size of the disk it lies on.
     return replace(checked(found), sectors=sectors), end
@@ -341,13 +382,13 @@ def _geometry(at: int, array: int, found: Geometry, high: int, end: int) -> Geom
     return replace(found, array=place, reserve=end - length - 1 - high)
 
 
-def _decode_entries(entries: bytes, entry_size: int) -> Iterable[Partition]:
+def _decode_entries(entries: bytes, entry_size: int, sector: int) -> Iterable[Partition]:
     for index in range(len(entries) // entry_size):
         kind, ident, first, last, attributes, name = _ENTRY.unpack_from(entries, index * entry_size)
         if kind == bytes(16):
             continue
         text = name.decode("utf-16-le", "replace").partition("\0")[0]  # what follows the end of a name is not of it
-        yield Partition(index + 1, UUID(bytes_le=kind), UUID(bytes_le=ident), first, last, text, attributes)
+        yield Partition(index + 1, UUID(bytes_le=kind), UUID(bytes_le=ident), first, last, text, attributes, sector)
 
 
 def _read_at(fd: int, offset: int, size: int) -> bytes:

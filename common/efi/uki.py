@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from common.efi import pe
 from common.errors import FormatError
@@ -16,7 +17,10 @@ from common.errors import FormatError
 MAX_CMDLINE = 2047  # COMMAND_LINE_SIZE of x86 is 2048 with the final NUL
 SECTIONS = (".osrel", ".cmdline", ".uname", ".linux")
 HEAD = 256 << 10  # bytes: the stub and all sections before the kernel
-_ROOT_HASH = re.compile(r'dm-mod\.create="[^"]* verity 1 (?:\S+ ){6}sha256 ([0-9a-f]{64}) ')
+_VERITY = re.compile(
+    r'dm-mod\.create="[^"]* verity 1 (?:\S+ ){2}4096 4096 ([0-9]{1,10}) 0 sha256 ([0-9a-f]{64}) '
+    r"(-|(?:[0-9a-f]{2}){1,256}) "
+)
 
 
 # The stub of systemd 257 adds an OEM string of the SMBIOS tables to the command line, also with Secure Boot on: whoever
@@ -53,10 +57,26 @@ class Uki:
         return ""
 
 
+class VerityTarget(NamedTuple):
+    """What a command line says of the root: blocks of 4096 bytes, the digest, the salt."""
+
+    blocks: int
+    root: bytes
+    salt: bytes
+
+
+def verity_target(cmdline: str) -> VerityTarget | None:
+    """The root in a kernel command line, as `verity.dm_create` writes it."""
+    found = _VERITY.search(cmdline)
+    if found is None:
+        return None
+    return VerityTarget(int(found[1]), bytes.fromhex(found[2]), bytes.fromhex(found[3].replace("-", "")))
+
+
 def root_hash(cmdline: str) -> bytes | None:
-    """The root digest in a kernel command line, as `verity.dm_create` writes it."""
-    found = _ROOT_HASH.search(cmdline)
-    return bytes.fromhex(found[1]) if found else None
+    """The root digest in a kernel command line."""
+    found = verity_target(cmdline)
+    return found.root if found else None
 
 
 def without_smbios(stub: bytes) -> bytes:

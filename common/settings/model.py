@@ -27,13 +27,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, Literal
 
-from common import addresses
+from common import addresses, toml
 from common.accounts import NAMES
 from common.errors import SettingsError
 from common.lines import split_lines
@@ -45,6 +44,7 @@ MAX_KEYS = 64
 MAX_SERVERS = 8
 MAX_DNS = 3  # the C library asks no more
 MAX_SOURCES = 16
+FOREVER = "9999-12-31"
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -89,6 +89,11 @@ class Settings:
     keys: tuple[SshKey, ...] = ()
     servers: tuple[str, ...] = ("0.pool.ntp.org", "1.pool.ntp.org", "2.pool.ntp.org")
 
+    @property
+    def login_until(self) -> str:
+        """The first day (ISO 8601) on which no key lets anybody in any more: FOREVER, or "" without a key."""
+        return max((key.expires or FOREVER for key in self.keys), default="")
+
     def as_mapping(self) -> dict[str, object]:
         """The document that `from_mapping` reads back as these settings; also what is stored in the image."""
         network = {
@@ -110,6 +115,13 @@ class Settings:
         }
 
 
+def login_problem(until: str, today: date) -> str | None:
+    """Why nobody can log in to a device with these settings (`login_until`), as a sentence without a stop, or None."""
+    if not until:
+        return "nobody will be able to log in: no SSH key is set, and there are no passwords"
+    return f"nobody will be able to log in: the last SSH key expired on {until}" if until <= today.isoformat() else None
+
+
 def parse(data: bytes, where: str, base: Settings) -> Settings:
     """Read a TOML document. `where` is the file's name for messages.
 
@@ -125,11 +137,11 @@ def parse(data: bytes, where: str, base: Settings) -> Settings:
         hint = "it looks like UTF-16: save it as UTF-8" if is_utf16(data) else None
         raise SettingsError(f"{where}:{line}: not UTF-8 text", reason="settings-encoding", hint=hint) from error
     try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        document = toml.loads(text)
+    except toml.TOMLDecodeError as error:
         found = re.search(r"at line (\d+), column (\d+)", str(error))
-        # Without a position the parser reached the end of the text.
-        spot = f"{where}:{found[1]}:{found[2]}" if found else f"{where}:{max(1, len(split_lines(text)))}"
+        last = f"{where}:{max(1, len(split_lines(text)))}" if "(at end of document)" in str(error) else where
+        spot = f"{where}:{found[1]}:{found[2]}" if found else last
         raise SettingsError(f"{spot}: not valid TOML: {error}", reason="settings-syntax") from error
     return from_mapping(document, where, base, _Locator(text).find)
 
@@ -329,7 +341,7 @@ class _Reader:
 class _Locator:
     """Finds the line of a key in TOML text; tomllib keeps no positions. A miss only costs the line in a message."""
 
-    _HEADER = re.compile(r"\s*(\[\[?)\s*([A-Za-z0-9_.\"'\s-]+?)\s*\]\]?\s*(?:#.*)?")
+    _HEADER = re.compile(r"\s*(\[\[?)([A-Za-z0-9_.\"'\s-]+)\]\]?\s*(?:#.*)?")
     _KEY = re.compile(r"\s*([A-Za-z0-9_\"'-]+(?:\s*\.\s*[A-Za-z0-9_\"'-]+)*)\s*=")
 
     def __init__(self, text: str) -> None:

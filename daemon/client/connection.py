@@ -122,7 +122,7 @@ def _open(channel: socket.socket, asked: _Asked, deadline: float) -> tuple[Any, 
             channel.sendall(request[sent:])
         lines = _Lines(channel)
         answer = next(lines)
-        while asked.descriptors and (done := rpc.decode_progress(answer)) is not None:
+        while (done := rpc.decode_progress(answer)) is not None:  # also of what was uploaded before
             if asked.progress is not None:
                 asked.progress(*done)
             answer = next(lines)

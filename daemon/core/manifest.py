@@ -20,10 +20,11 @@ class File(NamedTuple):
     """What people write below /etc/mixos.
 
     path: a file's name, or `folder/*.toml`, `folder/*`. check: a model, or a function of text and path, that raises
-    ConfigError for content that would be refused. fits: a function of text, path and context that does so for what
-    would not be taken beside the other files that are there. apply: the method that puts it in force; "" when it is
-    read at each use. writable: whether `config put` takes it; secrets, and what the daemon writes for itself, it does
-    not.
+    ConfigError for content that would be refused. fits: a function of text (None: the file goes), path and context that
+    does so for what would not be taken beside the other files that are there, or what these could not do without.
+    apply: the method that puts it in force; "" when it is read at each use. In its answer `refused` may name, with the
+    reasons, what of the files was in order before and is not any more. writable: whether `config put` takes it;
+    secrets, and what the daemon writes for itself, it does not.
     """
 
     path: str

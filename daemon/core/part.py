@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from common.lines import split_lines
 from daemon.core.change.engine import Changes
 from daemon.core.events import Bus
 from daemon.core.figures import Figures
@@ -18,9 +19,9 @@ from daemon.core.worker.forks import Forks
 
 def cgroups() -> Path:
     """`mixos`, below where this host mounts cgroup v2 (proc_pid_mounts(5))."""
-    for line in Path("/proc/self/mounts").read_text("utf-8", "surrogateescape").splitlines():
-        words = line.split()
-        if words[2] == "cgroup2":
+    for line in split_lines(Path("/proc/self/mounts").read_text("utf-8", "surrogateescape")):
+        words = line.split(" ")
+        if words[2:3] == ["cgroup2"]:
             return Path(words[1]) / "mixos"
     return Path("/sys/fs/cgroup/mixos")
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from common import tomlfile
+from common import toml, tomlfile
 from common.errors import ConfigError, MixosError, NotFoundError
 from common.files import write_atomically
 from common.values import NAME, Name
@@ -114,7 +113,7 @@ def _read(context: Context, name: str, above: tuple[str, ...]) -> tuple[Policy, 
 def _policy(context: Context, path: Path, chain: tuple[str, ...]) -> tuple[Policy, tuple[str, ...]]:
     text = tomlfile.read_text(path)
     written = tomlfile.parse(text, path, ProfileFile)
-    data = tomllib.loads(text)
+    data = toml.loads(text)
     data.pop("extends", None)
     origin: tuple[str, ...] = (str(path),)
     if written.extends is not None:
@@ -163,5 +162,5 @@ def _keep(path: Path, policy: Policy) -> None:
 def _last_good(path: Path) -> Policy | None:
     try:
         return Policy.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None

@@ -13,6 +13,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from common.lines import split_lines
+
 ROOT = Path("/")
 
 
@@ -95,8 +97,8 @@ def memory(root: Path) -> dict[str, int]:
 def data(root: Path) -> dict[str, Any]:
     """The data partition: whether it is mounted (else /etc and /var are in memory; None: this is no device), its
     device, size and free space."""
-    for line in (text(root / "proc/self/mounts") or "").splitlines():
-        device, point, kind = line.split()[:3]
+    for line in split_lines(text(root / "proc/self/mounts") or ""):
+        device, point, kind = [*line.split(" ", 3), "", "", ""][:3]  # the kernel escapes blanks in names, and no others
         if point == "/data":
             space = os.statvfs(root / "data")
             return {
@@ -155,7 +157,7 @@ def preseed(root: Path) -> dict[str, Any] | None:
     content = text(root / "run/mixos/preseed.json")
     try:
         return dict(json.loads(content)) if content else None
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         return {"state": "unknown"}
 
 

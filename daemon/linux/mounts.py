@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.lines import split_lines
 from daemon.linux.facts import ROOT, text
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
@@ -38,9 +39,9 @@ class Mount:
 def mounts(root: Path = ROOT) -> list[Mount]:
     """Every mount that this process sees, in the order in which they were made."""
     found = []
-    for line in (text(root / "proc/self/mountinfo") or "").splitlines():
+    for line in split_lines(text(root / "proc/self/mountinfo") or ""):
         before, _, after = line.partition(" - ")
-        words, rest = before.split(), after.split()
+        words, rest = before.split(" "), after.split(" ")  # the kernel escapes blanks in names, and no others
         if len(words) >= 6 and len(rest) >= 2:
             details = tuple(rest[2].split(",")) if len(rest) > 2 else ()
             found.append(

@@ -72,9 +72,10 @@ class Names:
 
     def _rank(self, path: Path) -> int:
         """Of a lease, the lowest counts: the metric, of the daemon (NAME.want) or of the script (NAME.lease: address,
-        end, metric, 1 for one without a router); then those without a router, then those without servers."""
+        end, metric, 1 for one without a router); then those without a router, then those whose cable is out (NAME.cut),
+        then those without servers."""
         servers = "nameserver" in path.read_text("utf-8", "replace")[:_MAX_FILE].split()
-        rank = 0 if servers else 2 << 40
+        rank = (0 if servers else 4 << 40) + (2 << 40 if path.with_suffix(".cut").exists() else 0)
         try:
             words = path.with_suffix(".lease").read_text("ascii").split()
             rank += int(words[2]) + (int(words[3]) << 40)

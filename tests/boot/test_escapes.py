@@ -137,6 +137,7 @@ def _worked(guest: Guest, name: str, done: Completed) -> bool:
     return guest.attempt(f"test -e {path} && rm {path}").status == 0
 
 
+# case: B23
 def test_outside_they_work(found: Found) -> None:
     assert suite.unexplained(found.outside, FOR_NOBODY) == {}
     assert {row.result for row in suite.checks(found.outside).values()} == {"escaped"}

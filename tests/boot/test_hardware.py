@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from common.disk import gpt
 from common.errors import ImageError
+from image import esp, flash
 from image.host import opened
-from tests.boot.guest import BOOT_SECONDS, END_SECONDS, Guest
+from tests.boot.guest import BOOT_SECONDS, DISK_SIZE, END_SECONDS, Guest
 
 STATIC = "10.0.2.77/24"
 MakeGuest = Callable[..., Guest]
@@ -80,12 +83,14 @@ def test_bad_settings_are_reported_and_ignored_on_a_disk_without_room(make_guest
     lines = ('hostname = "not-applied"', "[network]", 'mod = "static"', "[[ssh.keys]]", 'key = "ssh-ed25519 AAAA"', "")
     preseed = "\n".join(lines)
     guest = make_guest(size=0, preseed=preseed, disk_bus="nvme")
-    with opened(guest.vm.disk) as handle:
+    with opened(guest.vm.disk, os.O_RDWR) as handle:
         before = gpt.read(handle)
+        esp.rewrite(handle, before.find(esp.NAME), {"mixos-preseed.toml.txt": b"", "notes.txt": b""}, 0)
     guest.start()
     guest.wait_ssh()
     guest.wait_serial("log in with ")
     text = guest.serial
+    assert re.findall("'(.*)' on the ESP is NOT READ", text) == ["mixos-preseed.toml.txt"]
     assert "mixos-preseed.toml was IGNORED" in text
     assert "mixos-preseed.toml:3: network.mod" in text
     assert "mixos-preseed.toml:5: ssh.keys[0].key" in text
@@ -98,6 +103,33 @@ def test_bad_settings_are_reported_and_ignored_on_a_disk_without_room(make_guest
     assert guest.stop() == "powerdown"
     with opened(guest.vm.disk) as handle:
         assert gpt.read(handle) == before
+
+
+def test_a_disk_with_sectors_of_4096_bytes(make_guest: MakeGuest, image: Path, tmp_path: Path) -> None:
+    """Flashed, booted from, grown at first boot, and the same at the second one."""
+    guest = make_guest(sector=4096)
+    (tmp_path / "preseed.toml").write_text(guest.vm.default_preseed())
+    guest.vm.disk.unlink()
+    with opened(guest.vm.disk, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
+        os.truncate(handle, DISK_SIZE)
+    flash.flash(image, guest.vm.disk, lambda device: True, file=True, sector=4096, preseed=tmp_path / "preseed.toml")
+    guest.start()
+    guest.wait_ssh()
+    guest.wait_serial("grown to ")
+    guest.wait_daemon()
+    assert guest.run("cat /sys/block/vda/queue/logical_block_size") == "4096"
+    assert guest.run("grep -c ' /boot vfat ' /proc/self/mounts") == "1"
+    (boot,) = [disk for disk in json.loads(guest.run("mixctl storage disks --json")) if disk["boot"]]
+    assert (boot["sector"], boot["slot"]) == (4096, "a")
+    assert guest.status()["data"]["persistent"]
+    guest.run("echo kept >/etc/kept")
+    guest.reboot()
+    assert guest.run("cat /etc/kept") == "kept"
+    assert guest.stop() == "powerdown"
+    with opened(guest.vm.disk) as handle:
+        table = gpt.read(handle)
+    assert (table.problems, table.geometry.sector) == ((), 4096)
+    assert table.find("mixos-data").offset + table.find("mixos-data").size == DISK_SIZE - (1 << 20)
 
 
 def test_static_network_name_and_time_zone(make_guest: MakeGuest, tmp_path: Path, port: int) -> None:
@@ -139,6 +171,7 @@ def test_static_network_name_and_time_zone(make_guest: MakeGuest, tmp_path: Path
     assert guest.stop() == "powerdown"
 
 
+# case: B23
 def test_usb_disk(make_guest: MakeGuest) -> None:
     guest = make_guest(disk_bus="usb", reboot=False)
     guest.start()

@@ -114,7 +114,7 @@ def test_a_bridge_takes_over_the_lease(clean: Guest) -> None:
     guest.attempt("mixctl net apply --force >/run/applied 2>&1 &")
     guest.hang_up()
     assert wait_until(lambda: guest.attempt("mixctl net show lan").status == 4, SECONDS)
-    assert wait_until(lambda: bool(guest.run("cat /run/mixos/net/eth0.address").strip()), SECONDS)
+    assert wait_until(lambda: bool(guest.attempt("cat /run/mixos/net/eth0.address").text.strip()), SECONDS)
 
 
 def test_the_clock_is_described(guest: Guest) -> None:

@@ -1,4 +1,4 @@
-"""Other versions of the image under test, put into a slot of a disk: the same root, a block more, so another hash."""
+"""Other versions of the image under test, put into a slot of a disk: its root with a block more, hence another hash."""
 
 from __future__ import annotations
 

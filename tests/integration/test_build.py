@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import pty
 import signal
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from buildsys.events import ActionFinished, Note
+from buildsys.execute import enter_command, sandbox_spec, spec_file
 from buildsys.graph import Action, FromAction, FromPath, Plan, Script
 from buildsys.jobserver import Jobserver
 from buildsys.run import Process, spawn
@@ -68,6 +73,8 @@ def test_the_world_of_an_action_is_always_the_same(build: Builder):
         'python3 -c "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x10000000) != 0)"',
         "echo 100 >/proc/sys/user/max_user_namespaces",
         "mknod /out/null c 1 3",
+        "chmod 0666 /dev/null",  # of the host, when root builds
+        "touch /dev/urandom",
         "chroot /build /bin/true",
         "exec 3<>/dev/tcp/192.0.2.1/80",
         "test -e /root",
@@ -84,6 +91,46 @@ def test_what_an_action_must_not_be_able_to_do(build: Builder, attempt: str):
     text = f"if bash -c '{attempt}' 2>/dev/null; then echo broke out; exit 1; fi; cp /in/dep/file /out/"
     shell = script("try", text, dep=FromAction("dep"))
     assert build.read(build(dep, shell)["try"], "file") == "fine\n"
+
+
+def test_the_keys_of_the_builders_session_are_not_there(build: Builder):
+    """Of the kernel's keyrings (keyctl(2)): a login's tickets and passwords of file systems are there."""
+    add_key, keyctl = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+    kernel = ctypes.CDLL(None)
+    mine = kernel.syscall(add_key, b"user", b"mixos-test", b"secret", 6, -3)  # of the session
+    if mine < 0:
+        pytest.skip("this host lets nobody keep keys")
+    try:
+        look = f"import ctypes; print(ctypes.CDLL(None).syscall({keyctl}, 10, -3, b'user', b'mixos-test', 0))"
+        assert kernel.syscall(keyctl, 10, -3, b"user", b"mixos-test", 0) == mine
+        result = build(script("keys", f'python3 -c "{look}" >/out/key'))
+        assert build.read(result["keys"], "key") == "-1\n"
+    finally:
+        kernel.syscall(keyctl, 9, mine, -3)  # unlinked
+
+
+def test_what_runs_in_a_shell_cannot_type_into_its_terminal(build: Builder):
+    """What it types would be read by the builder's own shell, once this one has ended."""
+    text = "import fcntl; print('begun', flush=True); fcntl.ioctl(0, 0x5412, b'x')"  # TIOCSTI
+    with build.executor() as executor:
+        staged = executor.store.stage()
+        spec = sandbox_spec(script("shell", ""), staged, {}, executor.env, executor.jobserver)
+        spec = replace(spec, argv=("/usr/bin/python3", "-c", text), interactive=True)
+        with spec_file(spec, staged) as descriptor:
+            command = enter_command(descriptor)
+            pid, terminal = pty.fork()
+            if not pid:
+                for number in (descriptor, *spec.fds):
+                    os.set_inheritable(number, True)
+                os.execv(command[0], command)
+            said = b""
+            with contextlib.suppress(OSError):  # how the end of a terminal is told
+                while piece := os.read(terminal, 4096):
+                    said += piece
+            os.close(terminal)
+            os.waitpid(pid, 0)
+    assert said.startswith(b"begun")
+    assert b"PermissionError" in said
 
 
 def test_only_the_declared_network_is_there(build: Builder):

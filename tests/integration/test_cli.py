@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,7 @@ def test_misspelt_key_that_is_needed(mixos: Mixos, config: Callable[..., Path]) 
     assert done.json["error"].count(f"{path}:") == 2
 
 
+# case: B21
 def test_mistake_in_the_settings_of_the_device(mixos: Mixos, config: Callable[..., Path], kernel: Path) -> None:
     path = config(('hostname = "mixos"', 'hostnam = "mixos"'))
     done = mixos("--config", path, "plan", "--kernel-source", kernel, "--json")
@@ -187,7 +190,7 @@ def test_an_image_without_what_it_needs_is_not_planned(mixos: Mixos, config: Cal
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('esp = "256M"', 'esp = "128M"'),
+        ('esp = "260M"', 'esp = "128M"'),
         ('root = "256M" ', 'root = "100G" '),
         ('root = "256M" ', 'root = "8M" '),
         ('data = "64M"', 'data = "2097152M"'),
@@ -243,6 +246,25 @@ def test_plan_of_one_target_is_a_part_of_the_whole(mixos: Mixos, kernel: Path) -
     assert [row["action"] for row in done.json["actions"]] == ["kernel-config", "kernel"]
 
 
+@pytest.mark.parametrize(("days", "status"), [(60, 0), (10, 0), (-1, 9)])
+def test_the_end_of_waivers_is_told_before_it_comes(
+    mixos: Mixos, kernel: Path, tmp_path: Path, days: int, status: int
+) -> None:
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in ("common", "daemon", "image", "packages", "rootfs", "sources.lock", "mixos.toml"):
+        (copy / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "kernel", copy / "kernel")
+    waivers = copy / "kernel/waivers.toml"
+    day = datetime.now(UTC).date() + timedelta(days=days)
+    waivers.write_text(re.sub(r"(?m)^expires = .*$", f"expires = {day}", waivers.read_text()))
+    done = mixos("-C", copy, "plan", "--kernel-source", kernel)
+    assert done.status == status
+    assert ("WARNING: waivers end soon" in done.err) == (days == 10)
+    assert (str(day) in done.err) == (days != 60)
+    assert ("RETPOLINE" in done.err) == (days != 60)
+
+
 def test_plan_for_graphviz(mixos: Mixos, kernel: Path) -> None:
     done = mixos("plan", "--dot", "--kernel-source", kernel)
     assert done.status == 0
@@ -294,6 +316,52 @@ def test_run_without_an_image(mixos: Mixos, bare: Path) -> None:
     assert done.json["reason"] == "image-missing"
     assert "make image" in done.json["hint"]
     assert not (bare / "out").exists()
+
+
+READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && cd "$1" && shift && exec "$@"'
+
+
+@pytest.mark.parametrize("named", ["option", "variable", "nothing"])
+def test_a_checkout_that_can_only_be_read(kernel: Path, tmp_path: Path, named: str) -> None:
+    def call(*words: str | Path) -> Done:
+        unshared = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", READ_ONLY, "sh", ROOT]
+        first = ["--out", out] if named == "option" else []
+        variable = {"MIXOS_OUT": str(out)} if named == "variable" else {}
+        environment = {
+            "MIXOS_CACHE": str(tmp_path / "cache"),
+            "PATH": f"{MIXOS.parent}:{CLEAN_ENV['PATH']}",
+            **variable,
+        }
+        done = run([*unshared, MIXOS, *first, *words], env=environment, allow=range(256), split=True, timeout=300)
+        return Done(done.status, done.stdout.decode(), done.stderr.decode())
+
+    out = tmp_path / "results"
+    done = call("build", "no-such-target", "--kernel-source", kernel, "--json")
+    if named == "nothing":
+        assert (done.status, done.json["reason"]) == (6, "host-io")
+        assert "--out" in done.json["hint"]
+        return
+    assert (done.status, done.json["reason"]) == (2, "target-unknown")
+    assert (out / "build.log").is_file()
+    done = call("run", "--detach", "--json")
+    assert done.json["reason"] == "image-missing"
+    assert str(out) in done.json["error"]
+    image = Bench(tmp_path / "image", ROOT_FILE).image()
+    done = call("flash", image, out / "disk", "--file", "--yes", "--json")
+    assert (done.status, done.json["verified"]) == (0, True)
+
+
+def test_an_out_folder_without_a_name_and_sectors_of_a_disk(mixos: Mixos, tmp_path: Path) -> None:
+    for words in (["--out", "", "stop"], ["flash", "x", tmp_path, "--sector-size", "4096"]):
+        done = mixos(*words, "--json")
+        assert (done.status, done.json["reason"]) == (2, "usage")
+
+
+def test_flash_for_sectors_that_the_boot_partition_is_too_small_for(mixos: Mixos, image: Path, tmp_path: Path) -> None:
+    words = ("flash", image, tmp_path / "disk", "--file", "--sector-size", "4096", "--yes", "--json")
+    done = mixos(*words)
+    assert (done.status, done.json["reason"]) == (8, "esp-too-small")
+    assert not (tmp_path / "disk").exists()
 
 
 @pytest.mark.parametrize("words", [("stop",), ("ssh", "--", "true")])
@@ -417,6 +485,7 @@ def test_flash_writes_and_says_so(mixos: Mixos, image: Path, loop: Path) -> None
     done = mixos("flash", image, loop, "--yes", "--json")
     assert done.status == 0
     assert done.json["verified"] is True
+    assert len(done.json["warnings"]) == 1  # the image has no SSH key
     assert gpt.read(loop).partitions == gpt.read(image).partitions
 
 
@@ -484,9 +553,10 @@ def test_packages_of_others_with_our_names(tmp_path: Path) -> None:
 
 
 # case: B19
-def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("home", [None, "/dev/null/home"])  # nobody can write there, root included
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
     monkeypatch.delenv("HOME")
-    environment = {"MIXOS_CACHE": str(tmp_path / "cache")}
+    environment = {"MIXOS_CACHE": str(tmp_path / "cache"), **({"HOME": home} if home else {})}
     assert run([MIXOS, "plan", "--json"], cwd=ROOT, env=environment, split=True).status == 0
 
 

@@ -11,7 +11,7 @@ from buildsys.run import CLEAN_ENV, CommandError, run
 from common.disk import gpt
 from common.errors import ImageError
 from image import blockdev, flash
-from tests.images import ROOT, Bench
+from tests.images import ROOT, SMALL, Bench
 
 pytestmark = pytest.mark.integration
 
@@ -47,6 +47,26 @@ def test_whole_device(loop: Path, image: Path) -> None:
     assert table.problems == ()
     assert table.partitions == gpt.read(image).partitions
     assert table.sectors * 512 == asked[0].size
+
+
+def test_a_disk_with_sectors_of_4096_bytes(loop: Path, tmp_path: Path) -> None:
+    """It says what sectors it has, and sees the partitions where they were."""
+    image = Bench(tmp_path / "large", ROOT, layout={**SMALL, "esp": 260}).image()
+    run(["losetup", "--detach", loop])
+    os.truncate(tmp_path / "backing", 400 << 20)
+    try:
+        run(["losetup", "--partscan", "--sector-size", "4096", loop, tmp_path / "backing"])
+    except CommandError:
+        pytest.skip("this host's loop devices have one sector size only")
+    assert flash.flash(image, loop, lambda device: device.sector_size == 4096).table_reread
+    made = {part.index: (part.offset, part.size) for part in gpt.read(image).partitions}
+    assert gpt.read(loop).geometry.sector == 4096
+    folder = Path("/sys/block") / loop.name
+    seen = {
+        int((part / "partition").read_text()): tuple(int((part / name).read_text()) * 512 for name in ("start", "size"))
+        for part in folder.glob(f"{loop.name}p*")
+    }
+    assert seen in (made, {})  # a kernel that reads no GPT sees none
 
 
 def test_device_that_is_claimed(loop: Path, image: Path) -> None:

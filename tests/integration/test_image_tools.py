@@ -112,7 +112,7 @@ def test_we_read_and_grow_what_sgdisk_made_otherwise(tmp_path: Path, options: li
         file.truncate(64 << 20)
     run([tool("sgdisk"), "-o", *options, "-n", "1:4096:8191", "-c", "1:mixos-data", path])
     assert grow_partition(path, path)
-    assert (gpt.read(path).find("mixos-data").last + 1) % gpt.ALIGN == 0
+    assert (gpt.read(path).find("mixos-data").last + 1) * 512 % gpt.ALIGN == 0
     assert b"No problems found" in run([tool("sgdisk"), "-v", path]).stdout
 
 
@@ -149,12 +149,15 @@ FILES = {
 }
 
 
-@pytest.fixture
-def esp(tmp_path: Path) -> Path:
+@pytest.fixture(params=[(512, ESP_SIZE), (4096, 260 << 20)], ids=["512", "4096"])
+def esp(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     path = tmp_path / "esp"
+    sector, size = request.param
     with path.open("wb+") as file:
-        file.truncate(ESP_SIZE)
-        fat.write(file.fileno(), 0, ESP_SIZE, FILES, volume_id=0xA4BF764B, label="MIXOS-ESP", epoch=1703030400)
+        file.truncate(size)
+        fat.write(
+            file.fileno(), 0, size, FILES, volume_id=0xA4BF764B, label="MIXOS-ESP", epoch=1703030400, sector=sector
+        )
     return path
 
 
@@ -180,7 +183,7 @@ def test_we_read_what_mtools_changed(esp: Path, tmp_path: Path) -> None:
     del want["EFI/BOOT/BOOTX64.EFI"]
     want["EFI/Linux/mixos_0.1.0+2-1.efi"] = want.pop("EFI/Linux/mixos_0.1.0+3.efi")
     with esp.open("rb") as file:
-        assert fatread.read_files(file.fileno(), 0, ESP_SIZE) == want
+        assert fatread.read_files(file.fileno(), 0, esp.stat().st_size) == want
 
 
 def test_we_read_what_mkfs_made(tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+# case: B1
 def test_old_lists_of_the_host_do_not_decide(archive: Archive, machine: Machine) -> None:
     archive.offer(("linux-source-6.1", "6.1.176-1"), made=OLD)
     archive.host_refreshes()
@@ -198,12 +199,14 @@ def test_old_lists_of_the_host_do_not_decide(archive: Archive, machine: Machine)
     assert not (archive.folder / "hook").exists()  # the host's hooks are for the host's lists
 
 
+# case: B1
 def test_a_host_without_lists(archive: Archive, machine: Machine) -> None:
     archive.offer((LINE, "6.12.1-1"))
     assert apt.sites() == [archive.site]
     assert machine.choose() == "6.12.1-1"
 
 
+# case: B1
 def test_the_choice_holds_until_a_newer_version_is_known(archive: Archive, machine: Machine) -> None:
     archive.offer((LINE, "6.12.1-1"))
     assert machine.choose() == "6.12.1-1"
@@ -224,6 +227,7 @@ def test_what_was_offered_and_is_gone_stays_chosen(archive: Archive, machine: Ma
     assert machine.choose() == "6.12.1-1"
 
 
+# case: B1
 def test_another_source_of_apt_is_asked_at_once(archive: Archive, machine: Machine) -> None:
     archive.offer((LINE, "6.12.1-1"))
     sources = archive.folder / "sources.list"
@@ -237,6 +241,7 @@ def test_another_source_of_apt_is_asked_at_once(archive: Archive, machine: Machi
     assert machine.choose() == "6.12.1-1"
 
 
+# case: B1
 def test_without_network_the_best_that_is_known_is_used_and_said(archive: Archive, machine: Machine) -> None:
     archive.offer((LINE, "6.12.1-1"), made=OLD)
     archive.host_refreshes()
@@ -281,6 +286,7 @@ def test_offline_asks_nobody(archive: Archive, machine: Machine) -> None:
     assert [note for note in machine.notes if "--offline" not in note] == []
 
 
+# case: B1, B23
 def test_the_locked_fallback_comes_first(archive: Archive, machine: Machine) -> None:
     """Two machines build the same kernel, whatever their mirrors offer by now; no list is needed for it."""
     old = ("linux-source-6.12", "6.12.1-1")
@@ -360,6 +366,7 @@ def locked(version: str, pool: str = "pool/gone.deb", sha: str = "1" * 64) -> So
     )
 
 
+# case: B23
 def test_nothing_older_than_the_locked_fallback_is_taken(archive: Archive, machine: Machine) -> None:
     archive.offer((LINE, "6.12.1-1"))
     machine.locked = locked("6.12.2-1")
@@ -500,6 +507,7 @@ def test_several_builds_at_once(archive: Archive, tmp_path: Path) -> None:
     assert [path.suffix for path in shared.iterdir() if not path.name.startswith(".")] == [""]
 
 
+# case: B15
 def test_secrets_of_apts_configuration_stay_there(archive: Archive, machine: Machine) -> None:
     archive.offer((LINE, "6.12.1-1"))
     sources = archive.folder / "sources.list"

@@ -948,6 +948,38 @@ def test_a_tunnels_addresses_routes_and_rules_come_and_go(tmp_path: Path) -> Non
         assert {row["priority"] for row in ip("rule")} == {0, 32766, 32767}
 
 
+def test_a_tunnel_takes_everything_in_two_halves(tmp_path: Path) -> None:
+    """As files for other systems have it: its own packets, which carry the mark, stay outside."""
+    halves = CLIENT.replace('"0.0.0.0/0", "::/0"', '"0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"')
+    entry = parse(halves, tmp_path / "vpn.toml", VpnFile).interface["wg0"]
+    assert tunnel.mark_of(entry) == 51820
+    cable()
+    cable("wg0", "far1")
+    for words in ("address add 192.0.2.5/24 dev eth0", "link set eth0 up", "route add default via 192.0.2.1"):
+        run(["ip", *words.split()])
+    with Rtnl() as rtnl:
+        tunnel.set_up(rtnl, "wg0", entry)
+        tunnel.set_rules(rtnl, [entry])
+    ways = {"203.0.113.1": "wg0", "203.0.113.1 mark 51820": "eth0", "192.0.2.9": "eth0", "198.51.100.1": "wg0"}
+    for target, way in ways.items():
+        assert [route["dev"] for route in ip("route", "get", *target.split())] == [way]
+    assert {route["dst"] for route in ip("-6", "route", "show", "table", "51820")} == {"::/1", "8000::/1"}
+
+
+def test_a_tunnel_has_the_ipv6_that_it_asks_for(tmp_path: Path) -> None:
+    """Also where interfaces begin without, as kernel settings of many servers have it."""
+    for name in ("all", "default"):
+        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+    entry = parse(CLIENT, tmp_path / "vpn.toml", VpnFile).interface["wg0"]
+    cable("wg0", "far0")
+    with Rtnl() as rtnl:
+        for _ in range(2):
+            tunnel.set_up(rtnl, "wg0", entry)
+    assert addresses("wg0") == {"10.5.0.2/32", "fd00:5::2/64"}
+    assert [row["dst"] for row in ip("-6", "route", "show", "table", "51820")] == ["default"]
+    assert Path("/proc/sys/net/ipv6/conf/far0/disable_ipv6").read_text() == "1\n"
+
+
 def test_a_tunnel_takes_no_route_from_another_interface(tmp_path: Path) -> None:
     """A peer that is allowed the local network must not cut off whoever is logged in from there."""
     text = CLIENT.replace('"0.0.0.0/0", "::/0", "198.51.100.0/24"', '"192.0.2.0/24", "2001:db8:5::/64"')
@@ -1067,6 +1099,19 @@ def test_what_cannot_be_shown_is_not_made(vpn: Vpn) -> None:
                 await cast(Any, work)(CALLER, params.model_validate({**values, **limit}))
             assert caught.value.reason == "vpn-config-size"
             assert vpn.engine.config.everything() == before
+        await vpn.stop()
+
+    asyncio.run(scenario())
+
+
+def test_name_servers_of_an_import_that_are_not_asked_are_told(vpn: Vpn) -> None:
+    text = PROVIDER.replace("DNS = 10.90.0.53", "DNS = 1.1.1.1, 1.0.0.1, 8.8.8.8, 8.8.4.4") + "0.0.0.0/0"
+
+    async def scenario() -> None:
+        await vpn.start()
+        answer = await vpn.bring_in(CALLER, Import.model_validate({"name": "wgp", "text": text}))
+        assert "8.8.4.4" in answer["warnings"][0]
+        assert vpn.engine.config.tunnel("wgp")[1].dns == ("1.1.1.1", "1.0.0.1", "8.8.8.8")
         await vpn.stop()
 
     asyncio.run(scenario())

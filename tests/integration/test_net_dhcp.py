@@ -308,6 +308,33 @@ def test_a_lease_is_bounded(leases: Leases) -> None:
     assert leases.mtu() == "1450"
 
 
+@pytest.mark.parametrize("odd", ["\n", "\x1b[2J", "\r", "\xe9", "\x7f"])
+def test_a_server_writes_no_lines_of_the_log(leases: Leases, tmp_path: Path, odd: str) -> None:
+    log = tmp_path / "kmsg"
+    leases.script.write_text(leases.script.read_text().replace("/dev/kmsg", str(log)))
+    leases.tell("nak", message=f"go away{odd}<5>mixos: all is well")
+    assert log.read_text() == "<5>mixos: eth0: the DHCP server refused: (not printable)\n"
+    leases.tell("nak", message="wrong network, ~ 5 hosts")
+    assert log.read_text() == "<5>mixos: eth0: the DHCP server refused: wrong network, ~ 5 hosts\n"
+
+
+def test_what_no_host_can_have_is_not_taken_from_a_lease(leases: Leases) -> None:
+    """Routers say 0.0.0.0 for what there is not; udhcpc says "bad" for what is no domain."""
+    many = "0.0.0.0 192.0.2.53 192.0.2.53 224.0.0.1 127.0.0.1 192.0.2.54 192.0.2.55 192.0.2.56"
+    names = {"domain": "bad", "dns": many}
+    assert leases.lease("bound", "0.0.0.0", ntpsrv="0.0.0.0 192.0.2.123", **names) == set()
+    three = "nameserver 192.0.2.53\nnameserver 192.0.2.54\nnameserver 192.0.2.55\n"
+    assert leases.resolv.read_text() == three
+    assert (leases.net / "eth0.ntp").read_text() == "192.0.2.123\n"
+    for other in ("0.0.0.0", "224.0.0.5", "255.255.255.255", "127.0.0.1", "garbage"):
+        leases.lease("renew", "192.0.2.1", ip=other, dns="192.0.2.99")
+        assert addresses("eth0") == {"192.0.2.77/24"}
+        assert leases.resolv.read_text() == three
+    assert leases.lease("renew", "192.0.2.1", mask="0", domain=".lan") == {("default", "192.0.2.1", "eth0")}
+    assert addresses("eth0") == {"192.0.2.77/24"}
+    assert leases.resolv.read_text() == "search lan\n"
+
+
 # case: N13
 def test_a_lease_with_another_mask(leases: Leases) -> None:
     """No connection ends: the address is there all the time, and so is the way out."""
@@ -378,6 +405,42 @@ def test_another_network_behind_the_cable(box: Cabled, tmp_path: Path) -> None:
         assert addresses("eth0") == {address}
 
     asyncio.run(scenario())
+
+
+def test_while_the_cable_is_out_the_names_of_another_lease_are_asked(box: Cabled, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        folder = box.context.run / "net"
+        carrier = tmp_path / "sys/eth0/carrier"
+        carrier.write_text("1\n")
+        await box.apply(DHCP)
+        await until(lambda: (folder / "eth0.address").exists())
+        (folder / "eth9.lease").write_text("198.51.100.9/24 3600 999 0\n")
+        (folder / "eth9.dns").write_text("nameserver 198.51.100.53\n")
+        for value, server in (("0", "198.51.100.53"), ("1", "192.0.2.53")):
+            carrier.write_text(f"{value}\n")
+            box.part.engine.early.wake()
+            await until(lambda server=server: box.resolv() == f"nameserver {server}\n")  # type: ignore[misc]
+
+    asyncio.run(scenario())
+
+
+def test_while_the_cable_is_out_another_way_is_taken(leases: Leases, tmp_path: Path) -> None:
+    """Two sockets of one device in one network; then one cable is pulled."""
+    settings = (ROOT / "rootfs/skeleton/usr/lib/sysctl.d/20-network.conf").read_text()
+    for key, equals, value in (line.partition(" = ") for line in settings.splitlines()):
+        if equals:
+            Path("/proc/sys", key.replace(".", "/")).write_text(value)
+    cable("eth1", "far1")
+    run(["ip", "link", "set", "eth1", "up"])
+    shutil.copytree(tmp_path / "sys/eth0", tmp_path / "sys/eth1")
+    (tmp_path / "sys/eth1/ifindex").write_text("8\n")
+    leases.lease("bound", "192.0.2.1")
+    leases.tell("bound", interface="eth1", router="192.0.2.1", ip="192.0.2.78", mask="24")
+    for far, way in (("far0", "eth1"), ("far1", "eth0")):
+        run(["ip", "link", "set", far, "down"])
+        for target in ("192.0.2.50", "203.0.113.1"):
+            assert [route["dev"] for route in ip("route", "get", target)] == [way]
+        run(["ip", "link", "set", far, "up"])
 
 
 # case: N7

@@ -1258,9 +1258,10 @@ def test_a_dynamic_account_has_a_name_inside(launcher: Path, shown: list[str], h
     assert Path("/etc/passwd").read_bytes() == before
 
 
-def test_accounts_that_the_policy_hides_stay_hidden(launcher: Path) -> None:
-    one = policy(read_only=[*SYSTEM, "/etc/passwd"], hide=["/etc/passwd"])
-    assert shell(launcher, "wc -c </etc/passwd; ls -A / | grep '^[.]'", one).out == "0\n"
+@pytest.mark.parametrize("hidden", ["/etc/passwd", "/etc/"])
+def test_accounts_that_the_policy_hides_stay_hidden(launcher: Path, hidden: str) -> None:
+    one = policy(read_only=[*SYSTEM, "/etc"], hide=[hidden])
+    assert shell(launcher, "cat /etc/passwd; ls -A / | grep '^[.]'; id -u", one).out == "61000\n"
 
 
 def test_a_file_of_accounts_that_is_none_or_large_stays_as_it_is(launcher: Path, work: Path) -> None:

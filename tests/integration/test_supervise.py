@@ -327,12 +327,10 @@ def test_a_stop_waits_for_a_service_that_asks_for_time_also_when_the_daemon_is_a
 
 
 def test_health_restarts_or_reports_and_the_watchdog_bites(place: Context):
-    sick = place.log / "sick"
-    check = f"command_ = 0\nexec = ['/bin/sh', '-c', '! test -e {sick}']\nevery = '50ms'\nthreshold = 2\n".partition(
-        "\n"
-    )[2]
-    unit(place, "heal", shell(f"rm -f {sick}; {SLEEP}", more=QUICK, rest=f"[health]\n{check}"))
-    unit(place, "tell", shell(SLEEP, rest=f"[health]\n{check}action = 'report'"))
+    sick, ill = place.log / "sick", place.log / "ill"
+    check = "[health]\nexec = ['/bin/sh', '-c', '! test -e {}']\nevery = '50ms'\nthreshold = 2\n"
+    unit(place, "heal", shell(f"rm -f {sick}; {SLEEP}", more=QUICK, rest=check.format(sick)))
+    unit(place, "tell", shell(SLEEP, rest=f"{check.format(ill)}action = 'report'"))
     unit(place, "silent", shell(SLEEP, more="watchdog = '200ms'\nrestart = 'no'"))
 
     async def main() -> None:
@@ -345,8 +343,10 @@ def test_health_restarts_or_reports_and_the_watchdog_bites(place: Context):
             silent = await reach(manager.services["silent"], S.FAILED)
             assert silent.memory.slug == "service-watchdog"
             sick.touch()
+            ill.touch()
             await eventually(lambda: heard.states("heal").count("running") == 2)
             await eventually(lambda: "unhealthy" in heard.states("tell"))
+            ill.unlink()
             await reach(manager.services["tell"], S.RUNNING)
             assert len(ends(place, "tell")) == 0
             assert manager.services["heal"].history.ends[0].slug == "service-unhealthy"
@@ -580,6 +580,7 @@ def test_reload_applies_what_differs_and_nothing_that_is_broken(place: Context):
             unit(place, "new", shell(SLEEP, unit_="requires = ['same']"))
             (place.etc / "units" / "gone.toml").unlink()
             found = await manager.reload()
+            assert [*found.pop("refused")] == ["broken"]
             assert found == {
                 "added": ["new"],
                 "changed": ["policy", "process"],
@@ -627,6 +628,24 @@ def test_a_unit_outlives_what_it_only_mentions(place: Context):
             await manager.reload()
             assert not manager.loaded.missing
             assert manager.begin(["web"]).names == ("db", "web")
+
+    asyncio.run(main())
+
+
+# case: D22
+def test_a_reload_names_the_units_that_it_had_to_give_up(place: Context):
+    """Once: the next one has nothing new to say of them."""
+    unit(place, "db", shell(SLEEP))
+    unit(place, "odd", "[service]\n")
+    path = unit(place, "web", shell(SLEEP, unit_="requires = ['db']"))
+
+    async def main() -> None:
+        async with managed(place) as manager:
+            (place.etc / "units" / "db.toml").unlink()
+            found = await manager.reload()
+            assert (found["broken"], [*found["refused"]]) == (["odd", "web"], ["web"])
+            assert found["refused"]["web"].startswith(f"{path}:")
+            assert (await manager.reload())["refused"] == {}
 
     asyncio.run(main())
 

@@ -265,6 +265,12 @@ def test_a_file_goes_out_and_in_byte_for_byte(tmp_path: Path, monkeypatch: pytes
         code = "import sys; from daemon.client.mixctl import main; sys.exit(main())"
         argv = [sys.executable, "-c", code, "config", "get", "units/x.toml"]
         assert run(argv, env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, split=True).stdout == line.encode()
+        path.write_bytes(b"# another\n")
+        text = line.replace("\x1b", "").encode()  # which no TOML may have
+        put = [*argv[:3], "config", "put", "units/x.toml"]  # ends with 1: nobody puts units in force here
+        run(put, stdin=text, env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, split=True, allow=(1,))
+        assert path.read_bytes() == text
+        path.write_bytes(line.encode())
         main, terminal = os.openpty()
         with os.fdopen(terminal, "wb", buffering=0) as log:
             assert spawn(argv, env={"MIXOS_SOCKET": str(device.path)}, cwd=ROOT, log=log).wait(PATIENCE) == 0

@@ -8,6 +8,7 @@ import random
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -214,6 +215,60 @@ def test_only_our_own_extended_headers_are_read(place, some):
     with contextlib.suppress(sealed.BackupError):
         entries = taken(bytes(data))
         assert packed(*entries) == bytes(data)
+
+
+HOLES = [
+    Entry("all", "file", 0o644, length=archive.MAX_LENGTH),
+    Entry("n" * 200, "file", 0o644, size=7, length=1 << 40, parts=((0, 3), (3, 1), (1 << 39, 3))),
+    Entry("many", "file", 0o644, size=1024, length=1 << 43, parts=tuple(((1 << 42) + 2 * n, 1) for n in range(1024))),
+]
+
+
+# case: D10
+def test_holes_are_not_in_the_archive():
+    items = [(entry, bytes(range(256)) * (entry.size // 256) + bytes(entry.size % 256)) for entry in HOLES]
+    data = packed(*items, *ITEMS)
+    assert taken(data) == [*items, *ITEMS]
+    assert len(data) < 100_000
+    entry = HOLES[1]
+    assert list(entry.placed([b"ab", b"cde", b"fg"])) == [
+        (0, b"ab"),
+        (2, b"c"),
+        (3, b"d"),
+        (1 << 39, b"e"),
+        ((1 << 39) + 1, b"fg"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parts": ((0, 8),)},
+        {"parts": ((3, 4), (0, 3))},
+        {"parts": ((0, 4), (3, 3))},
+        {"parts": ((0, 7), (9, 0))},
+        {"parts": ((0, 3), (8, 4))},
+        {"parts": ((-1, 7),)},
+        {"length": archive.MAX_LENGTH + 1},
+        {"kind": "folder"},
+    ],
+)
+def test_holes_that_no_file_has(changes):
+    good = Entry("a", "file", 0o644, size=7, length=10, parts=((0, 7),))
+    assert taken(packed((good, b"1234567"))) == [(good, b"1234567")]
+    with pytest.raises(sealed.BackupError):
+        encode(replace(good, **changes))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 1535), st.binary(min_size=1, max_size=12))
+def test_only_our_own_words_about_holes_are_read(place, some):
+    data = bytearray(packed((Entry("a", "file", 0o644, size=3, length=1 << 20, parts=((0, 1), (9, 2))), b"abc")))
+    before = bytes(data)
+    data[place : place + len(some)] = some
+    if bytes(data) != before:
+        with contextlib.suppress(sealed.BackupError):
+            assert packed(*taken(bytes(data))) == bytes(data)
 
 
 def test_set_uid_is_not_kept():

@@ -105,6 +105,50 @@ def test_an_archive_never_writes_through_its_links(tmp_path):
     assert hostile(trees, (ROOT, b""), (link, b""), (through, b""), state=STATE) == "backup-name"
 
 
+# case: D10
+@pytest.mark.parametrize(
+    "parts", [[], [(0, b"a")], [(5 << 30, b"b" * 300_000)], [(0, b"a"), (3 << 30, b"b"), (9 << 30, b"\0" * 5000)]]
+)
+def test_holes_larger_than_a_backup(tmp_path, parts):
+    old = device(tmp_path / "a")
+    (old.lib / "web/db/data").unlink()
+    with (old.lib / "web/holes").open("wb") as stream:
+        stream.truncate((9 << 30) + 5000)
+        for at, data in parts:
+            stream.seek(at)
+            stream.write(data)
+    data = backup(old, state=STATE)
+    (old.lib / "web/holes").unlink()
+    restore(old, data)
+    holes = old.lib / "web/holes"
+    assert holes.stat().st_size == (9 << 30) + 5000
+    assert holes.stat().st_blocks * 512 < 1 << 20
+    with holes.open("rb") as stream:
+        for at, piece in parts:
+            stream.seek(at)
+            assert stream.read(len(piece)) == piece
+        assert os.lseek(stream.fileno(), 1 << 30, os.SEEK_HOLE) == 1 << 30
+
+
+# case: D10
+def test_a_file_with_more_holes_than_can_be_kept_is_kept_without_them(tmp_path):
+    old = device(tmp_path / "a")
+    with (old.lib / "web/holes").open("wb") as stream:
+        for number in range(1100):
+            stream.seek(number << 13)
+            stream.write(b"x")
+    before = (old.lib / "web/holes").read_bytes()
+    data = backup(old, state=STATE)
+    (old.lib / "web/holes").unlink()
+    restore(old, data)
+    assert (old.lib / "web/holes").read_bytes() == before
+
+
+def test_only_what_a_unit_keeps_has_holes(tmp_path):
+    hole = Entry("etc/hostname", "file", 0o644, length=1 << 40)
+    assert hostile(device(tmp_path), (hole, b"")) == "backup-name"
+
+
 # case: H11
 def test_names_too_long_or_too_deep_keep_the_rest_of_a_unit_in_a_backup(tmp_path):
     trees = device(tmp_path)

@@ -507,10 +507,11 @@ def test_others_are_asked_to_read_their_files_again(tmp_path):
     box = Box(tmp_path)
     asked = []
 
-    async def call(caller: Caller, method: str) -> None:
+    async def call(caller: Caller, method: str) -> object:
         asked.append((caller.name, method))
         if method == "mdns.apply":
             raise RefusedError("no", reason="mdns-no")
+        return {"refused": {"web": "there is no unit 'db'"}}
 
     box.changes.call = call
     contents = {"etc/mixos/mdns.toml": b"", "etc/mixos/units/x.toml": b""}
@@ -518,7 +519,10 @@ def test_others_are_asked_to_read_their_files_again(tmp_path):
         asked.clear()
         answer = box.run(lambda changes: changes.make(CALLER, GOOD, "two files", contents))
         assert sorted(asked) == [("ada", "mdns.apply"), ("ada", "service.reload")]
-        assert answer["problems"] == [{"method": "mdns.apply", "reason": "mdns-no", "message": "no"}]
+        assert sorted(answer["problems"], key=lambda one: one["method"]) == [
+            {"method": "mdns.apply", "reason": "mdns-no", "message": "no"},
+            {"method": "service.reload", "reason": "config-refused", "message": "web: there is no unit 'db'"},
+        ]
 
 
 # -- starts ----------------------------------------------------------------------------------------------------------

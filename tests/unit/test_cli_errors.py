@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -12,8 +13,8 @@ import click
 import pytest
 
 from buildsys.cli import main as entry
-from buildsys.cli.context import progress
-from buildsys.events import BuildPlanned
+from buildsys.cli.context import emit, progress
+from buildsys.events import BuildPlanned, Note
 from common.errors import BuildError
 
 Ended = Callable[..., tuple[int, str]]
@@ -54,6 +55,20 @@ def test_every_error_is_one_json_object(ended: Ended, error: Exception, status: 
     assert json.loads(out)["reason"] == reason
     assert json.loads(out)["exit_code"] == status
     assert ended(error, "build") == (status, "")
+
+
+def test_the_terminal_does_not_obey_what_a_build_said(
+    ended: Ended, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    said = "\x1b]0;title\x07\x1b[2J\x9b\r"
+    monkeypatch.setattr("sys.stderr", stderr := io.StringIO())
+    ended(BuildError(f"x failed; the end of its log:\n{said}", reason="action-failed", hint=said), "build")
+    with progress(False) as sink:
+        sink(Note("warning", said))
+    emit({}, False, said)
+    shown = stderr.getvalue() + capsys.readouterr().out
+    assert shown.count("\\x1b[2J") == 4
+    assert not set(shown) & set("\x1b\x07\x9b\r")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,10 @@ from hypothesis import strategies as st
 from buildsys.config.model import MixosToml, parse_size
 from buildsys.config.recipe import closure, load_recipes
 from buildsys.lock import load_lock
-from common.errors import ConfigError
+from common import toml
+from common.errors import ConfigError, SettingsError
 from common.positions import Position, positions
+from common.settings import model as settings
 from common.tomlfile import load, parse
 
 GOOD = """\
@@ -34,6 +35,34 @@ def failing(text: str) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
         parse(text, WHERE, MixosToml)
     return caught.value
+
+
+DEEP = "a." * 5000 + "a"
+SHAPES = {
+    "key": f"{DEEP} = 1",
+    "table": f"[{DEEP}]",
+    "quoted": '"a" . ' * 5000 + "a = 1",
+    "inside": f"b = {{ {DEEP} = 1 }}",
+    "value": "image." + "a." * 60 + "b = " + ("{ " + "a." * 90 + "a = ") * 50 + "1" + " }" * 50,
+    "text": "hostname." + "a." * 60 + "b = " + ("{ " + "a." * 90 + "a = ") * 50 + "1" + " }" * 50,
+    "number": "a = " + "9" * 60_000,
+    "array": "a = " + "[" * 9000,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_text_is_too_deep_or_too_large_to_be_told(shape: str):
+    """tomllib takes time by the square of a key's parts, and Python refuses to print what nests too deeply."""
+    assert failing(SHAPES[shape]).reason.startswith("config-")
+    with pytest.raises(SettingsError) as caught:
+        settings.parse(SHAPES[shape].encode(), "preseed", settings.Settings())
+    assert caught.value.reason.startswith("settings-")
+
+
+def test_dots_in_values_are_no_key():
+    addresses = ", ".join(f"'10.0.{n}.0/24'" for n in range(200))
+    name = ".".join("0123456789abcdef" * 2) + ".ip6.arpa"
+    assert toml.loads(f"a = [{addresses}, '{name}']")["a"][-1] == name
 
 
 def test_a_good_file_is_read():
@@ -107,6 +136,33 @@ def test_sizes_that_are_none(text: object):
         parse_size(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a = 1\nb" + ".b" * 64 + " = 1\n", ":2, column 1"),
+        ("b" + ' . "b"' * 30_000 + " = 1\n", ""),  # would take tens of seconds
+        ("[b" + ".b" * 20_000 + "]\n", ""),
+        ("a = " + "9" * 5000 + "\n", ""),
+        ("a = " + "[" * 70 + "]" * 70 + "\n", ""),
+        ("a = " + "[" * 5000, ""),
+        ("a = " + "{b = " * 300, ""),
+    ],
+)
+def test_what_the_library_does_not_bound(text: str, line: str):
+    with pytest.raises(toml.TOMLDecodeError) as caught:
+        toml.loads(text)
+    assert line.replace(":", "line ") in str(caught.value)
+
+
+def test_what_only_looks_like_a_long_key():
+    dots = "a." * 100
+    text = f'# {dots}\na = "{dots}"\nb = """\n{dots}"""\nc = \'{dots}\'\n"{dots}" = 1\n' + "d" + ".d" * 62 + " = 1\n"
+    assert set(toml.loads(text)) == {"a", "b", "c", "d", dots}
+    for quote in ('"', "'"):  # a text may end in quotes of its own
+        three = 3 * quote
+        assert toml.loads(f"a = [{three}x{quote}{three}, {three}{dots}{three}]") == {"a": [f"x{quote}", dots]}
+
+
 def test_positions_follow_tables_and_arrays():
     text = '[a]\nb.c = 1\n[[list]]\nx = """\n[no]\n"""\n[[list]]\n  "y z" = {k = [1,\n2]}\n[list.sub]\nq=1\n'
     found = positions(text)
@@ -119,8 +175,8 @@ def test_positions_follow_tables_and_arrays():
 @given(st.text(alphabet="[]{}=\"'#.ab1 \n\\,", max_size=60))
 def test_positions_end_on_everything_that_is_toml(text: str):
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+        data = toml.loads(text)
+    except toml.TOMLDecodeError:
         return
     found = positions(text)
     assert all((name,) in found for name in data)

@@ -514,6 +514,39 @@ def test_nothing_is_no_content(tmp_path: Path, path: str, text: str):
     assert (config.context.etc / path).read_text() == "# as it is\n"
 
 
+# case: D2
+# case: D22
+def test_what_another_unit_requires_is_neither_removed_nor_broken(tmp_path: Path):
+    config = part(tmp_path)
+    me = Caller(Role.ADMIN, 0, 0, 1, "me", "")
+    write(config.history, "units/db.toml", "[unit]\n")
+    write(config.history, "units/web.toml", "[unit]\nrequires = ['db']\n")
+    write(config.history, "units/log.toml", "[unit]\nwants = ['db']\n")
+    write(config.history, "units/odd.toml", "[unit]\nrequires = ['nobody']\n")  # which was broken before
+    db = "units/db.toml"
+    with pytest.raises(ConfigError) as caught:
+        asyncio.run(config.remove(me, Removed.model_validate({"path": db})))
+    assert caught.value.reason == "unit-needed"
+    with pytest.raises(ConfigError) as caught:
+        asyncio.run(config.put(me, Put.model_validate({"path": db, "text": "[unit]\nrequires = ['web']\n"})))
+    assert caught.value.reason == "unit-broken"
+    assert (config.context.etc / "units/db.toml").read_text() == "[unit]\n"
+    for name in ("web", "db", "odd", "log"):
+        asyncio.run(config.remove(me, Removed.model_validate({"path": f"units/{name}.toml"})))
+    assert not [*(config.context.etc / "units").iterdir()]
+
+
+def test_a_unit_of_the_image_takes_the_place_of_one_that_is_removed(tmp_path: Path):
+    config = part(tmp_path)
+    config.context = replace(config.context, lib=tmp_path / "lib")
+    shipped = config.context.lib / "units/db.toml"
+    shipped.parent.mkdir(parents=True)
+    shipped.write_text("[unit]\n")
+    write(config.history, "units/db.toml", "[unit]\n")
+    write(config.history, "units/web.toml", "[unit]\nrequires = ['db']\n")
+    asyncio.run(config.remove(ADMIN, Removed.model_validate({"path": "units/db.toml"})))
+
+
 # case: D22
 @pytest.mark.parametrize(
     ("path", "text", "reason"),

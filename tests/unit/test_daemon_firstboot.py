@@ -14,7 +14,7 @@ from daemon import firstboot
 MIB = 1 << 20
 
 
-def disk(tmp_path, *names: str, mib: int = 8):
+def disk(tmp_path, *names: str, mib: int = 8, sector: int = 512):
     """A disk image with partitions of 1 MiB, made for `mib` MiB."""
     path = tmp_path / "disk"
     sectors = mib * 2048
@@ -24,17 +24,18 @@ def disk(tmp_path, *names: str, mib: int = 8):
     )
     with path.open("w+b") as stream:
         stream.truncate(sectors * 512)
-        gpt.write(stream.fileno(), gpt.Table(UUID(int=99), sectors, parts))
+        gpt.write(stream.fileno(), gpt.Table(UUID(int=99), sectors, parts).resized(sectors * 512, sector))
     return path
 
 
-def test_grown_to_the_end_of_a_larger_disk(tmp_path):
-    path = disk(tmp_path, "mixos-root-a", "mixos-data")
+@pytest.mark.parametrize("sector", gpt.SECTORS)
+def test_grown_to_the_end_of_a_larger_disk(tmp_path, sector):
+    path = disk(tmp_path, "mixos-root-a", "mixos-data", sector=sector)
     with path.open("r+b") as stream:
         stream.truncate(64 * MIB)
     assert firstboot.grow_partition(path, path)
     table = gpt.read(path)
-    assert table.problems == ()
+    assert (table.problems, table.geometry.sector) == ((), sector)
     assert table.find("mixos-root-a").size == MIB
     assert table.find("mixos-data").size == 61 * MIB
     before = path.read_bytes()

@@ -85,6 +85,21 @@ def test_everything():
     assert from_mapping(json.loads(json.dumps(result.as_mapping())), "stored", Settings()) == result
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('hostname = """\n[a' + " " * 60_000 + '"""\n', ":1: hostname: "),  # would take minutes
+        ("a" + ".a" * 30_000 + " = 1\n", ":1:1: "),
+        ("\nhostname = " + "9" * 5000 + "\n", ": not valid TOML"),
+        ("\n\nhostname =", ":3: "),
+    ],
+)
+def test_what_takes_long_or_is_too_long(text, place):
+    with pytest.raises(SettingsError) as caught:
+        parse(text.encode(), "x.toml", Settings())
+    assert caught.value.message.startswith(f"x.toml{place}")
+
+
 def test_what_is_left_out_keeps_the_base():
     base = parse(FULL.encode(), "x.toml", Settings())
     assert parse(b"", "x.toml", base) == base

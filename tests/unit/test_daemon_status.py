@@ -14,7 +14,7 @@ from daemon.client import connection as client
 from daemon.client import mixctl, show
 from daemon.core.change.record import Record, boot_id, boottime
 from daemon.core.part import Context
-from daemon.linux import dm, facts
+from daemon.linux import dm, facts, mounts
 from daemon.parts.change.part import Change
 from tests.hostpackages import ROOT
 
@@ -43,6 +43,26 @@ SAMPLE = {
     "etc/ssh/ssh_host_ed25519_key.fingerprint": "256 SHA256:abc root@box (ED25519)\n",
     "data/x": "",
 }
+
+
+@pytest.mark.parametrize("text", ["5", "[1]", '"x"', "{", "[" * 100_000])
+def test_a_damaged_word_about_the_preseed(tmp_path, text):
+    (tmp_path / "run/mixos").mkdir(parents=True)
+    (tmp_path / "run/mixos/preseed.json").write_text(text)
+    assert facts.preseed(tmp_path) == {"state": "unknown"}
+
+
+def test_names_of_mounts_have_any_characters(tmp_path):
+    """Of what Python divides lines and words at, the kernel escapes blank, tab and newline (proc_pid_mounts(5))."""
+    odd = "odd\x85\u2028\xa0\x1cname"
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "proc/self/mounts").write_text(f"{odd} /mnt tmpfs rw 0 0\n/dev/vda6 /data ext4 rw 0 0\n")
+    (tmp_path / "proc/self/mountinfo").write_text(
+        f"36 35 0:9 / /{odd} rw - tmpfs {odd} rw\n37 35 254:6 / /data rw - ext4 /dev/vda6 rw\n"
+    )
+    assert facts.data(tmp_path)["device"] == "/dev/vda6"
+    assert [(one.point, one.source) for one in mounts.mounts(tmp_path)] == [(f"/{odd}", odd), ("/data", "/dev/vda6")]
 
 
 @pytest.fixture

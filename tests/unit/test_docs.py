@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from buildsys.config.recipe import Recipe
 from buildsys.lock import Source, load_lock
 from buildsys.project import Project
 from buildsys.run import run
-from common import tomlfile
+from common import toml, tomlfile
 from common.errors import MixosError
 from common.settings.model import Network, Settings, SshKey, from_mapping
 from common.settings.model import parse as parse_settings
@@ -108,7 +107,7 @@ def test_the_pages_that_a_project_has_are_there():
 
 def completed(text: str, base: dict[str, Any]) -> MixosToml:
     """An excerpt of mixos.toml over a whole one: tables that it leaves out, and their keys, come from `base`."""
-    part = tomllib.loads(text)
+    part = toml.loads(text)
     merged = {**base, **{name: {**base.get(name, {}), **table} for name, table in part.items()}}
     return MixosToml.model_validate(merged)
 
@@ -117,7 +116,7 @@ def completed(text: str, base: dict[str, Any]) -> MixosToml:
 def test_toml_examples_go_through_the_real_parser(block: Block, tmp_path: Path):
     if block.title == "mixos.toml":
         whole = "[image]" in block.text and "[packages]" in block.text
-        base = tomllib.loads(read("mixos.toml"))
+        base = toml.loads(read("mixos.toml"))
         config = parse(block.text, block.page, MixosToml) if whole else completed(block.text, base)
         read_settings(config.settings)
     elif block.title == "recipe.toml":
@@ -290,7 +289,7 @@ def test_defaults_of_mixos_toml_are_those_described(key: str):
         assert key in ("image.version", "image.epoch", "packages.install")
         return
     table, _, name = key.partition(".")
-    explicit = {**minimal, table: {**minimal.get(table, {}), name: tomllib.loads(f"x = {text.strip('`')}")["x"]}}
+    explicit = {**minimal, table: {**minimal.get(table, {}), name: toml.loads(f"x = {text.strip('`')}")["x"]}}
     assert MixosToml.model_validate(explicit) == MixosToml.model_validate(minimal)
 
 
@@ -299,7 +298,7 @@ def test_defaults_of_settings_are_those_described(key: str):
     text = rows("docs/configuration.md")[key][2]
     if not text.startswith("`") or ".keys." in key or key.endswith("servers"):
         return
-    value: Any = tomllib.loads(f"x = {text.strip('`')}")["x"]
+    value: Any = toml.loads(f"x = {text.strip('`')}")["x"]
     for part in reversed(key.split(".")[1:]):
         value = {part: value}
     assert from_mapping(value, "docs", Settings()) == Settings()

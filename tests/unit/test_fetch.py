@@ -248,6 +248,7 @@ def test_wheel_tags_become_pip_options():
     assert "--platform" not in pip_download("click-8.1.8-py3-none-any.whl")
 
 
+# case: B15
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -264,6 +265,7 @@ def test_passwords_in_places_are_not_shown(text: str, shown: str):
     assert without_password(text) == shown
 
 
+# case: B15
 def test_the_password_of_a_mirror_is_not_told(server: Server, tmp_path: Path):
     seen: list[Event] = []
     base = server.url("").replace("://", "://me:s3cret@")

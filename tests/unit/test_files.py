@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import signal
 import stat
 from pathlib import Path
 
@@ -161,6 +163,32 @@ def test_folders_on_the_way_are_made(tmp_path, monkeypatch):
     assert [str(one) for one in Path().rglob("*")] == ["a", "a/b"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make folders of others")
+@pytest.mark.parametrize(
+    ("owner", "mode", "inner", "settled"),
+    [
+        (0, 0o755, 0, True),
+        (0, 0o1777, 0, True),  # such as /tmp
+        (0, 0o755, 12345, True),
+        (0, 0o1777, 12345, False),
+        (0, 0o777, 0, False),
+        (12345, 0o755, 0, False),
+        (12345, 0o1755, 0, False),
+    ],
+)
+def test_a_settled_place_is_changed_by_nobody_else(tmp_path, owner, mode, inner, settled):
+    (tmp_path / "outer/inner").mkdir(parents=True)
+    os.chown(tmp_path / "outer/inner", inner, inner)
+    os.chown(tmp_path / "outer", owner, 0)
+    (tmp_path / "outer").chmod(mode)
+    try:
+        os.close(open_place(tmp_path / "outer/inner", settled=True))
+        assert settled
+    except PermissionError:
+        assert not settled
+    os.close(open_place(tmp_path / "outer/inner"))
+
+
 @pytest.mark.parametrize("kind", ["loop", "pipe", "folder", "device"])
 # case: H2
 def test_only_files_are_read(tmp_path, kind):
@@ -178,6 +206,20 @@ def test_only_files_are_read(tmp_path, kind):
 
 
 # case: D20
+def test_a_lease_is_not_waited_for(tmp_path):
+    (tmp_path / "leased").write_bytes(b"text")
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # how the kernel asks for the lease
+    try:
+        with (tmp_path / "leased").open("rb+") as holder:
+            fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            with pytest.raises(BlockingIOError):
+                read_regular(tmp_path / "leased")
+            fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        assert read_regular(tmp_path / "leased") == b"text"
+    finally:
+        signal.signal(signal.SIGIO, before)
+
+
 @pytest.mark.parametrize("odd", ["\u2028", "\x85"])
 def test_only_newlines_end_a_line(odd: str):
     assert split_lines("") == []

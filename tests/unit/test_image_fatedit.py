@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.disk import fat, fatread
 from common.disk.fatedit import Cleaned, Editor
-from tests import crashstates
+from tests import crashstates, fatfuzz
 
 SIZE = 129 << 20
 EPOCH = 1703030400
@@ -156,15 +157,21 @@ def test_folders_grow_and_fill_their_gaps(esp: int) -> None:
 
 
 def test_what_lies_behind_the_end_of_a_folder_stays_unseen(esp: int) -> None:
+    """Firmware stops at the end, Linux and fsck do not: zeros before the end moves, and before space is freed."""
     volume = fatread.open_volume(esp, OFFSET, SIZE)
-    at = volume.place(volume.root)
     folder = fatread.read_folder(volume, volume.root, "")
-    ghost = fat.entry(b"GHOST      ", fat.ARCHIVE, 0, 0, (0, 0))
-    os.pwrite(esp, ghost * (64 - folder.end - 1), at + (folder.end + 1) * 32)
+    at, count = volume.place(volume.root) + (folder.end + 1) * 32, 64 - folder.end - 1
+    ghosts = fat.entry(b"GHOST      ", fat.ARCHIVE, 0, 0, (0, 0)) * count
+    os.pwrite(esp, ghosts, at)
     assert files(esp) == FILES
-    editor = edit(esp)
-    editor.add("a name that takes four slots of the root folder", [], 0, epoch=EPOCH)
-    assert set(files(esp)) == {*FILES, "a name that takes four slots of the root folder"}
+    name = "a name that takes four slots of the root folder"
+    edit(esp).add(name, [], 0, epoch=EPOCH)
+    assert files(esp) == FILES | {name: b""}
+    edit(esp).remove(name)
+    os.pwrite(esp, ghosts[: -6 * 32], at + 6 * 32)
+    assert edit(esp).clean() == Cleaned(count - 6, 0, 0, ())
+    assert os.pread(esp, len(ghosts), at)[6 * 32 :].strip(b"\0") == b""
+    assert files(esp) == FILES
 
 
 def test_two_names_of_one_content(esp: int) -> None:
@@ -241,7 +248,7 @@ def taken() -> Iterator[None]:
         raise
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=_STEPS, block=st.sampled_from([512, 4096]), seed=st.integers(0, 1 << 30))
 def test_any_steps_give_what_a_model_gives(esp: int, steps: list[tuple[str, str, int]], block: int, seed: int) -> None:
     fat.write(esp, OFFSET, SIZE, FILES, volume_id=1, label="MIXOS-ESP", epoch=EPOCH)
@@ -273,6 +280,13 @@ def test_any_steps_give_what_a_model_gives(esp: int, steps: list[tuple[str, str,
     assert files(esp) == model
     assert edit(esp).free() == editor.free()
     assert editor.clean() == Cleaned(0, 0, 0, ())
+
+
+def test_damaged_file_systems_are_refused_or_lose_nothing() -> None:
+    fuzz = fatfuzz.Fuzz()
+    results = Counter(fuzz.once(seed) for seed in range(300))
+    assert results["edited"] > 100
+    assert {"fat-magic", "fat-chain", "fat-loop", "fat-size", "fat-name"} <= set(results)
 
 
 # --- at every power cut -----------------------------------------------------------------------------------------------
@@ -324,6 +338,49 @@ def test_every_cut_leaves_the_old_or_the_new_state(
     assert count > 1500
     assert both < count / 20
     assert cleaned > 20
+
+
+def firmware_renames(fd: int, old: str, new: str) -> None:
+    """As EDK2's driver: the old slots deleted, new ones appended, a whole stretch of the disk in one write."""
+    volume = fatread.open_volume(fd, OFFSET, SIZE)
+    (folder,) = (one for one in fatread.folders(volume) if one.prefix == LINUX)
+    (entry,) = (one for one in folder.entries if one.name == old)
+    raw = bytearray(folder.raw)
+    short = (b"FW%d" % folder.end).ljust(8) + b"EFI"
+    slots = [*fat.long_slots(new, short), short + raw[entry.slots[-1] * 32 :][11:32]]
+    for at in entry.slots:
+        raw[at * 32] = 0xE5
+    raw[folder.end * 32 : (folder.end + len(slots)) * 32] = b"".join(slots)
+    os.pwrite(fd, raw, volume.place(folder.clusters[0]))
+    os.fsync(fd)
+
+
+def test_no_rename_of_the_firmware_loses_a_name(esp: int, tmp_path: Path) -> None:
+    """Two versions and a rescue system; the new one never comes up, the old one does and is blessed; ten times."""
+    kernel, rescue = FILES[LINUX + "mixos_0.1.0+3.efi"], b"rescue"
+    editor = edit(esp)
+    editor.add(LINUX + "RESCUE.EFI", [rescue], len(rescue), epoch=EPOCH)
+    editor.rename(LINUX + "mixos_0.1.0+3.efi", "0000a+3.efi")
+    scratch = crashstates.Scratch(tmp_path / "esp", tmp_path / "scratch")
+    with crashstates.recorded(esp, tmp_path / "log") as log:
+        log.mark("ten times")
+        for _ in range(10):
+            edit(esp).add(LINUX + "coming.new", [b"new" * 999], 2997, epoch=EPOCH)
+            edit(esp).rename(LINUX + "coming.new", "0000b+3.efi")
+            for before, after in (("+3", "+2-1"), ("+2-1", "+1-2"), ("+1-2", "+0-3")):
+                firmware_renames(esp, f"0000b{before}.efi", f"0000b{after}.efi")
+            firmware_renames(esp, "0000a+3.efi", "0000a+2-1.efi")
+            edit(esp).rename(LINUX + "0000a+2-1.efi", "0000a+3.efi")
+            edit(esp).remove(LINUX + "0000b+0-3.efi")
+    names = set()
+    for state in crashstates.states(crashstates.read_log(tmp_path / "log"), scratch, torn=3, orders=8):
+        found = files(scratch.fd)
+        old = [name for name in found if name.startswith(LINUX + "0000a")]
+        assert [found[name] for name in old] == [kernel], state
+        assert found[LINUX + "RESCUE.EFI"] == rescue, state
+        names |= set(found)
+    assert {f"{LINUX}0000{name}.efi" for name in ("a+3", "a+2-1", "b+3", "b+2-1", "b+1-2", "b+0-3")} <= names
+    assert edit(esp).clean() == Cleaned(0, 0, 0, ())
 
 
 def clean_at_every_cut(cut: crashstates.Scratch, folder: Path, block: int, want: dict[str, bytes]) -> int:

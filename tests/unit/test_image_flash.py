@@ -1,28 +1,39 @@
 """Writing images: into regular files, and the refusals for disks in use, with made-up kernel tables."""
 
+import bz2
+import contextlib
 import errno
 import fcntl
 import gzip
 import lzma
 import os
 import struct
+import termios
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from buildsys.run import find_tool, run
-from common.disk import gpt
+from common.disk import fatread, gpt
+from common.efi import uki
 from common.errors import ConfigError, ImageError
-from image import blockdev, esp, flash
+from image import assemble, blockdev, esp, flash
 from image.blockdev import Places
-from tests.images import ROOT, Bench
+from tests.images import RELEASE, ROOT, SMALL, STUB, Bench, kernel
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Bench(tmp_path_factory.mktemp("flash"), ROOT).image()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image whose boot partition is large enough for sectors of 4096 bytes."""
+    return Bench(tmp_path_factory.mktemp("large"), ROOT, layout={**SMALL, "esp": 260}).image()
 
 
 def yes(device: blockdev.Device) -> bool:
@@ -209,16 +220,107 @@ def test_mounted_through_a_stack_of_holders(tmp_path: Path) -> None:
 
 
 def test_sector_size(tmp_path: Path, image: Path) -> None:
-    device = blockdev.Device(FakeNode("/dev/sdx"), 1 << 40, True, sector_size=4096)
+    device = blockdev.Device(FakeNode("/dev/sdx"), 1 << 40, True, sector_size=2048)
     refused("sector-size", lambda: flash._check(device, 1, Places()))
+    refused("esp-too-small", lambda: flash.flash(image, tmp_path / "disk", yes, file=True, sector=4096))
+    assert not (tmp_path / "disk").exists()
+
+
+@pytest.mark.parametrize("preseed", [None, 'hostname = "box"\n'])
+def test_a_disk_with_sectors_of_4096_bytes(tmp_path: Path, large: Path, preseed: str | None) -> None:
+    if preseed is not None:
+        (tmp_path / "preseed.toml").write_text(preseed)
+    size = large.stat().st_size + (64 << 20)
+    target = used_file(tmp_path / "disk", size)
+    named = tmp_path / "preseed.toml" if preseed is not None else None
+    flash.flash(large, target, yes, file=True, sector=4096, preseed=named)
+    table, made = gpt.read(target), gpt.read(large)
+    assert (table.problems, table.sectors, table.geometry.sector) == ((), size // 4096, 4096)
+    assert [(part.offset, part.size, part.id, part.name) for part in table.partitions] == [
+        (part.offset, part.size, part.id, part.name) for part in made.partitions
+    ]
+    with target.open("rb") as disk, large.open("rb") as source:
+        fd, place = disk.fileno(), table.find("mixos-esp")
+        assert fatread.open_volume(fd, place.offset, place.size).sector == 4096
+        added = {} if preseed is None else {"mixos-preseed.toml": preseed.encode()}
+        assert esp.read(fd, place) == {**esp.read(source.fileno(), place), **added}
+        assert os.pread(fd, len(ROOT), table.find("mixos-root-a").offset) == ROOT
+    # back onto a disk with small sectors: what has large ones is read there too
+    flash.flash(target, tmp_path / "small", yes, file=True)
+    again = gpt.read(tmp_path / "small")
+    assert again.partitions == made.partitions
+
+
+def test_a_boot_partition_that_reads_back_differently(
+    tmp_path: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = esp.rewrite
+
+    def forgetful(fd: int, part: gpt.Partition, added: dict[str, bytes], epoch: int) -> None:
+        real(fd, part, added, epoch)
+        files = {name: content[:-1] for name, content in esp.read(fd, part).items()}
+        esp.write(fd, part, files, 0, epoch)
+
+    monkeypatch.setattr(esp, "rewrite", forgetful)
+    refused("verify-failed", lambda: flash.flash(large, tmp_path / "disk", yes, file=True, sector=4096))
+    with pytest.raises(gpt.GptError):
+        gpt.read(tmp_path / "disk")
+
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMtidA45oOo6cjipaVn1Wa8X8fm6UFV/P7AnYhRpaHob"
+
+
+@pytest.mark.parametrize(
+    ("until", "preseed", "warned"),
+    [
+        ("", None, True),
+        ("", 'hostname = "box"\n', True),
+        ("", f'[[ssh.keys]]\nkey = "{KEY}"\n', False),
+        ("", f'[[ssh.keys]]\nkey = "{KEY}"\nexpires = 2020-01-01\n', True),
+        ("9999-12-31", None, False),
+        ("9999-12-31", 'hostname = "box"\n', False),
+        ("9999-12-31", "[ssh]\nkeys = []\n", True),
+        ("2020-01-01", None, True),
+        ("", "[ssh]\nkeys = 1\n", True),  # the device ignores it
+    ],
+)
+def test_a_device_that_lets_nobody_in(until: str, preseed: str | None, warned: bool) -> None:
+    identity = assemble.os_release("1.2.3", RELEASE, until)
+    files = {"EFI/Linux/mixos.efi": uki.build(STUB, kernel(), "root=/dev/dm-0", identity, RELEASE)}
+    assert bool(flash._login_problem(files, preseed)) == warned
+    if preseed is not None:  # the same when it is on the image, as on a copy of a disk
+        assert bool(flash._login_problem({**files, esp.PRESEED: preseed.encode()}, None)) == warned
+    silent = uki.build(STUB, kernel(), "root=/dev/dm-0", "ID=mixos\n", RELEASE)
+    assert not flash._login_problem({"EFI/Linux/mixos.efi": silent}, None)
+
+
+def test_who_is_asked_is_told_that_nobody_can_log_in(tmp_path: Path, image: Path) -> None:
+    seen: list[str] = []
+
+    def no(device: blockdev.Device) -> bool:
+        seen.append("asked")
+        return False
+
+    refused("not-confirmed", lambda: flash.flash(image, tmp_path / "disk", no, file=True, warn=seen.append))
+    assert len(seen) == 2
+    assert seen[1] == "asked"
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "xz": lzma.compress,
-    "xz in two streams": lambda data: lzma.compress(data[: 50 << 20]) + lzma.compress(data[50 << 20 :]) + bytes(4),
-    "gz": lambda data: gzip.compress(data, 1),
-    "zst": lambda data: run([find_tool("zstd"), "-1", "-c", "-q"], stdin=data, split=True).stdout,
+    "xz in two streams": lambda data: (
+        lzma.compress(data[:12345]) + bytes(3 << 20) + lzma.compress(data[12345:]) + bytes(4)
+    ),
+    "gz": lambda data: gzip.compress(data[: 50 << 20], 1) + gzip.compress(data[50 << 20 :], 1),
+    "zst": lambda data: zstd(data),
+    "zst behind a frame to skip": lambda data: b"\x50\x2a\x4d\x18\4\0\0\0size" + zstd(data),  # as pzstd writes it
+    "zst with a window of 512 MiB": lambda data: zstd(data, "--long=29"),
+    "bz2 in two streams": lambda data: bz2.compress(data[: 50 << 20], 1) + bz2.compress(data[50 << 20 :], 1),
 }
+
+
+def zstd(data: bytes, *options: str) -> bytes:
+    return run([find_tool("zstd"), "-1", "-c", "-q", *options], stdin=data, split=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -232,14 +334,17 @@ def packed(image: Path) -> dict[str, bytes]:
 def test_packed_images(tmp_path: Path, image: Path, packed: dict[str, bytes], kind: str) -> None:
     (tmp_path / "image").write_bytes(packed[kind])  # whatever it is called
     seen: list[tuple[str, int, int]] = []
-    flash.flash(tmp_path / "image", tmp_path / "disk", yes, file=True, progress=lambda *found: seen.append(found))
+    done = flash.flash(
+        tmp_path / "image", tmp_path / "disk", yes, file=True, progress=lambda *found: seen.append(found)
+    )
     assert (tmp_path / "disk").read_bytes() == image.read_bytes()
+    assert done.written == flash.flash(image, tmp_path / "plain", yes, file=True).written  # no more than that
     size = len(packed[kind])
     assert [found for found in seen if found[0] == "unpack"][-1] == ("unpack", size, size)
 
 
 # case: B14
-@pytest.mark.parametrize("kind", ["xz", "gz", "zst"])
+@pytest.mark.parametrize("kind", ["xz", "gz", "zst", "bz2 in two streams"])
 @pytest.mark.parametrize("harm", ["cut", "flip"])
 def test_a_packed_image_is_checked_before_the_first_write(
     tmp_path: Path, packed: dict[str, bytes], kind: str, harm: str
@@ -252,6 +357,42 @@ def test_a_packed_image_is_checked_before_the_first_write(
     before = target.read_bytes()
     refused("image-damaged", lambda: flash.flash(tmp_path / "image", target, yes, file=True))
     assert target.read_bytes() == before
+
+
+# case: B14
+@pytest.mark.parametrize("kind", ["xz", "gz", "zst", "plain"])
+def test_a_pipe_may_bring_an_image_in_pieces(tmp_path: Path, image: Path, packed: dict[str, bytes], kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    data = packed.get(kind) or image.read_bytes()
+
+    def bring() -> None:
+        with (tmp_path / "pipe").open("wb", buffering=0) as pipe:
+            for at in range(20):  # the next byte comes when this one was read
+                pipe.write(data[at : at + 1])
+                while struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]:
+                    time.sleep(0.001)
+            with contextlib.suppress(BrokenPipeError):
+                pipe.write(data[20:])
+
+    thread = threading.Thread(target=bring)
+    thread.start()
+    flash.flash(tmp_path / "pipe", tmp_path / "disk", yes, file=True)
+    thread.join(30)
+    assert (tmp_path / "disk").read_bytes() == image.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["xz", "gz", "zst", "bz2 in two streams"])
+def test_a_packed_image_does_not_become_larger_than_the_disk(tmp_path: Path, kind: str) -> None:
+    """A few bytes can unpack to any number: it ends when it does not fit, not when the host is full."""
+    (tmp_path / "image").write_bytes(PACKERS[kind](bytes(64 << 20)))
+    target = used_file(tmp_path / "disk", 10 << 20)
+    before = target.read_bytes()
+    refused("disk-too-small", lambda: flash.flash(tmp_path / "image", target, yes, file=True))
+    assert target.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_is_refused(tmp_path: Path, image: Path) -> None:
+    refused("cannot-open", lambda: flash.flash(image, tmp_path / ("x" * 300), yes, file=True))
 
 
 # case: B14
@@ -270,6 +411,17 @@ def test_an_image_through_a_pipe(tmp_path: Path, image: Path, packed: dict[str, 
     thread.join(30)
 
 
+def test_an_image_that_needs_too_much_memory_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(zstd(bytes(1 << 20), "--long=30"))
+    with pytest.raises(ImageError) as caught:
+        flash.flash(tmp_path / "image", tmp_path / "disk", yes, file=True)
+    assert "memory" in caught.value.message
+    assert "512 MiB" in (caught.value.hint or "")
+
+
+TAR = bytes(257) + b"ustar\x0000" + bytes(10_000)
+
+
 # case: B14
 @pytest.mark.parametrize(
     "content",
@@ -282,6 +434,27 @@ def test_what_is_no_image_is_called_that(tmp_path: Path, content: bytes | None) 
         (tmp_path / "image").write_bytes(content)
     refused("not-an-image", lambda: flash.flash(tmp_path / "image", tmp_path / "disk", yes, file=True))
     assert not (tmp_path / "disk").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (TAR, "tar"),
+        (gzip.compress(TAR), "tar"),
+        (gzip.compress(gzip.compress(b"image")), "packed twice"),
+        (b"\x04\x22\x4d\x18" + bytes(100), "lz4"),
+        (b'<?xml version="1.0" ?>\n<bmap version="2.0">', "XML"),
+        (b"\x3a\xff\x26\xed" + bytes(5000), "Android"),
+        (b"KDMV" + bytes(5000), "VMware"),
+    ],
+)
+def test_what_people_take_for_an_image_has_its_name(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "image").write_bytes(content)
+    with pytest.raises(ImageError) as caught:
+        flash.flash(tmp_path / "image", tmp_path / "disk", yes, file=True)
+    assert caught.value.reason == "not-an-image"
+    assert what in caught.value.message
+    assert caught.value.hint
 
 
 # case: B20

@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from common.disk import gpt
 
 SECTORS = 40000
+ALIGN = gpt.ALIGN // 512  # sectors
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> gpt.Table:
-    sectors = draw(st.integers(gpt.MIN_SECTORS + 200, SECTORS))
+    geometry = gpt.Geometry().on(draw(st.sampled_from(gpt.SECTORS)))
+    first = geometry.first_usable
+    sectors = draw(st.integers(2 * first + 100, SECTORS))
     count = draw(st.integers(0, 8))
-    span = sectors - 2 * gpt.FIRST_USABLE
+    span = sectors - 2 * first
     cuts = sorted(draw(st.sets(st.integers(0, span - 1), min_size=2 * count, max_size=2 * count)))
     indexes = sorted(draw(st.sets(st.integers(1, 128), min_size=count, max_size=count)))
     ids = draw(st.lists(st.uuids(), min_size=2 * count, max_size=2 * count, unique=True))
@@ -30,19 +33,20 @@ def tables(draw: st.DrawFn) -> gpt.Table:
             index,
             ids[2 * number],
             ids[2 * number + 1],
-            gpt.FIRST_USABLE + cuts[2 * number],
-            gpt.FIRST_USABLE + cuts[2 * number + 1],
+            first + cuts[2 * number],
+            first + cuts[2 * number + 1],
             draw(names),
             draw(st.integers(0, 2**64 - 1)),
+            geometry.sector,
         )
         for number, index in enumerate(indexes)
     )
-    return gpt.Table(draw(st.uuids()), sectors, parts)
+    return gpt.Table(draw(st.uuids()), sectors, parts, geometry=geometry)
 
 
-def disk(path: Path, sectors: int = SECTORS) -> int:
+def disk(path: Path, sectors: int = SECTORS, sector: int = gpt.SECTOR) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    os.truncate(fd, sectors * gpt.SECTOR)
+    os.truncate(fd, sectors * sector)
     return fd
 
 
@@ -70,7 +74,7 @@ def fd(tmp_path: Path, sample: gpt.Table):
 @given(table=tables())
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, table: gpt.Table) -> None:
     path = tmp_path_factory.mktemp("gpt") / "disk"
-    fd = disk(path, table.sectors)
+    fd = disk(path, table.sectors, table.geometry.sector)
     gpt.write(fd, table)
     os.close(fd)
     assert gpt.read(path) == table
@@ -143,14 +147,14 @@ def test_larger_disk(fd: int, sample: gpt.Table) -> None:
     os.truncate(fd, 2 * SECTORS * 512)
     found = gpt.read(fd)
     assert found.problems == ("backup-not-at-end",)
-    grown = grow_last(found.resized(2 * SECTORS))
+    grown = grow_last(found.resized(2 * SECTORS * 512, 512))
     gpt.write(fd, replace(grown, problems=()))
     again = gpt.read(fd)
     assert again.problems == ()
     assert again.partitions[0] == sample.partitions[0]
     assert again.partitions[1].first == 4096
-    assert (again.partitions[1].last + 1) % gpt.ALIGN == 0
-    assert again.last_usable - again.partitions[1].last < gpt.ALIGN
+    assert (again.partitions[1].last + 1) % ALIGN == 0
+    assert again.last_usable - again.partitions[1].last < ALIGN
     assert grow_last(again) == again
 
 
@@ -247,7 +251,7 @@ def test_find_needs_exactly_one(sample: gpt.Table) -> None:
 
 def test_not_smaller_than_the_partitions(sample: gpt.Table) -> None:
     with pytest.raises(gpt.GptError) as caught:
-        sample.resized(8000)
+        sample.resized(8000 * 512, 512)
     assert caught.value.reason == "gpt-bounds"
 
 
@@ -286,7 +290,7 @@ def test_geometries_of_others_are_read_and_kept(tmp_path: Path, sample: gpt.Tabl
     gpt.write(fd, replace(grow_last(gpt.read(fd)), problems=()))
     grown = gpt.read(fd)
     assert (grown.problems, grown.geometry) == ((), geometry)
-    assert grown.last_usable - grown.partitions[1].last < gpt.ALIGN
+    assert grown.last_usable - grown.partitions[1].last < ALIGN
     if geometry.array == 2:
         os.pwrite(fd, bytes(512), 512)
         assert gpt.read(fd) == replace(grown, problems=("primary-magic",))
@@ -310,3 +314,37 @@ def test_a_larger_header_and_odd_names_are_read(fd: int, sample: gpt.Table) -> N
     assert [replace(part, name="") for part in found.partitions] == [
         replace(part, name="") for part in sample.partitions
     ]
+
+
+def test_the_same_bytes_in_larger_sectors(tmp_path: Path, sample: gpt.Table) -> None:
+    size = 24 << 20
+    table = replace(sample, problems=("backup-not-at-end",)).resized(size, 4096)
+    assert (table.sectors, table.geometry.first_usable, table.last_usable) == (6144, 6, 6138)
+    assert [(part.first, part.last) for part in table.partitions] == [(256, 511), (512, 1023)]
+    assert [(part.offset, part.size) for part in table.partitions] == [
+        (part.offset, part.size) for part in sample.partitions
+    ]
+    fd = disk(tmp_path / "disk", 6144, 4096)
+    os.pwrite(fd, b"\xa5" * (6 * 4096), 0)
+    gpt.write(fd, table)
+    assert gpt.read(fd) == replace(table, problems=())
+    # UEFI 2.10, 5.2.3 and 5.3.1: the MBR in the first sector, a header in the second and in the last, zeros behind
+    assert os.pread(fd, 4096 - 510, 510) == b"\x55\xaa" + bytes(4096 - 512)
+    assert struct.unpack_from("<II", os.pread(fd, 8, 454)) == (1, 6143)
+    for at in (4096, size - 4096):
+        assert os.pread(fd, 8, at) == b"EFI PART"
+        assert os.pread(fd, 4096 - 92, at + 92) == bytes(4096 - 92)
+    assert grow_last(gpt.read(fd)).partitions[1].size == (24 - 3) << 20
+    os.pwrite(fd, bytes(4096), 4096)
+    assert gpt.read(fd) == replace(table, problems=("primary-magic",))
+    assert table.resized(size, 512).partitions == sample.partitions
+    os.close(fd)
+
+
+def test_partitions_that_larger_sectors_cannot_hold(sample: gpt.Table) -> None:
+    with pytest.raises(gpt.GptError) as caught:
+        sample.replaced(replace(sample.partitions[1], first=4097)).resized(24 << 20, 4096)
+    assert caught.value.reason == "gpt-sector"
+    with pytest.raises(gpt.GptError) as caught:
+        gpt.checked(replace(sample, geometry=gpt.Geometry().on(4096)))
+    assert caught.value.reason == "gpt-sector"

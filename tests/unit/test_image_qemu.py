@@ -84,6 +84,13 @@ def test_disk_buses(base: Machine, tmp_path: Path, bus: str) -> None:
     assert sum("bootindex=1" in one for one in option(argv, "-device")) == 1
 
 
+def test_sectors_of_the_disk(base: Machine, tmp_path: Path) -> None:
+    argv = machine.arguments(replace(base, sector=4096, extra_disks=(tmp_path / "b",)), tmp_path, TCG)
+    (first,) = [one for one in option(argv, "-device") if "drive=disk0" in one]
+    assert {"logical_block_size=4096", "physical_block_size=4096"} <= set(first.split(","))
+    assert not any("4096" in one for one in option(argv, "-device") if "drive=disk1" in one)
+
+
 @pytest.mark.parametrize("change", [{"disk_bus": "floppy"}, {"serial": "paper"}, {"memory": 1}, {"cpus": 0}])
 def test_impossible_machines(base: Machine, tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(UsageError) as caught:

@@ -105,7 +105,15 @@ def test_the_makefile_gives_the_version(version: tuple[int, int, int]):
     assert parse_makefile(MAKEFILE.format(version=version), "w") == Version(*version)
 
 
-@pytest.mark.parametrize("text", ["", "VERSION = 6\nPATCHLEVEL = 6\n", "VERSION = x\nPATCHLEVEL = 6\nSUBLEVEL = 8\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "VERSION = 6\nPATCHLEVEL = 6\n",
+        "VERSION = x\nPATCHLEVEL = 6\nSUBLEVEL = 8\n",
+        "VERSION = 6\nPATCHLEVEL = 6\nSUBLEVEL = " + "8" * 5000,
+    ],
+)
 def test_a_makefile_of_something_else(text: str):
     with pytest.raises(ConfigError) as caught:
         parse_makefile(text, "w")

@@ -13,7 +13,7 @@ from kernel.config import read_data
 from kernel.hardening import Rule, external_score, judge, read_rules, require
 from kernel.kconfig import Request, parse_fragment, read_symbols
 from kernel.version import Version
-from kernel.waivers import Waiver, check_known, check_waivers, compare, read_waivers, resolve
+from kernel.waivers import Waiver, check_known, check_waivers, compare, ending, read_waivers, resolve
 
 KERNEL = Path(kernel.__file__).parent
 TODAY = datetime.date(2026, 11, 1)
@@ -70,15 +70,30 @@ def test_a_symbol_of_another_version_needs_a_waiver(tmp_path: Path):
     check_known(ask("CONFIG_NEWER=y\n"), {"OLD"}, waive(tmp_path, table('["NEWER"]', "undefined = true")))
 
 
-@pytest.mark.parametrize(("today", "fails"), [("2027-01-01", False), ("2027-01-02", True)])
-def test_a_waiver_lasts_until_its_date(tmp_path: Path, today: str, fails: bool):
-    waivers = waive(tmp_path, table('["A"]'))
-    if not fails:
-        check_waivers(waivers, ask("CONFIG_A=y"), datetime.date.fromisoformat(today))
-        return
-    with pytest.raises(CheckError) as caught:
-        check_waivers(waivers, ask("CONFIG_A=y"), datetime.date.fromisoformat(today))
-    assert caught.value.reason == "waiver-expired"
+@pytest.mark.parametrize(
+    ("today", "told", "fails"),
+    [
+        ("2026-12-01", False, False),
+        ("2026-12-02", True, False),
+        ("2027-01-01", True, False),
+        ("2027-01-02", False, True),
+    ],
+)
+def test_a_waiver_lasts_until_its_date_and_says_so_before(tmp_path: Path, today: str, told: bool, fails: bool):
+    waivers = waive(tmp_path, table('["A", "B"]') + table('["C"]') + table('["LATER"]', expires="2040-01-01"))
+    requests = ask("CONFIG_A=y\nCONFIG_B=y\nCONFIG_C=y\nCONFIG_LATER=y")
+    day = datetime.date.fromisoformat(today)
+    text = ending(waivers, day)
+    assert (text is not None) == told
+    if fails:
+        with pytest.raises(CheckError) as caught:
+            check_waivers(waivers, requests, day)
+        assert caught.value.reason == "waiver-expired"
+        text = caught.value.message
+    else:
+        check_waivers(waivers, requests, day)
+    if text is not None:  # all at once, and no others
+        assert ("(A, B)" in text, "(C)" in text, "LATER" in text) == (True, True, False)
 
 
 def test_a_waiver_that_no_request_needs(tmp_path: Path):

@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import ifaddr
 import pytest
-from zeroconf import ServiceInfo
+from zeroconf import DNSIncoming, DNSOutgoing, DNSQuestion, ServiceInfo
 
 from common.errors import ConfigError
 from common.tomlfile import parse
 from daemon.core.part import Context
 from daemon.parts.mdns.part import MdnsFile, MdnsPart
-from daemon.parts.mdns.responder import network
+from daemon.parts.mdns.responder import Network, Responder, network
 from daemon.parts.mdns.verbs import _found, _status
 
 PATH = Path("mdns.toml")
@@ -149,3 +149,29 @@ def test_a_persons_interfaces_are_spoken_on(monkeypatch):
     monkeypatch.setattr(ifaddr, "get_adapters", lambda: adapters)
     assert network([]).choice == tuple(f"192.0.2.{number}" for number in range(len(own) + 1, len(own + theirs) + 1))
     assert network(["wg0"]).choice == ("192.0.2.2",)
+
+
+# case: N8
+def test_the_library_still_shows_us_questions():
+    """There is no public way to see them: a release that moves its query handler makes this fail, not the defence."""
+    said: list[DNSOutgoing] = []
+
+    async def scenario() -> None:
+        responder = Responder(Network(("127.0.0.1",), (bytes((192, 0, 2, 1)),)), lambda: None)
+        library = responder.zeroconf.zeroconf
+        await library.async_wait_for_start()
+        library.async_send = lambda out, *_, **__: said.append(out)
+        responder.host = "kitchen"
+        responder._own()
+        said.clear()
+        probe = DNSOutgoing(0)
+        probe.add_question(DNSQuestion("Kitchen.local.", 255, 1))
+        library.engine.protocols[0].datagram_received(probe.packets()[0], ("192.0.2.7", 5353))
+        responder.owned = False
+        await responder.close()
+
+    asyncio.run(scenario())
+    answers = [one for out in said for one in DNSIncoming(out.packets()[0]).answers()]
+    assert [(one.name, one.address) for one in answers] == [("kitchen.local.", bytes((192, 0, 2, 1)))], (
+        "zeroconf no longer hands questions to Zeroconf.query_handler.handle_assembled_query: see Responder and _Asked"
+    )

@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import shutil
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from buildsys.run import run
 from common import netvalues as values
+from common import toml
 from common.errors import MixosError, RefusedError
 from common.tomledit import remove_table, set_keys
 from common.tomlfile import parse
@@ -241,12 +242,12 @@ def test_an_edit_leaves_everything_else() -> None:
 def test_a_new_table_is_appended_and_removed_again() -> None:
     text = set_keys(FILE, ["interface", "br.1"], {"mode": "none", "odd": 'a"b\\\n\x7f'})
     assert text.startswith(FILE)
-    assert tomllib.loads(text)["interface"]["br.1"] == {"mode": "none", "odd": 'a"b\\\n\x7f'}
+    assert toml.loads(text)["interface"]["br.1"] == {"mode": "none", "odd": 'a"b\\\n\x7f'}
     assert remove_table(text, ["interface", "br.1"]) == FILE
 
 
 def test_root_keys() -> None:
-    assert tomllib.loads(set_keys(FILE, [], {"dns": None, "search": ["a"]}))["search"] == ["a"]
+    assert toml.loads(set_keys(FILE, [], {"dns": None, "search": ["a"]}))["search"] == ["a"]
 
 
 # case: N4
@@ -259,7 +260,7 @@ def test_a_table_goes_with_the_comments_above_it_and_no_others() -> None:
 
 def test_a_table_goes_with_those_below_it() -> None:
     text = "[a]\nx = 1\n[a.b]\ny = 1\n[a.b.c]\nz = 1\n# about d\n[a.d]\nw = 1\n"
-    assert tomllib.loads(remove_table(text, ["a", "b"])) == {"a": {"x": 1, "d": {"w": 1}}}
+    assert toml.loads(remove_table(text, ["a", "b"])) == {"a": {"x": 1, "d": {"w": 1}}}
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,7 @@ def test_edits_mean_what_they_say(edits: list[tuple[list[str], dict[str, Any]]])
         for name in table:
             inner = inner.setdefault(name, {})
         inner.update(entries)
-        assert tomllib.loads(text) == meant
+        assert toml.loads(text) == meant
         assert text.startswith("# note\n")
 
 
@@ -338,6 +339,8 @@ def test_daemon_and_script_write_the_same_resolv_conf(tmp_path: Path, mask: int)
         ("102 1", "103 0", "eth1"),  # without a router
         ("102 0\nbare", "103 1", "eth1"),  # without servers
         ("102 0\nbare", "103 1\nbare", "eth0"),
+        ("102 0\ncut", "103 1", "eth1"),  # its cable is out
+        ("102 0\ncut", "103 0\nbare", "eth0"),
     ],
 )
 def test_one_lease_is_asked_for_names(tmp_path: Path, first: str, second: str, wins: str) -> None:
@@ -347,10 +350,12 @@ def test_one_lease_is_asked_for_names(tmp_path: Path, first: str, second: str, w
         (tmp_path / f"net/eth{number}.lease").write_text(f"192.0.2.9/24 3600 {lease}\n")
         server = "" if more == "bare" else f"nameserver 192.0.2.{number}\n"
         (tmp_path / f"net/eth{number}.dns").write_text(f"search eth{number}\n{server}")
+        if more == "cut":
+            (tmp_path / f"net/eth{number}.cut").touch()
         if more.startswith("metric"):
             (tmp_path / f"net/eth{number}.want").write_text(f"dhcp\n{more}\n")
     assert Names(tmp_path).compute().startswith(f"search {wins}\n")
-    assert Names(tmp_path).compute().count("nameserver") == (0 if "bare" in second else 1)
+    assert Names(tmp_path).compute().count("nameserver") == (0 if "bare" in first and "bare" in second else 1)
     script = tmp_path / "dhcp"
     script.write_text((INIT / "dhcp").read_text().replace("/run/mixos", str(tmp_path)))
     run(["/bin/sh", script, "resolv"])
@@ -378,6 +383,21 @@ def test_what_the_c_library_would_drop_is_refused(text: str, fits: bool) -> None
     with pytest.raises(MixosError) as caught:
         network(text)
     assert caught.value.reason == "config-value"
+
+
+def test_an_abbreviation_begins_a_message_as_it_is_written() -> None:
+    with pytest.raises(MixosError) as caught:
+        network("[interface.eth0]\nmtu = 576\n")
+    assert "IPv6" in caught.value.message
+
+
+def test_a_gateway_beside_the_network_is_on_the_link_by_a_route() -> None:
+    text = '[interface.eth0]\nmode = "static"\naddresses = ["2001:db8:1:1::5/64"]\ngateways = ["2001:db8:1:ff::1"]\n'
+    with pytest.raises(MixosError) as caught:
+        network(text)
+    assert "2001:db8:1:ff::1/128" in caught.value.message  # what to do
+    found = network(f'{text}[[interface.eth0.routes]]\nto = "2001:db8:1:ff::1/128"\n')
+    assert found.interface["eth0"].hops_alone() == []
 
 
 def test_search_domains_alone_leave_the_name_servers_of_a_lease(tmp_path: Path) -> None:
@@ -410,6 +430,15 @@ def test_a_contribution_that_ends_leaves_no_trace(tmp_path: Path) -> None:
     again.set_vpn({})
     assert again.servers() == ["192.0.2.1"]
     assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["dns.vpn", "eth0.dns"]
+
+
+# case: N6
+def test_leases_are_asked_for_what_is_used_of_them() -> None:
+    """NTP servers, routers, masks, name servers and the domain are asked for by BusyBox itself."""
+    asked = re.findall(r" -O (\w+)", (INIT / "network").read_text().replace('"', " "))
+    used = (INIT / "dhcp").read_text()
+    assert set(asked) == {"mtu", "search", "staticroutes", "msstaticroutes"}
+    assert all(f"${option}" in used or f"${{{option}" in used for option in asked)
 
 
 # case: N6

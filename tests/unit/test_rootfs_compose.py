@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from packages.mix.artifact import Attribute, Metadata, write_artifact
 from packages.mix.manifest import Entry
 from rootfs import pack
 from rootfs.compose import compose, read_root
-from rootfs.pack import compare, squash, write_tar
+from rootfs.pack import compare, squash
 from rootfs.squashfs import read_squashfs
 
 EPOCH = 1_700_000_000
@@ -132,17 +131,6 @@ def test_elf_rules_hold_for_the_image(tmp_path):
     composed(tmp_path, one, name="waived", elf={"waivers": [{"path": "a", "problem": "damaged", "reason": "test"}]})
 
 
-def test_tar_carries_what_the_manifest_says(tmp_path):
-    root = sample(tmp_path)
-    write_tar(read_root(root), tmp_path / "t.tar", EPOCH)
-    with tarfile.open(tmp_path / "t.tar") as tar:
-        members = {member.name: member for member in tar}
-    assert (members["home/u"].uid, members["home/u"].mode) == (1000, 0o700)
-    value = members["usr/bin/x"].pax_headers["SCHILY.xattr.security.capability"]
-    assert value.encode("utf-8", "surrogateescape")[:6] == b"\x01\0\0\x02\xff\x80"
-    assert {member.mtime for member in members.values()} == {EPOCH}
-
-
 @pytest.mark.integration
 def test_image_bytes_do_not_depend_on_threads_or_place(tmp_path):
     digests = set()
@@ -223,6 +211,16 @@ def test_the_image_is_what_the_manifest_says(tmp_path):
     assert {name: found[f"usr/lib/c/{name}"].target for name in ODD_LINKS} == ODD_LINKS
     assert found.pop("") == Entry("", "dir", 0o755)
     assert found == {file.entry.path: file.entry for file in read_root(root)}
+
+
+@pytest.mark.integration
+def test_a_folder_of_more_names_than_a_short_inode_holds(tmp_path):
+    names = {f"usr/{'n' * 40}{number:05}": b"%d" % (number % 7) for number in range(3000)}
+    root = composed(tmp_path, artifact(tmp_path, "one", {**names, "usr/sub/a": b"1", "usr/n": "x"}))
+    work = job(tmp_path, "image", {"root": root})
+    squash(work)  # compares
+    found = read_squashfs(work.out / "root.squashfs", work.work)
+    assert len(found) == 3000 + 5  # with /, usr, sub, a, n
 
 
 # case: B2

@@ -619,6 +619,7 @@ def test_socks_through_another_proxy(tmp_path: Path) -> None:
         ("socks5://127.0.0.1:PORT", b"\x05\xff"),
         ("socks5://127.0.0.1:PORT", b"\x05\x00\x05\x02\x00\x01"),
         ("https://127.0.0.1:PORT", b""),
+        ("http://127.0.0.1:PORT", b"HTTP/1.1\r\n\r\n"),
         ("", b""),
     ],
 )
@@ -633,6 +634,22 @@ def test_when_the_other_proxy_fails_nothing_goes_past_it(tmp_path: Path, url: st
             answer = await on.say(f"CONNECT a.test:{on.server.port} HTTP/1.1\r\nHost: a.test\r\n\r\n".encode())
             assert answer.startswith(b"HTTP/1.1 502 ")
             assert b"upstream" in answer
+
+    play(act)
+
+
+def test_a_surprise_ends_one_connection_only(tmp_path: Path) -> None:
+    surprises: list[Mapping[str, str]] = []
+
+    async def surprising(_: str) -> Mapping[str, str]:
+        return surprises.pop()
+
+    async def act() -> None:
+        async with stage(tmp_path, server=Server(says=b""), proxies=surprising) as on:
+            call = f"CONNECT a.test:{on.server.port} HTTP/1.1\r\nHost: a.test\r\n\r\n".encode()
+            assert await on.say(call) == b""
+            surprises.append({})
+            assert (await on.say(call)).startswith(b"HTTP/1.1 200 ")
 
     play(act)
 

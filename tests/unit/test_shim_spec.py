@@ -21,6 +21,7 @@ from daemon.parts.service.spec import (
     SpecError,
     decode,
     encode,
+    number_in,
     parse,
 )
 
@@ -136,6 +137,13 @@ def test_refused(changes):
     assert caught.value.reason == "spec-value"
 
 
+def test_numbers_are_those_of_the_shim():
+    """int() of Python reads more than the shim does, and some of it is too large for what is made of it."""
+    for text in ("1" * 400, "1_0", " 1", "\u0661"):
+        with pytest.raises(ValueError):
+            number_in(text)
+
+
 def test_numbers_of_capabilities():
     """linux/capability.h: a name in the wrong place would give another right."""
     wanted = {
@@ -189,7 +197,14 @@ def test_state():
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", STATE[:100], STATE.replace(b"exited", b"odd"), STATE.replace(b"since 1", b"since x")]
+    "damage",
+    [
+        b"",
+        STATE[:100],
+        STATE.replace(b"exited", b"odd"),
+        STATE.replace(b"since 1", b"since x"),
+        STATE.replace(b"since 1", b"since " + b"1" * 400),
+    ],
 )
 def test_damaged_state(tmp_path, damage):
     (tmp_path / "state").write_bytes(damage)

@@ -104,6 +104,18 @@ def test_special_files_are_refused(tmp_path: Path):
     assert caught.value.reason == "output-special-file"
 
 
+@pytest.mark.parametrize("mode", [0o4755, 0o2755])
+def test_programs_with_our_rights_are_refused_and_reached_by_nobody_else(tmp_path: Path, mode: int):
+    store = Store(tmp_path)
+    staged = fill(store)
+    assert staged.stat().st_mode & 0o077 == 0
+    (staged / "out" / "tool").touch()
+    (staged / "out" / "tool").chmod(mode)
+    with pytest.raises(StoreError) as caught:
+        store.commit(staged, "demo", "k" * 64, {}, 0, EPOCH)
+    assert caught.value.reason == "output-special-file"
+
+
 def test_the_second_builder_waits_for_the_first(tmp_path: Path):
     store = Store(tmp_path)
     order: list[str] = []

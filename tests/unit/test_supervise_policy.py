@@ -304,6 +304,13 @@ def test_a_history_keeps_the_last_ends_and_none_twice(tmp_path):
     assert History.read(tmp_path / "new" / "x.json") == History()
 
 
+def test_unlimited_open_files_are_as_many_as_the_kernel_allows():
+    """More it refuses, root's processes included (setrlimit(2))."""
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    assert [prepare._rlimit(name, -1) for name in ("nofile", "memlock")] == [most, (1 << 64) - 1]
+    assert prepare._rlimit("nofile", 99) == 99
+
+
 # case: B7
 def test_an_environment_file_with_a_byte_order_mark(tmp_path):
     (tmp_path / "env").write_bytes(b"\xef\xbb\xbfA=1\r\n")
@@ -320,9 +327,9 @@ def test_only_newlines_end_a_line_of_an_environment_file(tmp_path, odd):
 
 def test_environment_files(tmp_path):
     path = tmp_path / "env"
-    path.write_text("# comment\n\nA=1\n B='x y' \nC=\"\nD=a=b\n")
-    assert prepare.environment_file(path) == {"A": "1", "B": "x y", "C": '"', "D": "a=b"}
-    for bad in (b"A\n", b"1A=2\n", b"A-B=2\n", b"\xff", b"A=" + b"x" * 70_000):
+    path.write_text('# comment\n\nA=1\n B=\'x y\' \nC=""\nD=a=b\nE={"a": "b"} # c\n')
+    assert prepare.environment_file(path) == {"A": "1", "B": "x y", "C": "", "D": "a=b", "E": '{"a": "b"} # c'}
+    for bad in (b"A\n", b"1A=2\n", b"A-B=2\n", b"\xff", b"A=" + b"x" * 70_000, b'A="1" # why\n', b'A="1\n2"\n', b"A='"):
         path.write_bytes(bad)
         with pytest.raises(ConfigError) as caught:
             prepare.environment_file(path)

@@ -116,6 +116,22 @@ def test_who_owns_the_folder_of_a_socket_is_given_nothing_else(
 
 
 @as_root
+@pytest.mark.parametrize("there", [True, False])
+def test_a_socket_is_not_bound_where_others_can_exchange_its_folder(path: Path, there: bool) -> None:
+    """bind(2) takes a path: who owns a folder on the way would choose where root makes a socket."""
+    path.parent.mkdir()
+    os.chown(path.parent, 12345, 12345)
+    if there:
+        (path.parent / "run").mkdir()
+    with pytest.raises(MixosError) as caught:
+        open_socket(wanted(unix=f"{path.parent}/run/s"))
+    assert caught.value.reason == "socket-refused"
+    assert [one.name for one in path.parent.rglob("*")] == ["run"] * there
+    with open_socket(wanted(unix=f"{path.parent}/s")):
+        pass
+
+
+@as_root
 # case: H1
 def test_a_folder_of_a_socket_is_not_found_through_a_link_of_others(path: Path) -> None:
     path.parent.mkdir()

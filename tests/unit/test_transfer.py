@@ -6,6 +6,7 @@ import asyncio
 import base64
 import fcntl
 import hashlib
+import json
 import os
 import random
 import socket
@@ -713,3 +714,23 @@ def test_content_in_pieces(device):
         assert reason(path, "transfer.begin", params) == expected
     ident = call("transfer.begin", {"purpose": "reader.set", "size": 1}, path)["id"]
     assert reason(path, "transfer.write", {"id": ident, "offset": 0, "data": "!"}) == "transfer-data"
+
+
+def test_a_client_hears_how_far_its_upload_is(tmp_path):
+    """Reading what was uploaded before takes time as well, without a descriptor in the call."""
+    path = tmp_path / "socket"
+
+    def serve(listener: socket.socket) -> None:
+        channel, _ = listener.accept()
+        with channel:
+            channel.recv(4096)
+            progress = {"jsonrpc": "2.0", "method": "transfer.progress", "params": {"call": 1, "bytes": 0, "size": 9}}
+            channel.sendall(json.dumps(progress).encode() + b"\n" + rpc.encode_result(1, "done"))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        assert call("reader.set", {"content": "0123"}, path) == "done"
+        server.join()

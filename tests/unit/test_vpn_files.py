@@ -364,6 +364,22 @@ def test_an_import_makes_a_tunnel(tmp_path: Path) -> None:
     assert {peer.public for peer in back.peers} == {keys.decode(ONE), keys.decode(TWO)}
 
 
+def test_of_many_name_servers_those_are_taken_that_are_asked(tmp_path: Path) -> None:
+    """Four and more is what providers write."""
+    more = STOCK.replace("10.5.0.1", "1.1.1.1, 1.0.0.1, 2606:4700:4700::1111, 2606:4700:4700::1001", 1)
+    quick = wgquick.parse(more)
+    assert quick.dns == ("1.1.1.1", "1.0.0.1", "2606:4700:4700::1111")
+    assert quick.left == ("2606:4700:4700::1001", "fd00:5::1")
+    assert files(tmp_path).add_quick("wg0", quick).dns == quick.dns
+
+
+def test_a_mistake_of_a_table_does_not_show_the_table(tmp_path: Path) -> None:
+    servers = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"]
+    with pytest.raises(MixosError) as caught:
+        files(tmp_path).add_tunnel("wg0", bytes(32), {"dns": servers})
+    assert caught.value.message == "interface.wg0: 4 name servers: at most 3 are asked"
+
+
 # -- clients ---------------------------------------------------------------------------------------------------------
 
 SERVER = f"""[interface.wg0]
@@ -462,7 +478,8 @@ def test_routes_and_rules_of_a_tunnel_that_takes_everything() -> None:
     ("endpoint", "allowed", "count"),
     [
         ("203.0.113.9:5", '"10.0.0.0/8", "203.0.113.0/24"', 1),
-        ("203.0.113.9:5", '"0.0.0.0/1", "128.0.0.0/1"', 1),
+        ("203.0.113.9:5", '"0.0.0.0/1", "128.0.0.0/1"', 0),  # everything, in two halves
+        ("203.0.113.9:5", '"0.0.0.0/2", "128.0.0.0/1"', 1),
         ("[2001:db8::9]:5", '"2001:db8::/32"', 1),
         ("203.0.113.9:5", '"0.0.0.0/0", "203.0.113.0/24"', 1),
         ("203.0.113.9:5", '"0.0.0.0/0"', 0),

@@ -655,6 +655,7 @@ print("lived")
 """
 
 
+# case: H2
 @pytest.mark.parametrize(
     ("how", "seconds", "expected"),
     [("silent", "60", -signal.SIGABRT), ("deaf", "60", -signal.SIGKILL), ("beats", "2", 0)],

@@ -84,7 +84,8 @@ class View:
 
 
 class Applier(Protocol):
-    """A part that has something to put in force for its files."""
+    """A part that has something to put in force for its files. When what it does outlives a reboot, it has an attribute
+    `lasts` that is true: then it is undone after one, too."""
 
     name: str
 

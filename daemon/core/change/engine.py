@@ -186,7 +186,7 @@ class Changes:
             await asyncio.to_thread(self._refuse, applier, record)
         log("warning", f"{applier.name}: {record.why} was not confirmed; it goes back")
         try:
-            if same_boot:
+            if same_boot or getattr(applier, "lasts", False):
                 await applier.undo(record.before.get(applier.name, {}), View(self.places, record.was))
         except (MixosError, OSError) as error:
             self._problem(f"{applier.name}: {record.why} cannot be undone: {error}")
@@ -420,28 +420,31 @@ class Changes:
         for method in methods_for(paths):
             if method.partition(".")[0] in record.parts:
                 continue
+            found: list[tuple[str, str]] = []
             try:
-                await self._call_when_up(caller, method)
+                answer = await self._call_when_up(caller, method)
+                refused = answer.get("refused", {}) if isinstance(answer, Mapping) else {}
+                found = [("config-refused", f"{name}: {message}") for name, message in refused.items()]
             except MixosError as error:
-                log("err", f"{method}: changed files are not in force: {error.message}")
-                self.context.events.publish("config.refused", method, reason=error.reason, message=error.message)
-                problems.append({"method": method, "reason": error.reason, "message": error.message})
-            else:
+                found = [(error.reason, error.message)]
+            for reason, message in found:
+                log("err", f"{method}: changed files are not in force: {message}")
+                self.context.events.publish("config.refused", method, reason=reason, message=message)
+                problems.append({"method": method, "reason": reason, "message": message})
+            if not found:
                 self.context.events.publish("config.applied", method)
         self._tell(record, "made", files=[one.name for one in record.renames.changes])
         return problems
 
-    async def _call_when_up(self, caller: Caller, method: str) -> None:
-        """A part that is starting may have read the files already, or not: it is asked when it is up."""
+    async def _call_when_up(self, caller: Caller, method: str) -> object:
+        """The answer. A part that is starting may have read the files already, or not: it is asked when it is up."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                await self.call(caller, method)
+                return await self.call(caller, method)
             except MixosError as error:
                 if error.reason != "part-starting" or time.monotonic() > deadline:
                     raise
-            else:
-                return
             await asyncio.sleep(0.5)
 
     # -- trials ------------------------------------------------------------------------------------------------------

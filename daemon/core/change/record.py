@@ -116,7 +116,16 @@ class Journal:
         for path in sorted(self.folder.glob("*.json")):
             try:
                 yield _decode(path.stem, json.loads(path.read_bytes()))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MixosError):
+            except (
+                OSError,
+                ValueError,
+                LookupError,
+                TypeError,
+                AttributeError,
+                OverflowError,
+                RecursionError,
+                MixosError,
+            ):
                 aside = path.with_name(f"{path.name}.damaged")
                 try:
                     path.rename(aside)

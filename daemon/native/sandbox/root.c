@@ -198,9 +198,20 @@ static void protect_path(struct record *item)
 const char *const account_files[2] = {"/etc/passwd", "/etc/group"};
 bool account_named[2];
 
-/* A line of its own for an account that is in no database, before what the host's file says; aside: where our file is made
- * when the host has one there. Whether it is there: what is no plain file, or has no room in our root, stays as it is. */
-static bool name_account(const char *path, const char *aside, const char *line)
+/* Whether the policy wants something else than it shows there. */
+static bool is_guarded(const char *path)
+{
+    EACH (item, PROTECT) {
+        size_t length = strlen(item->data);
+        if (!strncmp(path, item->data, length) && (!path[length] || path[length] == '/'))
+            return true;
+    }
+    return false;
+}
+
+/* A line of its own for an account that is in no database, before what the host's file says. Whether it is there: what is
+ * guarded or no plain file, or has no room in our root, stays as it is. */
+static bool name_account(const char *path, const char *line)
 {
     static char text[128 << 10];
     struct how how = {O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0, BENEATH | NO_SYMLINKS | NO_MAGICLINKS};
@@ -213,9 +224,9 @@ static bool name_account(const char *path, const char *aside, const char *line)
     for (ssize_t got = 1; possible && !absent && got > 0 && size < sizeof text; size += (size_t)got)
         got = must(read(shown, text + size, sizeof text - size), "account", path);
     close_fd(&shown);
-    if (!possible || size == sizeof text)
+    if (!possible || size == sizeof text || is_guarded(path))
         return false;
-    const char *ours = absent ? path : aside;
+    const char *ours = absent ? path : "/.account";
     int source = place(ours, S_IFREG, NULL);
     int file = (int)must(openat(root, ours + 1, O_WRONLY | O_NOFOLLOW | O_CLOEXEC), "account", path);
     must(write(file, text, size) == (ssize_t)size ? 0 : -1, "account", path);
@@ -225,6 +236,7 @@ static bool name_account(const char *path, const char *aside, const char *line)
         set_attributes(tree, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC, 0, path);
         attach(tree, (int)must(look_up(root, path + 1, BENEATH | NO_SYMLINKS), "account", path), path);
         close(tree);
+        unlinkat(root, ".account", 0);
     }
     close(source);
     return true;
@@ -234,9 +246,9 @@ static void name_accounts(void)
 {
     char line[PATH_LENGTH + 64];
     snprintf(line, sizeof line, ACCOUNT_NAME ":x:%u:%u::%s:/bin/sh\n", account, group, once[ACCOUNT]->data);
-    account_named[0] = name_account(account_files[0], "/.passwd", line);
+    account_named[0] = name_account(account_files[0], line);
     snprintf(line, sizeof line, ACCOUNT_NAME ":x:%u:\n", group);
-    account_named[1] = name_account(account_files[1], "/.group", line);
+    account_named[1] = name_account(account_files[1], line);
 }
 
 void make_root(void)
@@ -260,10 +272,7 @@ void make_root(void)
         name_accounts();
     EACH (item, PROTECT)
         protect_path(item);
-    static const char *const asides[] = {".empty", ".passwd",
-                                         ".group"}; /* now: nothing is mounted on what has no name */
-    for (size_t index = 0; index < sizeof asides / sizeof *asides; index++)
-        unlinkat(root, asides[index], 0);
+    unlinkat(root, ".empty", 0);
     unlinkat(root, ".empty.d", AT_REMOVEDIR);
     must(fchdir(root), "new root", "");
     must(syscall(SYS_pivot_root, ".", "."), "pivot_root", ""); /* the old root now lies over the new: pivot_root(2) */

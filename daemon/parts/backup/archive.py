@@ -1,9 +1,10 @@
 """The inner format of a backup: a tar stream of the plainest kind (POSIX.1-1988 "ustar"), written and read strictly.
 
 Files, folders and symbolic links only; every name once, no name below what is not a folder, so that no link is ever
-followed. What is too long for a header stands in an extended one before it (POSIX.1-2001 pax: `path`, `linkpath`,
-nothing else). Headers are accepted only if this module would have written the very same bytes, so there is one way to
-say a thing and nothing to interpret.
+followed. What is too long for a header stands in an extended one before it (POSIX.1-2001 pax: `path`, `linkpath`, and
+for a file with holes `MIXOS.sparse`: its whole size, then offset and length of each part that follows). Headers are
+accepted only if this module would have written the very same bytes, so there is one way to say a thing and nothing to
+interpret.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from daemon.parts.backup.sealed import BackupError
 
 BLOCK = 512
 MAX_ENTRIES = 50_000
-MAX_TOTAL = 1 << 30  # bytes of all files of a backup, unpacked
+MAX_TOTAL = 1 << 30  # bytes of all files of a backup, unpacked; holes have none
+MAX_PARTS = 1024  # of a file with holes
+MAX_LENGTH = 1 << 43  # bytes of a file with holes
 MAX_NAME = 1024  # bytes of a path, and of a link's target
 MAX_NAMES = 16 << 20  # bytes of all paths of a backup, those of folders that are only meant included
 MAX_ID = 0o7777777  # user and group ids that fit a header
@@ -28,6 +31,8 @@ _USTAR = b"ustar\x0000"
 _PERMISSIONS = 0o1777  # set-uid and set-gid are not kept: nothing here is a program of the system
 _PIECE = 128 << 10
 _EXTENDED = b"x"
+_SPARSE = b"MIXOS.sparse"
+_MAX_FRONT = 2 * (MAX_NAME + 32) + 32 + (2 * MAX_PARTS + 1) * (len(str(MAX_LENGTH)) + 1)
 
 Kind = Literal["file", "folder", "link"]
 _TYPES: dict[Kind, bytes] = {"file": b"0", "link": b"2", "folder": b"5"}
@@ -37,7 +42,8 @@ _KINDS: dict[bytes, Kind] = {code: kind for kind, code in _TYPES.items()}
 @dataclass(frozen=True)
 class Entry:
     """path: relative, with bytes that are not UTF-8 as surrogates; size: bytes, of files only; target: of links only;
-    mtime: seconds since 1970."""
+    mtime: seconds since 1970. length: of a file with holes, the whole of it; then size is that of its parts, (offset,
+    bytes) each, in order."""
 
     path: str
     kind: Kind
@@ -47,6 +53,21 @@ class Entry:
     size: int = 0
     mtime: int = 0
     target: str = ""
+    length: int = 0
+    parts: tuple[tuple[int, int], ...] = ()
+
+    def placed(self, content: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+        """The pieces of its content, each with its offset in the file."""
+        parts = iter(self.parts if self.length else ((0, self.size),))
+        at = left = 0
+        for piece in content:
+            rest = memoryview(piece)
+            while rest:
+                if not left:
+                    at, left = next(parts)
+                yield at, bytes(rest[:left])
+                taken = min(left, len(rest))
+                at, left, rest = at + taken, left - taken, rest[taken:]
 
 
 def encode(entry: Entry) -> bytes:
@@ -59,6 +80,7 @@ def encode(entry: Entry) -> bytes:
     short = _split(path)
     records = b"" if short else _record(b"path", path)
     records += _record(b"linkpath", target) if len(target) > 100 else b""
+    records += _record(_SPARSE, _parts(entry)) if entry.length else b""
     header = _header(entry, _TYPES[entry.kind], *(short or (b"", path[:100])), target[:100])
     if not records:
         return header
@@ -69,8 +91,25 @@ def encode(entry: Entry) -> bytes:
 def _record(key: bytes, value: bytes) -> bytes:
     """`LENGTH KEY=VALUE`: bytes of the whole, its own digits and the newline included."""
     size = len(key) + len(value) + 3
-    digits = next(count for count in range(1, 6) if len(str(size + count)) == count)
+    digits = next(count for count in range(1, 8) if len(str(size + count)) == count)
     return b"%d %s=%s\n" % (size + digits, key, value)
+
+
+def _parts(entry: Entry) -> bytes:
+    """Raises BackupError `backup-name` for parts that no file has."""
+    at, size = 0, 0
+    for offset, length in entry.parts:
+        if offset < at or length < 1:
+            raise BackupError(f"{entry.path!r:.200}: parts of it lie over each other", reason="backup-name")
+        at, size = offset + length, size + length
+    if (
+        entry.kind != "file"
+        or len(entry.parts) > MAX_PARTS
+        or size != entry.size
+        or not at <= entry.length <= MAX_LENGTH
+    ):
+        raise BackupError(f"{entry.path!r:.200}: holes that cannot be kept", reason="backup-name")
+    return " ".join(map(str, [entry.length, *(number for part in entry.parts for number in part)])).encode()
 
 
 def _header(entry: Entry, code: bytes, prefix: bytes, name: bytes, target: bytes) -> bytes:
@@ -103,19 +142,22 @@ def decode(block: bytes, front: bytes = b"") -> Entry:
     try:
         long = _records(front[BLOCK:])
         path, target = long.get(b"path", path), long.get(b"linkpath", target)
+        length, *ends = map(int, long.get(_SPARSE, b"0").split(b" "))
+        parts = tuple(zip(ends[::2], ends[1::2], strict=True))
         kind = _KINDS[code]
-        numbers = {"mode": mode, "uid": uid, "gid": gid, "size": size, "mtime": mtime}
-        values = {word: int(field[:-1], 8) for word, field in numbers.items()}
+        numbers = [int(field[:-1], 8) for field in (mode, uid, gid, size, mtime)]
         text = path.removesuffix(b"/").decode("utf-8", "surrogateescape")
-        entry = Entry(text, kind, **values, target=target.rstrip(b"\0").decode("utf-8", "surrogateescape"))
-        if min(values.values()) < 0 or encode(entry) != front + block:
+        link = target.rstrip(b"\0").decode("utf-8", "surrogateescape")
+        mode, uid, gid, size, mtime = numbers
+        entry = Entry(text, kind, mode, uid, gid, size, mtime, link, length, parts)
+        if min(numbers) < 0 or encode(entry) != front + block:
             raise ValueError("not written by us")
     except (KeyError, ValueError, struct.error, BackupError) as error:
         raise BackupError("the archive in the backup has a header that is not one of ours", reason="backup-tar") from (
             error
         )
-    parts = text.split("/")
-    if not text or "\0" in text or any(part in ("", ".", "..") for part in parts):
+    names = text.split("/")
+    if not text or "\0" in text or any(part in ("", ".", "..") for part in names):
         raise BackupError(f"the name {text!r} is not allowed in a backup", reason="backup-name")
     if (kind != "file" and entry.size) or (kind == "link") != bool(entry.target):
         raise BackupError(f"{text!r} contradicts itself", reason="backup-tar")
@@ -195,7 +237,7 @@ def _front(source: _Source, block: bytes) -> bytes:
     if block[156:157] != _EXTENDED:
         return b""
     size = int(block[124:135], 8) if re.fullmatch(rb"[0-7]{11}", block[124:135]) else 0
-    if not 0 < size <= 2 * (MAX_NAME + 32):
+    if not 0 < size <= _MAX_FRONT:
         raise BackupError("the archive in the backup has a header that is not one of ours", reason="backup-tar")
     return block + source.take(size + -size % BLOCK)
 

@@ -8,10 +8,12 @@ calls, what is only true for this boot, and the journals of changes that were un
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path, PurePosixPath
 
@@ -23,7 +25,7 @@ from daemon.core.change.files import Trees
 from daemon.core.manifest import function, manifests
 from daemon.core.part import Context
 from daemon.linux import tree
-from daemon.parts.backup.archive import MAX_ENTRIES, Entry, fits, too_big
+from daemon.parts.backup.archive import MAX_ENTRIES, MAX_LENGTH, MAX_PARTS, Entry, fits, too_big
 from daemon.parts.backup.sealed import BackupError
 
 FORMAT = 1  # of the content; the container has a version of its own
@@ -194,7 +196,7 @@ def _kept(one: tree.Found, path: str) -> Item | None:
     if stat.S_ISDIR(facts.st_mode) and one.entered:
         item = Entry(path, "folder", stat.S_IMODE(facts.st_mode) & 0o1777, facts.st_uid, facts.st_gid), iter(())
     elif stat.S_ISREG(facts.st_mode):
-        item = _file(one.name, path, one.folder)
+        item = _file(one.name, path, one.folder, holes=True)
     elif stat.S_ISLNK(facts.st_mode):
         link = _target(one)
         if link is not None:
@@ -209,8 +211,9 @@ def _target(one: tree.Found) -> str | None:
         return None  # it is gone already
 
 
-def _file(name: str, path: str, folder: Path | int) -> Item | None:
-    """An entry that reads from an open file; None for what is not a regular one, or is gone."""
+def _file(name: str, path: str, folder: Path | int, *, holes: bool = False) -> Item | None:
+    """An entry that reads from an open file; None for what is not a regular one, or is gone. holes: they may be left
+    out."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(folder / name, flags) if isinstance(folder, Path) else os.open(name, flags, dir_fd=folder)
@@ -223,15 +226,41 @@ def _file(name: str, path: str, folder: Path | int) -> Item | None:
     stream = os.fdopen(descriptor, "rb", buffering=0)  # closed with its last reference, taken from or not
     mode = stat.S_IMODE(facts.st_mode) & 0o1777
     entry = Entry(path, "file", mode, facts.st_uid, facts.st_gid, facts.st_size, max(0, int(facts.st_mtime)))
-    return entry, _content(stream, facts.st_size)
+    parts = _parts(stream, facts) if holes else None
+    if parts is not None:
+        entry = replace(entry, size=sum(size for _, size in parts), length=facts.st_size, parts=parts)
+    return entry, _content(stream, parts if parts is not None else ((0, facts.st_size),))
 
 
-def _content(stream: FileIO, size: int) -> Iterator[bytes]:
-    """At most `size` bytes, then the file is closed."""
+def _parts(stream: FileIO, facts: os.stat_result) -> tuple[tuple[int, int], ...] | None:
+    """Offset and bytes of what a file has between its holes (lseek(2)); None: it has none, or more than can be kept."""
+    if facts.st_blocks * 512 >= facts.st_size or facts.st_size > MAX_LENGTH:
+        return None
+    found: list[tuple[int, int]] = []
+    at = 0
+    while at < facts.st_size:
+        try:
+            begin = stream.seek(at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                return None  # this file system does not tell
+            break  # nothing but a hole is left
+        at = min(stream.seek(begin, os.SEEK_HOLE), facts.st_size)
+        if len(found) == MAX_PARTS or begin >= at:
+            return None
+        found.append((begin, at - begin))
+    return tuple(found)
+
+
+def _content(stream: FileIO, parts: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """At most what these parts have, then the file is closed."""
     with stream:
-        while size > 0 and (piece := stream.read(min(size, _PIECE))):
-            size -= len(piece)
-            yield piece
+        for at, length in parts:
+            size = length
+            stream.seek(at)
+            while size > 0 and (piece := stream.read(min(size, _PIECE))):
+                size -= len(piece)
+                yield piece
 
 
 def _within(name: str, path: str) -> bool:

@@ -29,6 +29,7 @@ from daemon.linux.log import log
 from daemon.parts.backup import archive, contents, sealed
 from daemon.parts.backup.archive import Entry
 from daemon.parts.backup.contents import FORMAT, MANIFEST, SECTIONS, STATE, Manifest
+from daemon.parts.backup.login import Login
 from daemon.parts.backup.migrate import migrate
 from daemon.parts.backup.restore import Plan, Restorer, running, services_to_restart
 
@@ -100,6 +101,7 @@ class Backup:
             log("notice", f"backup: an interrupted restore was {self.recovered}")
             self.context.events.publish("backup.recovered", self.recovered)
         self.context.changes.guards.append(self._guard)
+        await self.context.changes.start(Login(self.trees))
 
     async def stop(self) -> None:
         """A restore that is under way ends first: it is short by now, and the next start would finish it anyway."""

@@ -20,6 +20,7 @@ from daemon.core.manifest import file_for
 from daemon.parts.backup import archive, contents
 from daemon.parts.backup.archive import Entry
 from daemon.parts.backup.contents import MANIFEST, MAX_MANIFEST, STATE, Manifest
+from daemon.parts.backup.login import CONFIG, KEYS
 from daemon.parts.backup.sealed import BackupError
 
 _RESERVE = 16 << 20  # bytes that stay free
@@ -59,7 +60,7 @@ def examine(
             raise BackupError(f"{entry.path!r} has no place in this backup", reason="backup-name")
         state = section.startswith(f"{STATE}/")
         root = f"var/lib/{section.partition('/')[2]}"
-        if not state and entry.kind != "file":
+        if not state and (entry.kind != "file" or entry.length):
             raise BackupError(f"{entry.path!r} is not a file", reason="backup-name")
         if entry.path == root and entry.kind != "folder":
             raise BackupError(f"{entry.path!r} is not a folder", reason="backup-name")
@@ -183,12 +184,11 @@ def _wanted(manifest: Manifest, only: Collection[str]) -> frozenset[str]:
 def _write_file(path: Path, entry: Entry, content: Iterator[bytes]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o600), "wb") as stream:
-        for piece in content:
-            if piece.strip(b"\0"):
+        for at, piece in entry.placed(content):
+            if piece.strip(b"\0"):  # else a hole
+                stream.seek(at)
                 stream.write(piece)
-            else:
-                stream.seek(len(piece), os.SEEK_CUR)  # a hole
-        stream.truncate(entry.size)
+        stream.truncate(entry.length or entry.size)
     _own(path, entry)
     path.chmod(entry.mode)
     os.utime(path, (entry.mtime, entry.mtime))
@@ -211,7 +211,7 @@ def _same(new: Path, target: Path) -> bool:
 def services_to_restart(plan: Plan) -> tuple[list[str], bool]:
     """The units whose state was replaced, and whether only a reboot brings everything in force.
 
-    Not for what `daemon.core.follow` has read again, profiles, and who may log in: that is read when it is needed.
+    Not for what `daemon.core.follow` has read again, profiles, and who may log in: see `login`.
     """
     units = {folder: unit for unit, folder in plan.manifest.state.items()}
     restart = sorted(units[one.name.removeprefix("var/lib/")] for one in plan.changes if one.kind == "tree")
@@ -219,7 +219,7 @@ def services_to_restart(plan: Plan) -> tuple[list[str], bool]:
 
 
 def _at_once(name: str) -> bool:
-    return name.startswith("etc/ssh/authorized_keys/") or (
+    return name.startswith((KEYS, CONFIG)) or (
         name.startswith("etc/mixos/") and file_for(name.removeprefix("etc/mixos/")) is not None
     )
 

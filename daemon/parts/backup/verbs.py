@@ -161,7 +161,14 @@ def _read(file: str, passphrase_file: str | None, plain: bool) -> dict[str, Any]
         examined = examine(unseal(stream, secret))
         told = next(examined)[0].model_dump(mode="json", by_alias=True)
         for _, entry, _ in examined:
-            files.append({"path": entry.path, "kind": entry.kind, "bytes": entry.size, "mode": f"{entry.mode:04o}"})
+            files.append(
+                {
+                    "path": entry.path,
+                    "kind": entry.kind,
+                    "bytes": entry.length or entry.size,
+                    "mode": f"{entry.mode:04o}",
+                }
+            )
     total = sum(one["bytes"] for one in files)
     return {"backup": told, "encrypted": secret is not None, "bytes": total, "files": files}
 

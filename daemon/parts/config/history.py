@@ -245,5 +245,5 @@ def _decode(line: bytes) -> Revision | None:
         document = json.loads(line)
         files = {str(path): (str(digest), int(mode)) for path, (digest, mode) in document["files"].items()}
         return Revision(int(document["id"]), float(document["at"]), str(document["who"]), str(document["why"]), files)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None

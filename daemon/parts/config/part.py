@@ -106,8 +106,9 @@ def _entry(path: str) -> Callable[[str, Path], object] | None:
     return function
 
 
-def _fits(text: str, path: str, context: Context) -> None:
-    """Raises ConfigError when its part would not take the file beside those that are there."""
+def _fits(text: str | None, path: str, context: Context) -> None:
+    """Raises ConfigError when its part would not take the file beside those that are there, or these need it (text
+    None: it goes)."""
     manifest, file = file_for(path) or (None, None)
     if manifest is not None and file is not None and file.fits:
         manifest.find(file.fits)(text, Path(path), context)
@@ -219,11 +220,12 @@ class Config:
         )
 
     async def remove(self, caller: Caller, params: Removed) -> Taken:
-        """Like `put`. Raises NotFoundError `config-missing`, `config-unknown-file`."""
+        """Like `put`. Raises NotFoundError `config-missing`, `config-unknown-file`, ConfigError when others need it."""
         _entry(params.path)
         path = self.context.etc / params.path
         if not path.is_file():
             raise NotFoundError(f"there is no {path}", reason="config-missing")
+        await asyncio.to_thread(_fits, None, params.path, self.context)
         answer = await self._change(caller, params, f"config remove {params.path}", lambda: {ETC + params.path: None})
         return {**answer, "path": params.path}
 

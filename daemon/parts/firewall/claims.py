@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
-
+from common import toml
 from daemon.core.part import Context
 
 _BYTES = 4 << 20
@@ -18,4 +17,4 @@ def unit(context: Context, name: str) -> bool:
         return False
     if len(data) > _BYTES:
         raise ValueError("firewall.toml is too large")
-    return name in tomllib.loads(data.decode("utf-8-sig")).get("units", {})
+    return name in toml.loads(data.decode("utf-8-sig")).get("units", {})

@@ -30,7 +30,7 @@ from zeroconf import (  # type: ignore[attr-defined]  # exported, though not by 
     ServiceInfo,
     Zeroconf,
 )
-from zeroconf._handlers.query_handler import QueryHandler  # the only way to see questions
+from zeroconf._handlers.query_handler import QueryHandler  # the only way to see questions; tests/unit/test_mdns.py
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf, AsyncZeroconfServiceTypes
 
 from common.addresses import address as read_address

@@ -9,7 +9,7 @@ the DHCP clients, which thereby outlive the daemon. The daemon says what it want
     NAME.started   the script looks after this interface; the script (or `release`) takes it away
     NAME.address   the interface has an IPv4 address (what time synchronisation waits for)
     NAME.earlier   addresses of an earlier lease, which go with the next one
-    NAME.lease, .routes, .mtu, .local, .dns, .ntp, .carrier, .again
+    NAME.lease, .routes, .mtu, .local, .dns, .ntp, .carrier, .cut, .again
                    what the script keeps of a lease, for the next one
     wake           a pipe: a line makes the script look now
 """

@@ -123,7 +123,9 @@ def _check_gateways(interface: Interface) -> None:
     alone = {own.version for own in networks if own.network.num_addresses == 1}
     for text in interface.hops_alone():
         if (6 if ":" in text else 4) not in alone:
-            raise ValueError(f"the gateway {text} is in no network of this interface")
+            own = f"{text}/{128 if ':' in text else 32}"
+            hint = f"on its link it is by a route to {own}"
+            raise ValueError(f"the gateway {text} is in no network of this interface; {hint}")
 
 
 class NetworkFile(Strict):

@@ -25,6 +25,7 @@ from typing import Any
 from common.errors import UnreachableError
 from daemon.core.events import Bus
 from daemon.core.limits import Bucket
+from daemon.linux.log import log
 from daemon.linux.sandbox.proxy_rules import DeniedError, Rules, Target, name
 from daemon.parts.sandbox import proxy_http as http
 from daemon.parts.sandbox.proxy_link import CHUNK, Link
@@ -110,6 +111,8 @@ class Proxy:
                     self._deny(error)
             except* (OSError, EOFError):
                 pass  # one side went away, or neither said anything for too long
+            except* Exception as group:  # noqa: BLE001  # a defect of ours must not end the others
+                log("err", f"the proxy of {self.name}: {group.exceptions[0]!r:.200}")
 
     async def _http(self, client: Link) -> None:
         try:

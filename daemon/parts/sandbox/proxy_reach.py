@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -162,8 +163,7 @@ async def _tunnel(link: Link, proxy: SplitResult, to: Target) -> None:
     more = f"Proxy-Authorization: {word}\r\n" if word else ""
     await link.send(f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{more}\r\n".encode())
     head = await link.until(END, MAX_HEAD)
-    words = head.split(b" ", 2)
-    if not head.endswith(END) or not head.startswith(b"HTTP/1.") or words[1][:1] != b"2":
+    if not head.endswith(END) or not re.match(rb"HTTP/1\.[0-9] 2[0-9]{2}[ \r]", head):
         raise UnreachableError(f"the device's proxy does not connect to {to}", reason="upstream")
 
 

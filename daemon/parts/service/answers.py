@@ -171,6 +171,7 @@ class Changes(TypedDict):
     removed: Annotated[list[str], "units that are gone, and were stopped"]
     restarted: Annotated[list[str], "units that ran, and whose process would be another one now"]
     broken: Annotated[list[str], "files that are wrong, and change nothing"]
+    refused: Annotated[dict[str, str], "of these, units that were in order before → what is wrong; at most 20"]
 
 
 class Reloaded(Changes):

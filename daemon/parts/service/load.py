@@ -56,16 +56,19 @@ class Loaded:
 
 
 def load(
-    folders: Sequence[Path], previous: Mapping[str, Definition], instead: Mapping[str, Definition] | None = None
+    folders: Sequence[Path],
+    previous: Mapping[str, Definition],
+    instead: Mapping[str, Definition] | None = None,
+    without: Path | None = None,
 ) -> Loaded:
     """Read all units of `folders`, a later folder replacing earlier ones; `previous` is what holds if a file is broken,
-    `instead` what counts instead of files.
+    `instead` what counts instead of files, `without` a file that does not.
 
     Nothing is raised: what is wrong is in the result.
     """
     units: dict[str, Definition] = {}
     broken: dict[str, str] = {}
-    files = {path.stem: path for folder in folders for path in unit_files(folder)}
+    files = {path.stem: path for folder in folders for path in unit_files(folder) if path != without}
     units.update(instead or {})
     files |= {name: one.path for name, one in units.items()}
     for name, path in sorted((name, path) for name, path in files.items() if name not in units):
@@ -133,13 +136,22 @@ def check(text: str, path: Path) -> None:
     parse_unit(text, path)
 
 
-def fits(text: str, path: Path, context: Context) -> None:
-    """Raise ConfigError for a unit that would not be taken beside the others that are there."""
-    _check_name(path)
-    one = Definition(path.stem, path, text, parse_unit(text, path))
-    found = load([context.lib / "units", context.etc / "units"], {}, {path.stem: one})
+def fits(text: str | None, path: Path, context: Context) -> None:
+    """Raise ConfigError for a unit that would not be taken beside the others that are there (text None: its file goes),
+    or that would break one of them."""
+    folders = [context.lib / "units", context.etc / "units"]
+    if text is not None:
+        _check_name(path)
+        found = load(folders, {}, {path.stem: Definition(path.stem, path, text, parse_unit(text, path))})
+    else:
+        found = load(folders, {}, without=context.etc / path)
     if path.stem in found.broken:
         raise ConfigError(found.broken[path.stem], reason="unit-broken")
+    before = load(folders, {}).broken
+    for name, message in sorted(found.broken.items()):
+        if name not in before:
+            what = f"{path}: the unit {name} would be broken: {message}"
+            raise ConfigError(what, reason="unit-needed", hint=f"change or remove units/{name}.toml first")
 
 
 def state_folders(context: Context) -> dict[str, str]:

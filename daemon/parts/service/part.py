@@ -40,6 +40,7 @@ Result = TypeVar("Result")
 SPAWNING = 8  # shims that are started at the same time
 ENABLED = "enabled.toml"
 _NAMED = 5  # units of a finding that are named
+_REFUSED = 20  # files that are named by a reload
 _KEYS = {  # of [limits], by file of the cgroup
     "memory.max": "memory", "memory.high": "memory-high", "memory.swap.max": "swap", "pids.max": "pids",
     "cpu.max": "cpu", "cpu.weight": "cpu-weight", "io.weight": "io-weight", "io.max": "io-max",
@@ -238,12 +239,12 @@ class Manager:
         return late
 
     async def reload(self) -> Changes:
-        """Read all files again and apply what differs: {added, changed, removed, restarted, broken: names}.
+        """Read all files again and apply what differs: {added, changed, removed, restarted, broken: names, refused}.
 
         A broken file changes nothing. A running service is restarted only when its process would be another one.
         """
         previous = {name: one.definition for name, one in self.services.items()}
-        loaded = load(self.folders, previous)
+        loaded, broken = load(self.folders, previous), self.loaded.broken
         removed = sorted(previous.keys() - loaded.units.keys())
         if removed:
             await self.halt(removed)
@@ -266,6 +267,7 @@ class Manager:
             "removed": removed,
             "restarted": stale,
             "broken": sorted(loaded.broken),
+            "refused": {name: loaded.broken[name] for name in sorted(loaded.broken.keys() - broken.keys())[:_REFUSED]},
         }
 
     def is_enabled(self, name: str) -> bool:

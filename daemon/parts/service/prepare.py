@@ -105,7 +105,7 @@ def specification(
         groups=who.groups,
         umask=service.umask,
         nice=service.nice,
-        limits={key: spec.Limit(*map(_rlimit, value)) for key, value in service.rlimits.items()},
+        limits={key: spec.Limit(*(_rlimit(key, one) for one in value)) for key, value in service.rlimits.items()},
         ambient=capabilities if capabilities is not None and who.uid != 0 else frozenset(),
         bounding=capabilities,
         cgroup=group,
@@ -125,8 +125,11 @@ def specification(
     return confine.sandboxed(result, service, who, context, places.launcher, len(unit.socket), own)
 
 
-def _rlimit(value: int) -> int:
-    return spec.INFINITY if value < 0 else value
+def _rlimit(name: str, value: int) -> int:
+    """A limit as setrlimit(2) takes it. Of open files nobody may have more than fs.nr_open (proc_sys_fs(5))."""
+    if value >= 0:
+        return value
+    return int(Path("/proc/sys/fs/nr_open").read_text("ascii")) if name == "nofile" else spec.INFINITY
 
 
 def asker(name: str, service: Service, context: Context, places: Places, group: str) -> Asker:
@@ -185,7 +188,8 @@ def _make(path: Path, who: Account, mode: int) -> None:
 
 
 def environment_file(path: Path) -> dict[str, str]:
-    """Variables from lines `KEY=value`; blank lines and `#` lines do not count, a value may stand in quotes.
+    """Variables from lines `KEY=value`; blank lines and `#` lines do not count, a value may stand in quotes, which end
+    the line: some readers take a comment behind them, some a value that goes on in the next line.
 
     Raises ConfigError `unit-environment` with file and line.
     """
@@ -206,7 +210,13 @@ def environment_file(path: Path) -> dict[str, str]:
         if match is None or "\0" in line:
             raise ConfigError(f"{path}:{number}:1: KEY=value is expected", reason="unit-environment")
         value = match[2]
-        found[match[1]] = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+        if value.startswith(("'", '"')):
+            if len(value) == 1 or value[-1] != value[0]:
+                hint = "a comment needs a line of its own; no value goes on in the next line"
+                problem = f"the value begins with {value[0]} and does not end with it"
+                raise ConfigError(f"{path}:{number}:1: {problem}", reason="unit-environment", hint=hint)
+            value = value[1:-1]
+        found[match[1]] = value
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import MixosError
-from daemon.parts.service.spec import decode
+from daemon.parts.service.spec import decode, number_in
 
 _MAX_BYTES = 8 << 10  # no state is longer
 
@@ -93,24 +93,24 @@ def parse_state(data: bytes) -> State:
     try:
         rows = [line.split(b" ") for line in data.splitlines()]
         words = {key.decode(): [decode(word).decode("utf-8", "backslashreplace") for word in row] for key, *row in rows}
-        number = {key: int(words[key][0]) for key in _NUMBERS}
+        number = {key: number_in(words[key][0]) for key in _NUMBERS}
         return State(
             unit=words["unit"][0],
             boot=words["boot"][0],
-            shim=ProcessId(*map(int, words["shim"])),
+            shim=ProcessId(*map(number_in, words["shim"])),
             phase=Phase(words["phase"][0]),
-            main=ProcessId(*map(int, words["main"])),
+            main=ProcessId(*map(number_in, words["main"])),
             ready=bool(number["ready"]),
             stopped=bool(number["stopped"]),
             populated=bool(number["populated"]),
             since=number["since"] / 1e9,
             until=number["until"] / 1e9,
             starts=number["starts"],
-            code=int(words["exit"][0]),
-            signal=int(words["exit"][1]),
+            code=number_in(words["exit"][0]),
+            signal=number_in(words["exit"][1]),
             oom=bool(number["oom"]),
             failure=words["failure"][0].strip("-"),
-            error=int(words["failure"][1]),
+            error=number_in(words["failure"][1]),
             cgroup=words["cgroup"][0],
             status=words["status"][0],
             dropped=number["dropped"],
@@ -235,17 +235,17 @@ Event = (
 
 # First word of a message → the event, from the words behind it and the state after it.
 EVENTS: Mapping[str, Callable[[list[str], State], Event]] = {
-    "started": lambda words, _: Started(int(words[0]), int(words[1])),
-    "failed": lambda words, _: Failed(words[0], int(words[1])),
+    "started": lambda words, _: Started(number_in(words[0]), number_in(words[1])),
+    "failed": lambda words, _: Failed(words[0], number_in(words[1])),
     "ready": lambda _, __: Ready(),
     "status": lambda _, state: Status(state.status),
     "watchdog": lambda words, _: Watchdog(words[0] == "1"),
-    "mainpid": lambda words, _: MainPid(int(words[0]), int(words[1])),
+    "mainpid": lambda words, _: MainPid(number_in(words[0]), number_in(words[1])),
     "stopping": lambda _, __: Stopping(),
     "reloading": lambda _, __: Reloading(),
     "extend": lambda _, __: Extend(),
     "stored": lambda words, _: Stored(words[0], True),
     "unstored": lambda words, _: Stored(words[0], False),
-    "exited": lambda words, _: Exited(int(words[0]), int(words[1]), words[2] == "1"),
+    "exited": lambda words, _: Exited(number_in(words[0]), number_in(words[1]), words[2] == "1"),
     "empty": lambda _, __: Empty(),
 }

@@ -74,10 +74,10 @@ def _unix(wanted: Socket, kind: socket.SocketKind) -> socket.socket:
 
 
 def _bind(channel: socket.socket, path: Path, wanted: Socket) -> None:
-    """Bound under its own name, which its service sees (getsockname(2)); nobody can connect before it has its owner and
-    mode and listens. When its folder is a user's own, nothing else is given away."""
+    """Bound under its own name, which its service sees (getsockname(2)), and so by path; nobody can connect before it
+    has its owner and mode and listens. When its folder is a user's own, nothing else is given away."""
     uid, gid = user_id(wanted.owner), group_id(wanted.group)
-    with folder_of(path, make=True) as folder:
+    with folder_of(path, make=True, settled=True) as folder:
         if _alive(path.name, folder):
             raise OSError(98, "someone listens there already")
         with contextlib.suppress(FileNotFoundError):

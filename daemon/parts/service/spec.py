@@ -170,6 +170,7 @@ _LOG_RANGES = {"size": (65536, 1 << 32), "files": (0, 100), "rate": (0, 1_000_00
 _PLAIN = frozenset(range(0x21, 0x7F)) - {ord("%")}
 _UNIT = re.compile(r"[A-Za-z0-9@._:-]{1,64}")
 _PATH = re.compile(r"(/[!-~]+)?")
+_NUMBER = re.compile(r"-?[0-9]{1,20}")
 _AS_IT_IS = re.compile(rb"[!-$&-~]*")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})|([!-$&-~])")
 
@@ -189,6 +190,13 @@ def decode(word: bytes) -> bytes:
     if sum(len(match[0]) for match in found) != len(word):
         raise ValueError("not percent-encoded")
     return b"".join(bytes.fromhex(match[1].decode()) if match[1] else match[2] for match in found)
+
+
+def number_in(word: str) -> int:
+    """A number of the shim's, as it reads and writes them: at most 20 digits (words.c). Raises ValueError."""
+    if not _NUMBER.fullmatch(word):
+        raise ValueError(f"{word[:30]!r} is no number")
+    return int(word)
 
 
 def _check(spec: Spec) -> None:
@@ -253,21 +261,21 @@ def parse(data: bytes) -> Spec:
 def _build(single: dict[str, str], lists: dict[str, list[list[str]]]) -> Spec:
     values: dict[str, Any] = {name: single.pop(key) for key, name in _TEXTS.items()}
     for key, name in _NUMBERS.items():
-        number = int(single.pop(key))
+        number = number_in(single.pop(key))
         values[name] = bool(number) if name in _FLAGS else number
-    values["grace"] = int(single.pop("grace")) / 1000
-    values["ambient"] = _names(int(single.pop("ambient")))
-    values["bounding"] = _names(int(single.pop("bounding"))) if "bounding" in single else None
-    values["notify_uid"] = int(single.pop("notify-uid")) if "notify-uid" in single else None
-    log = Logging(single.pop("log-folder"), *(int(single.pop(f"log-{name}")) for name in _LOGGING))
+    values["grace"] = number_in(single.pop("grace")) / 1000
+    values["ambient"] = _names(number_in(single.pop("ambient")))
+    values["bounding"] = _names(number_in(single.pop("bounding"))) if "bounding" in single else None
+    values["notify_uid"] = number_in(single.pop("notify-uid")) if "notify-uid" in single else None
+    log = Logging(single.pop("log-folder"), *(number_in(single.pop(f"log-{name}")) for name in _LOGGING))
     if single:
         raise ValueError(f"unknown key {min(single)}")
     environment = dict(word.split("=", 1) for (word,) in lists["env"])
     limits = {name: Limit(_amount(soft), _amount(hard)) for name, soft, hard in lists["limit"]}
-    groups = tuple(int(word) for (word,) in lists["group"])
+    groups = tuple(number_in(word) for (word,) in lists["group"])
     argv = tuple(word for (word,) in lists["arg"])
     return Spec(argv=argv, log=log, environment=environment, groups=groups, limits=limits, **values)
 
 
 def _amount(word: str) -> int:
-    return INFINITY if word == "infinity" else int(word)
+    return INFINITY if word == "infinity" else number_in(word)

@@ -24,7 +24,8 @@ MAX_WORDS = 900  # of a command; with the launcher's own before it, as many as a
 
 
 def _absolute(path: str) -> str:
-    if not path.startswith("/") or "\0" in path or posixpath.normpath(path) != path:
+    # Two slashes in front are left as they are: POSIX lets them mean something else than one.
+    if not path.startswith("/") or path.startswith("//") or "\0" in path or posixpath.normpath(path) != path:
         raise ValueError("an absolute path without . or .. is expected")
     return path
 

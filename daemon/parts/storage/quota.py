@@ -56,7 +56,7 @@ class Quotas:
             return {str(name): Kept.model_validate(one) for name, one in dict(document).items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, ValidationError) as error:
+        except (OSError, ValueError, TypeError, RecursionError, ValidationError) as error:
             raise HealthError(f"{self.path} is damaged", reason="quota-file") from error
 
     def rows(self) -> list[Quota]:

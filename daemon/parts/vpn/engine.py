@@ -137,7 +137,7 @@ class Engine:
                     self._take_down(rtnl, wanted)
                     if wanted:
                         with WireGuard() as device:
-                            self._bring_up(Kernel(rtnl, device), wanted, endpoints)
+                            self._bring_up(Kernel(rtnl, device, self.proc), wanted, endpoints)
                     self._tell_names(wanted)
                     self._lead(rtnl, wanted)
             except (MixosError, OSError) as error:

@@ -16,6 +16,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from common.addresses import Network
+from common.addresses import network as network_of
 from common.netvalues import (
     EndpointText,
     HostAddress,
@@ -30,6 +32,7 @@ from common.netvalues import (
 from common.tomlfile import Strict
 from daemon.linux.wireguard import MAX_ALLOWED
 
+_WIDE = 8  # bits of a prefix
 Port = Annotated[int, Field(ge=0, le=65535, strict=True)]
 Seconds = Annotated[int, Field(ge=0, le=65535, strict=True)]
 
@@ -92,11 +95,30 @@ class Tunnel(Strict):
         return self
 
     @property
+    def everything(self) -> frozenset[Network]:
+        """The networks that become routes and are all of IPv4 or of IPv6 together: 0.0.0.0/0 or, as some files have it,
+        0.0.0.0/1 and 128.0.0.0/1. What lies within one of them is not among them; pieces smaller than /8 are none."""
+        found: list[Network] = []
+        texts = (text for peer in self.peer.values() for text in peer.allowed_ips) if self.routes else ()
+        networks = [network_of(text) for text in texts if int(text.rpartition("/")[2]) <= _WIDE]
+        for version in (4, 6):
+            widest: list[Network] = []
+            for network in sorted((each for each in networks if each.version == version), key=_place):
+                if not widest or not network.subnet_of(widest[-1]):  # type: ignore[arg-type]  # of one version
+                    widest.append(network)
+            if sum(each.num_addresses for each in widest) == 2 ** (32 if version == 4 else 128):  # they do not overlap
+                found += widest
+        return frozenset(found)
+
+    @property
     def takes_everything(self) -> bool:
-        """Whether a peer gets all traffic, so that the tunnel's own packets need a way around it."""
-        return self.routes and any(
-            network.endswith("/0") for peer in self.peer.values() for network in peer.allowed_ips
-        )
+        """Whether all traffic goes into it, so that the tunnel's own packets need a way around it."""
+        return bool(self.everything)
+
+
+def _place(network: Network) -> tuple[int, int]:
+    """Sorts networks by where they begin, the widest of several first."""
+    return int(network.network_address), network.prefixlen
 
 
 class VpnFile(Strict):

@@ -283,7 +283,9 @@ class Vpn:
         config, changed = await self._make(
             caller, params, params.name, lambda config: config.add_quick(params.name, quick)
         )
-        return {**changed, "peers": list(config.tunnel(params.name)[1].peer)}
+        left = [f"{values.MAX_SERVERS} name servers are asked, not {', '.join(quick.left)}"] if quick.left else []
+        peers = list(config.tunnel(params.name)[1].peer)
+        return {**changed, "warnings": [*left, *changed["warnings"]], "peers": peers}
 
     async def _switch(self, caller: Caller, params: ChangeInterface, up: bool) -> Changed:
         name = self._files().tunnel(params.interface)[0]

@@ -77,11 +77,12 @@ def routes(name: str, tunnel: Tunnel) -> set[Route]:
     if not tunnel.routes:
         return set()
     own = [addresses.interface(address).network for address in tunnel.addresses]
+    everything = tunnel.everything
     found = set()
     for network in _allowed(tunnel):
         if any(network.version == other.version and network.subnet_of(other) for other in own):  # type: ignore[arg-type]
             continue
-        table = TABLE if network.prefixlen == 0 else MAIN_TABLE
+        table = TABLE if network in everything else MAIN_TABLE
         found.add(Route(str(network), "", name, IPV6_METRIC if network.version == 6 else 0, table))
     return found
 
@@ -90,18 +91,18 @@ def rules(tunnels: Iterable[Tunnel]) -> set[Rule]:
     """The rules that all tunnels together need."""
     found = set()
     for tunnel in tunnels:
-        for network in _allowed(tunnel) if tunnel.routes else ():
-            if network.prefixlen == 0:
-                family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
-                found.add(Rule(family, _PRIORITY, MAIN_TABLE, suppress=0))
-                found.add(Rule(family, _PRIORITY + 1, TABLE, mark=mark_of(tunnel), inverted=True))
+        for network in tunnel.everything:
+            family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
+            found.add(Rule(family, _PRIORITY, MAIN_TABLE, suppress=0))
+            found.add(Rule(family, _PRIORITY + 1, TABLE, mark=mark_of(tunnel), inverted=True))
     return found
 
 
 def warnings(tunnel: Tunnel) -> list[str]:
-    """What is hardly meant: a peer whose packets would go into the tunnel that they carry. Of a network of
-    everything (/0) they stay outside; names are not looked up."""
-    inside = [network for network in _allowed(tunnel) if network.prefixlen] if tunnel.routes else []
+    """What is hardly meant: a peer whose packets would go into the tunnel that they carry. Where it takes everything
+    they stay outside; names are not looked up."""
+    everything = tunnel.everything
+    inside = [network for network in _allowed(tunnel) if network not in everything] if tunnel.routes else []
     found = []
     for title, peer in tunnel.peer.items():
         host = split_endpoint(peer.endpoint)[0] if peer.endpoint else ""
@@ -146,6 +147,7 @@ class Kernel:
 
     rtnl: Rtnl
     wireguard: WireGuard
+    proc: Path = PROC
 
     def bring_up(self, tunnel: Tunnel, wanted: Device) -> None:
         """Make the interface what it shall be; what is so already is not touched.
@@ -163,7 +165,7 @@ class Kernel:
         if link is None or link.alias != ALIAS:
             self.rtnl.change(name, alias=ALIAS)
         self.wireguard.apply(wanted)
-        set_up(self.rtnl, name, tunnel)
+        set_up(self.rtnl, name, tunnel, self.proc)
 
 
 def set_rules(rtnl: Rtnl, tunnels: Iterable[Tunnel], past: Iterable[str] = (), proc: Path = PROC) -> None:
@@ -191,15 +193,19 @@ def _hosts(texts: Iterable[str]) -> Iterator[str]:
                 yield f"{address}/{address.max_prefixlen}"
 
 
-def set_up(rtnl: Rtnl, name: str, tunnel: Tunnel) -> None:
-    """MTU, addresses, link state and routes of a tunnel's interface; differences only.
+def set_up(rtnl: Rtnl, name: str, tunnel: Tunnel, proc: Path = PROC) -> None:
+    """MTU, IPv6, addresses, link state and routes of a tunnel's interface; differences only.
 
-    Raises NetlinkError, and RefusedError `vpn-route` rather than take over the route of another interface: it may be
-    the network that somebody is logged in from.
+    Raises NetlinkError, OSError, and RefusedError `vpn-route` rather than take over the route of another interface: it
+    may be the network that somebody is logged in from.
     """
     link = rtnl.links()[name]
     if link.mtu != tunnel.mtu:
         rtnl.change(name, mtu=tunnel.mtu)
+    leads = routes(name, tunnel)
+    six = proc / "ipv6/conf" / name / "disable_ipv6"
+    if any(":" in each for each in (*tunnel.addresses, *(route.to for route in leads))) and six.exists():
+        six.write_text("0\n", encoding="ascii")  # here it is wanted, whatever the default of interfaces is
     here = {address.address for address in rtnl.addresses() if _fixed(address, link)}
     for address in tunnel.addresses:
         if address not in here:
@@ -208,7 +214,7 @@ def set_up(rtnl: Rtnl, name: str, tunnel: Tunnel) -> None:
         rtnl.remove_address(name, address)
     if not link.up:
         rtnl.change(name, up=True)
-    _set_routes(rtnl, name, routes(name, tunnel))
+    _set_routes(rtnl, name, leads)
 
 
 def _set_routes(rtnl: Rtnl, name: str, wanted: set[Route]) -> None:

@@ -52,7 +52,7 @@ class QuickPeer:
 
 @dataclass(frozen=True)
 class Quick:
-    """A whole file. routes: False for `Table = off`."""
+    """A whole file. routes: False for `Table = off`; left: name servers of the file beyond those that are asked."""
 
     private: bytes = field(repr=False)
     addresses: tuple[str, ...] = ()
@@ -63,6 +63,7 @@ class Quick:
     mtu: int = 0
     routes: bool = True
     peers: tuple[QuickPeer, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 @dataclass
@@ -174,11 +175,12 @@ class _Reader:
             addresses=self.list(section, "address", _with_prefix),
             port=self.number(section, "listenport", 65535),
             mark=self.number(section, "fwmark", 2**32 - 1),
-            dns=servers,
+            dns=servers[: values.MAX_SERVERS],
             search=search,
             mtu=self.number(section, "mtu", 65535),
             routes=table == "auto",
             peers=peers,
+            left=servers[values.MAX_SERVERS :],
         )
 
     def peer(self, section: _Section) -> QuickPeer:

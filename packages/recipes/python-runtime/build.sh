@@ -10,6 +10,8 @@ rm -f ./*.dist-info/RECORD ./*.dist-info/INSTALLER ./*.dist-info/REQUESTED
 find . -depth -type d -name tests -exec rm -r {} +
 rm -r ./*.data ifaddr/test_ifaddr.py
 find . \( -name '*.pyi' -o -name '*.pxd' \) -exec rm {} +
+# Only its binding to the library is used: not the copies of modules of newer Pythons, nor the one for other interpreters.
+rm -r backports/zstd/_cffi backports/zstd/zipfile backports/zstd/tarfile.py
 # Compiled copies of Python modules: three megabytes more to parse a neighbour's packets or a caller's message in C.
 find zeroconf dbus_fast -name '*.so' -exec rm {} +
 # Of TUF the classes of its metadata alone: how it comes here is the daemon's own.

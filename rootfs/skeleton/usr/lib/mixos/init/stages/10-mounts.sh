@@ -10,8 +10,11 @@ mount -a || echo "mixos: not all of fstab could be mounted" >/dev/console
 mkdir -p "$RUN"
 mount -t tmpfs -o nosuid,nodev,noexec,mode=0755,size=10% tmpfs "$RUN" || echo "mixos: $RUN has no room of its own" >/dev/console
 mkdir -p "$RUN/net" /run/lock /run/sshd
-for pair in securityfs:/sys/kernel/security pstore:/sys/fs/pstore efivarfs:/sys/firmware/efi/efivars; do
+# Variables of the firmware are read only: nothing here writes them, and a wrong one can keep a machine from starting.
+for pair in securityfs:/sys/kernel/security pstore:/sys/fs/pstore efivarfs,ro:/sys/firmware/efi/efivars; do
+    kind=${pair%%:*}
     if [ -d "${pair#*:}" ]; then
-        mount -t "${pair%%:*}" -o nosuid,nodev,noexec "${pair%%:*}" "${pair#*:}" || note "${pair%%:*} is not available"
+        mount -t "${kind%,ro}" -o "nosuid,nodev,noexec${kind#"${kind%,ro}"}" "${kind%,ro}" "${pair#*:}" ||
+            note "${kind%,ro} is not available"
     fi
 done

@@ -30,18 +30,25 @@ trial_seconds() {
     esac
 }
 
-if partition mixos-esp; then
-    if mount -t vfat -o ro,nosuid,nodev,noexec,umask=0077 "/dev/$partition" /boot; then
-        on_trial && trial_seconds >"$RUN/trial" # for the keeper, see stage 15
-        if [ -f /boot/mixos-preseed.toml ]; then
-            sum=$(sha256sum /boot/mixos-preseed.toml)
-            sum="${sum%% *} $MIXOS_VERSION"
-            if ! first_line "$STATE/preseed.applied" || [ "$line" != "$sum" ]; then
-                /usr/libexec/mixos-preseed /boot/mixos-preseed.toml "$STATE" "$sum" >/dev/console 2>&1
-            fi
-        fi
-        umount /boot
-    else
-        say "the ESP cannot be mounted"
+if partition mixos-esp && ! mount -t vfat -o ro,nosuid,nodev,noexec,umask=0077 "/dev/$partition" /boot; then
+    say "the ESP cannot be mounted"
+fi
+on_trial && trial_seconds >"$RUN/trial" # for the keeper, see stage 15
+# What somebody meant to be the preseed and named otherwise. FAT knows no case: the right name may be in capitals.
+for file in /boot/*; do
+    case ${file##*/} in
+    *[Pp][Rr][Ee][Ss][Ee][Ee][Dd]* | [Mm][Ii][Xx][Oo][Ss]*.[Tt][Oo][Mm][Ll]*)
+        [ -f "$file" ] && [ "$file" -ef /boot/mixos-preseed.toml ] && continue
+        name=$(printf %s "${file##*/}" | tr -c ' -~' '?')
+        say "'$name' on the ESP is NOT READ: name the file mixos-preseed.toml (Windows hides a .txt at the end)"
+        ;;
+    esac
+done
+if [ -f /boot/mixos-preseed.toml ]; then
+    sum=$(sha256sum /boot/mixos-preseed.toml)
+    sum="${sum%% *} $MIXOS_VERSION"
+    if ! first_line "$STATE/preseed.applied" || [ "$line" != "$sum" ]; then
+        /usr/libexec/mixos-preseed /boot/mixos-preseed.toml "$STATE" "$sum" >/dev/console 2>&1
     fi
 fi
+umount /boot 2>/dev/null

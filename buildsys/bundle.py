@@ -1,0 +1,175 @@
+"""Making a bundle (docs/bundle.md): the release of an image, and the ways to it from earlier ones.
+
+What is released is read from the image itself, as a device has it on its disk: the root is measured again, and must be
+what the command line of its kernel image says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from buildsys.files import atomic_write
+from common.bundle import container, manifest, plan, windows
+from common.bundle.container import Front
+from common.disk import fatread, gpt, verity
+from common.efi import uki as uki_format
+from common.efi.entries import FOLDER
+from common.errors import BundleError, ImageError
+from image.host import image_errors, opened
+
+Sign = Callable[[str], Front]
+
+
+@dataclass(frozen=True)
+class Content:
+    """A release as bytes. salt: of its verity tree."""
+
+    version: str
+    kernel: str
+    root: bytes
+    uki: bytes
+    root_hash: bytes
+    salt: bytes
+
+    @property
+    def installed(self) -> manifest.Installed:
+        """How plans name it."""
+        digest = hashlib.sha256(self.uki).hexdigest()
+        return manifest.Installed.model_validate(
+            {"version": self.version, "root-hash": self.root_hash.hex(), "uki-sha256": digest}
+        )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a release says of itself besides its content; see the manifest."""
+
+    sequence: int
+    minimum: int
+    machine: str
+    variant: str
+    created: int
+
+
+def load(path: Path) -> Content:
+    """The release in an image or a bundle. Raises ImageError for what is neither, or not sound; BundleError."""
+    with opened(path) as descriptor, image_errors(path):
+        if os.pread(descriptor, len(container.MAGIC), 0) == container.MAGIC:
+            return _of_bundle(path)
+        return _of_image(descriptor, path)
+
+
+def _of_image(descriptor: int, path: Path) -> Content:
+    table = gpt.read(descriptor)
+    esp, place = table.find("mixos-esp"), table.find("mixos-root-a")
+    volume = fatread.open_volume(descriptor, esp.offset, esp.size)
+    found = [entry for name, entry in fatread.files(volume) if name.startswith(f"{FOLDER}/")]
+    if len(found) != 1:
+        raise ImageError(f"{path}: {len(found)} entries of the loader, not one", reason="bundle-image")
+    uki = fatread.read(volume, found[0])
+    head = uki_format.read_uki(uki)
+    target = uki_format.verity_target(head.cmdline)
+    if target is None or target.blocks * verity.BLOCK > place.size:
+        raise ImageError(f"{path}: its kernel image names no verity root that fits", reason="bundle-image")
+    root = os.pread(descriptor, target.blocks * verity.BLOCK, place.offset)
+    tree = verity.build(descriptor, len(root), target.salt, place.offset)
+    if tree.root != target.root:
+        raise ImageError(f"{path}: its root is not the one that its kernel image starts", reason="bundle-image")
+    return Content(head.identity("IMAGE_VERSION"), head.uname, root, uki, tree.root, target.salt)
+
+
+def _of_bundle(path: Path) -> Content:
+    """By its plan for the whole. Nobody's signature counts here: what comes out is a source, known by its hashes."""
+    with path.open("rb") as stream:
+        front, start = container.read(stream.read)
+        found = manifest.parse(front.manifest)
+
+        def read(offset: int, length: int) -> bytes:
+            return os.pread(stream.fileno(), length, start + offset)
+
+        way = next(one for one in found.plans if one.source is None)
+        root, uki = (_made(read, blob, target) for blob, target in ((way.root, found.root), (way.uki, found.uki)))
+    salt = bytes.fromhex(found.root.salt)
+    return Content(found.version, found.kernel, root, uki, bytes.fromhex(found.root.root_hash), salt)
+
+
+def _made(read: windows.Read, blob: manifest.PlanBlob, target: manifest.Root | manifest.Uki) -> bytes:
+    recipe = windows.read_plan(read(blob.offset, blob.size))
+    wanted = windows.Target(target.size, tuple(map(bytes.fromhex, target.windows.sha256)))
+    out = bytearray(target.size)
+
+    def write(offset: int, data: memoryview) -> None:
+        out[offset : offset + len(data)] = data
+
+    windows.apply(recipe, wanted, range(len(wanted.windows)), lambda offset, length: b"", read, write)
+    if hashlib.sha256(out).hexdigest() != target.sha256:
+        raise BundleError("what the bundle makes is not what its manifest says", "bundle-damaged")
+    return bytes(out)
+
+
+def make(
+    new: Content, earlier: Sequence[Content], facts: Facts, sign: Sign, path: Path, jobs: int = 1
+) -> manifest.Manifest:
+    """Write the bundle of a release. earlier: releases that devices run, each with a way of its own unless the whole is
+    no larger. Raises BundleError, and what `sign` raises; then nothing is written.
+    """
+    payload = plan.Payload()
+    root, uki = plan.parse(new.root, jobs=jobs), plan.parse(new.uki, jobs=jobs)
+    whole = _way(None, root, uki, payload, jobs)
+    ways = [whole]
+    for old in earlier:
+        if old.root_hash == new.root_hash:
+            raise BundleError(f"{old.version} has the root of {new.version} itself", "bundle-same")
+        kept = payload.size, len(payload.pieces)
+        way = _way(old, root, uki, payload, jobs)
+        if way.transfer < whole.transfer:
+            ways.append(way)
+        else:
+            payload.cut(*kept)
+    found = manifest.Manifest.model_validate(
+        {
+            "format": 1,
+            "product": manifest.PRODUCT,
+            "machine": facts.machine,
+            "variant": facts.variant,
+            "version": new.version,
+            "sequence": facts.sequence,
+            "minimum-sequence": facts.minimum,
+            "created": facts.created,
+            "kernel": new.kernel,
+            "root": {**_target(new.root), "root-hash": new.root_hash.hex(), "salt": new.salt.hex()},
+            "uki": _target(new.uki),
+            "plans": [way.model_dump(mode="json", by_alias=True) for way in ways],
+            "hooks": [],
+        }
+    )
+    front = sign(manifest.dump(found))
+    atomic_write(path, b"".join([container.dump(front), *payload.pieces]))
+    return found
+
+
+def _target(data: bytes) -> dict[str, object]:
+    found = windows.Target.of(data)
+    sizes = {"size": windows.WINDOW, "sha256": [digest.hex() for digest in found.windows]}
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "windows": sizes}
+
+
+def _way(old: Content | None, root: plan.New, uki: plan.New, payload: plan.Payload, jobs: int) -> manifest.Plan:
+    sources = (old.root, old.uki) if old else (None, None)
+    blobs, transfer = [], 0
+    for new, source in zip((root, uki), sources, strict=True):
+        data = plan.make_plan(new, source, payload, jobs)
+        transfer += len(data) + windows.read_plan(data).transfer
+        blobs.append({"offset": payload.add(data), "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    return manifest.Plan.model_validate(
+        {
+            "from": old.installed.model_dump(mode="json", by_alias=True) if old else None,
+            "root": blobs[0],
+            "uki": blobs[1],
+            "transfer": transfer,
+        }
+    )

@@ -1,0 +1,64 @@
+"""mixos bundle"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from buildsys.cli.context import Context, emit, json_option, pass_context
+from buildsys.cli.keys import passphrase_option
+from common.errors import KeysError, UsageError
+from common.units import size
+
+
+@click.command()
+@click.argument("image", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--from",
+    "earlier",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A release that devices run, an image or a bundle: they fetch what differs. May be repeated.",
+)
+@click.option("--minimum", type=click.IntRange(min=0), default=0, help="Sequence that a device must run to take it.")
+@passphrase_option
+@json_option
+@pass_context
+def bundle(
+    context: Context,
+    image: Path | None,
+    earlier: tuple[Path, ...],
+    minimum: int,
+    passphrase_fd: int | None,
+    as_json: bool,
+) -> None:
+    """Release IMAGE (default: the one in the out folder): sign it, with ways from earlier releases, as one file.
+
+    Example: mixos bundle --from releases/mixos-0.1.0.mixb
+    """
+    from buildsys import bundle as making
+    from buildsys.cli.keys import private_keys, public_keys
+    from buildsys.keys import tuf
+    from buildsys.keys.sign import sign_release
+
+    project, public = context.project, public_keys(context)
+    if not public.exists:
+        hint = "make them: mixos keys make; then build the image again, so that its devices know them"
+        raise KeysError(f"{public.folder} has no keys to release with", reason="keys-none", hint=hint)
+    path = image or project.image_file
+    if not path.is_file():
+        raise UsageError(f"{path}: no such image", reason="no-image", hint="build it first: mixos build")
+    new, before = making.load(path), [making.load(one) for one in earlier]
+    private, now = private_keys(context, passphrase_fd), tuf.utc_now()
+    found = project.config.image
+    facts = making.Facts(found.sequence, minimum, project.config.machine.arch, found.variant, int(now.timestamp()))
+    target = project.out / f"mixos-{new.version}.mixb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    jobs = os.cpu_count() or 1
+    plans = making.make(new, before, facts, lambda text: sign_release(text, private, public, now), target, jobs)
+    rows = [(one.source.version if one.source else None, one.transfer) for one in plans.plans]
+    text = "\n".join(f"  {size(transfer):>10}  from {version or 'anything'}" for version, transfer in rows)
+    facts_of = [{"from": version, "transfer": transfer} for version, transfer in rows]
+    emit({"bundle": str(target), "version": new.version, "plans": facts_of}, as_json, f"{target}\n{text}")

@@ -1,0 +1,56 @@
+"""TOML from outside: as `tomllib` reads it, in a time that grows as the text does, and with one kind of error.
+
+`tomllib` itself needs time by the square of the parts of a dotted key, raises ValueError for a number of thousands of
+digits, and RecursionError for what nests too deeply or, later, lets others raise it. Standard library only: the first
+boot reads this, too.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+TOMLDecodeError = tomllib.TOMLDecodeError
+DEPTH = 64  # parts of a key, and levels of a document
+
+_PART = r"""(?>[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*')"""
+# Texts and comments, in which dots mean nothing, a key of too many parts, and a single word.
+_TOKEN = re.compile(
+    r'"{3}(?:[^"\\]|\\.|"(?!""))*+"{3,5}|' + r"'{3}(?:[^']|'(?!''))*+'{3,5}|#[^\n]*|"
+    rf"(?P<key>{_PART}(?>[ \t]*\.[ \t]*{_PART}){{{DEPTH}}})|{_PART}",
+    re.DOTALL,
+)
+
+
+def loads(text: str) -> dict[str, Any]:
+    """The document. Raises TOMLDecodeError; its text has line and column, where `tomllib` tells them."""
+    for token in _TOKEN.finditer(text):
+        if token["key"]:
+            line, begin = text.count("\n", 0, token.start()) + 1, text.rfind("\n", 0, token.start()) + 1
+            place = f"(at line {line}, column {token.start() - begin + 1})"
+            raise TOMLDecodeError(f"A key has more than {DEPTH} parts {place}")
+    try:
+        found = tomllib.loads(text)
+    except TOMLDecodeError:
+        raise
+    except ValueError as error:
+        raise TOMLDecodeError("A number has too many digits") from error
+    except RecursionError as error:
+        raise TOMLDecodeError("It is nested too deeply") from error
+    _check_depth(found)
+    return found
+
+
+def _check_depth(document: dict[str, Any]) -> None:
+    layer: list[Any] = [document]
+    for _ in range(DEPTH):
+        layer = [
+            inner
+            for one in layer
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not layer:
+            return
+    raise TOMLDecodeError("It is nested too deeply")

@@ -1,0 +1,113 @@
+"""Bundles of images: what is in them, ways from earlier releases, and that what they make is the image."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from buildsys import bundle
+from buildsys.bundle import Facts
+from common.bundle import container, manifest, windows
+from common.bundle.container import Front
+from common.disk import gpt
+from common.errors import BundleError, ImageError
+from tests.images import Bench
+
+FACTS = Facts(sequence=7, minimum=3, machine="x86_64", variant="default", created=1_700_000_000)
+
+
+def image(base: Path, version: str, words: bytes) -> Path:
+    """An image of a root of some MiB, of which `words` are a part."""
+    noise = b"".join(bytes([at % 251, at % 241]) * 2048 for at in range(700))
+    root = noise[: 1 << 20] + words.ljust(8192, b".") + noise[1 << 20 :]
+    bench = Bench(base / version, root[: len(root) // 4096 * 4096], version=version)
+    for name in ("verity", "uki", "disk"):
+        bench.run(name)
+    return bench.inputs["disk"] / f"mixos-{version}-x86_64.img"
+
+
+def sign(text: str) -> Front:
+    return Front(text, ("signature",), {"1.root.json": "{}"})
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    base = tmp_path_factory.mktemp("images")
+    return [image(base, version, version.encode() * 40) for version in ("1.0.0", "1.1.0")]
+
+
+def test_a_release_is_read_from_its_image(images):
+    found = bundle.load(images[0])
+    assert (found.version, found.kernel) == ("1.0.0", "6.6.8-mixos")
+    assert found.root[1 << 20 :].startswith(b"1.0.0")
+
+
+def test_a_bundle_makes_what_the_image_has(images, tmp_path):
+    old, new = map(bundle.load, images)
+    path = tmp_path / "new.mixb"
+    bundle.make(new, [old], FACTS, sign, path)
+    again = bundle.load(path)
+    assert again == new
+    with path.open("rb") as stream:
+        front, start = container.read(stream.read)
+    found = manifest.parse(front.manifest)
+    assert (found.version, found.sequence, found.minimum_sequence) == ("1.1.0", 7, 3)
+    whole, way = found.plans
+    assert way.source == old.installed
+    assert way.transfer < whole.transfer
+    assert path.stat().st_size >= start + whole.transfer
+    recipe = windows.read_plan(path.read_bytes()[start + way.root.offset :][: way.root.size])
+    target = windows.Target.of(new.root)
+    out = bytearray(len(new.root))
+    windows.apply(
+        recipe,
+        target,
+        range(len(target.windows)),
+        lambda offset, length: old.root[offset : offset + length],
+        lambda offset, length: path.read_bytes()[start + offset :][:length],
+        lambda offset, data: out.__setitem__(slice(offset, offset + len(data)), data),
+    )
+    assert bytes(out) == new.root
+
+
+def test_a_bundle_of_a_bundle(images, tmp_path):
+    """The release before is at hand as the bundle that it was."""
+    old, new = map(bundle.load, images)
+    bundle.make(old, [], FACTS, sign, tmp_path / "old.mixb")
+    bundle.make(new, [bundle.load(tmp_path / "old.mixb")], FACTS, sign, tmp_path / "new.mixb")
+    assert bundle.load(tmp_path / "new.mixb") == new
+
+
+def test_the_same_bundle_again(images, tmp_path):
+    old, new = map(bundle.load, images)
+    for name in ("a", "b"):
+        bundle.make(new, [old], FACTS, sign, tmp_path / name, jobs=2)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_way_that_gains_nothing_is_left_out(images, tmp_path):
+    new = bundle.load(images[1])
+    other = replace(new, version="0.9.0", root=os.urandom(1 << 20), uki=os.urandom(4096), root_hash=b"\1" * 32)
+    bundle.make(new, [other], FACTS, sign, tmp_path / "with")
+    bundle.make(new, [], FACTS, sign, tmp_path / "without")
+    assert (tmp_path / "with").stat().st_size <= (tmp_path / "without").stat().st_size + 4096
+
+
+def test_refused(images, tmp_path):
+    new = bundle.load(images[1])
+    with pytest.raises(BundleError) as caught:
+        bundle.make(new, [new], FACTS, sign, tmp_path / "x")
+    assert caught.value.reason == "bundle-same"
+    assert not (tmp_path / "x").exists()
+    damaged = tmp_path / "damaged.img"
+    damaged.write_bytes(images[0].read_bytes())
+    with damaged.open("r+b") as disk:
+        offset = gpt.read(disk.fileno()).find("mixos-root-a").offset
+        os.pwrite(disk.fileno(), b"!", offset + 5000)
+    with pytest.raises(ImageError) as caught:
+        bundle.load(damaged)
+    assert caught.value.reason == "bundle-image"
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ImageError):
+        bundle.load(tmp_path / "text")

@@ -1,0 +1,59 @@
+"""Stage 60 of the boot: which files of the ESP it names as not read."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from buildsys.run import run
+from tests.hostpackages import ROOT
+
+STAGE = ROOT / "rootfs/skeleton/usr/lib/mixos/init/stages/60-preseed.sh"
+STUBS = (
+    "partition() { return 1; }; first_line() { return 1; }; say() { printf '%s\\n' \"$*\"; }; set -eu; STATE=/none\n"
+)
+
+
+def named(folder) -> list[str]:
+    """The names that the stage complains about, with `folder` as the mounted ESP."""
+    script = STAGE.read_text().replace("/boot/", f"{folder}/").replace("/usr/libexec/mixos-preseed", ": ")
+    done = run(["sh", "-c", STUBS + script.replace(">/dev/console 2>&1", "")], env={"MIXOS_VERSION": "1"})
+    return re.findall(r"'(.*)' on the ESP is NOT READ", done.text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixos-preseed.toml.txt",
+        "mixos-preseed.txt",
+        "mixos_preseed.toml",
+        "mixos-preseed (1).toml",
+        "Mixos-Preseed.TOML.TXT",
+        "preseed.toml",
+        "mixos-presed.toml",
+        "mixos.toml",
+    ],
+)
+def test_a_preseed_under_another_name_is_named(tmp_path, name):
+    (tmp_path / name).write_text("")
+    assert named(tmp_path) == [name]
+    (tmp_path / "mixos-preseed.toml").write_text("")  # also beside the right one: it may be the newer of the two
+    assert named(tmp_path) == [name]
+
+
+def test_what_else_is_on_the_esp_is_nobodys_business(tmp_path):
+    for name in ("EFI", "loader"):
+        (tmp_path / name).mkdir()
+    for name in ("mixos-preseed.toml", "._mixos-preseed.toml", "notes.txt", "loader.conf"):
+        (tmp_path / name).write_text("")
+    assert named(tmp_path) == []
+
+
+def test_an_empty_esp_a_folder_of_that_name_and_a_name_for_the_terminal(tmp_path):
+    assert named(tmp_path) == []
+    (tmp_path / "mixos-preseed.toml").mkdir()
+    assert named(tmp_path) == ["mixos-preseed.toml"]
+    (tmp_path / "mixos-preseed.toml").rmdir()
+    (tmp_path / "preseed\x1b[2J\n").write_text("")
+    assert named(tmp_path) == ["preseed?[2J?"]
