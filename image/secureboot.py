@@ -35,6 +35,7 @@ from image.host import copy_range, image_errors, opened
 
 ENROLMENT = "loader/keys/auto"  # the one set of keys that systemd-boot enrols by itself (loader.conf(5))
 _SIGN_SECONDS = 120.0
+_TOKEN = ("PKCS11_*", "SOFTHSM2_CONF")  # which library reaches a token, and its configuration
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def sign(image: bytes, signer: Signer) -> bytes:
         given.write_bytes(image)
         engine = ["--engine", "pkcs11"] if isinstance(signer.key, str) else []
         argv: list[str | Path] = [find_tool("sbsign"), *engine, "--key", key, "--cert", certificate]
-        run([*argv, "--output", made, given], pass_fds=passed, timeout=_SIGN_SECONDS)
+        run([*argv, "--output", made, given], pass_fds=passed, inherit=_TOKEN, timeout=_SIGN_SECONDS)
         signed = made.read_bytes()
     check_signed(image, signed, signer)
     return signed
@@ -125,7 +126,7 @@ def with_policy(uki: bytes, signer: Signer) -> bytes:
     words = ["dgst", "-sha256", *(["-engine", "pkcs11", "-keyform", "engine"] if isinstance(signer.key, str) else [])]
     with signer.files() as (_, key, passed):
         argv: list[str | Path] = [find_tool("openssl"), *words, "-sign", key]
-        signature = run(argv, stdin=digest, pass_fds=passed, split=True, timeout=_SIGN_SECONDS).stdout
+        signature = run(argv, stdin=digest, pass_fds=passed, split=True, inherit=_TOKEN, timeout=_SIGN_SECONDS).stdout
     public.verify(signature, digest, padding.PKCS1v15(), hashes.SHA256())
     fingerprint = hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.PKCS1)).hexdigest()
     entry = {
@@ -174,7 +175,7 @@ def update(
         engine = ["-engine", "pkcs11", "-keyform", "engine"] if isinstance(signer.key, str) else []
         argv: list[str | Path] = [find_tool("openssl"), "smime", "-sign", "-binary", "-noattr", "-md", "sha256"]
         argv += [*engine, "-inkey", key, "-signer", certificate, "-outform", "DER", "-out", made]
-        run(argv, stdin=content, pass_fds=passed, timeout=_SIGN_SECONDS)
+        run(argv, stdin=content, pass_fds=passed, inherit=_TOKEN, timeout=_SIGN_SECONDS)
         signature = pkcs7.signed_data(made.read_bytes())
     return siglist.write_update(siglist.Update(time, signature, tuple(signatures)))
 
