@@ -438,13 +438,14 @@ def test_what_is_no_image_is_called_that(tmp_path: Path, content: bytes | None) 
     ("content", "what"),
     [
         (TAR, "tar"),
-        (gzip.compress(TAR), "tar"),
-        (gzip.compress(gzip.compress(b"image")), "packed twice"),
+        (gzip.compress(TAR, mtime=0), "tar"),
+        (gzip.compress(gzip.compress(b"image"), mtime=0), "packed twice"),
         (b"\x04\x22\x4d\x18" + bytes(100), "lz4"),
         (b'<?xml version="1.0" ?>\n<bmap version="2.0">', "XML"),
         (b"\x3a\xff\x26\xed" + bytes(5000), "Android"),
         (b"KDMV" + bytes(5000), "VMware"),
     ],
+    ids=("tar", "tar.gz", "gz twice", "lz4", "bmap", "sparse", "vmdk"),
 )
 def test_what_people_take_for_an_image_has_its_name(tmp_path: Path, content: bytes, what: str) -> None:
     (tmp_path / "image").write_bytes(content)
