@@ -85,10 +85,11 @@ def parse_edit(text: str, before: str, path: Path, model: type[Model]) -> Model:
 
 def decode(text: str, path: Path) -> dict[str, Any]:
     """The content of TOML text. Raises ConfigError `config-syntax` with line and column."""
+    text = text.removeprefix(MARK)
     try:
-        return toml.loads(text.removeprefix(MARK))
+        return toml.loads(text)
     except toml.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}", reason="config-syntax", hint="the file must be TOML 1.0") from error
+        raise ConfigError(toml.explained(error, path, text), reason="config-syntax") from error
 
 
 def _reason(details: list[ErrorDetails]) -> str:
