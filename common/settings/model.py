@@ -139,10 +139,7 @@ def parse(data: bytes, where: str, base: Settings) -> Settings:
     try:
         document = toml.loads(text)
     except toml.TOMLDecodeError as error:
-        found = re.search(r"at line (\d+), column (\d+)", str(error))
-        last = f"{where}:{max(1, len(split_lines(text)))}" if "(at end of document)" in str(error) else where
-        spot = f"{where}:{found[1]}:{found[2]}" if found else last
-        raise SettingsError(f"{spot}: not valid TOML: {error}", reason="settings-syntax") from error
+        raise SettingsError(toml.explained(error, where, text), reason="settings-syntax") from error
     return from_mapping(document, where, base, _Locator(text).find)
 
 

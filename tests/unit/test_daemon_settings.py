@@ -91,7 +91,8 @@ def test_everything():
         ('hostname = """\n[a' + " " * 60_000 + '"""\n', ":1: hostname: "),  # would take minutes
         ("a" + ".a" * 30_000 + " = 1\n", ":1:1: "),
         ("\nhostname = " + "9" * 5000 + "\n", ": not valid TOML"),
-        ("\n\nhostname =", ":3: "),
+        ("\n\nhostname =", ":3:11: "),
+        ("\nhostname = kitchen\n", ":2:12: not valid TOML: Invalid value"),
     ],
 )
 def test_what_takes_long_or_is_too_long(text, place):
