@@ -355,7 +355,7 @@ def test_a_byte_order_mark_is_not_of_the_text():
     with pytest.raises(SettingsError) as caught:
         parse("hostname = 'x'".encode("utf-16"), "f", Settings())
     assert caught.value.reason == "settings-encoding"
-    assert caught.value.hint is not None
+    assert caught.value.message == "f:1: UTF-16, not UTF-8: save it as UTF-8"
 
 
 # case: B17
