@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from buildsys.cli.main import cli
 from buildsys.run import find_tool, run
 from common.errors import ConfigError, ImageError
 from image import assemble, blockdev, esp, fatread, flash, gpt, uki
@@ -543,3 +545,12 @@ def test_standard_input_is_called_that(tmp_path: Path) -> None:
         os.dup2(saved, 0)
         os.close(saved)
     assert caught.value.message.startswith("standard input is no disk image: ")
+
+
+def test_a_missing_right_is_told_by_who_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for an ordinary user: the command line is right, and what to do is said."""
+    (tmp_path / "image").write_bytes(b"hello\n")
+    (tmp_path / "disk").touch()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    result = CliRunner().invoke(cli, ["flash", "--file", "--yes", str(tmp_path / "image"), str(tmp_path / "disk")])
+    assert isinstance(result.exception, ImageError)
