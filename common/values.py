@@ -160,7 +160,6 @@ PATTERNS = {  # in words
 }
 
 
-
 def worded(pattern: str, words: str) -> StringConstraints:
     """Text that the pattern matches as a whole; `words` say in a message what that is."""
     PATTERNS[pattern] = words

@@ -48,9 +48,9 @@ Version = Annotated[
 class Image(Strict):
     """What the image is called, and the only time it knows."""
 
-    name: Annotated[
-        str, worded("[a-z][a-z0-9-]{0,30}", "up to 31 of a-z, 0-9 and - are expected, a letter first")
-    ] = "mixos"
+    name: Annotated[str, worded("[a-z][a-z0-9-]{0,30}", "up to 31 of a-z, 0-9 and - are expected, a letter first")] = (
+        "mixos"
+    )
     version: Version
     # 32 bits, as the time stamps of squashfs
     epoch: Annotated[int, Field(gt=0, lt=1 << 32, description="SOURCE_DATE_EPOCH, seconds since 1970")]
