@@ -298,7 +298,7 @@ class _Reader:
         return replace(settings, root_login=login, keys=keys)
 
     def keys(self, rows: Any) -> tuple[SshKey, ...]:
-        if not isinstance(rows, list) or len(rows) > MAX_KEYS:
+        if not isinstance(rows, list) or len(rows) > MAX_KEYS or not all(isinstance(row, Mapping) for row in rows):
             self.wrong("ssh.keys", f"must be at most {MAX_KEYS} tables [[ssh.keys]]", "settings-type")
             return ()
         return tuple(self.key(row, f"ssh.keys[{index}]") for index, row in enumerate(rows))
