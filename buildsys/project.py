@@ -36,8 +36,8 @@ class Project:
     @cached_property
     def config(self) -> MixosToml:
         """mixos.toml, checked. Raises ConfigError."""
-        if not self.config_file.is_file():
-            hint = "run from the project's folder"
+        if not self.config_file.exists():
+            hint = "run in the checkout, or name it: mixos -C FOLDER, or the file: mixos --config FILE"
             raise ConfigError(f"{self.config_file}: no such file", reason="config-missing", hint=hint)
         return load(self.config_file, MixosToml)
 

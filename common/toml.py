@@ -11,10 +11,13 @@ import re
 import tomllib
 from typing import Any
 
+from common.lines import split_lines
+
 TOMLDecodeError = tomllib.TOMLDecodeError
 DEPTH = 64  # parts of a key, and levels of a document
 
 _PART = r"""(?>[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*')"""
+_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 # Texts and comments, in which dots mean nothing, a key of too many parts, and a single word.
 _TOKEN = re.compile(
     r'"{3}(?:[^"\\]|\\.|"(?!""))*+"{3,5}|' + r"'{3}(?:[^']|'(?!''))*+'{3,5}|#[^\n]*|"
@@ -40,6 +43,17 @@ def loads(text: str) -> dict[str, Any]:
         raise TOMLDecodeError("It is nested too deeply") from error
     _check_depth(found)
     return found
+
+
+def explained(error: TOMLDecodeError, name: object, text: str) -> str:
+    """What is wrong with the text of the file `name`: "name:line:column: …", without a place where none is told."""
+    what = str(error)
+    found = _PLACE.search(what)
+    if not found:
+        return f"{name}: not valid TOML: {what}"
+    lines = split_lines(text)
+    spot = f"{found[1]}:{found[2]}" if found[1] else f"{len(lines) or 1}:{len(lines[-1]) + 1 if lines else 1}"
+    return f"{name}:{spot}: not valid TOML: {what[: found.start()]}"
 
 
 def _check_depth(document: dict[str, Any]) -> None:

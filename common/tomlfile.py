@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -85,10 +85,11 @@ def parse_edit(text: str, before: str, path: Path, model: type[Model]) -> Model:
 
 def decode(text: str, path: Path) -> dict[str, Any]:
     """The content of TOML text. Raises ConfigError `config-syntax` with line and column."""
+    text = text.removeprefix(MARK)
     try:
-        return toml.loads(text.removeprefix(MARK))
+        return toml.loads(text)
     except toml.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}", reason="config-syntax", hint="the file must be TOML 1.0") from error
+        raise ConfigError(toml.explained(error, path, text), reason="config-syntax") from error
 
 
 def _reason(details: list[ErrorDetails]) -> str:
@@ -134,13 +135,15 @@ def plain(detail: ErrorDetails) -> str:
 def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
     """The keys that the model allows at a location, found by following the annotations down."""
     current: Any = model
-    for part in location:
-        if isinstance(part, int):
-            continue
+    parts = iter([part for part in location if isinstance(part, str)])
+    for part in parts:
         fields = {field.alias or name: field for name, field in current.model_fields.items()}
         if part not in fields:
             return []
-        current = _model_in(fields[part].annotation)
+        annotation = fields[part].annotation
+        current = _model_in(annotation)
+        if get_origin(annotation) is dict:
+            next(parts, None)  # a name that the user chose: [interface.eth0]
         if current is None:
             return []
     return [field.alias or name for name, field in current.model_fields.items()]

@@ -159,6 +159,13 @@ PATTERNS = {  # in words
     r"CAP_[A-Z_]+": "the name of a capability is expected, such as CAP_NET_BIND_SERVICE",
 }
 
+
+def worded(pattern: str, words: str) -> StringConstraints:
+    """Text that the pattern matches as a whole; `words` say in a message what that is."""
+    PATTERNS[pattern] = words
+    return StringConstraints(pattern=f"^{pattern}$")
+
+
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
 Size = Annotated[int, BeforeValidator(size)]
 Duration = Annotated[float, BeforeValidator(duration)]

@@ -31,7 +31,7 @@ from common.errors import ConfigError, ImageError, SettingsError
 from image import esp
 from image.blockdev import Device, Places, check_free, inspect, open_exclusive
 from image.host import image_errors
-from image.source import MAX_IMAGE, open_image
+from image.source import MAX_IMAGE, STDIN, open_image
 
 MIB = 1 << 20
 _CHUNK = 4 * MIB
@@ -58,7 +58,8 @@ def check_preseed(path: Path) -> str:
     from common.settings import model as settings  # only here: the daemon's modules are not needed for anything else
 
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(settings.MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", reason="preseed-unreadable") from error
     try:
@@ -94,7 +95,7 @@ def flash(
     report = progress or (lambda phase, done, total: None)
     started = time.monotonic()
     with open_image(image, report, _room(target, where, file=file)) as source, image_errors(image):
-        table = _image_table(image, source)
+        table = _image_table("standard input" if image == STDIN else str(image), source)
         size = os.fstat(source).st_size
         device = _file_device(source, target, size, sector) if file else inspect(target, where)
         _check(device, size, where)
@@ -130,7 +131,7 @@ def _room(target: Path, places: Places, *, file: bool) -> int:
     return disk.size
 
 
-def _image_table(image: Path, source: int) -> gpt.Table:
+def _image_table(image: str, source: int) -> gpt.Table:
     """The table of the image. Raises ImageError saying what is wrong with it, and what to do."""
     try:
         table = gpt.read(source)

@@ -71,9 +71,13 @@ class Layout(BaseModel):
 def load(path: Path = DEFAULT) -> Layout:
     """Read a layout file. Raises ConfigError."""
     try:
-        values = toml.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, toml.TOMLDecodeError) as error:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}", reason="layout-unreadable") from error
+    try:
+        values = toml.loads(text)
+    except toml.TOMLDecodeError as error:
+        raise ConfigError(toml.explained(error, path, text), reason="layout-unreadable") from error
     return parse(values, str(path))
 
 

@@ -50,10 +50,11 @@ def read_rules(path: Path) -> list[Rule]:
     A group is a table reason → requirements: [[kconfig]] reason = "...", on = [...], off = [...], set = { A = "1" };
     [[cmdline]] reason = "...", have = ["a=b", ...].
     """
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        document = toml.loads(path.read_text(encoding="utf-8-sig"))
+        document = toml.loads(text)
     except toml.TOMLDecodeError as error:
-        raise ConfigError(f"{path.name}: {error}", reason="hardening-syntax") from error
+        raise ConfigError(toml.explained(error, path.name, text), reason="hardening-syntax") from error
     if unknown := sorted(set(document) - {"kconfig", "cmdline"}):
         raise ConfigError(f"{path.name}: unknown table '{unknown[0]}'", reason="hardening-syntax")
     rules: list[Rule] = []

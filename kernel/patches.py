@@ -25,10 +25,11 @@ class Patch:
 def read_series(folder: Path) -> list[Patch]:
     """Read the series of a folder. Raises ConfigError (patch-series): a wrong entry, a missing or an unlisted file."""
     where = f"{folder.name}/{SERIES}"
+    text = (folder / SERIES).read_text(encoding="utf-8-sig")
     try:
-        document = toml.loads((folder / SERIES).read_text(encoding="utf-8-sig"))
+        document = toml.loads(text)
     except toml.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: {error}", reason="patch-series") from error
+        raise ConfigError(toml.explained(error, where, text), reason="patch-series") from error
     patches: list[Patch] = []
     for number, table in enumerate(document.get("patch", []), start=1):
         values = [table.get(key) for key in ("file", "versions", "reason")]

@@ -72,10 +72,11 @@ class Resolution:
 
 def read_waivers(path: Path) -> list[Waiver]:
     """Read waivers.toml. Raises ConfigError (waiver-syntax) naming the table that is wrong."""
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        document = toml.loads(path.read_text(encoding="utf-8-sig"))
+        document = toml.loads(text)
     except toml.TOMLDecodeError as error:
-        raise ConfigError(f"{path.name}: {error}", reason="waiver-syntax") from error
+        raise ConfigError(toml.explained(error, path.name, text), reason="waiver-syntax") from error
     unknown = set(document) - {"waiver"}
     tables = document.get("waiver", [])
     if unknown or not isinstance(tables, list):

@@ -15,13 +15,13 @@ from common.units import size
 from image import flash as flashing
 from image.blockdev import Device
 
+NAMED = click.Path(readable=False, path_type=Path)  # who opens it says what is missing: root's rights, for a disk
+
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
-@click.argument("device", type=click.Path(path_type=Path))
-@click.option(
-    "--preseed", type=click.Path(path_type=Path), help="First-boot settings to put on the ESP; checked first."
-)
+@click.argument("image", type=NAMED)
+@click.argument("device", type=NAMED)
+@click.option("--preseed", type=NAMED, help="First-boot settings to put on the ESP; checked first.")
 @click.option("--file", "to_file", is_flag=True, help="DEVICE is a regular file.")
 @click.option(
     "--sector-size",

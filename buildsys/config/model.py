@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from buildsys.config.values import WebAddress
-from common.bundle.manifest import Version
 from common.tomlfile import Strict
+from common.values import worded
 from image.layout import LIMITS
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -39,19 +39,25 @@ def _within(name: str) -> AfterValidator:
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
+Version = Annotated[
+    str,
+    worded(r"[0-9]+\.[0-9]+\.[0-9]+([.-][0-9A-Za-z.-]{1,24})?", "a version is expected, such as 1.2.3 or 1.2.3-rc.1"),
+]
 
 
 class Image(Strict):
     """What the image is called, and the only time it knows."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")] = "mixos"
+    name: Annotated[str, worded("[a-z][a-z0-9-]{0,30}", "up to 31 of a-z, 0-9 and - are expected, a letter first")] = (
+        "mixos"
+    )
     version: Version
     # 32 bits, as the time stamps of squashfs
     epoch: Annotated[int, Field(gt=0, lt=1 << 32, description="SOURCE_DATE_EPOCH, seconds since 1970")]
     sequence: Annotated[int, Field(ge=0, lt=1 << 53)] = (
         0  # grows from release to release, whatever the version is called
     )
-    variant: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")] = "default"
+    variant: Annotated[str, worded(r"[a-z0-9][a-z0-9_-]{0,30}", "a word in lower case is expected")] = "default"
     profile: Literal["release", "debug"] = "release"
     filesystem: Literal["squashfs", "erofs"] = "squashfs"
     max_root: Size = 64 << 20  # budget for the compressed root file system
@@ -67,7 +73,9 @@ class Kernel(Strict):
     """Which kernel. source: 'auto', 'pinned', or the path of a tree or tarball. cmdline: words added at the end."""
 
     source: str = "auto"
-    cmdline: tuple[Annotated[str, StringConstraints(pattern=r"^[!#-~]{1,200}$")], ...] = ()
+    cmdline: tuple[
+        Annotated[str, worded("[!#-~]{1,200}", "a word of printable ASCII is expected, without blanks and quotes")], ...
+    ] = ()
 
 
 class Packages(Strict):

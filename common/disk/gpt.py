@@ -356,7 +356,7 @@ def _read_copy(fd: int, at: int, sectors: int, sector: int) -> tuple[Table, int]
         raise GptError(f"header in sector {at}: {count} entries of {entry_size} bytes", "gpt-entries")
     end = other if at == 1 else here  # the sector of the backup header, and so the size the table was made for
     if at == 1 and sectors <= end < 1 << 40:
-        raise GptError(f"the table is for {end + 1} sectors, and there are {sectors}: cut short", "gpt-cut-short")
+        raise GptError(f"the table is for {end + 1} sectors, and there are {sectors}", "gpt-cut-short")
     if here != at or (at != 1 and other != 1) or not min_sectors(sector) <= end + 1 <= sectors:
         raise GptError(f"header in sector {at}: points outside the disk", "gpt-geometry")
     geometry = _geometry(at, array, Geometry(count, entry_size, first_usable=low, sector=sector), high, end)

@@ -134,15 +134,12 @@ def parse(data: bytes, where: str, base: Settings) -> Settings:
         text = data.decode("utf-8").removeprefix(MARK)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        hint = "it looks like UTF-16: save it as UTF-8" if is_utf16(data) else None
-        raise SettingsError(f"{where}:{line}: not UTF-8 text", reason="settings-encoding", hint=hint) from error
+        what = "UTF-16, not UTF-8" if is_utf16(data) else "not UTF-8"
+        raise SettingsError(f"{where}:{line}: {what}: save it as UTF-8", reason="settings-encoding") from error
     try:
         document = toml.loads(text)
     except toml.TOMLDecodeError as error:
-        found = re.search(r"at line (\d+), column (\d+)", str(error))
-        last = f"{where}:{max(1, len(split_lines(text)))}" if "(at end of document)" in str(error) else where
-        spot = f"{where}:{found[1]}:{found[2]}" if found else last
-        raise SettingsError(f"{spot}: not valid TOML: {error}", reason="settings-syntax") from error
+        raise SettingsError(toml.explained(error, where, text), reason="settings-syntax") from error
     return from_mapping(document, where, base, _Locator(text).find)
 
 
@@ -301,7 +298,7 @@ class _Reader:
         return replace(settings, root_login=login, keys=keys)
 
     def keys(self, rows: Any) -> tuple[SshKey, ...]:
-        if not isinstance(rows, list) or len(rows) > MAX_KEYS:
+        if not isinstance(rows, list) or len(rows) > MAX_KEYS or not all(isinstance(row, Mapping) for row in rows):
             self.wrong("ssh.keys", f"must be at most {MAX_KEYS} tables [[ssh.keys]]", "settings-type")
             return ()
         return tuple(self.key(row, f"ssh.keys[{index}]") for index, row in enumerate(rows))

@@ -129,7 +129,7 @@ class Parts:
 
     def absent(self, name: str) -> MixosError | None:
         """Why a method is not there: the part of its name is not up, or failed."""
-        part = name.partition(".")[0]
+        part = name.partition(".")[0] if "." in name else "system"  # those without a dot are its own
         state = self._states.get(part)
         if state is None or state.state == "running":
             return None

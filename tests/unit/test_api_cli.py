@@ -113,6 +113,12 @@ def test_an_import_from_standard_input_needs_a_name(monkeypatch):
     assert [(one["name"], one["file"], one["text"]) for one in given] == [("wg7", "standard input", "[Interface]\n")]
 
 
+def test_an_import_of_what_is_no_text_is_a_mistake_of_the_file(tmp_path, capsys):
+    (tmp_path / "a.conf").write_text("[Interface]\n", encoding="utf-16")
+    assert mixctl.main(["vpn", "import", str(tmp_path / "a.conf")]) == 3
+    assert "UTF-16" in capsys.readouterr().err
+
+
 # case: N20
 @pytest.mark.parametrize("form", [[], ["--json"]])
 @pytest.mark.parametrize("words", ["init", "import FILE --name wg0", "add-peer a", "rotate", "rotate a --key", "apply"])

@@ -125,6 +125,19 @@ def test_a_file_that_was_written_on_windows(tmp_path: Path):
     assert caught.value.hint is not None
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"0.1.0"', '"1"', "a version is expected, such as 1.2.3"),
+        ('"0.1.0"', '"0.1.0"\nname = "My Image"', "a letter first"),
+        ("[packages]", '[kernel]\ncmdline = ["a b"]\n[packages]', "without blanks and quotes"),
+    ],
+)
+def test_what_may_stand_somewhere_is_told_in_words(old: str, new: str, expected: str):
+    assert old in GOOD
+    assert expected in failing(GOOD.replace(old, new)).message
+
+
 @pytest.mark.parametrize(("text", "size"), [("1M", 1 << 20), ("3G", 3 << 30), (4096, 4096), ("12", 12)])
 def test_sizes(text: object, size: int):
     assert parse_size(text) == size

@@ -91,7 +91,8 @@ def test_everything():
         ('hostname = """\n[a' + " " * 60_000 + '"""\n', ":1: hostname: "),  # would take minutes
         ("a" + ".a" * 30_000 + " = 1\n", ":1:1: "),
         ("\nhostname = " + "9" * 5000 + "\n", ": not valid TOML"),
-        ("\n\nhostname =", ":3: "),
+        ("\n\nhostname =", ":3:11: "),
+        ("\nhostname = kitchen\n", ":2:12: not valid TOML: Invalid value"),
     ],
 )
 def test_what_takes_long_or_is_too_long(text, place):
@@ -348,13 +349,19 @@ def test_localtime_file_is_valid(tmp_path):
     assert datetime(2030, 1, 1, tzinfo=zone).utcoffset().total_seconds() == -5 * 3600
 
 
+def test_keys_as_a_list_of_texts_are_one_mistake_that_says_how():
+    with pytest.raises(SettingsError) as caught:
+        parse(b'[ssh]\nkeys = ["ssh-ed25519 AAAA"]\n', "f", Settings())
+    assert caught.value.message == "f:2: ssh.keys: must be at most 64 tables [[ssh.keys]]"
+
+
 # case: B7
 def test_a_byte_order_mark_is_not_of_the_text():
     assert parse(b"\xef\xbb\xbfhostname = 'x'", "f", Settings()).hostname == "x"
     with pytest.raises(SettingsError) as caught:
         parse("hostname = 'x'".encode("utf-16"), "f", Settings())
     assert caught.value.reason == "settings-encoding"
-    assert caught.value.hint is not None
+    assert caught.value.message == "f:1: UTF-16, not UTF-8: save it as UTF-8"
 
 
 # case: B17

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from buildsys.cli.main import cli
 from buildsys.run import find_tool, run
 from common.disk import fatread, gpt
 from common.efi import uki
@@ -90,7 +92,12 @@ def test_preseed(tmp_path: Path, image: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("hostnam = 'x'", "settings-unknown-key"), ("a = ", "settings-syntax"), (None, "preseed-unreadable")],
+    [
+        ("hostnam = 'x'", "settings-unknown-key"),
+        ("a = ", "settings-syntax"),
+        ("#" * 70_000, "settings-too-big"),
+        (None, "preseed-unreadable"),
+    ],
 )
 def test_bad_preseed_stops_before_the_first_write(tmp_path: Path, image: Path, text: str | None, reason: str) -> None:
     if text is not None:
@@ -403,7 +410,10 @@ def test_an_image_through_a_pipe(tmp_path: Path, image: Path, packed: dict[str, 
     thread = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(data,))
     thread.start()
     if kind == "cut":
-        refused("image-damaged", lambda: flash.flash(tmp_path / "pipe", tmp_path / "disk", yes, file=True))
+        with pytest.raises(ImageError) as caught:
+            flash.flash(tmp_path / "pipe", tmp_path / "disk", yes, file=True)
+        assert caught.value.reason == "image-damaged"
+        assert caught.value.message.count("cut short") == 1
         assert not (tmp_path / "disk").exists()
     else:
         flash.flash(tmp_path / "pipe", tmp_path / "disk", yes, file=True)
@@ -440,13 +450,14 @@ def test_what_is_no_image_is_called_that(tmp_path: Path, content: bytes | None) 
     ("content", "what"),
     [
         (TAR, "tar"),
-        (gzip.compress(TAR), "tar"),
-        (gzip.compress(gzip.compress(b"image")), "packed twice"),
+        (gzip.compress(TAR, mtime=0), "tar"),
+        (gzip.compress(gzip.compress(b"image"), mtime=0), "packed twice"),
         (b"\x04\x22\x4d\x18" + bytes(100), "lz4"),
         (b'<?xml version="1.0" ?>\n<bmap version="2.0">', "XML"),
         (b"\x3a\xff\x26\xed" + bytes(5000), "Android"),
         (b"KDMV" + bytes(5000), "VMware"),
     ],
+    ids=("tar", "tar.gz", "gz twice", "lz4", "bmap", "sparse", "vmdk"),
 )
 def test_what_people_take_for_an_image_has_its_name(tmp_path: Path, content: bytes, what: str) -> None:
     (tmp_path / "image").write_bytes(content)
@@ -523,3 +534,26 @@ def test_a_disk_that_can_only_be_read_is_not_asked_about(tmp_path: Path) -> None
     (kernel.disk / "ro").write_text("1\n")
     device = blockdev.inspect(FakeNode("/dev/sdx"), kernel.places)
     refused("read-only", lambda: flash._check(device, 1, kernel.places))
+
+
+def test_standard_input_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"hello\n")
+    saved = os.dup(0)
+    try:
+        with (tmp_path / "text").open("rb") as stream:
+            os.dup2(stream.fileno(), 0)
+        with pytest.raises(ImageError) as caught:
+            flash.flash(Path("-"), tmp_path / "disk", yes, file=True)
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+    assert caught.value.message.startswith("standard input is no disk image: ")
+
+
+def test_a_missing_right_is_told_by_who_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for an ordinary user: the command line is right, and what to do is said."""
+    (tmp_path / "image").write_bytes(b"hello\n")
+    (tmp_path / "disk").touch()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    result = CliRunner().invoke(cli, ["flash", "--file", "--yes", str(tmp_path / "image"), str(tmp_path / "disk")])
+    assert isinstance(result.exception, ImageError)

@@ -160,6 +160,12 @@ def test_two_default_routes_of_one_metric_are_a_mistake() -> None:
     assert caught.value.reason == "config-value"
 
 
+def test_a_misspelt_key_below_a_name_that_the_user_chose() -> None:
+    with pytest.raises(MixosError) as caught:
+        network('[interface.eth0]\nadresses = ["192.0.2.1/24"]\n')
+    assert caught.value.message.endswith(":2:1: unknown key 'interface.eth0.adresses'; did you mean 'addresses'?")
+
+
 # wanted: static /32 with off-link gateway
 @pytest.mark.parametrize(
     ("addresses", "hop", "fits"),

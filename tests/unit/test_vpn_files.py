@@ -316,6 +316,14 @@ def test_no_two_secrets_have_one_name() -> None:
     assert caught.value.reason == "config-value"
 
 
+def test_two_tunnels_for_all_traffic_are_named() -> None:
+    one = '[interface.{0}.peer.a]\npublic-key = "{1}"\nallowed-ips = ["0.0.0.0/0"]\n'
+    with pytest.raises(MixosError) as caught:
+        vpn(one.format("wg1", ONE) + one.format("wg2", ONE))
+    assert "wg1 and wg2" in caught.value.message
+    assert "'mixctl vpn down wg1'" in caught.value.message
+
+
 # case: N21
 @pytest.mark.parametrize(
     ("texts", "line"),

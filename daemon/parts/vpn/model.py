@@ -137,6 +137,9 @@ class VpnFile(Strict):
         kept = {f"{name}.{title}" for name, tunnel in value.items() for title in tunnel.peer}
         if same := sorted(kept & value.keys()):  # tunnel.own_key, tunnel.peer_key
             raise ValueError(f"the keys of interface {same[0]} and of the peer would be one file")
-        if sum(tunnel.up and tunnel.takes_everything for tunnel in value.values()) > 1:
-            raise ValueError("two interfaces that are up take all traffic; one of them needs up = false")
+        greedy = [name for name, tunnel in value.items() if tunnel.up and tunnel.takes_everything]
+        if len(greedy) > 1:
+            raise ValueError(
+                f"{' and '.join(greedy[:2])} are up and take all traffic, which one can: 'mixctl vpn down {greedy[0]}'"
+            )
         return value

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from common.errors import MixosError
+from common.errors import ConfigError, MixosError
+from common.text import is_utf16
 from common.units import duration, size
 from daemon.client.cli.change import change_options, changed, wish
 from daemon.client.cli.common import Function, ask, json_option, show, write_file
@@ -333,9 +334,10 @@ def import_(file: Any, name: str | None, as_json: bool, **values: object) -> int
     try:
         text = file.read(MAX_BYTES + 1)
     except UnicodeDecodeError as error:
-        raise MixosError(f"{label} is not text", reason="vpn-import") from error
+        hint = "it looks like UTF-16: save it as UTF-8" if is_utf16(error.object) else None
+        raise ConfigError(f"{label}: not UTF-8 text", reason="vpn-import", hint=hint) from error
     if len(text) > MAX_BYTES:
-        raise MixosError(f"{label} has more than {MAX_BYTES} bytes", reason="vpn-import")
+        raise ConfigError(f"{label} has more than {MAX_BYTES} bytes", reason="vpn-import")
     params = {"name": name, "text": text, "file": label[-200:], **wish(values)}
     result = ask("vpn.import", params, seconds=_SECONDS)
     show(result, as_json, lambda row: f"{_state(row)}\npeers       {', '.join(row['peers']) or 'none'}")

@@ -197,7 +197,8 @@ static int be_victim(void)
     signal(SIGURG, count_signal);
     setpriority(PRIO_PROCESS, 0, VICTIM_NICE);
     setrlimit(RLIMIT_NOFILE, &(struct rlimit){VICTIM_FILES, VICTIM_FILES});
-    syscall(SYS_add_key, "user", "mixos-escape", TOKEN, sizeof TOKEN, -4); /* the user's keyring */
+    long key = syscall(SYS_add_key, "user", "mixos-escape", TOKEN, sizeof TOKEN, -4); /* the user's keyring */
+    syscall(SYS_keyctl, 5, key, 0x3f3f0000); /* KEYCTL_SETPERM: the account reads it, whatever session it is in */
     prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0); /* Yama: whoever is not kept from it otherwise */
     int length = snprintf(line, sizeof line, "victim=%d\nvictim-address=%#lx\nvictim-fd=%d\n", getpid(), (unsigned long)memory, fd);
     if (write(STDOUT_FILENO, line, (size_t)length) != length)
