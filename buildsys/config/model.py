@@ -110,7 +110,7 @@ class Fetch(Strict):
 class Updates(Strict):
     """keys: the folder of the project with what is public of the keys that sign releases."""
 
-    keys: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "keys"
+    keys: Annotated[str, worded(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "the name of a folder is expected")] = "keys"
 
 
 class MixosToml(Strict):
