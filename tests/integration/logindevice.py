@@ -71,10 +71,14 @@ class Session:
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.seen = ""
+        # Ctrl-C may come before the program does: then it ends our copy, and is no KeyboardInterrupt in it, which would
+        # tell the others of this test run that we were interrupted.
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
             os.environ["TERM"] = "vt100"
             os.execvp(argv[0], list(argv))
+        signal.signal(signal.SIGINT, before)
         termios.tcsetwinsize(self.terminal, (12, 80))
 
     def type(self, text: str) -> None:
