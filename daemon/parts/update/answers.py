@@ -37,6 +37,7 @@ class HistoryRow(TypedDict):
 
 class Progress(TypedDict):
     version: Annotated[str, "that is taken"]
+    slot: Annotated[str | None, "that it is in, once it is staged"]
     step: Annotated[Literal["start", "root", "kernel", "verify", "staged"], "what is being done"]
     done: Annotated[int, "windows of 4 MiB that are there"]
     of: Annotated[int, "windows in all"]

@@ -120,8 +120,23 @@ class Update:
         return [
             Method("update.status", "What runs, and what the next boot starts.", self._status, PEOPLE),
             Method("update.history", "What happened to images, the newest first.", self._history, PEOPLE),
-            Method("update.stage", "Verify a release and put it into the slot that does not run.", self._stage, OPERATORS, Stage, changes=True),
-            Method("update.apply", "Have the next boot start what was staged, and restart.", self._apply, OPERATORS, Apply, changes=True, seconds=300.0),
+            Method(
+                "update.stage",
+                "Verify a release and put it into the slot that does not run.",
+                self._stage,
+                OPERATORS,
+                Stage,
+                changes=True,
+            ),
+            Method(
+                "update.apply",
+                "Have the next boot start what was staged, and restart.",
+                self._apply,
+                OPERATORS,
+                Apply,
+                changes=True,
+                seconds=300.0,
+            ),
             Method("update.commit", "Call what runs good, without waiting.", self._commit_now, ADMINS, changes=True),
             Method(
                 "update.rollback", "Have the next boot start the other image.", self._rollback, OPERATORS, changes=True
@@ -259,7 +274,10 @@ class Update:
     async def _count(self, old: Entry, new: Entry) -> None:
         """Have the counter of an entry written, by the program that may write to disks. Raises MixosError."""
         try:
-            async with asyncio.timeout(60.0), aclosing(programs.lines([*self._slots, "count", old.name, new.name])) as found:
+            async with (
+                asyncio.timeout(60.0),
+                aclosing(programs.lines([*self._slots, "count", old.name, new.name])) as found,
+            ):
                 async for _ in found:
                     pass
         except TimeoutError as error:
@@ -287,7 +305,7 @@ class Update:
             "blocked": {one.version: one.reason for one in record.blocked.values()},
             "floor": record.floor,
             "staged": record.staged.version if record.staged else None,
-            "taking": self._taken.progress if self._taken else None,
+            "taking": cast("Progress | None", self._taken.progress if self._taken else None),
             "last": _happened(record.history[-1]) if record.history else None,
         }
 

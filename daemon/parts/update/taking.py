@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Taking:
         self._busy = asyncio.Lock()
         self.progress: dict[str, Any] | None = None  # of what is under way
 
-    async def stage(self, boot: Boot, source: int, again: bool) -> AsyncIterator[dict[str, Any]]:
+    async def stage(self, boot: Boot, source: int, again: bool) -> AsyncGenerator[dict[str, Any]]:
         """Items of progress, then what was staged. source: a socket where the bundle comes from, ours from now on.
         again: also a version that is not newer than what runs.
 
@@ -72,7 +72,7 @@ class Taking:
         finally:
             self.progress = None
             os.close(source)
-        yield {"version": staged.version, "slot": slot, "step": "staged", "done": 1, "of": 1, "fetched": 0, "transfer": 0}
+        yield {**self._at(order, "staged", 1, 1, 0), "slot": staged.slot}
 
     async def seal(self, boot: Boot) -> Staged:
         """Have what was staged started with the next boot. Raises NotFoundError `update-not-staged`; RefusedError
@@ -146,6 +146,7 @@ class Taking:
     def _at(self, order: Order, step: str, done: int, of: int, fetched: int) -> dict[str, Any]:
         return {
             "version": order.version,
+            "slot": None,
             "step": step,
             "done": done,
             "of": of,

@@ -58,7 +58,9 @@ def stage(bundle: str, again: bool, as_json: bool) -> None:
             if as_json:
                 click.echo(json.dumps(step), file=out)
             elif step["step"] == "staged":
-                click.echo(f"{printable(step['version'])} is staged in slot {step['slot']}: mixctl update apply", file=out)
+                click.echo(
+                    f"{printable(step['version'])} is staged in slot {step['slot']}: mixctl update apply", file=out
+                )
             else:
                 meter.at(step["fetched"], step["transfer"])
 
