@@ -22,6 +22,7 @@ test: bootstrap
 test-long: bootstrap
 	.venv/bin/python -m tests.fuzzing 1000000
 	MIXOS_FUZZ=1000000 $(PYTEST) $(PARALLEL) tests/unit/test_bundle_windows.py
+	MIXOS_FAULTS=1000 $(PYTEST) $(PARALLEL) tests/unit/test_update_remote.py
 
 unit: bootstrap
 	$(PYTEST) $(PARALLEL) tests/unit
