@@ -212,12 +212,11 @@ class Body:
 
     def close(self) -> None:
         """Read no more of it. Raises OSError, SourceError when little is left, and that cannot be read."""
-        if self._ended:
-            return
-        if self.size is not None and self._persistent and self._left <= SKIP:
-            while self.read(SKIP):
-                pass
-        else:
+        try:
+            if self.size is not None and self._persistent and self._left <= SKIP:
+                while self.read(SKIP):
+                    pass
+        finally:
             self.drop()
 
 
