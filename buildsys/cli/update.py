@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from buildsys.cli.context import Context, emit, json_option, pass_context
+from buildsys.vm import Vm
 from common.errors import UsageError
 from common.units import size
 
 
 @click.command()
-@click.argument("host")
+@click.argument("host", required=False)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--ssh", "program", default="ssh", show_default=True, help="SSH with its options, as for a shell.")
 @click.option("--again", is_flag=True, help="Also a version that is not newer than the one that runs.")
@@ -24,22 +26,28 @@ from common.units import size
 @json_option
 @pass_context
 def update(
-    context: Context, host: str, bundle: Path | None, program: str, again: bool, only: bool, wait: int, as_json: bool
+    context: Context, host: str | None, bundle: Path | None, program: str, again: bool, only: bool, wait: int, as_json: bool
 ) -> None:
     """Bring BUNDLE (default: the one of this project's version) to the device HOST, over SSH, and wait until it runs.
 
     The device fetches what it lacks, and nothing is copied to it besides. HOST is a name of ssh_config, or
-    USER@ADDRESS; the account must be an administrator or an operator of the device.
+    USER@ADDRESS (default: the machine that `mixos run` started); the account must be an administrator or an operator
+    of the device.
 
     Example: mixos update admin@10.0.0.7 out/mixos-1.4.0.mixb
     """
     from buildsys import update as remote
 
     project = context.project
+    if bundle is None and host is not None and host.endswith(".mixb"):
+        host, bundle = None, Path(host)
     path = bundle or project.out / f"mixos-{project.config.image.version}.mixb"
     if not path.is_file():
         raise UsageError(f"{path}: no such bundle", reason="no-bundle", hint="make it first: mixos bundle")
-    ssh = remote.command(shlex.split(program), host)
+    if host is None:
+        ssh: Sequence[str] = (*Vm(project, project.out / "run").ssh_command("admin", ()), "--")
+    else:
+        ssh = remote.command(shlex.split(program), host)
     live, width = sys.stderr.isatty() and not as_json, 0
 
     def show(line: str, end: str = "\n") -> None:
@@ -64,4 +72,4 @@ def update(
         if wait:
             found = remote.wait(ssh, staged["version"], wait, show)
             result |= {"slot": found["slot"], "state": found["state"]}
-    emit(result, as_json, f"{host}: {result['version']} in slot {result['slot']}, {result['state']}")
+    emit(result, as_json, f"{host or 'the machine'}: {result['version']} in slot {result['slot']}, {result['state']}")

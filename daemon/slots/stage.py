@@ -42,8 +42,8 @@ class Stage:
         self._root, self._order, self._step, self._account = root, order, step, account
 
     def run(self, ranges: Ranges) -> str:
-        """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`; DiskError; what the
-        worker tells."""
+        """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`; DiskError; what
+        the worker tells."""
         order = self._order
         disk, boot = found(self._root)
         assert boot.slot is not None
