@@ -321,7 +321,7 @@ class Starts:
     def __init__(self, disk: Path, copy: Path) -> None:
         table = gpt.read(disk)
         self._esp = table.find("mixos-esp")
-        ends = gpt.FIRST_USABLE * gpt.SECTOR
+        ends = gpt.Geometry().first_usable * gpt.SECTOR
         size = table.sectors * gpt.SECTOR
         self._tables = ((0, ends), (size - ends, ends))
         watched = [(part.offset, part.size) for part in table.partitions]
