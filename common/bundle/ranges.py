@@ -109,7 +109,7 @@ def send(descriptor: int, data: bytes) -> None:
 
 
 def receive(descriptor: int, length: int, patience: float | None) -> bytes:
-    """Exactly so many bytes. Raises EOFError when the other end closes or gives nothing for so many seconds; OSError."""
+    """Exactly so many bytes. Raises EOFError when the other end closes, or gives nothing for so long; OSError."""
     out = bytearray()
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)

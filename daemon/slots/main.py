@@ -40,7 +40,9 @@ def main(argv: Sequence[str], root: Path = Path("/")) -> int:
             case _:
                 raise UsageError(USAGE, reason="usage")
     except OSError as error:
-        return _failed(DiskError(f"{error.filename or 'the disk'}: {error.strerror}", reason="slots-io", retryable=True))
+        return _failed(
+            DiskError(f"{error.filename or 'the disk'}: {error.strerror}", reason="slots-io", retryable=True)
+        )
     except MixosError as error:
         return _failed(error)
     return 0

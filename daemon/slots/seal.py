@@ -1,8 +1,9 @@
 """`seal`: what was staged is found and started from now on.
 
 What is in the slot is read and measured once more. Then: its kernel image into the EFI system partition under a name
-that the loader does not look at; the identities of the slot, in the backup table and then the primary one; the name that
-the loader looks at, with the starts of a new version. A cut before that last step leaves a slot that nothing starts.
+that the loader does not look at; the identities of the slot, in the backup table and then the primary one; the name
+that the loader looks at, with the starts of a new version. A cut before that last step leaves a slot that nothing
+starts.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def run(device, scenario, findings=lambda: ()):
     async def life():
         context = context_of(device)
         context.figures.offer("test", findings=findings)
-        update = Update(context, root=device.tree, counter=counter(device.tree))
+        update = Update(context, root=device.tree, slots=counter(device.tree))
         await update.start()
         try:
             return await scenario(update)
@@ -264,7 +264,7 @@ def test_parameters():
 def test_the_counter_changes_nothing_but_counters(device, old, new, capsys):
     before = device.path.read_bytes()
     assert main(["count", old, new], device.tree) == 8
-    assert capsys.readouterr().out.startswith("mixos-slots: ")
+    assert capsys.readouterr().out.startswith('{"error": ')
     assert device.path.read_bytes() == before
 
 
