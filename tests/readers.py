@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from zeroconf import DNSOutgoing, DNSQuestion, ServiceInfo
 from zeroconf.asyncio import AsyncServiceInfo
@@ -63,6 +63,8 @@ from daemon.parts.service.load import parse_unit
 from daemon.parts.service.memory import History, Memory
 from daemon.parts.storage import ata, nvme
 from daemon.parts.storage.verdict import HealthError
+from daemon.parts.update import http as web
+from daemon.parts.update import link, remote
 from daemon.parts.vpn import wgquick
 from daemon.parts.vpn.model import VpnFile
 from image import deb, source
@@ -406,6 +408,82 @@ def _json(data: bytes) -> None:
     """What a program may have written into its log, on its way to D-Bus."""
     found = logs.Record("u", 1, 1, "0" * 8, "stdout", data.decode("utf-8", "backslashreplace")).as_json()
     values.pack(lambda code, value: (code, value), {}, found)
+
+
+class _Server:
+    """A connection on which just this comes, and then its end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.left = data
+
+    def send(self, data: bytes, until: float) -> None:
+        pass
+
+    def receive(self, most: int, until: float) -> bytes:
+        data, self.left = self.left[:most], self.left[most:]
+        return data
+
+    def idle(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.left = b""
+
+
+class _Fetching(web.Client):
+    """Whose connections are to such a server."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(web.Remote(web.check_url("http://a.test/x")), link.Limits(attempts=2), _STILL)
+        self.keep(link.Connection(_Server(data)))
+
+    def _exchange(self, url: SplitResult, fields: Mapping[str, str]) -> tuple[web.Head, web.Body]:
+        if self._link is None:
+            raise link.SourceError("it has ended", "source-unreachable")
+        kept, self._link = self._link, None
+        return self._ask(kept, self._request(url, fields))
+
+
+_STILL = web.Clock(lambda: 0.0, lambda seconds: None, lambda: 0.5)
+FETCHED = (
+    b'HTTP/1.1 206 x\r\nETag: "a"\r\nContent-Range: bytes 0-299/300\r\nContent-Length: 300\r\n\r\n%b'
+    b"HTTP/1.1 206 x\r\nContent-Range: bytes 8-299/300\r\nTransfer-Encoding: chunked\r\n\r\n124\r\n%b\r\n0\r\n\r\n"
+) % (bytes(300), bytes(292))
+FETCHED_IN_CHUNKS = (
+    b"HTTP/1.1 302 x\r\nLocation: /y\r\nContent-Length: 2\r\n\r\nxyHTTP/1.1 103 x\r\n\r\n"
+    b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nabcde\r\n3\r\nfgh\r\n0\r\nX: y\r\n\r\n"
+)
+FETCHED_LATER = (
+    b"HTTP/1.1 503 x\r\nDate: Tue, 14 Nov 2023 22:30:00 GMT\r\nRetry-After: Tue, 14 Nov 2023 22:33:20 GMT\r\n\r\n"
+)
+
+
+def _fetched(data: bytes) -> None:
+    """What a web server answers to who fetches a bundle: three questions."""
+    client = _Fetching(data)
+    source = remote.Source(client, client.remote.url, _STILL, lambda: None, lambda words, seconds: None)
+    for offset, length in ((0, 100), (200, 1000), (8, 1 << 20)):
+        with contextlib.suppress(link.SourceError):
+            if len(source.read(offset, length)) > length:
+                raise RuntimeError("more than was asked for")
+
+
+def _proxied(data: bytes) -> None:
+    """What a proxy says before that."""
+    for agree, proxy in ((link._socks, "socks5://u:p@h:1"), (link._tunnel, "http://u:p@h:1")):
+        with contextlib.suppress(link.SourceError, ConnectionError):
+            agree(link.Connection(_Server(data)), "a.test", 443, urlsplit(proxy), 0.0)
+
+
+TO_FETCH = json.dumps(
+    {
+        "url": "https://u:p@Example.org:8443/a/b.mixb?c=d",
+        "headers": {"Authorization": "Bearer x"},
+        "ca": "-----BEGIN CERTIFICATE-----",
+        "proxy": "socks5h://u:p@[2001:db8::1]:1080",
+        "rate": 100_000,
+    }
+).encode()
 
 
 REQUEST = (
@@ -880,6 +958,14 @@ def _all() -> list[Reader]:
             2,
         ),
         Reader("answer to a try", [b"HTTP/1.1 407 No\r\nX: y\r\n\r\n", *_SOCKS_ANSWERS], _tried, (), 2),
+        Reader("web server", [FETCHED, FETCHED_IN_CHUNKS, FETCHED_LATER], _fetched, (), 2),
+        Reader(
+            "proxy of a fetch",
+            [*_SOCKS_ANSWERS, b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 407 No\r\nX: y\r\n\r\n"],
+            _proxied,
+            (),
+        ),
+        Reader("what is to be fetched", [TO_FETCH], _as_text(remote.parse), (link.SourceError,)),
         Reader("scrape", [SCRAPE], http.judge, ()),
         Reader("netlink", _messages(), _netlink, ()),
         Reader(
