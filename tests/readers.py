@@ -15,13 +15,11 @@ import struct
 import sys
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
-from uuid import UUID
 
 from zeroconf import DNSOutgoing, DNSQuestion, ServiceInfo
 from zeroconf.asyncio import AsyncServiceInfo
@@ -32,8 +30,6 @@ from buildsys.config.recipe import Recipe
 from buildsys.lock import load_lock
 from buildsys.run import run, spawn
 from common import tomledit
-from common.disk import fat, gpt
-from common.efi import pe, uki
 from common.errors import ArtifactError, ConfigError, FetchError, FormatError, ImageError, MixosError, RefusedError
 from common.settings import model as settings
 from common.settings import sshkey
@@ -75,10 +71,10 @@ from image import deb, source
 from kernel import cmdline, kconfig
 from kernel.source import parse_makefile
 from packages.mix import manifest
+from tests import updatereaders
 from tests.clienthello import extended, hello, named, records
 from tests.fuzzing import Reader
 from tests.hostpackages import ROOT
-from tests.images import RELEASE, STUB, kernel
 from tests.native import harness
 
 SLOW = 10
@@ -271,90 +267,6 @@ def _lock_seed() -> bytes:
 
 # -- disks and images --------------------------------------------------------------------------------------------------
 
-SECTORS = 4096
-
-
-@cache
-def _disk() -> bytes:
-    """The ends of a disk with a table, the one behind the other: 34 sectors and 33."""
-    parts = (
-        gpt.Partition(1, gpt.TYPE_ESP, UUID(int=1), 2048, 2999, "MIXOS-ESP"),
-        gpt.Partition(2, gpt.TYPE_LINUX_DATA, UUID(int=2), 3000, 3999, "mixos-data", 1 << 60),
-    )
-    with tempfile.TemporaryFile() as file:
-        file.truncate(SECTORS * gpt.SECTOR)
-        gpt.write(file.fileno(), gpt.Table(UUID(int=3), SECTORS, parts))
-        file.seek(0)
-        data = file.read()
-    return data[: 34 * gpt.SECTOR] + data[-33 * gpt.SECTOR :]
-
-
-def _with_checksums(data: bytearray, header: int, entries: int) -> None:
-    """Those that the bytes should have; nearly all mutations would end there."""
-    with contextlib.suppress(struct.error):
-        (count, size) = struct.unpack_from("<II", data, header + 80)
-        struct.pack_into("<I", data, header + 88, zlib.crc32(data[entries : entries + min(count * size, 32 << 10)]))
-        (size,) = struct.unpack_from("<I", data, header + 12)
-        whole = data[header : header + 16] + bytes(4) + data[header + 20 : header + min(size, 512)]
-        struct.pack_into("<I", data, header + 16, zlib.crc32(whole))
-
-
-def _table(data: bytes) -> object:
-    half = 34 * gpt.SECTOR
-    front, back = bytearray(data[:half]), bytearray(data[half : half + 33 * gpt.SECTOR])
-    if data[:1] != b"\1":  # a way to leave them wrong
-        _with_checksums(front, gpt.SECTOR, 2 * gpt.SECTOR)
-        _with_checksums(back, 32 * gpt.SECTOR, 0)
-    descriptor = _memory("disk", SECTORS * gpt.SECTOR)
-    os.pwrite(descriptor, front.ljust(half, b"\0"), 0)
-    os.pwrite(descriptor, back.ljust(33 * gpt.SECTOR, b"\0"), (SECTORS - 33) * gpt.SECTOR)
-    table = gpt.read(descriptor)
-    for part in table.partitions:
-        table.grown(part)
-    for sector in gpt.SECTORS:
-        with contextlib.suppress(gpt.GptError):
-            table.resized(2 * SECTORS * gpt.SECTOR, sector)
-    return table
-
-
-@cache
-def _memory(name: str, size: int) -> int:
-    descriptor = os.memfd_create(name)
-    os.truncate(descriptor, size)
-    return descriptor
-
-
-@cache
-def _volume() -> tuple[int, int, tuple[tuple[int, int], ...]]:
-    """A descriptor with a FAT32 file system, its size, and where the bytes lie that say where things are."""
-    size = 136 << 20
-    descriptor = os.memfd_create("esp")
-    os.truncate(descriptor, size)
-    files = {"loader/loader.conf": b"x" * 100, "EFI/BOOT/BOOTX64.EFI": b"y" * 5000, "long name.txt": b"z"}
-    fat.write(descriptor, 0, size, files, volume_id=1, label="MIXOS-ESP", epoch=0)
-    shape = fat.geometry(size, 512)
-    first, data = fat.RESERVED * 512, shape.place(2)
-    return (
-        descriptor,
-        size,
-        ((0, 90), (510, 512), (first, first + 64), (data, data + 14 * shape.cluster)),
-    )
-
-
-def _volume_seed() -> bytes:
-    descriptor, _, places = _volume()
-    return b"".join(os.pread(descriptor, end - at, at) for at, end in places)
-
-
-def _fat(data: bytes) -> object:
-    from common.disk import fatread
-
-    descriptor, size, places = _volume()
-    for at, end in places:
-        piece, data = data[: end - at], data[end - at :]
-        os.pwrite(descriptor, piece.ljust(end - at, b"\0"), at)
-    return fatread.read_files(descriptor, 0, size)
-
 
 def _image(path: Path) -> object:
     with source.open_image(path, lambda *_: None) as descriptor:
@@ -369,11 +281,6 @@ def _zstd() -> bytes:
     path.write_bytes(PLAIN)
     run(["zstd", "-q", "-f", "--rm", path])
     return path.with_name("plain.zst").read_bytes()
-
-
-def _pe(data: bytes) -> object:
-    uki.read_uki(data)
-    return pe.append(data, [(".more", b"more")])
 
 
 def _tar(mode: str) -> bytes:
@@ -982,9 +889,6 @@ def _all() -> list[Reader]:
         Reader("environment file", [b"# x\nA=b\nC='d e'\n"], _in_file(prepare.environment_file), config),
         Reader("wg-quick", [WG], _as_text(wgquick.parse), (ConfigError, wgquick.keys.KeyProblem)),
         Reader("address list", [LIST], lists.entries, config),
-        Reader("GPT and MBR", [_disk()], _table, (FormatError,)),
-        Reader("FAT", [_volume_seed()], _fat, (FormatError,), 50),
-        Reader("PE", [uki.build(STUB, kernel(), "quiet", "ID=mixos\n", RELEASE)], _pe, (FormatError,)),
         Reader("image in xz", [lzma.compress(PLAIN)], _in_file(_image), (ImageError,)),
         Reader("image in gzip", [gzip.compress(PLAIN, mtime=0)], _in_file(_image), (ImageError,)),
         Reader("image in zstd", [_zstd()], _in_file(_image), (ImageError,), 100),
@@ -1148,7 +1052,7 @@ def _smart(data: bytes) -> None:
         nvme.parse(bytes(page))
 
 
-READERS = {reader.name: reader for reader in _all()}
+READERS = {reader.name: reader for reader in (*_all(), *updatereaders.readers())}
 DEEP = (b"[" * 50_000, b'{"a":' * 10_000, b"a = " + b"[" * 30_000, b"a = " + b"{a=" * 20_000)
 # What made a reader raise something else than its errors, take too long or too much memory.
 FOUND = [

@@ -26,7 +26,14 @@ from common.units import size
 @json_option
 @pass_context
 def update(
-    context: Context, host: str | None, bundle: Path | None, program: str, again: bool, only: bool, wait: int, as_json: bool
+    context: Context,
+    host: str | None,
+    bundle: Path | None,
+    program: str,
+    again: bool,
+    only: bool,
+    wait: int,
+    as_json: bool,
 ) -> None:
     """Bring BUNDLE (default: the one of this project's version) to the device HOST, over SSH, and wait until it runs.
 

@@ -15,13 +15,12 @@ from uuid import UUID, uuid4
 from common.disk import gpt
 from common.disk.fatedit import Editor
 from common.efi import uki
-from common.efi.entries import FOLDER, GOOD, read_name
+from common.efi.entries import COMING, FOLDER, GOOD, read_name
 from common.errors import DiskError, RefusedError
 from daemon.linux import facts
 from daemon.parts.update.boot import SLOTS, Boot, Disk, look, node
 
 TABLE, SLOT = 0, 1  # what is locked: the partition table and the ESP; the slot that does not run
-NEW = ".new"  # ends the name of an entry that is not whole: the loader does not look at it
 _PATIENCE = 20.0  # seconds for who holds a lock
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2)
 _ALIGN = 1 << 20
@@ -110,9 +109,8 @@ def invalidate(disk: Disk, boot: Boot, slot: str) -> None:
 
 def remove_unfinished(esp: Editor) -> None:
     """What a cut has left of an entry that was written."""
-    for path in esp.files():
-        if path.startswith(f"{FOLDER}/") and path.lower().endswith(NEW):
-            esp.remove(path)
+    if f"{FOLDER}/{COMING}" in esp.files():
+        esp.remove(f"{FOLDER}/{COMING}")
 
 
 def identify(disk: Disk, slot: str, ids: tuple[UUID, UUID]) -> None:
