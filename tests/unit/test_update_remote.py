@@ -27,7 +27,7 @@ from tests import webserver
 from tests.fetching import Running
 from tests.webserver import Web
 
-FAULTS = int(os.environ.get("MIXOS_FAULTS", "60"))  # seeds of the sweep
+FAULTS = 1000 if "MIXOS_WHOLE" in os.environ else 60  # seeds of the sweep
 QUICK = Limits(address=2.0, reach=2.0, answer=0.3, silence=0.3, slow=0.2, least=1024)
 CALM = Limits(slow=600.0)  # where nothing is to run out of time on a busy host
 FILE = "/mixos-1.1.mixb"
@@ -230,11 +230,10 @@ def test_faults_that_pass_cost_no_byte_twice(seed):
             asked += len(data[at : at + length])
             at += length + chance.choice((0, 0, 0, 500, 40_000))
         if not web.happened:
-            assert fetch.read(len(data) - 50_000, 100) == data[-50_000:][:100] or len(data) < 50_000
-            asked += 100 if len(data) > 50_000 else 0
+            assert fetch.read(0, 100) == data[:100]
+            asked += 100
         fetch.source.close()
-    assert web.happened, "the fault did not happen"
-    assert set(web.happened) <= set(plan)
+    assert web.happened[:1] == plan[:1], "the fault did not happen"
     assert fetch.source.fetched - fetch.source.skipped == asked
     assert fetch.source.skipped <= (len(web.asked) + 9) * (32 << 10)
 
