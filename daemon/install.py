@@ -26,6 +26,7 @@ PROGRAMS = {
     "mixctl": "usr/bin",
     "mixos-console": "usr/libexec",
     "mixos-firstboot": "usr/libexec",
+    "mixos-handover": "usr/libexec",
     "mixos-preseed": "usr/libexec",
     "mixos-slots": "usr/libexec",
 }
