@@ -1,4 +1,5 @@
-# The only program that writes to disks while the system runs: it counts the starts of the loader's entries.
+# The only program that writes to disks while the system runs: it counts the starts of the loader's entries,
+# and says in the partition table that the data are to be erased.
 include <include/variables>
 
 profile mixos-slots /usr/libexec/mixos-slots {
