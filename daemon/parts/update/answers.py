@@ -35,6 +35,18 @@ class HistoryRow(TypedDict):
     reason: Annotated[str | None, "why, for people"]
 
 
+class ConflictRow(TypedDict):
+    file: Annotated[str, "its path"]
+    why: Annotated[
+        Literal["default", "release"],
+        "default: it was changed here, and has another default now; release: this version has its own again, and there "
+        "was something else",
+    ]
+    version: Annotated[str, "whose content is the other one"]
+    at: Annotated[UnixTime, "since when"]
+    diff: Annotated[str, "from the file to the other content, unified"]
+
+
 Status = TypedDict(
     "Status",
     {
@@ -49,6 +61,8 @@ Status = TypedDict(
         "blocked": Annotated[dict[str, str], "version → why it is not installed again, until `update clear`"],
         "floor": Annotated[int, "the lowest sequence that may be installed"],
         "last": Annotated[HistoryRow | None, "what happened last"],
+        "data-problem": Annotated[str | None, "why settings and state are not as this version needs them"],
+        "conflicts": Annotated[list[str], "files of which two versions want different contents"],
     },
 )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from pydantic import Field
 from common.efi.entries import Entry
 from common.errors import DiskError, MixosError, NotFoundError, RefusedError
 from common.tomlfile import Strict
+from daemon.core.figures import Finding
 from daemon.core.method import ADMINS, OPERATORS, PEOPLE, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.core.tasks import background
@@ -27,11 +28,12 @@ from daemon.linux import facts
 from daemon.linux.log import log
 from daemon.linux.process import capture
 from daemon.parts.update.boot import Boot, Disk, Image, look
+from daemon.parts.update.data import Data
 from daemon.parts.update.record import Blocked, Happened, Records, Trial
 from daemon.parts.update.verdict import failures, panic_line
 
 if TYPE_CHECKING:
-    from daemon.parts.update.answers import Changed, HistoryRow, ImageRow, State, Status
+    from daemon.parts.update.answers import Changed, ConflictRow, HistoryRow, ImageRow, State, Status
 
 COUNTER = ("/usr/libexec/mixos-slots",)
 PAUSE = 2.0  # seconds between two looks at whether all is well
@@ -45,6 +47,15 @@ class Version(Strict):
     version: Annotated[str, Field(max_length=63, description="the version that may be installed and started again")]
 
 
+class Settled(Strict):
+    """Parameters of `update.resolve`."""
+
+    file: Annotated[str, Field(max_length=255, description="its path")]
+    take: Annotated[bool, Field(strict=True, description="the other content; otherwise the file stays as it is")] = (
+        False
+    )
+
+
 class Update:
     """See the module. root: the tree to read from; counter: the program that writes counters (`daemon.slots`)."""
 
@@ -55,6 +66,7 @@ class Update:
         self.root = root
         self._counter = counter
         self.records = Records(context.state / "update" / "record.json")
+        self.data = Data(context, root)
         self.disk: Disk | None = None
         self.boot = Boot(None, None, (), None)
         self.problem: str | None = None  # what keeps the running image from being called good
@@ -87,6 +99,10 @@ class Update:
             "problem": self._error.message if self._error else self.problem,
         }
 
+    def findings(self) -> Iterator[Finding]:
+        """What is not well with the data since the version was changed."""
+        return self.data.findings()
+
     def methods(self) -> Sequence[Method]:
         """What can be called."""
         return [
@@ -104,10 +120,13 @@ class Update:
                 Version,
                 changes=True,
             ),
+            Method("update.conflicts", "Files of which two versions want different contents.", self._conflicts, ADMINS),
+            Method("update.resolve", "Settle which content a file has.", self._resolve, ADMINS, Settled, changes=True),
         ]
 
     def _begin(self) -> None:
         self.records.load()
+        self.data.look()
         try:
             self.disk = Disk.find(self.root)
             self._look()
@@ -251,6 +270,8 @@ class Update:
             "blocked": {one.version: one.reason for one in record.blocked.values()},
             "floor": record.floor,
             "last": _happened(record.history[-1]) if record.history else None,
+            "data-problem": self.data.problem(),
+            "conflicts": [f"/{name}" for name in self.data.conflicts],
         }
 
     def _image(self, image: Image) -> ImageRow:
@@ -307,6 +328,7 @@ class Update:
         if other.entry.bad:
             await self._count(other.entry, other.entry.renewed())
         if running is not None and not running.entry.bad:
+            await asyncio.to_thread(self.data.prepare_back, running.digest, running.version)
             await self._count(running.entry, running.entry.given_up())
         await asyncio.to_thread(self._look)
         following = self.boot.next.version if self.boot.next else ""
@@ -322,6 +344,14 @@ class Update:
         async with self._turn:
             await asyncio.to_thread(self.records.change, blocked=kept, history=self.records.history(happened))
         return self._changed()
+
+    async def _conflicts(self, _caller: Caller, _params: Nothing) -> list[ConflictRow]:
+        return await asyncio.to_thread(self.data.rows)
+
+    async def _resolve(self, caller: Caller, params: Settled) -> list[str]:
+        async with self._turn:
+            await self.data.resolve(caller, params.file, params.take)
+        return [f"/{name}" for name in self.data.conflicts]
 
     def _changed(self) -> Changed:
         following = self.boot.next
