@@ -16,7 +16,6 @@ from typing import Any
 from common.errors import MixosError
 from common.streams import open_missing
 from daemon.core.change.files import Trees
-from daemon.core.part import Context
 from daemon.core.release.switch import Device, Release, take_over
 from daemon.migrations import migrations
 
@@ -35,10 +34,9 @@ def main(argv: Sequence[str]) -> int:
 
 def apply(state: Path, key: str, version: str, image: Path, root: Path) -> int:
     """Do it for the tree at `root`; 0, or the exit code of what was wrong (already reported)."""
-    context = Context(run=root / "run/mixos", state=root / "var/lib/mixos", etc=root / "etc/mixos")
     device = Device(state / "ledger", Trees(root / "etc", root / "var/lib"))
     try:
-        context.changes.open()  # what the daemon of the other release was about to write comes first
+        _finish_changes(root)
         outcome = take_over(device, Release(key, version, image, migrations()))
     except (MixosError, OSError) as error:
         reason = error.reason if isinstance(error, MixosError) else "release-io"
@@ -53,6 +51,15 @@ def apply(state: Path, key: str, version: str, image: Path, root: Path) -> int:
     for name in outcome.conflicts:
         sys.stdout.write(f"mixos: /{name} could not be merged (mixctl update conflicts)\n")
     return 0
+
+
+def _finish_changes(root: Path) -> None:
+    """What the daemon of the other release was about to write comes first."""
+    state = root / "var/lib/mixos"
+    if any((state / "changes").glob("*.json")):
+        from daemon.core.part import Context  # seldom, and it takes as long as all else together
+
+        Context(run=root / "run/mixos", state=state, etc=root / "etc/mixos").changes.open()
 
 
 def _result(root: Path, result: dict[str, Any]) -> None:

@@ -19,6 +19,8 @@ from common.settings.render import render
 from daemon import handover
 from daemon.core.change import files
 from daemon.core.change.files import Step, Trees
+from daemon.core.change.record import Record
+from daemon.core.part import Context
 from daemon.core.release import defaults
 from daemon.core.release.ledger import MAX_STEPS, load
 from daemon.core.release.switch import LEVEL, Device, Migration, Outcome, Release, prepare_back, take_over
@@ -47,6 +49,7 @@ def rename_key(old: str, new: str) -> Any:
     return work
 
 
+INFINITE = '1 one\n{"release": "", "version": "", "defaults": {"etc/x": ["", 1e999]}, "moves": [], "conflicts": []}'
 FIRST = Migration(1, "m0001_first", rename_key("a", "b"), rename_key("b", "a"))
 SECOND = Migration(2, "m0002_second", rename_key("b", "c"))
 
@@ -263,7 +266,9 @@ def test_only_so_many_moves_are_kept(box: Box) -> None:
     assert box.start("0", ONE).how == "forward"
 
 
-@pytest.mark.parametrize("text", ["", "1 one\n", "1 one\n{", '1 one\n{"release": 1}', "1 one\n" + "[" * 100000, "x"])
+@pytest.mark.parametrize(
+    "text", ["", "1 one\n", "1 one\n{", '1 one\n{"release": 1}', "1 one\n" + "[" * 100000, "x", INFINITE]
+)
 def test_a_damaged_ledger_is_set_aside(box: Box, text: str) -> None:
     box.ledger.write_text(text)
     assert box.start("one", ONE).how == "new"
@@ -398,7 +403,8 @@ def test_killed_while_the_data_are_taken_over_and_given_back(tmp_path: Path, mon
         return box.state(), box.read("etc/mixos/web.toml"), box.read(SSHD), box.read(LEVEL)
 
     def start(box: Box, release: str, step: Step = files.nothing) -> None:
-        box.start(release, *((ONE,) if release == "one" else (TWO, (FIRST,))), step=step)
+        brings, migrations = (ONE, ()) if release == "one" else (TWO, (FIRST,))
+        box.start(release, brings, migrations, step)
 
     old = ({"a": 1}, "a = 1\n", mine, None)
     new = ({"b": 1}, "b = 1\n", "Port 2222\nUseDNS no\nLogLevel VERBOSE\nCompression no\n", "0001\n")
@@ -474,3 +480,17 @@ def test_the_program_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert handover.main(["/data"]) == 2
+
+
+def test_what_the_other_daemon_was_about_to_write_comes_first(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    (tmp_path / "image/etc").mkdir(parents=True)
+    (tmp_path / "run/mixos").mkdir(parents=True)
+    box.write("etc/mixos/web.toml", "old\n")
+    context = Context(run=tmp_path / "run/mixos", state=tmp_path / "var/lib/mixos", etc=tmp_path / "etc/mixos")
+    record = Record("00000001", "committing", "ada", "local", "a change", "boot")
+    renames = files.stage(context.changes.places, {"etc/mixos/web.toml": (b"new\n", 0o644)}, record.number)
+    context.changes.journal.write(replace(record, renames=renames))
+    handover.apply(tmp_path / "state", "two", "1.two", tmp_path / "image", tmp_path)
+    assert box.read("etc/mixos/web.toml") == "new\n"
+    assert box.left() == []

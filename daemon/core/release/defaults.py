@@ -7,7 +7,6 @@ the device's file. What cannot be merged, or would be refused by who reads it, s
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from common.text import decoded
 from daemon.core.manifest import checker, file_for
 from daemon.core.release.ledger import File
 from daemon.core.release.tree import Tree
-from daemon.linux import process
 
 # Made of the device's settings (`common.settings.render`): once the device has its own, what a release would set is
 # nothing to it. Above all an update must not let anybody in whom the device's owner has not.
@@ -136,6 +134,10 @@ def _check_accounts(name: str, lines: Iterable[bytes]) -> None:
 
 def _ask(data: bytes, *command: str) -> None:
     """Have a program look at a file. Raises MixosError `program-failed`, `program-missing`."""
+    import tempfile
+
+    from daemon.linux import process  # seldom needed, and init waits
+
     with tempfile.TemporaryDirectory() as folder:
         write_durably(path := Path(folder, "candidate"), data, 0o600)
         process.run([*command, str(path)])

@@ -97,7 +97,7 @@ def load(path: Path) -> Ledger | None:
         raise MixosError(f"{path} is of the later format {number[:9].decode()}", reason="ledger-format")
     try:
         return _decode(json.loads(text if number.isdigit() else b""))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, MixosError) as error:
+    except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MixosError) as error:
         log("err", f"{path} is damaged ({type(error).__name__}); it is set aside, and begun anew")
         path.rename(path.with_name(f"{path.name}.damaged"))
         return None
