@@ -38,6 +38,7 @@ from common.tomlfile import Strict, decode, parse
 from daemon.core import audit, keys, peer, rpc
 from daemon.core.change import connection, record
 from daemon.core.profiles import ProfileFile
+from daemon.core.release import ledger
 from daemon.core.worker import channel
 from daemon.doors import values
 from daemon.linux import facts, mounts, netlink, rtnl, wireguard
@@ -778,6 +779,14 @@ CHANGE = {
         "folders": [],
     },
 }  # fmt: skip
+LEDGER = {
+    "release": "ab", "version": "1.0", "defaults": {"etc/x": ["a", 420]},
+    "moves": [
+        {"release": "cd", "version": "0.9", "at": 1.5, "migrations": [1], "files": {"etc/x": [["a", 420], None]}}
+    ],
+    "conflicts": [{"name": "etc/x", "why": "default", "version": "1.0", "at": 1.5, "other": ["a", 420]}],
+    "pending": CHANGE["renames"],
+}  # fmt: skip
 REVISION = b'{"at":1.5,"files":{"x.toml":["00",384]},"id":3,"who":"root","why":"put"}'
 
 
@@ -1025,6 +1034,13 @@ def _all() -> list[Reader]:
         Reader("idempotency key", [b'{"digest": "x", "result": {}}'], _in_file(keys._read), ()),
         Reader("revision", [REVISION], history._decode, ()),
         Reader("change", [json.dumps(CHANGE).encode()], _in_file(_changes, "0.new"), (), 5),
+        Reader(
+            "ledger of releases",
+            [b"1 ab\n" + json.dumps(LEDGER).encode(), b"1 ab pending\n" + json.dumps(LEDGER).encode()],
+            _in_file(ledger.load, "ledger"),
+            (MixosError,),
+            5,
+        ),
         Reader(
             "memory of a unit",
             [b'{"boot": "b", "state": "running"}'],

@@ -11,8 +11,8 @@ from contextlib import aclosing
 from typing import Any, Literal
 
 from common.errors import MixosError
+from daemon.linux import programs
 from daemon.linux.log import log
-from daemon.parts.update import programs
 
 FETCH = ("/usr/libexec/mixos-fetch",)
 
