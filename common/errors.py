@@ -83,8 +83,8 @@ class ImageError(MixosError):
 class FormatError(ImageError):
     """Bytes that are not what a format demands."""
 
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message, reason=reason)
+    def __init__(self, message: str, reason: str, *, retryable: bool = False) -> None:
+        super().__init__(message, reason=reason, retryable=retryable)
 
 
 class BundleError(FormatError):

@@ -1,0 +1,121 @@
+"""What is to be installed, as the process that has verified a bundle tells it to the one that writes the disk.
+
+It is a part of the manifest, and the one plan that fits what runs; JSON, and made again of that text with nothing taken
+for granted. Standard library only: who writes the disk loads no more than it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from common.bundle.windows import MAX_PLAN, MAX_SIZE, Target
+from common.errors import BundleError
+
+MAX_BYTES = 4 << 20
+_MAX_NUMBER = 1 << 53
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.~^-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of the bundle: offset from its begin, size, and SHA-256."""
+
+    offset: int
+    size: int
+    sha256: bytes
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to be made: its SHA-256, its windows, and the plan that makes it."""
+
+    sha256: bytes
+    target: Target
+    plan: Piece
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.target.size
+
+
+@dataclass(frozen=True)
+class Order:
+    """payload: where the bundle's payload begins, from which the plans' offsets count; source: root hash of what must
+    run for these plans, None: anything; transfer: bytes that are fetched at most; created: seconds since 1970."""
+
+    version: str
+    sequence: int
+    kernel: str
+    created: int
+    payload: int
+    transfer: int
+    source: bytes | None
+    root_hash: bytes
+    salt: bytes
+    root: File
+    uki: File
+
+    def dump(self) -> str:
+        """Its JSON text."""
+        return json.dumps(asdict(self), default=bytes.hex, sort_keys=True, separators=(",", ":"))
+
+
+def parse(text: str) -> Order:
+    """The inverse of `dump`. Raises BundleError `order`."""
+    try:
+        if len(text) > MAX_BYTES:
+            raise ValueError("too long")
+        found: Any = json.loads(text)
+        return Order(
+            version=_matching(_VERSION, found["version"]),
+            sequence=_number(found["sequence"]),
+            kernel=_matching(_VERSION, found["kernel"]),
+            created=_number(found["created"]),
+            payload=_number(found["payload"]),
+            transfer=_number(found["transfer"]),
+            source=None if found["source"] is None else _hash(found["source"]),
+            root_hash=_hash(found["root_hash"]),
+            salt=_bytes(found["salt"], 256),
+            root=_file(found["root"]),
+            uki=_file(found["uki"]),
+        )
+    except (ValueError, TypeError, KeyError, RecursionError, BundleError) as error:
+        raise BundleError("what is to be installed is not told as it must be", "order") from error
+
+
+def _file(found: Any) -> File:
+    target = Target(_number(found["target"]["size"], MAX_SIZE), tuple(map(_hash, found["target"]["windows"])))
+    target.check()
+    plan = found["plan"]
+    piece = Piece(_number(plan["offset"]), _number(plan["size"], MAX_PLAN), _hash(plan["sha256"]))
+    return File(_hash(found["sha256"]), target, piece)
+
+
+def _number(value: Any, most: int = _MAX_NUMBER) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError("a number")
+    return value
+
+
+def _bytes(value: str, most: int) -> bytes:
+    data = bytes.fromhex(value)
+    if len(data) > most or data.hex() != value:
+        raise ValueError("bytes")
+    return data
+
+
+def _hash(value: str) -> bytes:
+    data = _bytes(value, 32)
+    if len(data) != 32:
+        raise ValueError("a hash")
+    return data
+
+
+def _matching(pattern: re.Pattern[str], value: str) -> str:
+    if not pattern.fullmatch(value):
+        raise ValueError("a word")
+    return value
