@@ -43,9 +43,9 @@ class Wave(Exact):
 
 
 class Terms(Exact):
-    """What a channel says of a release beside its hash. The first six are of its manifest; size: of the bundle, bytes;
-    waves: share only grows; paused: why nobody is offered it now; max_failures: the share of devices that may fail
-    before whoever runs the channel pauses it."""
+    """What a channel says of a release beside its hash. The first six are of its manifest; waves: share only grows;
+    paused: why nobody is offered it now; max_failures: the share of devices that may fail before whoever runs the
+    channel pauses it."""
 
     format: One
     machine: Word
@@ -54,7 +54,6 @@ class Terms(Exact):
     minimum_sequence: Sequence
     created: Time
     root_hash: Hash
-    size: Annotated[int, Field(gt=0, lt=1 << 53)]
     waves: Annotated[tuple[Wave, ...], Field(min_length=1, max_length=16, strict=False)]
     paused: Annotated[str, StringConstraints(pattern=r"^[ -~]{1,200}$")] | None
     max_failures: Share | None
@@ -67,13 +66,12 @@ class Terms(Exact):
         return self
 
     @classmethod
-    def of(cls, manifest: Manifest, size: int, waves: tuple[Wave, ...], max_failures: int | None = None) -> Terms:
+    def of(cls, manifest: Manifest, waves: tuple[Wave, ...], max_failures: int | None = None) -> Terms:
         """Those of a release that begins."""
         return cls.model_validate(
             {
                 "format": 1,
                 **_facts(manifest),
-                "size": size,
                 "waves": [one.model_dump() for one in waves],
                 "paused": None,
                 "max-failures": max_failures,
@@ -239,14 +237,13 @@ def _when(seconds: int) -> str:
 @dataclass(frozen=True)
 class Checked:
     """What a channel has for a device. manifest: of the offer, None when there is none; bundle: the file to fetch it
-    from; size: of that; transfer: bytes of it that this device needs; whole: because no delta begins with what runs;
+    from; transfer: bytes of it that this device needs beside its front; whole: because no delta begins with what runs;
     expires: when what the channel says must have been said anew."""
 
     candidates: tuple[Candidate, ...]
     expires: datetime
     manifest: Manifest | None = None
     bundle: str | None = None
-    size: int | None = None
     transfer: int | None = None
     whole: bool | None = None
 
@@ -268,7 +265,6 @@ class Checked:
                 "kernel": found.kernel,
                 "root-hash": found.root.root_hash,
                 "bundle": self.bundle,
-                "size": self.size,
                 "transfer": self.transfer,
                 "whole": self.whole,
             }
@@ -297,9 +293,7 @@ def check(fetch: Fetch, anchors: Anchors, folder: Path, device: Device, now: dat
     if terms is None or manifest.version != best.version or _facts(manifest) != _repeated(terms):
         raise TrustError(f"{best.name} is listed with what its manifest does not say", reason="release-mixed")
     plan = manifest.plan_for(device.root_hash)
-    return Checked(
-        tuple(found), trusted.expires, manifest, bundle_of(best.version), terms.size, plan.transfer, plan.source is None
-    )
+    return Checked(tuple(found), trusted.expires, manifest, bundle_of(best.version), plan.transfer, plan.source is None)
 
 
 def _repeated(terms: Terms) -> dict[str, object]:

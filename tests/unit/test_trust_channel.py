@@ -43,7 +43,7 @@ class Channel:
         steps = changes.pop("waves", EVERYBODY)
         root = {**manifest_root(version), **changes.pop("root", {})}
         words = text(version=version, sequence=sequence, **{"minimum-sequence": 0, "root": root, **changes})
-        found = Terms.of(manifest.parse(words), 1000, steps).model_dump(mode="json", by_alias=True) | members
+        found = Terms.of(manifest.parse(words), steps).model_dump(mode="json", by_alias=True) | members
         name = f"release/{version}.json"
         target = TargetFile.from_data(name, words.encode(), ["sha256"])
         target.unrecognized_fields["custom"] = {"mixos": found} if custom is None else custom
@@ -78,7 +78,7 @@ def test_a_position_is_one_of_the_shares(machine, name):
 def test_a_share_of_devices_is_that_share():
     """Of 20,000 devices, those below each share are as many, within four standard deviations."""
     places = [position(f"{number:032x}", "release/1.2.3.json") for number in range(20_000)]
-    for share in (1, 100, 1000, 5000, 9900, SHARES):
+    for share in (1, 100, 5000, 9900, SHARES):
         expected = len(places) * share / SHARES
         spread = (expected * (1 - share / SHARES)) ** 0.5
         assert abs(sum(place < share for place in places) - expected) <= 4 * spread + 0.5
@@ -98,7 +98,7 @@ STEPS = st.lists(st.tuples(st.integers(-1000, 1000), st.integers(0, SHARES)), mi
 def test_who_is_in_a_wave_stays_in_it(steps, times, machine):
     starts, shares = sorted({start for start, _ in steps}), sorted({share for _, share in steps})
     found = [{"start": SECONDS + a, "share": b} for a, b in zip(starts, shares, strict=False)]
-    terms = Terms.of(manifest.parse(text()), 1, tuple(map(Wave.model_validate, found)))
+    terms = Terms.of(manifest.parse(text()), tuple(map(Wave.model_validate, found)))
     place = position(machine, "release/1.2.3.json")
     turn = terms.turn(place)
     in_it = [place < terms.share(SECONDS + at) for at in sorted(times)]
@@ -106,7 +106,7 @@ def test_who_is_in_a_wave_stays_in_it(steps, times, machine):
     assert in_it == [turn is not None and turn <= SECONDS + at for at in sorted(times)]
     grown = [one | {"share": (one["share"] + SHARES) // 2} for one in found]
     if len({one["share"] for one in grown}) == len(grown):
-        more = Terms.of(manifest.parse(text()), 1, tuple(map(Wave.model_validate, grown)))
+        more = Terms.of(manifest.parse(text()), tuple(map(Wave.model_validate, grown)))
         assert all(place < more.share(SECONDS + at) for at, inside in zip(sorted(times), in_it, strict=True) if inside)
 
 
@@ -132,7 +132,7 @@ def test_a_device_beyond_all_waves_has_no_turn(shop):
 @pytest.mark.parametrize("pairs", [((0, 5), (0, 6)), ((5, 5), (0, 6)), ((0, 5), (1, 5)), ((0, 6), (1, 5)), ()])
 def test_waves_only_grow(pairs):
     with pytest.raises(ValueError):
-        Terms.of(manifest.parse(text()), 1, waves(*pairs))
+        Terms.of(manifest.parse(text()), waves(*pairs))
 
 
 # -- which one ---------------------------------------------------------------------------------------------------------
@@ -204,11 +204,11 @@ def test_terms_that_are_not_known_offer_nothing_and_hide_nothing(shop, form):
 
 
 @pytest.mark.parametrize(
-    "change", [{"more": 1}, {"sequence": True}, {"sequence": "6"}, {"size": 0}, {"paused": "a\nb"}, {"waves": []}]
+    "change", [{"more": 1}, {"sequence": True}, {"sequence": "6"}, {"paused": "a\nb"}, {"waves": []}]
 )
 def test_terms_are_exact(shop, change):
     words = shop.offer("1.3.0", 6)
-    found = Terms.of(manifest.parse(words), 1000, EVERYBODY).model_dump(mode="json", by_alias=True)
+    found = Terms.of(manifest.parse(words), EVERYBODY).model_dump(mode="json", by_alias=True)
     shop.offer("1.3.0", 6, custom={"mixos": found | change})
     assert shop.judged() == {"1.3.0": "form"}
 
@@ -231,7 +231,7 @@ def test_an_offer_says_what_this_device_would_fetch(shop, tmp_path):
     ]
     shop.offer("1.2.3", 5, plans=plans)
     found = check(served(shop.repository.files), shop.anchors, tmp_path / "t", HERE, NOW)
-    assert (found.bundle, found.size, found.transfer, found.whole) == ("mixos-1.2.3.mixb", 1000, 70, False)
+    assert (found.bundle, found.transfer, found.whole) == ("mixos-1.2.3.mixb", 70, False)
     other = Device(RUNNING, "cc" * 32, "x")
     found = check(served(shop.repository.files), shop.anchors, tmp_path / "t", other, NOW)
     assert (found.transfer, found.whole, found.why) == (9000, True, None)
@@ -292,7 +292,7 @@ def test_a_manifest_is_the_listed_one(shop, tmp_path):
 )
 def test_terms_say_what_the_manifest_says(shop, tmp_path, member, value):
     words = shop.offer("1.2.3", 5)
-    found = Terms.of(manifest.parse(words), 1000, EVERYBODY).model_dump(mode="json", by_alias=True)
+    found = Terms.of(manifest.parse(words), EVERYBODY).model_dump(mode="json", by_alias=True)
     shop.offer("1.2.3", 5, custom={"mixos": found | {member: value}})
     if found[member] == value:
         assert check(served(shop.repository.files), shop.anchors, tmp_path / "t", HERE, NOW).manifest
