@@ -26,7 +26,7 @@ from common.bundle import container, manifest
 from common.bundle.manifest import Manifest
 from common.errors import BundleError, CheckError, UsageError
 from common.files import read_regular
-from common.trust.channel import SHARES, Terms, Wave, bundle_of, file_of, terms_of, version_of
+from common.trust.channel import MAX_TIME, SHARES, Terms, Wave, bundle_of, file_of, terms_of, version_of
 
 _SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,2})?)%")
 _LATER = re.compile(r"\+([0-9]{1,4})([hd])")
@@ -248,4 +248,4 @@ def _start(text: str, made: int) -> int | None:
     except ValueError:
         return None
     seconds = int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
-    return seconds if 0 <= seconds < 1 << 40 else None
+    return seconds if 0 <= seconds < MAX_TIME else None

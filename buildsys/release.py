@@ -141,6 +141,11 @@ def _tree(one: Candidate) -> None:
 def _sequence(one: Candidate) -> None:
     version = one.content.version
     others = [found for found in one.public.manifests().values() if found.version != version]
+    floor = one.project.config.image.floor
+    if floor > one.sequence:
+        message = f"number {one.sequence} is below the floor {floor} that its devices would have"
+        hint = "image.floor is not above image.sequence (mixos.toml)"
+        raise CheckError(message, reason="release-sequence", hint=hint)
     highest = max(others, key=lambda found: found.sequence, default=None)
     if highest is not None and one.sequence <= highest.sequence:
         raise CheckError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,16 +21,17 @@ from tuf.api.metadata import TargetFile, Targets
 
 from common.bundle import manifest as manifests
 from common.bundle.manifest import Exact, Hash, Manifest, One, Sequence, Word
-from common.errors import TrustError
+from common.errors import MixosError, TrustError
 from common.trust.metadata import Fetch, Trusted
 from common.trust.release import Anchors, Running, refresh
 
 CUSTOM = "mixos"  # the member of `custom` that is ours
 SHARES = 10_000  # a wave's share counts in these
+MAX_TIME = 253_402_300_800  # the year 10000, which no datetime has
 SKEW = 86_400  # seconds by which a clock may be behind that of whoever made a release
 _NAME = re.compile(r"release/([0-9A-Za-z.-]{1,64})\.json")
 
-Time = Annotated[int, Field(ge=0, lt=1 << 40, description="seconds since 1970")]
+Time = Annotated[int, Field(ge=0, lt=MAX_TIME, description="seconds since 1970")]
 Share = Annotated[int, Field(ge=0, le=SHARES)]
 Why = Literal["runs", "older", "machine", "variant", "floor", "minimum", "blocked", "paused", "wave", "clock", "form"]
 
@@ -274,6 +275,23 @@ class Checked:
             "candidates": [one.as_json() for one in self.candidates],
             "expires": int(self.expires.timestamp()),
         }
+
+
+def of_files(get: Callable[[str, int], bytes]) -> Fetch:
+    """The files of a channel from somebody who gives whole files by name and most bytes, and raises a MixosError
+    `source-missing` when there is none, `source-too-big` when it is larger (TrustError `release-size`)."""
+
+    def fetch(name: str, limit: int) -> bytes | None:
+        try:
+            return get(name, limit)
+        except MixosError as error:
+            if error.reason == "source-missing":
+                return None
+            if error.reason == "source-too-big":
+                raise TrustError(f"{name} is larger than {limit} bytes", reason="release-size") from error
+            raise
+
+    return fetch
 
 
 def check(fetch: Fetch, anchors: Anchors, folder: Path, device: Device, now: datetime) -> Checked:

@@ -73,14 +73,14 @@ class Shop:
         assert error.reason == reason
         return error
 
-    def write_config(self, version: str, sequence: int) -> None:
+    def write_config(self, version: str, sequence: int, floor: int = 0) -> None:
         text = (ROOT / "mixos.toml").read_text()
-        text = text.replace('version = "0.1.0"', f'version = "{version}"\nsequence = {sequence}')
+        text = text.replace('version = "0.1.0"', f'version = "{version}"\nsequence = {sequence}\nfloor = {floor}')
         (self.folder / "mixos.toml").write_text(text)
 
-    def build(self, version: str, sequence: int, *, tag: bool = True, **changes: Any) -> Path:
+    def build(self, version: str, sequence: int, *, tag: bool = True, floor: int = 0, **changes: Any) -> Path:
         """Commit, tag and build: an image, and what a build says of it. changes: of the kernel."""
-        self.write_config(version, sequence)
+        self.write_config(version, sequence, floor)
         self.git("add", "-A")
         self.git("commit", "-q", "--allow-empty", "-m", version)
         if tag:
@@ -395,6 +395,8 @@ def test_each_refusal_has_its_reason_and_a_hint(shop: Shop):
     shop.build("0.9.0", 4)
     refused("release-sequence")
     refused("release-content", image)
+    shop.build("1.2.0", 7, floor=8)
+    refused("release-sequence")
     assert before == {path: path.read_bytes() for path in shop.served.rglob("*") if path.is_file()}
 
 

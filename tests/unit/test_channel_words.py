@@ -45,6 +45,7 @@ def test_waves(words, expected):
         (["5%@+2w"], "channel-wave"),
         (["5%@1969-01-01"], "channel-wave"),
         (["5%@0001-01-01T00:00+23:59"], "channel-wave"),
+        (["5%@9999-12-31T23:59-23:59"], "channel-wave"),
         (["5%", "6%"], "channel-wave"),
         (["6%", "5%@+1h"], "channel-wave"),
         (["5%", "5%@+1h"], "channel-wave"),
