@@ -16,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -35,9 +36,12 @@ from common.settings import model as settings
 from common.settings import sshkey
 from common.text import decoded
 from common.tomlfile import Strict, decode, parse
+from common.trust.channel import Device, candidates
+from common.trust.release import Running
 from daemon.core import audit, keys, peer, rpc
 from daemon.core.change import connection, record
 from daemon.core.profiles import ProfileFile
+from daemon.core.release import ledger
 from daemon.core.worker import channel
 from daemon.doors import values
 from daemon.linux import facts, mounts, netlink, rtnl, wireguard
@@ -149,6 +153,12 @@ expires = 2027-01-01
 options = ["no-pty"]
 [time]
 servers = ["192.0.2.123"]
+[update]
+channel = "https://updates.example/mixos"
+fetch = "window"
+when = ["sat,sun 02:00-05:00", "mon-fri 23:30-04:00"]
+metered = ["wwan0"]
+max-bytes = "20M"
 """.encode()
 UNIT = b"""\
 [unit]
@@ -778,6 +788,14 @@ CHANGE = {
         "folders": [],
     },
 }  # fmt: skip
+LEDGER = {
+    "release": "ab", "version": "1.0", "defaults": {"etc/x": ["a", 420]},
+    "moves": [
+        {"release": "cd", "version": "0.9", "at": 1.5, "migrations": [1], "files": {"etc/x": [["a", 420], None]}}
+    ],
+    "conflicts": [{"name": "etc/x", "why": "default", "version": "1.0", "at": 1.5, "other": ["a", 420]}],
+    "pending": CHANGE["renames"],
+}  # fmt: skip
 REVISION = b'{"at":1.5,"files":{"x.toml":["00",384]},"id":3,"who":"root","why":"put"}'
 
 
@@ -859,10 +877,46 @@ MOUNTED = b"/dev/vda6 /data ext4 rw 0 0\n"
 MOUNT = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n"
 
 
+def _terms(text: str) -> None:
+    """What a signed list says of a release, judged for a device."""
+    try:
+        custom = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    from tuf.api.metadata import TargetFile, Targets
+
+    targets = Targets(version=1)
+    target = TargetFile.from_data("release/1.2.3.json", b"", ["sha256"])
+    target.unrecognized_fields["custom"] = custom
+    targets.targets[target.path] = target
+    device = Device(Running("x86_64", "default", 4, 3), "00" * 32, "0")
+    for one in candidates(targets, device, datetime.fromtimestamp(1_700_000_000, UTC)):
+        json.dumps(one.as_json())
+
+
+TERMS = json.dumps(
+    {
+        "mixos": {
+            "format": 1,
+            "machine": "x86_64",
+            "variant": "default",
+            "sequence": 5,
+            "minimum-sequence": 2,
+            "created": 1_700_000_000,
+            "root-hash": "11" * 32,
+            "waves": [{"start": 1_700_000_000, "share": 100}, {"start": 1_700_086_400, "share": 10_000}],
+            "paused": None,
+            "max-failures": 200,
+        }
+    }
+).encode()
+
+
 def _all() -> list[Reader]:
     config = (ConfigError,)
     return [
         Reader("preseed", [PRESEED], lambda data: settings.parse(data, "fuzz", settings.Settings()), (ConfigError,)),
+        Reader("terms of a channel", [TERMS], _as_text(_terms), ()),
         Reader(
             "ssh key",
             [ED25519.encode(), RSA.encode()],
@@ -1026,6 +1080,13 @@ def _all() -> list[Reader]:
         Reader("revision", [REVISION], history._decode, ()),
         Reader("change", [json.dumps(CHANGE).encode()], _in_file(_changes, "0.new"), (), 5),
         Reader(
+            "ledger of releases",
+            [b"1 ab\n" + json.dumps(LEDGER).encode(), b"1 ab pending\n" + json.dumps(LEDGER).encode()],
+            _in_file(ledger.load, "ledger"),
+            (MixosError,),
+            5,
+        ),
+        Reader(
             "memory of a unit",
             [b'{"boot": "b", "state": "running"}'],
             _in_file(lambda path: Memory.read(path.parent, "b"), "memory.json"),
@@ -1067,4 +1128,6 @@ FOUND = [
     ("facts", b"-1"),
     ("revision", b'{"at":1,"files":{"x":["00",1e999]},"id":3,"who":"root","why":"put"}'),
     ("change", json.dumps({**CHANGE, "deadline": 10**400}).encode()),
+    ("terms of a channel", TERMS.replace(b'"created": 1700000000', b'"created": 655360000000')),
+    ("terms of a channel", TERMS.replace(b"1700086400", b"255700086400")),
 ]

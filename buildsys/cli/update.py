@@ -47,7 +47,7 @@ def update(
 
     project = context.project
     if bundle is None and host is not None and host.endswith(".mixb"):
-        host, bundle = None, Path(host)
+        bundle, host = Path(host), None
     path = bundle or project.out / f"mixos-{project.config.image.version}.mixb"
     if not path.is_file():
         raise UsageError(f"{path}: no such bundle", reason="no-bundle", hint="make it first: mixos bundle")

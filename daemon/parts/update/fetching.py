@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from common.errors import ConfigError, MixosError
 from common.files import read_regular
+from daemon.linux import programs
 from daemon.linux.log import log
-from daemon.parts.update import programs
 
 CERTIFICATES = "update.pem"  # below /etc/mixos: who vouches for servers
 _MAX_CERTIFICATES = 512 << 10
