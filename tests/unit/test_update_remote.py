@@ -619,13 +619,21 @@ def test_what_is_under_way_when_a_connection_drops_is_little():
 
 
 def test_files_below_a_url():
-    web = Web({"/c/timestamp.json": b"{}", "/c/targets/a.json": content(200_000), "/c/empty": b""})
+    web = Web(
+        {
+            "/c/timestamp.json": b"{}",
+            "/c/targets/a.json": content(200_000),
+            "/c/empty": b"",
+            "/c/1.0~rc%5E2.json": b"[]",
+        }
+    )
     with web.serving() as url:
         for base in ("/c", "/c/"):
             fetch = Fetch(url + base)
             assert fetch.folder.get("timestamp.json", 10) == b"{}"
             assert fetch.folder.get("targets/a.json", 200_000) == content(200_000)
             assert fetch.folder.get("empty", 0) == b""
+            assert fetch.folder.get("1.0~rc^2.json", 9) == b"[]"
             assert refused(fetch.folder.get, "9.root.json", 10).reason == "source-missing"
             assert refused(fetch.folder.get, "timestamp.json", 1).reason == "source-too-big"
             assert fetch.folder.get("timestamp.json", 2) == b"{}"
