@@ -64,7 +64,8 @@ class Automatic:
         if found is None or found["offer"] is None:
             return
         offer = found["offer"]
-        if staged is not None and staged.root_hash == offer["root-hash"]:
+        there = {image.digest for image in self._part.boot.images} | ({staged.root_hash} if staged else set())
+        if offer["root-hash"] in there:  # staged, or waiting for a restart, or somebody went back from it
             return
         held = settings.no_fetch(datetime.now(), self._interface(), offer["transfer"])  # local time
         if held is not None:
