@@ -213,16 +213,17 @@ def authority(tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", range(FAULTS))
-def test_faults_that_pass_cost_no_byte_twice(seed):
+def test_faults_that_pass_cost_no_byte_twice(seed, authority):
     chance = random.Random(f"pass {seed}")
     data = content(chance.choice((20_000, 90_000, 400_000)), seed)
-    web = Web({FILE: data}, etag=chance.choice(('"one"', 'W/"one"', None)), dated=chance.random() < 0.8)
+    tls = chance.choice((None, None, authority.server))
+    web = Web({FILE: data}, tls, etag=chance.choice(('"one"', 'W/"one"', None)), dated=chance.random() < 0.8)
     known = webserver.faults(chance)
     names = sorted(known)
     plan = [names[seed % len(names)], *(chance.choice((None, *names)) for _ in range(chance.randrange(3)))]
     web.faults = [None] * chance.randrange(2) + [known[name] if name else None for name in plan]
     with web.serving() as url:
-        fetch = Fetch(url + FILE, QUICK)
+        fetch = Fetch(url + FILE, QUICK, **({"ca": authority.pem} if tls else {}))
         at = asked = 0
         while at < len(data):
             length = chance.choice((100, 10_000, 60_000, 200_000))
