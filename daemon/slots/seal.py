@@ -15,6 +15,7 @@ from common.disk import verity
 from common.efi.entries import COMING, FOLDER, TRIES, Entry, image_name
 from common.errors import RefusedError
 from daemon.parts.update.boot import SLOTS
+from daemon.slots import firmware
 from daemon.slots.disk import SLOT, TABLE, Slot, found, identify, locked, remove_unfinished
 from daemon.slots.stage import check_room, check_tree, kernel, verified
 
@@ -33,6 +34,7 @@ def seal(root: Path, order: Order) -> str:
         tree = verified(target, order)
         check_tree(target, tree)
         image = kernel(target, order)
+        firmware.check(image, root)
         with disk.esp().changing() as esp:
             remove_unfinished(esp)
             esp.add(f"{FOLDER}/{COMING}", [image], len(image), epoch=order.created)

@@ -27,7 +27,7 @@ from common.efi.entries import FOLDER
 from common.errors import DiskError, MixosError, RefusedError
 from common.safe import one_line
 from daemon.parts.update.boot import SLOTS
-from daemon.slots import worker
+from daemon.slots import firmware, worker
 from daemon.slots.disk import SLOT, Slot, found, invalidate, kernel_place, locked, startable
 
 Step = Callable[[str, int, int, int], None]  # (step, done, of, bytes fetched)
@@ -68,7 +68,7 @@ class Stage:
             )
             for one in _working(order, places, ranges, boot.root_hash, self._account):
                 self._step(*one)
-            write_tree(target, order, self._step)
+            firmware.check(write_tree(target, order, self._step), self._root)
         return target.name
 
 
@@ -80,11 +80,11 @@ def check_room(target: Slot, order: Order) -> None:
         raise RefusedError(message, reason="update-size")
 
 
-def write_tree(target: Slot, order: Order, step: Step) -> None:
-    """Read the slot back, compare, and write its tree. Raises DiskError `slots-readback`."""
+def write_tree(target: Slot, order: Order, step: Step) -> bytes:
+    """Read the slot back, compare, and write its tree; gives its kernel image. Raises DiskError `slots-readback`."""
     step("verify", 0, 1, 0)
     tree = verified(target, order)
-    kernel(target, order)
+    image = kernel(target, order)
     with opened(target.tree, os.O_RDWR) as descriptor:
         at = target.tree[1]
         for start in range(0, len(tree.hashes), _PIECE):
@@ -92,6 +92,7 @@ def write_tree(target: Slot, order: Order, step: Step) -> None:
         os.fsync(descriptor)
     check_tree(target, tree)
     step("verify", 1, 1, 0)
+    return image
 
 
 def verified(target: Slot, order: Order) -> verity.Tree:

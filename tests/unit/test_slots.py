@@ -5,16 +5,19 @@ from dataclasses import replace
 
 import pytest
 
+from buildsys.bundle import load
 from common.bundle import order as orders
 from common.disk import gpt, verity
-from common.efi import uki
+from common.efi import pe, siglist, uki
 from common.efi.entries import Entry, read_name
 from common.errors import BundleError, DiskError, MixosError, RefusedError
 from daemon.parts.update.boot import Disk, look
+from daemon.slots import firmware
 from daemon.slots.disk import Slot, count, kernel_place
 from daemon.slots.seal import seal
 from daemon.slots.stage import Stage
 from tests.offers import offer, order_for, root_of, served
+from tests.secureboot import OWNER
 from tests.slots import Device
 
 
@@ -235,3 +238,38 @@ def test_the_tree_is_the_one_that_the_kernel_wants(device, bundle):
     finally:
         os.close(descriptor)
     assert all(read_name(name) for name in device.names())
+
+
+# -- Secure Boot -------------------------------------------------------------------------------------------------------
+
+
+def enforced(device, db, on=1):
+    """Firmware with Secure Boot on, and these entries in db."""
+    folder = device.tree / "sys/firmware/efi/efivars"
+    (folder / f"SecureBoot-{firmware._GLOBAL}").write_bytes(bytes([6, 0, 0, 0, on]))
+    (folder / f"db-{siglist.VARIABLES['db']}").write_bytes(bytes(4) + siglist.write(db))
+
+
+def test_what_firmware_would_refuse_is_not_staged(device, bundle):
+    enforced(device, [])
+    with pytest.raises(RefusedError) as caught:
+        stage(device, bundle)
+    assert caught.value.reason == "update-secure-boot"
+    assert device.boot() == "1.0.0"
+
+
+def test_what_firmware_refuses_by_now_is_not_sealed(device, bundle):
+    _, _, order = stage(device, bundle)
+    enforced(device, [])
+    with pytest.raises(RefusedError) as caught:
+        seal(device.tree, order)
+    assert caught.value.reason == "update-secure-boot"
+    enforced(device, [], on=0)
+    assert seal(device.tree, order) == "b"
+
+
+def test_what_firmware_starts_is_sealed(device, bundle):
+    digest = pe.authenticode(load(bundle[0]).uki)
+    enforced(device, [siglist.Signature(siglist.SHA256, OWNER, digest)])
+    _, _, order = stage(device, bundle)
+    assert seal(device.tree, order) == "b"
