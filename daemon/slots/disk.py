@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from common.bundle.order import Order
@@ -20,6 +21,9 @@ from common.efi.entries import COMING, FOLDER, GOOD, TRIES, Entry, compare_versi
 from common.errors import DiskError, RefusedError
 from daemon.linux import facts
 from daemon.parts.update.boot import SLOTS, Boot, Disk, look, node
+
+if TYPE_CHECKING:
+    from daemon.erase import How
 
 TABLE, SLOT = 0, 1  # what is locked: the partition table and the ESP; the slot that does not run
 _PATIENCE = 20.0  # seconds for who holds a lock
@@ -136,6 +140,20 @@ def identify(disk: Disk, slot: str, ids: tuple[UUID, UUID]) -> None:
         gpt.write(descriptor, table)
     finally:
         os.close(descriptor)
+
+
+def reset(disk: Disk, how: How | None) -> None:
+    """Say in the partition table that the data partition is to be made anew, or (None) not.
+
+    Raises DiskError, GptError."""
+    from daemon import erase  # seldom, and it starts programs
+
+    with locked(disk, TABLE):
+        descriptor = os.open(disk.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            erase.want(descriptor, how)
+        finally:
+            os.close(descriptor)
 
 
 def startable(image: bytes, root_hash: bytes, version: str) -> None:

@@ -36,6 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "escapes",
         "life",
         "storage",
+        "reset",
         "update",
         "secureboot",
         "hardware",

@@ -1,15 +1,20 @@
 """The part `update` on a disk with two slots: commit, failures and their reasons, going back."""
 
 import asyncio
+import json
 import sys
 
 import pytest
 
 from common.efi.entries import image_name
 from common.errors import MixosError
+from daemon import migrations
+from daemon.core.change.files import Trees
 from daemon.core.figures import Finding
 from daemon.core.method import Caller, Nothing, Role
 from daemon.core.part import Context
+from daemon.core.release.ledger import Conflict, Ledger, Move, load, save
+from daemon.core.release.switch import Migration
 from daemon.parts.update import part as module
 from daemon.parts.update.boot import Disk
 from daemon.parts.update.part import Update, Version
@@ -279,3 +284,94 @@ def test_the_counter_counts(device, capsys):
     assert "usage" in capsys.readouterr().out
     with pytest.raises(MixosError):
         count(Disk.at(device.path), f"{stem}+3.efi", f"{stem}+4.efi")
+
+
+# -- the data ----------------------------------------------------------------------------------------------------------
+
+
+def ledger_of(device, *conflicts, release="", moves=()):
+    """What init has left of a change of the release."""
+    (device.tree / "data/mixos").mkdir(parents=True, exist_ok=True)
+    save(device.tree / "data/mixos/ledger", Ledger(release, "1.0", moves=moves, conflicts=conflicts))
+
+
+def handed_over(device, **result):
+    (device.tree / "run/mixos/release.json").write_text(json.dumps(result))
+
+
+def test_a_version_that_could_not_take_the_data_over_is_not_well(device):
+    device.boot()
+    handed_over(device, how="failed", reason="migration-failed", error="migration m0001_x: KeyError: 'a'")
+
+    async def look(update):
+        (finding,) = update.findings()
+        return finding, (await ask(update, "status"))["data-problem"]
+
+    finding, problem = run(device, look)
+    assert (finding.check, finding.state) == ("data", "critical")
+    assert "m0001_x" in problem
+    assert finding.text == problem
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null"])
+def test_what_init_left_is_not_trusted(device, text):
+    device.boot()
+    (device.tree / "run/mixos/release.json").write_text(text)
+    assert run(device, status)["data-problem"] is None
+
+
+def test_a_conflict_is_shown_until_it_is_settled(device):
+    device.boot()
+    (device.tree / "etc").mkdir()
+    for name in ("profile", "issue"):
+        (device.tree / f"etc/{name}").write_text("umask 077\n")
+    other = (b"umask 027\n", 0o644)
+    ledger_of(
+        device,
+        Conflict("etc/profile", "default", "1.1", 5.0, other),
+        Conflict("etc/issue", "default", "1.1", 5.0, other),
+        Conflict("var/lib/mixos/x.json", "release", "1.1", 5.0, None),
+    )
+
+    async def scenario(update):
+        update.context.changes.places = Trees(device.tree / "etc", device.tree / "lib")
+        (device.tree / "lib").mkdir()
+        first = (await ask(update, "status"))["conflicts"]
+        (finding,) = update.findings()
+        rows = await ask(update, "conflicts")
+        left = await ask(update, "resolve", file="/etc/issue")
+        await ask(update, "resolve", file="/etc/profile", take=True)
+        with pytest.raises(MixosError) as refused:
+            await ask(update, "resolve", file="/var/lib/mixos/x.json", take=True)
+        with pytest.raises(MixosError) as unknown:
+            await ask(update, "resolve", file="/etc/profile")
+        assert [refused.value.reason, unknown.value.reason] == ["update-not-taken", "update-no-conflict"]
+        return first, finding.state, rows, left, (await ask(update, "status"))["conflicts"]
+
+    first, state, rows, left, last = run(device, scenario)
+    assert (len(first), state, len(left), last) == (3, "warning", 2, ["/var/lib/mixos/x.json"])
+    assert rows[0]["diff"].splitlines()[-2:] == ["-umask 077", "+umask 027"]
+    assert (device.tree / "etc/profile").read_text() == "umask 027\n"
+    assert (device.tree / "etc/issue").read_text() == "umask 077\n"
+
+
+def test_whoever_goes_back_leaves_the_other_version_what_it_would_have_by_now(device, monkeypatch):
+    def backward(tree):
+        tree.write("var/lib/mixos/x.json", b"old shape of " + (tree.read("var/lib/mixos/x.json") or b""))
+
+    monkeypatch.setattr(migrations, "migrations", lambda: [Migration(1, "m0001_x", backward, backward)])
+    device.install("1.1", "b")
+    device.boot()
+    (device.tree / "state/mixos").mkdir(parents=True)
+    before = {"var/lib/mixos/x.json": ((b"old", 0o600), (b"new", 0o600))}
+    ledger_of(device, release=Disk.at(device.path).images()[0].digest, moves=(Move("aa", "1.0", 1.0, (1,), before),))
+
+    async def scenario(update):
+        update.context.changes.places = Trees(device.tree / "etc", device.tree / "lib")
+        (device.tree / "lib/mixos").mkdir(parents=True)
+        (device.tree / "lib/mixos/x.json").write_bytes(b"newer")
+        await ask(update, "rollback")
+
+    run(device, scenario)
+    ledger = load(device.tree / "data/mixos/ledger")
+    assert ledger.moves[0].files["var/lib/mixos/x.json"][0][0] == b"old shape of newer"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -41,20 +42,41 @@ def status(as_json: bool) -> None:
 
 
 @update.command()
-@click.argument("bundle")
-@click.option("--again", is_flag=True, help="Also a version that is not newer than the one that runs.")
 @json_option
-def stage(bundle: str, again: bool, as_json: bool) -> None:
-    """Verify a BUNDLE (-: somebody answers for its ranges on standard input and output) and put it into the slot that
-    does not run. Nothing starts it before `apply`.
+def check(as_json: bool) -> None:
+    """Ask the channel of this device what it has: which release is offered, how much of it is fetched, or why none is.
 
     \b
     Example:
+      mixctl update check
+    """
+    show(ask("update.check", seconds=305.0), as_json, _checked)
+
+
+@update.command()
+@click.argument("bundle", required=False)
+@click.option("--again", is_flag=True, help="Also a version that is not newer than the one that runs.")
+@click.option("--rate", type=click.IntRange(min=4096), help="Bytes per second that are taken from a web server.")
+@json_option
+def stage(bundle: str | None, again: bool, rate: int | None, as_json: bool) -> None:
+    """Verify a BUNDLE and put it into the slot that does not run: a file, or the http:// or https:// address of one (-:
+    somebody answers for its ranges on standard input and output; default: what the channel offers). Nothing starts it
+    before `apply`.
+
+    \b
+    Examples:
       mixctl update stage mixos-1.4.0.mixb && mixctl update apply
+      mixctl update stage https://example.org/mixos-1.4.0.mixb --rate 200000
     """
     out = sys.stderr if bundle == "-" else sys.stdout
-    with served(bundle) as channel, Meter("taken") as meter:
-        for step in follow("update.stage", {"content": 0, "again": again}, descriptors=[channel]):
+    with contextlib.ExitStack() as stack:
+        meter = stack.enter_context(Meter("taken"))
+        if bundle is None or bundle.startswith(("http://", "https://")):
+            steps = follow("update.fetch", {"url": bundle, "again": again, "rate": rate})
+        else:
+            channel = stack.enter_context(served(bundle))
+            steps = follow("update.stage", {"content": 0, "again": again}, descriptors=[channel])
+        for step in steps:
             if as_json:
                 click.echo(json.dumps(step), file=out)
             elif step["step"] == "staged":
@@ -127,6 +149,33 @@ def clear(version: str, as_json: bool) -> None:
     show(ask("update.clear", {"version": version}), as_json, _next)
 
 
+@update.command()
+@json_option
+def conflicts(as_json: bool) -> None:
+    """Show files of which two versions want different contents.
+
+    \b
+    Example:
+      mixctl update conflicts
+    """
+    show(ask("update.conflicts"), as_json, _conflicts)
+
+
+@update.command()
+@click.argument("file")
+@click.option("--take", is_flag=True, help="The other content; otherwise the file stays as it is.")
+@json_option
+def resolve(file: str, take: bool, as_json: bool) -> None:
+    """Settle which content a FILE has.
+
+    \b
+    Example:
+      mixctl update resolve /etc/ssh/sshd_config --take
+    """
+    found = ask("update.resolve", {"file": file, "take": take}, seconds=130.0)
+    show(found, as_json, lambda left: f"settled; {len(left)} left" if left else "settled")
+
+
 _HISTORY = Listing(
     "update.history []",
     (
@@ -157,6 +206,22 @@ def _next(found: Mapping[str, Any]) -> str:
     return f"next boot: {found['next'] or 'nothing'}{slot}"
 
 
+def _conflicts(found: Sequence[Mapping[str, Any]]) -> str:
+    whys = {"default": "changed here, and by the version", "release": "as this version left it; there was"}
+    texts = [f"{row['file']}: {whys[row['why']]} {row['version']}\n{row['diff']}" for row in found]
+    return "\n\n".join(texts) or "there are none"
+
+
+def _checked(found: Mapping[str, Any]) -> str:
+    offer, why = found["offer"], found["why"]
+    if offer is not None:
+        how = "whole" if offer["whole"] else "as what differs"
+        text = f"{offer['version']} is offered: {size(offer['transfer'])} to fetch, {how}: mixctl update stage"
+    else:
+        text = "no release is offered to this device"
+    return text if why is None else f"{text}\n{why['version']}: {why['why']}"
+
+
 def _status(found: Mapping[str, Any]) -> str:
     rows = [("running", f"{word(found['version'])} (slot {word(found['slot'])}), {found['state']}")]
     if found["problem"]:
@@ -173,4 +238,8 @@ def _status(found: Mapping[str, Any]) -> str:
         last = found["last"]
         why = f": {last['reason']}" if last["reason"] else ""
         rows.append(("last", f"{clock(last['at'])} {last['what']} {last['version']}{why}"))
+    if found["data-problem"]:
+        rows.append(("data", found["data-problem"]))
+    if found["conflicts"]:
+        rows.append(("conflicts", f"{', '.join(found['conflicts'])} (mixctl update conflicts)"))
     return f"{labelled(rows)}\n\n{_IMAGES.table(found['images'])}"
