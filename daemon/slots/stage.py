@@ -27,8 +27,8 @@ from common.efi.entries import FOLDER
 from common.errors import DiskError, MixosError, RefusedError
 from common.safe import one_line
 from daemon.parts.update.boot import SLOTS
-from daemon.slots import worker
-from daemon.slots.disk import SLOT, Slot, found, invalidate, kernel_place, locked, startable
+from daemon.slots import firmware, worker
+from daemon.slots.disk import SLOT, Slot, check_order, found, invalidate, kernel_place, locked, startable
 
 Step = Callable[[str, int, int, int], None]  # (step, done, of, bytes fetched)
 _MAX_LINE = 4096
@@ -42,8 +42,8 @@ class Stage:
         self._root, self._order, self._step, self._account = root, order, step, account
 
     def run(self, ranges: Ranges) -> str:
-        """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`; DiskError; what
-        the worker tells."""
+        """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`,
+        `update-older`, `update-refused`; DiskError; what the worker tells."""
         order = self._order
         disk, boot = found(self._root)
         assert boot.slot is not None
@@ -56,6 +56,7 @@ class Stage:
             )
         target = Slot.of(disk, next(name for name in SLOTS if name != boot.slot))
         check_room(target, order)
+        check_order(boot, order)
         with locked(disk, SLOT, patience=0.0):
             invalidate(disk, boot, target.name)
             running = Slot.of(disk, boot.slot)
@@ -68,7 +69,7 @@ class Stage:
             )
             for one in _working(order, places, ranges, boot.root_hash, self._account):
                 self._step(*one)
-            write_tree(target, order, self._step)
+            write_tree(self._root, target, order, self._step)
         return target.name
 
 
@@ -80,11 +81,11 @@ def check_room(target: Slot, order: Order) -> None:
         raise RefusedError(message, reason="update-size")
 
 
-def write_tree(target: Slot, order: Order, step: Step) -> None:
-    """Read the slot back, compare, and write its tree. Raises DiskError `slots-readback`."""
+def write_tree(root: Path, target: Slot, order: Order, step: Step) -> None:
+    """Read the slot back, compare, and write its tree. Raises as `verified` and `kernel` do."""
     step("verify", 0, 1, 0)
     tree = verified(target, order)
-    kernel(target, order)
+    kernel(root, target, order)
     with opened(target.tree, os.O_RDWR) as descriptor:
         at = target.tree[1]
         for start in range(0, len(tree.hashes), _PIECE):
@@ -112,14 +113,18 @@ def check_tree(target: Slot, tree: verity.Tree) -> None:
             raise _differs(target)
 
 
-def kernel(target: Slot, order: Order) -> bytes:
-    """The kernel image that is kept in a slot. Raises DiskError: `slots-readback`, `slots-kernel`."""
+def kernel(root: Path, target: Slot, order: Order) -> bytes:
+    """The kernel image that is kept in a slot. Raises DiskError: `slots-readback`, `slots-kernel`; RefusedError
+    `update-refused` for one that the firmware of this machine would not start."""
     with opened(target.root, os.O_RDONLY) as descriptor:
         _forget(descriptor)
         image = read_all(descriptor, target.root[1] + kernel_place(order.root.size), order.uki.size)
     if hashlib.sha256(image).digest() != order.uki.sha256:
         raise _differs(target)
     startable(image, order.root_hash, order.version)
+    if why := firmware.refusal(image, root):
+        hint = "it must be signed with a key that this machine's db has: see docs/secureboot.md"
+        raise RefusedError(f"firmware would not start {order.version}: {why}", reason="update-refused", hint=hint)
     return image
 
 

@@ -126,7 +126,10 @@ class Taking:
         if not folder.exists():
             folder.mkdir(mode=0o700)
         if os.geteuid() == 0:
-            shutil.chown(folder, ACCOUNT, ACCOUNT)
+            try:
+                shutil.chown(folder, ACCOUNT)
+            except LookupError as error:
+                raise MixosError(f"there is no account {ACCOUNT}", reason="update-account") from error
 
     def _check(self, boot: Boot, order: Order, again: bool) -> None:
         self._refuse_blocked(order.root_hash.hex(), order.version)
