@@ -21,6 +21,7 @@ from urllib.parse import SplitResult, unquote
 from common.errors import MixosError
 
 CHUNK = 64 << 10  # bytes that are taken from a socket at once
+BUFFER = 208 << 10  # bytes under way at most: with them a line of 100 ms gives 2 MB/s, and of a jump no more is in vain
 MAX_HEAD = 16 << 10  # bytes of a head of HTTP
 MAX_ADDRESSES = 8
 END = b"\r\n\r\n"
@@ -91,6 +92,7 @@ class Plain:
             with contextlib.ExitStack() as stack:
                 self._socket = stack.enter_context(socket.socket(family, kind, protocol))
                 self._socket.setblocking(False)
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
                 try:
                     self._connect(address, min(end, time.monotonic() + limits.address))
                 except OSError as error:
