@@ -7,6 +7,8 @@ when the power is back. `make test` takes some steps of such a walk, `make test-
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import random
 from collections import Counter
@@ -15,13 +17,15 @@ from dataclasses import replace
 from itertools import count as count_up
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 
 import pytest
 
 from common.bundle.manifest import Manifest
 from common.disk.fatedit import Cleaned
 from common.efi.entries import FOLDER
+from common.errors import MixosError
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.linux import programs
@@ -241,6 +245,22 @@ class Updated:
         assert starts.scratch.same(self.device.path)
         starts.scratch.close()
 
+    @contextlib.contextmanager
+    def failing(self, after: int) -> Iterator[crashstates.Recorder]:
+        """A disk that takes no write after so many."""
+        fd = os.open(self.device.path, os.O_RDONLY)
+        with crashstates.recorded(fd, self.base / "log") as log:
+            write = os.pwrite
+
+            def fail(to: int, data: Any, offset: int) -> int:
+                if log.ours(to) and log.written >= after:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                return write(to, data, offset)
+
+            with mock.patch.object(os, "pwrite", fail):
+                yield log
+        os.close(fd)
+
     def restarted(self) -> str:
         """The power is back, with `next` on the disk; gives the version that was started, and is good now."""
         (self.base / "next").rename(self.device.path)
@@ -302,3 +322,24 @@ def test_no_cut_of_an_update_leaves_what_starts_nothing(
     assert min(torn.values()) > STATES // 4
     assert {("stage", 2, OTHER), ("stage", 1, OLD), ("seal", 1, OLD)} <= found
     assert {("seal", 2, NEW), "primary-entries-crc", "backup-entries-crc", "backup-differs"} <= found
+
+
+def test_a_disk_that_fails_at_any_write_is_told_and_tried_again(
+    tmp_path: Path, offered: tuple[Path, Manifest, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_confine", lambda *_: None)
+    updated = Updated(tmp_path, offered)
+    crashstates.Scratch(updated.device.path, tmp_path / "begin").close()
+    with updated.failing(10**9) as log:
+        updated.update()
+    for after in range(log.written) if WHOLE else random.Random(3).sample(range(log.written), 8):
+        crashstates.Scratch(tmp_path / "begin", updated.device.path).close()
+        with updated.failing(after) as log, pytest.raises((MixosError, OSError)) as caught:
+            updated.update()
+        assert log.written == after
+        assert getattr(caught.value, "reason", "slots-io") in {"slots-io", "esp-io"}
+        starts = crashstates.Starts(updated.device.path, tmp_path / "failed")
+        check(crashstates.State(f"after {after} writes", ""), starts.look())
+        starts.scratch.close()
+        updated.update()
+        updated.finished()
