@@ -54,11 +54,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Log:
-    """A log, with its data left in the file. sector: bytes."""
+    """A log, with its data left in the file, which is open as long as a `with` lasts. sector: bytes."""
 
     fd: int
     sector: int
     events: tuple[Event, ...]
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
 
     def data(self, event: Event) -> bytes:
         """What was written."""

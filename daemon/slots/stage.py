@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import os
-import select
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,7 +197,6 @@ def _working(
 def _lines(descriptor: int) -> Iterator[dict[str, Any]]:
     held, ended = b"", False
     while not ended:
-        select.select([descriptor], [], [])
         piece = os.read(descriptor, _MAX_LINE)
         ended = not piece
         *lines, held = (held + piece).split(b"\n")
