@@ -62,7 +62,7 @@ class Stage:
             places = worker.Places(
                 running=running.root,
                 esp=(esp.device, esp.offset, esp.size),
-                entry=f"{FOLDER}/{boot.running.entry.name}",
+                entry=f"{FOLDER}/{boot.running.entry.stem}",
                 target=target.root,
             )
             for one in _working(order, places, ranges, boot.root_hash, self._account):
