@@ -21,12 +21,14 @@ from backports import zstd
 from securesystemslib.formats import encode_canonical
 from tuf.api.metadata import MetaFile, Snapshot, Timestamp
 
+from common import said
 from common.bundle import container, manifest, order, ranges, windows
 from common.disk import fat, fatread, gpt
 from common.efi import eventlog, pe, pkcs7, siglist, uki
 from common.errors import BundleError, FormatError, MixosError, TrustError
 from common.trust import openpgp
 from common.trust.metadata import Kept, Trusted
+from daemon.slots import stage
 from tests.fuzzing import Reader
 from tests.images import RELEASE, STUB, kernel, pe_image
 from tests.plans import applied, image, planned, text
@@ -227,6 +229,27 @@ def _answered(data: bytes) -> object:
 
     with ours, theirs:
         ranges.answer(ours.fileno(), _nowhere(), read, 0.0)
+    return None
+
+
+_SAID = b"".join(b'{"step": "root", "done": %d, "of": 3, "fetched": 4096}\n' % number for number in range(3))
+_FAILED = json.dumps({"error": MixosError("no", reason="x", hint="do").as_json()}).encode()
+
+
+def _progress(data: bytes) -> object:
+    """Said by the process that has lost all rights, to the one that writes the disk."""
+    take, give = os.pipe()
+    os.write(give, data)
+    os.close(give)
+    try:
+        return [stage._progress(line) for line in stage._lines(take)]
+    finally:
+        os.close(take)
+
+
+def _told(data: bytes) -> object:
+    with contextlib.suppress(MixosError):
+        return said.read(data)
     return None
 
 
@@ -431,6 +454,8 @@ def readers() -> list[Reader]:
         Reader("OpenPGP packet", list(openpgp.packets(channel.armored)), channel.packet, mixed),
         Reader("answer of a source", [_answer(b"12345"), _answer(b"123456789"), _failure()], _asked, ()),
         Reader("question to a source", [ranges.QUESTION.pack(4, 9) * 3, ranges.QUESTION.pack(0, 1)], _answered, bundle),
+        Reader("progress of windows", [_SAID], _progress, (MixosError, ValueError)),
+        Reader("error of a program", [_FAILED], _told, (ValueError,)),
         Reader("PE", [_UKI], _pe, form),
         Reader("head of a UKI", [_UKI], _head, form),
         Reader("signatures of a PE", [_signed_image()], _signatures, form),
