@@ -25,7 +25,7 @@ def test_an_object_comes_back():
     [b"", b"5", b"[]", b'"error"', b"[" * 100_000, b"9" * 5000, b"\xff", b'{"error": 5}', b'{"error": {"error": "x"}}'],
 )
 def test_what_is_none_is_refused(line):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         said.read(line)
 
 
