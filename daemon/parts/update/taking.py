@@ -98,7 +98,7 @@ class Taking:
         return await self._asked("check", boot, source, more)
 
     async def _verified(self, boot: Boot, source: int) -> Order:
-        return orders.parse((await self._asked("verify", boot, source, {}))["order"])
+        return orders.parse((await self._asked("verify", boot, source, {})).get("order", ""))
 
     async def _asked(self, what: str, boot: Boot, source: int, more: dict[str, Any]) -> dict[str, Any]:
         await asyncio.to_thread(self._folder)
