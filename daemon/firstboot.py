@@ -43,19 +43,24 @@ class FileSystem:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`mixos-firstboot prepare|resize DISK PARTITION`; returns the exit code.
+    """`mixos-firstboot prepare|resize|erase DISK PARTITION`; returns the exit code.
 
-    prepare: partition not mounted; grow it, make or fit its file system. resize: mounted; fit the file system.
+    prepare: partition not mounted; grow it, make or fit its file system. resize: mounted; fit the file system. erase:
+    not mounted; a factory reset (`daemon.erase`).
     """
     open_missing()
-    if len(argv) != 3 or argv[0] not in ("prepare", "resize"):
-        sys.stderr.write("usage: mixos-firstboot prepare|resize DISK PARTITION\n")
+    if len(argv) != 3 or argv[0] not in ("prepare", "resize", "erase"):
+        sys.stderr.write("usage: mixos-firstboot prepare|resize|erase DISK PARTITION\n")
         return 2
     action, disk, partition = argv
     try:
         if action == "prepare":
             grow_partition(Path(disk), Path(partition))
             prepare(Path(partition))
+        elif action == "erase":
+            from daemon.erase import erase
+
+            erase(Path(disk), Path(partition))
         else:
             process.run([RESIZE2FS, partition])
     except MixosError as error:

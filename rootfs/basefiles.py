@@ -33,9 +33,9 @@ def build(job: Job) -> None:
     """Action: inputs `rootfs` (this folder), `kernel-report` (the kernel's report.json), `keys` if there are any (what
     releases are trusted by) → artifact `base-files`.
 
-    Parameters: `version`, `sequence`, `floor`, `variant`; `build_id`; `settings` (tables as in mixos-preseed.toml); `kernel`
-    ({source, requested, fallback: bool, note}: where it is from, what was asked for, and why it differs); optional
-    `services` (subset of SERVICES; default all). Raises ConfigError for wrong settings (reasons of
+    Parameters: `version`, `sequence`, `floor`, `variant`; `build_id`; `settings` (tables as in mixos-preseed.toml);
+    `kernel` ({source, requested, fallback: bool, note}: where it is from, what was asked for, and why it differs);
+    optional `services` (subset of SERVICES; default all). Raises ConfigError for wrong settings (reasons of
     `common.settings.model`, `service-unknown`, `version-syntax`), CheckError `template` for a template that cannot be
     rendered.
     """

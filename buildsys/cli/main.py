@@ -40,6 +40,7 @@ VERBS = (
     "shell",
     "ssh",
     "stop",
+    "update",
     "why",
 )
 

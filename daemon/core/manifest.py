@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import daemon.parts
 
@@ -185,6 +186,18 @@ def file_for(path: str) -> tuple[Manifest, File] | None:
             if _matches(path, file.path):
                 return one, file
     return None
+
+
+def checker(manifest: Manifest, file: File) -> Callable[[str, Path], object] | None:
+    """How the content of a file is checked, if it is: it raises ConfigError."""
+    if not file.check:
+        return None
+    check = manifest.find(file.check)
+    if isinstance(check, type):
+        from common.tomlfile import parse  # a manifest is looked at without it
+
+        return lambda text, place: parse(text, place, check)
+    return cast("Callable[[str, Path], object]", check)
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -1,4 +1,4 @@
-"""`mixos-slots count OLD NEW`, `mixos-slots stage ORDER`, `mixos-slots seal ORDER`.
+"""`mixos-slots count OLD NEW | stage ORDER | seal ORDER | reset erase|overwrite|cancel`.
 
 ORDER is the number of a descriptor with what is to be installed (`common.bundle.order`). `stage` asks for the bundle on
 standard input, which is a socket (`common.bundle.ranges`). What it says is JSON, a line each: `{"step": …, "done": …,
@@ -19,11 +19,11 @@ from common.bundle.ranges import Ranges
 from common.errors import DiskError, MixosError, UsageError
 from common.streams import open_missing
 from daemon.parts.update.boot import Disk
-from daemon.slots.disk import count
+from daemon.slots.disk import count, reset
 from daemon.slots.seal import seal
 from daemon.slots.stage import Stage
 
-USAGE = "usage: mixos-slots count OLD NEW | stage ORDER | seal ORDER"
+USAGE = "usage: mixos-slots count OLD NEW | stage ORDER | seal ORDER | reset erase|overwrite|cancel"
 
 
 def main(argv: Sequence[str], root: Path = Path("/")) -> int:
@@ -37,10 +37,14 @@ def main(argv: Sequence[str], root: Path = Path("/")) -> int:
                 _say(slot=Stage(root, _order(int(number)), _step).run(Ranges(0, 0)))
             case ["seal", number] if number.isdigit():
                 _say(slot=seal(root, _order(int(number))))
+            case ["reset", ("erase" | "overwrite" | "cancel") as how]:
+                reset(Disk.find(root), None if how == "cancel" else how)
             case _:
                 raise UsageError(USAGE, reason="usage")
     except OSError as error:
-        return _failed(DiskError(f"{error.filename or 'the disk'}: {error.strerror}", reason="slots-io", retryable=True))
+        return _failed(
+            DiskError(f"{error.filename or 'the disk'}: {error.strerror}", reason="slots-io", retryable=True)
+        )
     except MixosError as error:
         return _failed(error)
     return 0

@@ -3,7 +3,7 @@
 1. Its entries and identities go (`daemon.slots.disk.invalidate`).
 2. A process that has given up everything else makes the windows (`daemon.slots.worker`): the root at the begin of the
    slot, the kernel image behind it, where it stays as a copy. Windows that are there already are not made again.
-3. All is read back, past the cache; the verity tree made of it must have the root hash that was ordered, and is written.
+3. All is read back, past the cache; the verity tree made of it must have the root hash that was ordered; it is written.
 
 A cut or a failure anywhere leaves a slot that is not started, and a retry goes on where this one was.
 """
@@ -42,8 +42,8 @@ class Stage:
         self._root, self._order, self._step, self._account = root, order, step, account
 
     def run(self, ranges: Ranges) -> str:
-        """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`; DiskError; and what
-        `worker.make` raises."""
+        """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`; DiskError; what
+        the worker tells."""
         order = self._order
         disk, boot = found(self._root)
         assert boot.slot is not None
@@ -51,7 +51,9 @@ class Stage:
             raise RefusedError(f"{order.version} is what runs", reason="update-same")
         if boot.running is None or not boot.running.entry.good:
             hint = "wait until it is, or have it with 'mixctl update commit'"
-            raise RefusedError("what runs was not called good yet: the other slot is kept", reason="update-trial", hint=hint)
+            raise RefusedError(
+                "what runs was not called good yet: the other slot is kept", reason="update-trial", hint=hint
+            )
         target = Slot.of(disk, next(name for name in SLOTS if name != boot.slot))
         check_room(target, order)
         with locked(disk, SLOT, patience=0.0):
@@ -168,7 +170,7 @@ def _working(
         status = 70  # sysexits.h, EX_SOFTWARE: a defect, which is shown
         try:
             status = worker.main(order, places, ranges, running, theirs, account, parent)
-        except BaseException:
+        except BaseException:  # noqa: BLE001
             traceback.print_exc()
         finally:
             os._exit(status)

@@ -23,6 +23,7 @@ from common.bundle import windows
 from common.bundle.order import File, Order, Piece
 from common.bundle.ranges import Ranges
 from common.disk import fatread
+from common.disk.fat import FatError
 from common.errors import BundleError, DiskError, MixosError
 from daemon.linux.become import become, has_apparmor, keep_only
 from daemon.slots.disk import kernel_place
@@ -87,7 +88,12 @@ def _confine(account: str, parent: int, descriptors: tuple[int, ...]) -> None:
 
 
 def _make(
-    order: Order, places: Places, ranges: Ranges, running: bytes | None, files: tuple[int, int, int], tell: Callable[..., None]
+    order: Order,
+    places: Places,
+    ranges: Ranges,
+    running: bytes | None,
+    files: tuple[int, int, int],
+    tell: Callable[..., None],
 ) -> None:
     source, esp, target = files
     begins = order.source is not None and order.source == running
@@ -120,7 +126,13 @@ def _make(
 
 
 def _by_plans(
-    file: File, wanted: list[int], old: Read | None, read_target: Read, payload: Read, write: windows.Write, done: Callable[[int], None]
+    file: File,
+    wanted: list[int],
+    old: Read | None,
+    read_target: Read,
+    payload: Read,
+    write: windows.Write,
+    done: Callable[[int], None],
 ) -> None:
     """By the first plan that can; where what it begins with is damaged, what is missing by the next one."""
     for number, piece in enumerate(file.plans):
@@ -163,7 +175,7 @@ def _reader(descriptor: int, at: int) -> Read:
 
 def _file_reader(descriptor: int, esp: Place, path: str) -> Read | None:
     """Of a file on the ESP as it is now, whatever its name becomes; None without one."""
-    with contextlib.suppress(fatread.FatError):
+    with contextlib.suppress(FatError):
         volume = fatread.open_volume(descriptor, esp[1], esp[2])
         for name, entry in fatread.files(volume):
             if name == path:

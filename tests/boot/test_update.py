@@ -55,13 +55,18 @@ def test_both_versions_and_back(make_guest: MakeGuest) -> None:
     assert (first["slot"], first["state"]) == ("a", "trial")
     becomes_good(guest)
     guest.stop()
-    assert entries(guest.vm.disk) == [f"mixos_{first['version']}+4.efi"]
+    (name,) = entries(guest.vm.disk)
+    assert name.endswith("+4.efi")
     install(guest.vm.disk, "9.0.0")
     guest.start()
     up(guest)
     found = status(guest)
     assert (found["version"], found["slot"], found["next"]) == ("9.0.0", "b", "9.0.0")
     assert found["deadline"] or found["state"] == "good"
+    key = found["images"][0]["root-hash"]
+    assert guest.run("head -n 1 /data/mixos/ledger") == f"1 {key}"
+    assert json.loads(guest.run("cat /run/mixos/release.json"))["how"] == "forward"
+    guest.run("echo '# later' >> /etc/profile")
     becomes_good(guest)
     assert status(guest)["deadline"] is None
     assert json.loads(guest.run("mixctl update rollback --json")) == {"next": first["version"], "next-slot": "a"}
@@ -69,6 +74,9 @@ def test_both_versions_and_back(make_guest: MakeGuest) -> None:
     found = status(guest)
     assert (found["version"], found["slot"]) == (first["version"], "a")
     assert found["blocked"] == {}
+    assert json.loads(guest.run("cat /run/mixos/release.json"))["how"] == "back"
+    assert (found["data-problem"], found["conflicts"]) == (None, [])
+    assert guest.run("tail -n 1 /etc/profile") == "# later"
 
 
 def test_a_version_without_init_falls_back(make_guest: MakeGuest) -> None:
@@ -96,7 +104,10 @@ def test_a_version_that_never_gets_well_falls_back(make_guest: MakeGuest) -> Non
     guest.start()
     up(guest)
     becomes_good(guest)
-    guest.run("mkdir -p /etc/mixos/units && cat > /etc/mixos/units/must.toml && mixctl service reload", stdin=REQUIRED.encode())
+    guest.run(
+        "mkdir -p /etc/mixos/units && cat > /etc/mixos/units/must.toml && mixctl service reload",
+        stdin=REQUIRED.encode(),
+    )
     guest.stop()
     install(guest.vm.disk, "9.0.0", change=lambda line: f"{line} mixos.trial=60")
     guest.start()

@@ -31,11 +31,11 @@ from daemon.core.part import Context
 from daemon.parts.backup.part import Backup, Restore
 from daemon.parts.config.part import Config, Put, Target
 from tests import backups
+from tests.kills import killed
 from tests.waiting import eventually
 
 CALLER = Caller(Role.ADMIN, 0, 0, 1, "ada", "local")
 GOOD, TRY, DRY = Wish(force=True), Wish(confirm=600), Wish.model_validate({"dry-run": True})
-KILLED = 9
 CUT = "cut"
 
 
@@ -865,27 +865,6 @@ def test_what_is_no_file_of_ours_holds_up_nobody(tmp_path, kind):
     (problem,) = asyncio.run(box.start())
     assert problem is not None
     assert problem.reason == ("config-too-large" if kind == "large" else "config-unreadable")
-
-
-def killed(work: Callable[[files.Step], None], number: int) -> bool:
-    """Do `work` in a process that is killed at its `number`th step; whether it came so far."""
-    process = os.fork()
-    if process == 0:
-        steps = iter(range(number))
-
-        def step(_: str) -> None:
-            if next(steps, None) is None:
-                os._exit(KILLED)
-
-        code = 1
-        try:
-            work(step)
-            code = 0
-        finally:
-            os._exit(code)
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    assert status in (0, KILLED), "the work itself failed"
-    return status == KILLED
 
 
 def sweep(tmp_path: Path, prepare: Callable[[Path], None], work: Callable[[Path, files.Step], None]) -> list[Path]:

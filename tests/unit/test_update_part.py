@@ -1,14 +1,20 @@
 """The part `update` on a disk with two slots: commit, failures and their reasons, going back."""
 
 import asyncio
+import json
 import sys
 
 import pytest
 
+from common.efi.entries import image_name
 from common.errors import MixosError
+from daemon import migrations
+from daemon.core.change.files import Trees
 from daemon.core.figures import Finding
 from daemon.core.method import Caller, Nothing, Role
 from daemon.core.part import Context
+from daemon.core.release.ledger import Conflict, Ledger, Move, load, save
+from daemon.core.release.switch import Migration
 from daemon.parts.update import part as module
 from daemon.parts.update.boot import Disk
 from daemon.parts.update.part import Update, Version
@@ -92,10 +98,10 @@ def fail(device, times=3):
 
 def test_a_new_version_that_is_well_is_called_good(device):
     assert device.boot() == "1.0"
-    assert device.names() == ["mixos_1.0+2-1.efi"]
+    assert device.starts() == {"1.0": (2, 1)}
     (device.tree / "run/mixos/trial").write_text("600\n")
     found = run(device, become_good)
-    assert device.names() == ["mixos_1.0+4.efi"]
+    assert device.starts() == {"1.0": (4, 0)}
     assert found["state"] == "good"
     assert found["next"] == "1.0"
     assert found["last"]["what"] == "committed"
@@ -106,13 +112,13 @@ def test_one_that_was_good_gets_its_starts_back_at_each_boot(device):
     device.boot()
     run(device, become_good)
     device.boot()
-    assert device.names() == ["mixos_1.0+3-1.efi"]
+    assert device.starts() == {"1.0": (3, 1)}
 
     async def renewed(update):
         await until(lambda: not update.boot.running.entry.done)
 
     run(device, renewed, findings=lambda: [Finding("units", "critical", "web is not up")])
-    assert device.names() == ["mixos_1.0+4.efi"]
+    assert device.starts() == {"1.0": (4, 0)}
 
 
 def test_what_is_not_well_is_not_called_good(device):
@@ -125,7 +131,7 @@ def test_what_is_not_well_is_not_called_good(device):
 
     found = run(device, wait, findings=lambda: [Finding("units", "critical", "web is not up")])
     assert (found["state"], found["problem"]) == ("trial", "web is not up")
-    assert device.names() == ["mixos_1.0+2-1.efi"]
+    assert device.starts() == {"1.0": (2, 1)}
 
 
 def test_a_version_that_never_gets_well_is_left_and_told(device):
@@ -182,7 +188,7 @@ def test_going_back_and_forth(device):
     device.boot()
     run(device, become_good)
     assert run(device, lambda update: ask(update, "rollback")) == {"next": "1.0", "next-slot": "a"}
-    assert device.names() == ["mixos_1.0+4.efi", "mixos_1.1+0-4.efi"]
+    assert device.starts() == {"1.0": (4, 0), "1.1": (0, 4)}
     assert device.boot() == "1.0"
     found = run(device, become_good)
     assert found["blocked"] == {}
@@ -202,7 +208,7 @@ def test_what_was_left_is_not_called_good_in_the_same_boot(device):
         await asyncio.sleep(0.2)
 
     run(device, leave, findings=lambda: [Finding("parts", "warning", "net is starting")])
-    assert device.names() == ["mixos_1.0+4.efi", "mixos_1.1+0-3.efi"]
+    assert device.starts() == {"1.0": (4, 0), "1.1": (0, 3)}
 
 
 def test_nowhere_to_go_back_to(device):
@@ -253,25 +259,119 @@ def test_parameters():
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("mixos_1.0+3.efi", "mixos_1.1+3.efi"),
-        ("mixos_1.0+3.efi", "mixos_1.0.efi"),
-        ("mixos_1.0+3.efi", "mixos_1.0+9.efi"),
-        ("mixos_1.0+3.efi", "other.txt"),
+        ("STEM+3.efi", "other+3.efi"),
+        ("STEM+3.efi", "STEM.efi"),
+        ("STEM+3.efi", "STEM+9.efi"),
+        ("STEM+3.efi", "other.txt"),
         ("../BOOT/BOOTX64.EFI", "../BOOT/BOOTX64+3.EFI"),
-        ("mixos_9+3.efi", "mixos_9+4.efi"),
+        ("other+3.efi", "other+4.efi"),
+        ("RESCUE.EFI", "RESCUE.EFI"),
     ],
 )
 def test_the_counter_changes_nothing_but_counters(device, old, new, capsys):
+    stem = image_name(device.root_hash)
     before = device.path.read_bytes()
-    assert main(["count", old, new], device.tree) == 8
+    assert main(["count", old.replace("STEM", stem), new.replace("STEM", stem)], device.tree) == 8
     assert capsys.readouterr().out.startswith('{"error": ')
     assert device.path.read_bytes() == before
 
 
 def test_the_counter_counts(device, capsys):
-    assert main(["count", "mixos_1.0+3.efi", "mixos_1.0+4.efi"], device.tree) == 0
-    assert device.names() == ["mixos_1.0+4.efi"]
+    stem = image_name(device.root_hash)
+    assert main(["count", f"{stem}+3.efi", f"{stem}+4.efi"], device.tree) == 0
+    assert device.names() == [f"{stem}+4.efi"]
     assert main([], device.tree) == 2
     assert "usage" in capsys.readouterr().out
     with pytest.raises(MixosError):
-        count(Disk.at(device.path), "mixos_1.0+3.efi", "mixos_1.0+4.efi")
+        count(Disk.at(device.path), f"{stem}+3.efi", f"{stem}+4.efi")
+
+
+# -- the data ----------------------------------------------------------------------------------------------------------
+
+
+def ledger_of(device, *conflicts, release="", moves=()):
+    """What init has left of a change of the release."""
+    (device.tree / "data/mixos").mkdir(parents=True, exist_ok=True)
+    save(device.tree / "data/mixos/ledger", Ledger(release, "1.0", moves=moves, conflicts=conflicts))
+
+
+def handed_over(device, **result):
+    (device.tree / "run/mixos/release.json").write_text(json.dumps(result))
+
+
+def test_a_version_that_could_not_take_the_data_over_is_not_well(device):
+    device.boot()
+    handed_over(device, how="failed", reason="migration-failed", error="migration m0001_x: KeyError: 'a'")
+
+    async def look(update):
+        (finding,) = update.findings()
+        return finding, (await ask(update, "status"))["data-problem"]
+
+    finding, problem = run(device, look)
+    assert (finding.check, finding.state) == ("data", "critical")
+    assert "m0001_x" in problem
+    assert finding.text == problem
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null"])
+def test_what_init_left_is_not_trusted(device, text):
+    device.boot()
+    (device.tree / "run/mixos/release.json").write_text(text)
+    assert run(device, status)["data-problem"] is None
+
+
+def test_a_conflict_is_shown_until_it_is_settled(device):
+    device.boot()
+    (device.tree / "etc").mkdir()
+    for name in ("profile", "issue"):
+        (device.tree / f"etc/{name}").write_text("umask 077\n")
+    other = (b"umask 027\n", 0o644)
+    ledger_of(
+        device,
+        Conflict("etc/profile", "default", "1.1", 5.0, other),
+        Conflict("etc/issue", "default", "1.1", 5.0, other),
+        Conflict("var/lib/mixos/x.json", "release", "1.1", 5.0, None),
+    )
+
+    async def scenario(update):
+        update.context.changes.places = Trees(device.tree / "etc", device.tree / "lib")
+        (device.tree / "lib").mkdir()
+        first = (await ask(update, "status"))["conflicts"]
+        (finding,) = update.findings()
+        rows = await ask(update, "conflicts")
+        left = await ask(update, "resolve", file="/etc/issue")
+        await ask(update, "resolve", file="/etc/profile", take=True)
+        with pytest.raises(MixosError) as refused:
+            await ask(update, "resolve", file="/var/lib/mixos/x.json", take=True)
+        with pytest.raises(MixosError) as unknown:
+            await ask(update, "resolve", file="/etc/profile")
+        assert [refused.value.reason, unknown.value.reason] == ["update-not-taken", "update-no-conflict"]
+        return first, finding.state, rows, left, (await ask(update, "status"))["conflicts"]
+
+    first, state, rows, left, last = run(device, scenario)
+    assert (len(first), state, len(left), last) == (3, "warning", 2, ["/var/lib/mixos/x.json"])
+    assert rows[0]["diff"].splitlines()[-2:] == ["-umask 077", "+umask 027"]
+    assert (device.tree / "etc/profile").read_text() == "umask 027\n"
+    assert (device.tree / "etc/issue").read_text() == "umask 077\n"
+
+
+def test_whoever_goes_back_leaves_the_other_version_what_it_would_have_by_now(device, monkeypatch):
+    def backward(tree):
+        tree.write("var/lib/mixos/x.json", b"old shape of " + (tree.read("var/lib/mixos/x.json") or b""))
+
+    monkeypatch.setattr(migrations, "migrations", lambda: [Migration(1, "m0001_x", backward, backward)])
+    device.install("1.1", "b")
+    device.boot()
+    (device.tree / "state/mixos").mkdir(parents=True)
+    before = {"var/lib/mixos/x.json": ((b"old", 0o600), (b"new", 0o600))}
+    ledger_of(device, release=Disk.at(device.path).images()[0].digest, moves=(Move("aa", "1.0", 1.0, (1,), before),))
+
+    async def scenario(update):
+        update.context.changes.places = Trees(device.tree / "etc", device.tree / "lib")
+        (device.tree / "lib/mixos").mkdir(parents=True)
+        (device.tree / "lib/mixos/x.json").write_bytes(b"newer")
+        await ask(update, "rollback")
+
+    run(device, scenario)
+    ledger = load(device.tree / "data/mixos/ledger")
+    assert ledger.moves[0].files["var/lib/mixos/x.json"][0][0] == b"old shape of newer"

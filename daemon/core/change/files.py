@@ -126,7 +126,7 @@ def make_staging(trees: Trees, number: str) -> tuple[Path, Path]:
 
 def abandoned(trees: Trees, kept: Collection[str]) -> list[Path]:
     """Staging folders of changes that were never written down. kept: numbers of those that were."""
-    found = [path for folder in (trees.etc, trees.lib) for path in folder.glob(f"{STAGING}-*")]
+    found = [path for folder in (trees.etc, trees.lib) for path in folder.glob(f"{STAGING}-[0-9]*")]
     return [path for path in found if path.name.removeprefix(f"{STAGING}-") not in kept]
 
 

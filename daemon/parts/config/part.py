@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import Field, SecretStr
 
 from common.errors import MixosError, NotFoundError, RefusedError
-from common.tomlfile import Strict, parse, read_text
+from common.tomlfile import Strict, read_text
 from daemon.core.change.applier import ETC, Wish
 from daemon.core.change.record import Record
-from daemon.core.manifest import file_for, known_files, methods_for
+from daemon.core.manifest import checker, file_for, known_files, methods_for
 from daemon.core.method import ADMINS, OPERATORS, Caller, Handler, Method, Nothing, Params, Role
 from daemon.core.part import Context
 from daemon.core.tasks import background
@@ -97,13 +97,7 @@ def _entry(path: str) -> Callable[[str, Path], object] | None:
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}"
         raise NotFoundError(f"no part has a file {path} for people to write", reason="config-unknown-file", hint=hint)
     manifest, file = found
-    if not file.check:
-        return None
-    check = manifest.find(file.check)
-    if isinstance(check, type) and issubclass(check, BaseModel):
-        return lambda text, place: parse(text, place, check)
-    function: Callable[[str, Path], object] = check
-    return function
+    return checker(manifest, file)
 
 
 def _fits(text: str | None, path: str, context: Context) -> None:

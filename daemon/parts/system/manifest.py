@@ -9,6 +9,7 @@ MANIFEST = Manifest(
         "boot": Verb("boot", "Show where the time of the last boot went."),
         "ping": Verb("verbs", "Check that the daemon answers."),
         "reboot": Verb("verbs", "Stop everything in order and start again."),
+        "system": Verb("verbs", "Erase all data of this device: factory reset."),
         "poweroff": Verb("verbs", "Stop everything in order and switch off."),
     },
 )

@@ -6,20 +6,34 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
+from pydantic import Field
+
+from common.errors import DiskError, MixosError, RefusedError
+from common.tomlfile import Strict
 from daemon.core import crashes
-from daemon.core.method import EVERYONE, OPERATORS, Caller, Method, Nothing
+from daemon.core.method import ADMINS, EVERYONE, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
-from daemon.linux import power
+from daemon.linux import power, programs
 from daemon.linux.log import log
 
 if TYPE_CHECKING:
     from daemon.parts.system.answers import Facts, Pong, Status, Version, Word
 
 
+class Reset(Strict):
+    """Parameters of `system.reset`."""
+
+    hostname: Annotated[str, Field(max_length=64, description="the device's own, so that it is not another one's data")]
+    overwrite: Annotated[
+        bool, Field(strict=True, description="write zeros over all of it: may take hours, and what was there is gone")
+    ] = False
+
+
 class SystemPart:
-    """The methods without a dot in their name. `parts` gives the state of all parts."""
+    """The methods without a dot in their name, and `system.reset`. `parts` gives the state of all parts; writer: the
+    program that may write to disks (`daemon.slots`)."""
 
     name = "system"
 
@@ -28,7 +42,9 @@ class SystemPart:
         context: Context,
         parts: Callable[[], Mapping[str, Any]],
         ask: Callable[[signal.Signals], None] | None = None,
+        writer: Sequence[str] = programs.SLOTS,
     ) -> None:
+        self._writer = writer
         self._context = context
         self._parts = parts
         self._ask = ask or (lambda number: os.kill(1, number))
@@ -42,6 +58,9 @@ class SystemPart:
             Method("status", "Version, slot, health, network, hardening, and the daemon's parts.", self._status),
             Method("reboot", "Stop everything in order and start again.", self._reboot, OPERATORS, changes=True),
             Method("poweroff", "Stop everything in order and switch off.", self._poweroff, OPERATORS, changes=True),
+            Method(
+                "system.reset", "Restart, and erase all data of the device.", self._reset, ADMINS, Reset, changes=True
+            ),
         )
 
     async def start(self) -> None:
@@ -74,6 +93,25 @@ class SystemPart:
 
     async def _poweroff(self, caller: Caller, params: Nothing) -> Word:
         return self._soon(signal.SIGUSR2, "poweroff")
+
+    async def _reset(self, caller: Caller, params: Reset) -> Word:
+        from daemon.linux.facts import ROOT, text
+
+        name = text(ROOT / "proc/sys/kernel/hostname")
+        if params.hostname != name:
+            raise RefusedError(
+                f"this device is {name}, not {params.hostname}",
+                reason="reset-name",
+                hint="name the device whose data are to be erased",
+            )
+        how = "overwrite" if params.overwrite else "erase"
+        try:
+            await programs.ended([*self._writer, "reset", how])
+        except MixosError as error:
+            message = f"the reset could not be prepared, and nothing is erased: {error.message}"
+            raise DiskError(message, reason="reset-write", retryable=error.retryable) from error
+        log("notice", f"the next boot erases all data ({how}), by {caller.name}")
+        return self._soon(signal.SIGTERM, "reboot")
 
     def _soon(self, number: signal.Signals, word: Word) -> Word:
         asyncio.get_running_loop().call_later(0.2, self._ask_init, number, word)  # the answer goes first

@@ -1,9 +1,10 @@
-"""`mixctl status`, `ping`, `reboot`, `poweroff`."""
+"""`mixctl status`, `ping`, `reboot`, `poweroff`, `system`."""
 
 from __future__ import annotations
 
 import click
 
+from daemon.client.cli.common import ask, json_option, show
 from daemon.client.mixctl import answer
 
 
@@ -53,3 +54,30 @@ def poweroff(as_json: bool) -> None:
       mixctl poweroff
     """
     click.echo(answer("poweroff", as_json))
+
+
+@click.group()
+def system() -> None:
+    """Erase all data of this device: factory reset.
+
+    \b
+    Example:
+      mixctl system reset kitchen
+    """
+
+
+@system.command()
+@click.argument("hostname")
+@click.option(
+    "--overwrite", is_flag=True, help="Write zeros over all of it: may take hours, and what was there is gone."
+)
+@json_option
+def reset(hostname: str, overwrite: bool, as_json: bool) -> None:
+    """Restart, and erase all data of the device with this HOSTNAME: settings, keys, logs, what services keep.
+
+    \b
+    Example:
+      mixctl system reset kitchen
+    """
+    found = ask("system.reset", {"hostname": hostname, "overwrite": overwrite}, seconds=70.0)
+    show(found, as_json, lambda _: "rebooting; then everything is erased, and the first boot begins again")

@@ -37,11 +37,24 @@ class HistoryRow(TypedDict):
 
 class Progress(TypedDict):
     version: Annotated[str, "that is taken"]
+    slot: Annotated[str | None, "that it is in, once it is staged"]
     step: Annotated[Literal["start", "root", "kernel", "verify", "staged"], "what is being done"]
     done: Annotated[int, "windows of 4 MiB that are there"]
     of: Annotated[int, "windows in all"]
     fetched: Annotated[Bytes, "of the bundle, so far"]
     transfer: Annotated[Bytes, "that are fetched when nothing is there yet"]
+
+
+class ConflictRow(TypedDict):
+    file: Annotated[str, "its path"]
+    why: Annotated[
+        Literal["default", "release"],
+        "default: it was changed here, and has another default now; release: this version has its own again, and there "
+        "was something else",
+    ]
+    version: Annotated[str, "whose content is the other one"]
+    at: Annotated[UnixTime, "since when"]
+    diff: Annotated[str, "from the file to the other content, unified"]
 
 
 Status = TypedDict(
@@ -60,6 +73,8 @@ Status = TypedDict(
         "staged": Annotated[str | None, "the version that `update apply` has the next boot start"],
         "taking": Annotated[Progress | None, "how far the release is that is being taken"],
         "last": Annotated[HistoryRow | None, "what happened last"],
+        "data-problem": Annotated[str | None, "why settings and state are not as this version needs them"],
+        "conflicts": Annotated[list[str], "files of which two versions want different contents"],
     },
 )
 

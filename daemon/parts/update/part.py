@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -23,19 +23,20 @@ from pydantic import Field
 from common.efi.entries import Entry
 from common.errors import DiskError, MixosError, NotFoundError, RefusedError
 from common.tomlfile import Strict
+from daemon.core.figures import Finding
 from daemon.core.method import ADMINS, OPERATORS, PEOPLE, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.core.tasks import background
 from daemon.core.transfer import Accepts, Content
-from daemon.linux import facts
+from daemon.linux import facts, programs
 from daemon.linux.log import log
-from daemon.parts.update import programs
 from daemon.parts.update.boot import Boot, Disk, Image, look
+from daemon.parts.update.data import Data
 from daemon.parts.update.record import Blocked, Happened, Records, Trial
 from daemon.parts.update.verdict import failures, panic_line
 
 if TYPE_CHECKING:
-    from daemon.parts.update.answers import Changed, HistoryRow, ImageRow, Progress, State, Status
+    from daemon.parts.update.answers import Changed, ConflictRow, HistoryRow, ImageRow, Progress, State, Status
     from daemon.parts.update.taking import Taking
 
 PAUSE = 2.0  # seconds between two looks at whether all is well
@@ -64,6 +65,15 @@ class Apply(Strict):
     restart: bool = Field(default=True, description="at once; else somebody restarts the device later")
 
 
+class Settled(Strict):
+    """Parameters of `update.resolve`."""
+
+    file: Annotated[str, Field(max_length=255, description="its path")]
+    take: Annotated[bool, Field(strict=True, description="the other content; otherwise the file stays as it is")] = (
+        False
+    )
+
+
 class Update:
     """See the module. root: the tree to read from; slots, release: the programs (`daemon.slots`, `daemon.release`)."""
 
@@ -82,6 +92,7 @@ class Update:
         self._slots, self._release, self._ask_init = slots, release, ask_init
         self._taken: Taking | None = None
         self.records = Records(context.state / "update" / "record.json")
+        self.data = Data(context, root)
         self.disk: Disk | None = None
         self.boot = Boot(None, None, (), None)
         self.problem: str | None = None  # what keeps the running image from being called good
@@ -115,13 +126,32 @@ class Update:
             "staged": self.records.now.staged.version if self.records.now.staged else None,
         }
 
+    def findings(self) -> Iterator[Finding]:
+        """What is not well with the data since the version was changed."""
+        return self.data.findings()
+
     def methods(self) -> Sequence[Method]:
         """What can be called."""
         return [
             Method("update.status", "What runs, and what the next boot starts.", self._status, PEOPLE),
             Method("update.history", "What happened to images, the newest first.", self._history, PEOPLE),
-            Method("update.stage", "Verify a release and put it into the slot that does not run.", self._stage, OPERATORS, Stage, changes=True),
-            Method("update.apply", "Have the next boot start what was staged, and restart.", self._apply, OPERATORS, Apply, changes=True, seconds=300.0),
+            Method(
+                "update.stage",
+                "Verify a release and put it into the slot that does not run.",
+                self._stage,
+                OPERATORS,
+                Stage,
+                changes=True,
+            ),
+            Method(
+                "update.apply",
+                "Have the next boot start what was staged, and restart.",
+                self._apply,
+                OPERATORS,
+                Apply,
+                changes=True,
+                seconds=300.0,
+            ),
             Method("update.commit", "Call what runs good, without waiting.", self._commit_now, ADMINS, changes=True),
             Method(
                 "update.rollback", "Have the next boot start the other image.", self._rollback, OPERATORS, changes=True
@@ -134,10 +164,13 @@ class Update:
                 Version,
                 changes=True,
             ),
+            Method("update.conflicts", "Files of which two versions want different contents.", self._conflicts, ADMINS),
+            Method("update.resolve", "Settle which content a file has.", self._resolve, ADMINS, Settled, changes=True),
         ]
 
     def _begin(self) -> None:
         self.records.load()
+        self.data.look()
         try:
             self.disk = Disk.find(self.root)
             self._look()
@@ -259,11 +292,7 @@ class Update:
     async def _count(self, old: Entry, new: Entry) -> None:
         """Have the counter of an entry written, by the program that may write to disks. Raises MixosError."""
         try:
-            async with asyncio.timeout(60.0), aclosing(programs.lines([*self._slots, "count", old.name, new.name])) as found:
-                async for _ in found:
-                    pass
-        except TimeoutError as error:
-            raise DiskError(f"the starts of {old.name} were not written in time", reason="update-count") from error
+            await programs.ended([*self._slots, "count", old.name, new.name])
         except MixosError as error:
             message = f"the starts of {old.name} were not written: {error.message}"
             raise DiskError(message, reason="update-count", retryable=error.retryable) from error
@@ -287,8 +316,10 @@ class Update:
             "blocked": {one.version: one.reason for one in record.blocked.values()},
             "floor": record.floor,
             "staged": record.staged.version if record.staged else None,
-            "taking": self._taken.progress if self._taken else None,
+            "taking": cast("Progress | None", self._taken.progress if self._taken else None),
             "last": _happened(record.history[-1]) if record.history else None,
+            "data-problem": self.data.problem(),
+            "conflicts": [f"/{name}" for name in self.data.conflicts],
         }
 
     def _image(self, image: Image) -> ImageRow:
@@ -394,6 +425,7 @@ class Update:
         if other.entry.bad:
             await self._count(other.entry, other.entry.renewed())
         if running is not None and not running.entry.bad:
+            await asyncio.to_thread(self.data.prepare_back, running.digest, running.version)
             await self._count(running.entry, running.entry.given_up())
         await asyncio.to_thread(self._look)
         following = self.boot.next.version if self.boot.next else ""
@@ -409,6 +441,14 @@ class Update:
         async with self._turn:
             await asyncio.to_thread(self.records.change, blocked=kept, history=self.records.history(happened))
         return self._changed()
+
+    async def _conflicts(self, _caller: Caller, _params: Nothing) -> list[ConflictRow]:
+        return await asyncio.to_thread(self.data.rows)
+
+    async def _resolve(self, caller: Caller, params: Settled) -> list[str]:
+        async with self._turn:
+            await self.data.resolve(caller, params.file, params.take)
+        return [f"/{name}" for name in self.data.conflicts]
 
     def _changed(self) -> Changed:
         following = self.boot.next

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from common.bundle.ranges import answer
 from common.errors import MixosError
@@ -16,21 +16,24 @@ _PIECE = 1 << 16
 
 @contextlib.contextmanager
 def served(bundle: str) -> Iterator[int]:
-    """A descriptor of a socket at whose other end ranges of the bundle are answered for. "-": by whoever has our standard
-    input and output. Raises MixosError `file-unreadable`."""
+    """A descriptor of a socket at whose other end ranges of the bundle are answered for; "-": by whoever has our
+    standard input and output. Raises MixosError `file-unreadable`."""
     ours, theirs = socket.socketpair()
     with contextlib.ExitStack() as stack:
         stack.enter_context(theirs)
         stack.enter_context(ours)
         if bundle == "-":
-            work = [(_pump, 0, ours.fileno()), (_pump, ours.fileno(), 1)]
+            _run(_pump, 0, ours.fileno())
+            _run(_pump, ours.fileno(), 1)
         else:
-            work = [(_answer, _opened(bundle, stack), ours.fileno())]
-        for function, one, other in work:
-            threading.Thread(target=function, args=(one, other), daemon=True).start()
+            _run(_answer, _opened(bundle, stack), ours.fileno())
         yield theirs.fileno()
         with contextlib.suppress(OSError):
             ours.shutdown(socket.SHUT_RDWR)
+
+
+def _run(function: Callable[[int, int], None], one: int, other: int) -> None:
+    threading.Thread(target=function, args=(one, other), daemon=True).start()
 
 
 def _opened(bundle: str, stack: contextlib.ExitStack) -> int:

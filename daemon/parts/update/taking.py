@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from common.bundle.order import Order
 from common.efi.entries import compare_versions
 from common.errors import MixosError, NotFoundError, RefusedError
 from daemon.core.part import Context
-from daemon.linux import facts
-from daemon.parts.update import programs
+from daemon.linux import facts, programs
 from daemon.parts.update.boot import Boot
 from daemon.parts.update.record import Records, Staged
 
@@ -45,7 +44,7 @@ class Taking:
         self._busy = asyncio.Lock()
         self.progress: dict[str, Any] | None = None  # of what is under way
 
-    async def stage(self, boot: Boot, source: int, again: bool) -> AsyncIterator[dict[str, Any]]:
+    async def stage(self, boot: Boot, source: int, again: bool) -> AsyncGenerator[dict[str, Any]]:
         """Items of progress, then what was staged. source: a socket where the bundle comes from, ours from now on.
         again: also a version that is not newer than what runs.
 
@@ -72,7 +71,7 @@ class Taking:
         finally:
             self.progress = None
             os.close(source)
-        yield {"version": staged.version, "slot": slot, "step": "staged", "done": 1, "of": 1, "fetched": 0, "transfer": 0}
+        yield {**self._at(order, "staged", 1, 1, 0), "slot": staged.slot}
 
     async def seal(self, boot: Boot) -> Staged:
         """Have what was staged started with the next boot. Raises NotFoundError `update-not-staged`; RefusedError
@@ -85,9 +84,7 @@ class Taking:
             raise RefusedError("another release is being taken", reason="update-busy", retryable=True)
         async with self._busy:
             self._refuse_blocked(staged.root_hash, staged.version)
-            async with aclosing(programs.lines([*self._slots, "seal"], staged.order)) as found:
-                async for _ in found:
-                    pass
+            await programs.ended([*self._slots, "seal"], staged.order, 280.0)
         return staged
 
     # -- steps -------------------------------------------------------------------------------------------------------
@@ -146,6 +143,7 @@ class Taking:
     def _at(self, order: Order, step: str, done: int, of: int, fetched: int) -> dict[str, Any]:
         return {
             "version": order.version,
+            "slot": None,
             "step": step,
             "done": done,
             "of": of,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -58,7 +58,9 @@ def stage(bundle: str, again: bool, as_json: bool) -> None:
             if as_json:
                 click.echo(json.dumps(step), file=out)
             elif step["step"] == "staged":
-                click.echo(f"{printable(step['version'])} is staged in slot {step['slot']}: mixctl update apply", file=out)
+                click.echo(
+                    f"{printable(step['version'])} is staged in slot {step['slot']}: mixctl update apply", file=out
+                )
             else:
                 meter.at(step["fetched"], step["transfer"])
 
@@ -125,6 +127,33 @@ def clear(version: str, as_json: bool) -> None:
     show(ask("update.clear", {"version": version}), as_json, _next)
 
 
+@update.command()
+@json_option
+def conflicts(as_json: bool) -> None:
+    """Show files of which two versions want different contents.
+
+    \b
+    Example:
+      mixctl update conflicts
+    """
+    show(ask("update.conflicts"), as_json, _conflicts)
+
+
+@update.command()
+@click.argument("file")
+@click.option("--take", is_flag=True, help="The other content; otherwise the file stays as it is.")
+@json_option
+def resolve(file: str, take: bool, as_json: bool) -> None:
+    """Settle which content a FILE has.
+
+    \b
+    Example:
+      mixctl update resolve /etc/ssh/sshd_config --take
+    """
+    found = ask("update.resolve", {"file": file, "take": take}, seconds=130.0)
+    show(found, as_json, lambda left: f"settled; {len(left)} left" if left else "settled")
+
+
 _HISTORY = Listing(
     "update.history []",
     (
@@ -155,6 +184,12 @@ def _next(found: Mapping[str, Any]) -> str:
     return f"next boot: {found['next'] or 'nothing'}{slot}"
 
 
+def _conflicts(found: Sequence[Mapping[str, Any]]) -> str:
+    whys = {"default": "changed here, and by the version", "release": "as this version left it; there was"}
+    texts = [f"{row['file']}: {whys[row['why']]} {row['version']}\n{row['diff']}" for row in found]
+    return "\n\n".join(texts) or "there are none"
+
+
 def _status(found: Mapping[str, Any]) -> str:
     rows = [("running", f"{word(found['version'])} (slot {word(found['slot'])}), {found['state']}")]
     if found["problem"]:
@@ -171,4 +206,8 @@ def _status(found: Mapping[str, Any]) -> str:
         last = found["last"]
         why = f": {last['reason']}" if last["reason"] else ""
         rows.append(("last", f"{clock(last['at'])} {last['what']} {last['version']}{why}"))
+    if found["data-problem"]:
+        rows.append(("data", found["data-problem"]))
+    if found["conflicts"]:
+        rows.append(("conflicts", f"{', '.join(found['conflicts'])} (mixctl update conflicts)"))
     return f"{labelled(rows)}\n\n{_IMAGES.table(found['images'])}"

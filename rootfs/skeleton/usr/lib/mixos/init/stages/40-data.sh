@@ -4,8 +4,15 @@
 PARTITIONS=''
 find_disk || note "the disk that the root is on is not known"
 STATE=$RUN/state DATA='' fitted=
-if partition mixos-data; then
+if partition mixos-data-erase || partition mixos-data-overwrite; then
+    # A factory reset. Until it is through, what is there is not mounted.
     DATA=/dev/$partition
+    say "FACTORY RESET: everything on the data partition is erased"
+    first_boot erase || DATA=
+elif partition mixos-data; then
+    DATA=/dev/$partition
+fi
+if [ -n "$DATA" ]; then
     partition_is_short && first_boot prepare && fitted=yes
     mount_data || { first_boot prepare && fitted=yes && mount_data; } || DATA=
 fi

@@ -7,7 +7,8 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from common.errors import MixosError
@@ -19,9 +20,9 @@ _MAX_LINE = 6 << 20  # an order has a hash for each 4 MiB
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin", "LC_ALL": "C.UTF-8"}
 
 
-async def lines(argv: Sequence[str], given: str = "", source: int | None = None) -> AsyncIterator[dict[str, Any]]:
-    """What a program says, a line of JSON each. given: a text that it reads from the descriptor whose number is its last
-    argument; source: its standard input.
+async def lines(argv: Sequence[str], given: str = "", source: int | None = None) -> AsyncGenerator[dict[str, Any]]:
+    """What a program says, a line of JSON each. given: a text that it reads from the descriptor whose number is its
+    last argument; source: its standard input.
 
     Raises the MixosError that it tells; `program-failed` when it ends otherwise than with success; `program-missing`.
     It is killed when nobody listens any more.
@@ -66,6 +67,16 @@ async def lines(argv: Sequence[str], given: str = "", source: int | None = None)
     if status:
         log("err", f"update: {argv[0]} ended with status {status}")
         raise MixosError(f"{argv[0]} ended with status {status}", reason="program-failed", retryable=True)
+
+
+async def ended(argv: Sequence[str], given: str = "", seconds: float = 60.0) -> None:
+    """Run a program to its end. Raises as `lines`, and MixosError `program-timeout`."""
+    try:
+        async with asyncio.timeout(seconds), aclosing(lines(argv, given)) as said:
+            async for _ in said:
+                pass
+    except TimeoutError as error:
+        raise MixosError(f"{argv[0]} did not end within {seconds:g} s", reason="program-timeout") from error
 
 
 def _told(found: dict[str, Any]) -> MixosError:
