@@ -3,8 +3,8 @@
 verity: hash tree over the root. uki: stub, kernel, command line with the root hash. disk: GPT image of everything.
 All are pure: the same inputs and parameters give the same bytes. No root, no loop devices, no external tools.
 
-Inputs: root/root.squashfs, kernel/{bzImage,release}, cmdline (file: words for the kernel), systemd-boot-efi (a .deb
-file), verity, uki (outputs of the actions here).
+Inputs: root/root.squashfs, kernel/{bzImage,release}, cmdline (file: words for the kernel), systemd-stub-efi and
+systemd-boot-efi (.deb files), verity, uki (outputs of the actions here).
 Parameters: version, seed, layout (table of layout.toml), and optionally cmdline (more words for the kernel), efi-arch
 (default "x64"), arch, root-file (default "root.squashfs"; its suffix is the file system), login-until (default ""),
 os-release (text).
@@ -106,7 +106,7 @@ def os_release(version: str, release: str, login_until: str) -> str:
 def uki(job: Job) -> None:
     """Out: mixos.efi, cmdline (as text, for people and for direct kernel boots)."""
     efi_arch = _text(job, "efi-arch", "x64")
-    package = job.inputs["systemd-boot-efi"]
+    package = job.inputs["systemd-stub-efi"]
     kernel = job.inputs["kernel"]
     release = (kernel / "release").read_text("utf-8").strip()
     stub_path = f"{_BOOT_DIR}/linux{efi_arch}.efi.stub"

@@ -1,6 +1,7 @@
 """What lies on the EFI system partition: systemd-boot, its configuration, unified kernel images, an optional preseed.
 
-No `default` entry is ever set (it would override boot counting) and no random seed is written by the loader.
+No `default` entry is ever set (it would override boot counting) and no random seed is written by the loader. When
+firmware refuses an entry that has starts left, the loader restarts the machine, and so comes to the next one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ editor no
 auto-entries no
 auto-firmware no
 random-seed-mode off
+reboot-on-error auto
 """
 
 

@@ -419,14 +419,14 @@ def readers() -> list[Reader]:
         Reader("numbers of a plan", [_numbers(plan)], _plan, bundle),
         Reader("windows of a plan", [_parts(plan, payload)], _made, bundle),
         *(
-            Reader(f"TUF, {role}", [channel.files[name]], channel.changed(name), trust, 10)
+            Reader(f"TUF, {role}", [channel.files[name]], channel.changed(name), trust, 20)
             for role, name in channel.names
         ),
         *(
-            Reader(f"TUF, {role}, signed", [channel.body(name)], channel.signed(role, name), trust, 5)
+            Reader(f"TUF, {role}, signed", [channel.body(name)], channel.signed(role, name), trust, 10)
             for role, name in channel.names
         ),
-        Reader("what was trusted", [channel.old.dump()], channel.kept, trust, 5),
+        Reader("what was trusted", [channel.old.dump()], channel.kept, trust, 10),
         Reader("OpenPGP text", [channel.armored.encode()], channel.signature, mixed),
         Reader("OpenPGP packet", list(openpgp.packets(channel.armored)), channel.packet, mixed),
         Reader("answer of a source", [_answer(b"12345"), _answer(b"123456789"), _failure()], _asked, ()),

@@ -15,7 +15,8 @@ from common.errors import MixosError
 from common.safe import one_line
 from daemon.linux.log import log
 
-RELEASE, SLOTS = ("/usr/libexec/mixos-release",), ("/usr/libexec/mixos-slots",)
+FETCH, RELEASE = ("/usr/libexec/mixos-fetch",), ("/usr/libexec/mixos-release",)
+SLOTS = ("/usr/libexec/mixos-slots",)
 _MAX_LINE = 6 << 20  # an order has a hash for each 4 MiB
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin", "LC_ALL": "C.UTF-8"}
 

@@ -217,3 +217,8 @@ def test_no_bit_makes_another_release(
     taken = sum(take(flipped(data, bit)) for bit in bits)
     record_property("bits", (len(bits), taken))
     assert {ALL: taken == 0, NONE: taken == len(bits), SOME: taken < len(bits) or not WHOLE}[MATTER[name]], taken
+
+
+def test_what_damage_of_the_running_root_makes_too_long_is_fetched(offered: Offer) -> None:
+    """A frame that is packed again from it has another length then: the window has another size, not another hash."""
+    assert offered.taken(offered.data, root=flipped(offered.old.root, 654067))

@@ -6,7 +6,10 @@ MANIFEST = Manifest(
     name="update",
     part="part:Update",
     after=("firewall", "mdns", "metrics", "net", "proxy", "sandbox", "service", "storage", "vpn"),
-    files=(File("update.toml", check="common.settings.model:check_update"),),  # read at each use
+    files=(  # read at each use
+        File("update.pem", check="fetching:check_certificates"),
+        File("update.toml", check="common.settings.model:check_update"),
+    ),
     verbs={"update": Verb("verbs", "See what runs and what the next boot starts; go back to the other version.")},
     passing=("var/lib/mixos/update",),
 )
