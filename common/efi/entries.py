@@ -82,7 +82,7 @@ def read_name(name: str) -> Entry | None:
 
 
 def in_order(entries: Iterable[Entry]) -> list[Entry]:
-    """As the loader sorts them (systemd 257, src/boot/boot.c, boot_entry_compare): it starts the first."""
+    """As the loader sorts them (systemd 262, src/boot/boot.c, boot_entry_compare): it starts the first."""
     return sorted(entries, key=cmp_to_key(_compare))
 
 

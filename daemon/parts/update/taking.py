@@ -45,7 +45,7 @@ class Taking:
         self.progress: dict[str, Any] | None = None  # of what is under way
 
     async def stage(self, boot: Boot, source: int, again: bool) -> AsyncGenerator[dict[str, Any]]:
-        """Items of progress, then what was staged. source: a socket where the bundle comes from, ours from now on.
+        """Items of progress, then what was staged. source: a socket where the bundle comes from.
         again: also a version that is not newer than what runs.
 
         Raises RefusedError: `update-busy`, `update-blocked`, `update-older`; what the programs raise.
@@ -70,7 +70,6 @@ class Taking:
                 staged = self._keep(order, slot)
         finally:
             self.progress = None
-            os.close(source)
         yield {**self._at(order, "staged", 1, 1, 0), "slot": staged.slot}
 
     async def seal(self, boot: Boot) -> Staged:
@@ -89,19 +88,35 @@ class Taking:
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
+    async def check(self, boot: Boot, source: int) -> dict[str, Any]:
+        """What a channel has for this device, as `common.trust.channel.Checked` tells it. source: a socket where its
+        files come from. Raises what the program raises."""
+        more = {
+            "machine-id": facts.text(self._root / "etc/machine-id") or "",
+            "blocked": {digest: one.reason for digest, one in self._records.now.blocked.items()},
+        }
+        return await self._asked("check", boot, source, more)
+
     async def _verified(self, boot: Boot, source: int) -> Order:
+        return orders.parse((await self._asked("verify", boot, source, {}))["order"])
+
+    async def _asked(self, what: str, boot: Boot, source: int, more: dict[str, Any]) -> dict[str, Any]:
         await asyncio.to_thread(self._folder)
         release = facts.release(self._root)
         running = {
+            **more,
             "machine": os.uname().machine,
             "variant": release.get("MIXOS_VARIANT", "default"),
             "sequence": int(release.get("MIXOS_SEQUENCE", "0")),
             "floor": self._records.now.floor,
             "root-hash": (boot.root_hash or b"").hex(),
         }
-        async with aclosing(programs.lines([*self._release, "verify"], json.dumps(running), source)) as found:
+        said: dict[str, Any] = {}
+        async with aclosing(programs.lines([*self._release, what], json.dumps(running), source)) as found:
             async for line in found:
-                return orders.parse(line["order"])
+                said = line
+        if said:
+            return said
         raise MixosError("nothing was said of the release", reason="program-failed")
 
     def _folder(self) -> None:
