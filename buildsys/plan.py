@@ -177,6 +177,7 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
             {
                 "version": config.image.version,
                 "sequence": config.image.sequence,
+                "floor": config.image.floor,
                 "variant": config.image.variant,
                 "build_id": seed(project)[:12],
                 "profile": config.image.profile,

@@ -122,13 +122,19 @@ def spawn(
     split: bool = False,
     pass_fds: Sequence[int] = (),
     terminal: bool = False,
+    talk: bool = False,
 ) -> Process:
     """Start `words` in its own process group (unless it owns the terminal) and return the process.
 
-    Same arguments as `run`; the caller waits for it and uses `kill_group` to end it.
+    Same arguments as `run`; the caller waits for it and uses `kill_group` to end it. talk: with the terminal as well,
+    which it may ask for a passphrase, its standard input, output and error are pipes.
     """
     if terminal:
-        return subprocess.Popen(words, cwd=cwd, env={**os.environ, **(env or {})}, pass_fds=pass_fds)
+        pipe = subprocess.PIPE if talk else None
+        environment = {**os.environ, **(env or {})}
+        return subprocess.Popen(
+            words, cwd=cwd, env=environment, pass_fds=pass_fds, stdin=pipe, stdout=pipe, stderr=pipe
+        )
     feed: int | IO[bytes] = subprocess.DEVNULL
     if stdin is not None:
         feed = subprocess.PIPE if isinstance(stdin, bytes) else stdin

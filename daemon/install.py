@@ -28,6 +28,7 @@ PROGRAMS = {
     "mixos-firstboot": "usr/libexec",
     "mixos-handover": "usr/libexec",
     "mixos-preseed": "usr/libexec",
+    "mixos-release": "usr/libexec",
     "mixos-slots": "usr/libexec",
 }
 # Folder of data below daemon/ → where the device has it. Other *.toml lie beside the modules that read them.

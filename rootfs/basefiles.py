@@ -33,9 +33,9 @@ def build(job: Job) -> None:
     """Action: inputs `rootfs` (this folder), `kernel-report` (the kernel's report.json), `keys` if there are any (what
     releases are trusted by) → artifact `base-files`.
 
-    Parameters: `version`, `sequence`, `variant`; `build_id`; `settings` (tables as in mixos-preseed.toml); `kernel`
-    ({source, requested, fallback: bool, note}: where it is from, what was asked for, and why it differs); optional
-    `services` (subset of SERVICES; default all). Raises ConfigError for wrong settings (reasons of
+    Parameters: `version`, `sequence`, `floor`, `variant`; `build_id`; `settings` (tables as in mixos-preseed.toml);
+    `kernel` ({source, requested, fallback: bool, note}: where it is from, what was asked for, and why it differs);
+    optional `services` (subset of SERVICES; default all). Raises ConfigError for wrong settings (reasons of
     `common.settings.model`, `service-unknown`, `version-syntax`), CheckError `template` for a template that cannot be
     rendered.
     """
@@ -96,6 +96,7 @@ def context(params: Mapping[str, Any], release: str, epoch: int) -> dict[str, ob
     return {
         "version": version,
         "sequence": params.get("sequence", 0),
+        "floor": params.get("floor", 0),
         "variant": params.get("variant", "default"),
         "build_id": _plain(str(params["build_id"])),
         "profile": _plain(str(params.get("profile", "release"))),

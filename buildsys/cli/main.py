@@ -38,6 +38,7 @@ VERBS = (
     "shell",
     "ssh",
     "stop",
+    "update",
     "why",
 )
 

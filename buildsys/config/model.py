@@ -57,6 +57,7 @@ class Image(Strict):
     sequence: Annotated[int, Field(ge=0, lt=1 << 53)] = (
         0  # grows from release to release, whatever the version is called
     )
+    floor: Annotated[int, Field(ge=0, lt=1 << 53)] = 0  # below which a device takes nothing once this was called good
     variant: Annotated[str, worded(r"[a-z0-9][a-z0-9_-]{0,30}", "a word in lower case is expected")] = "default"
     profile: Literal["release", "debug"] = "release"
     filesystem: Literal["squashfs", "erofs"] = "squashfs"

@@ -7,10 +7,13 @@ text for one content, so what was signed is what is compared, and nothing can be
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from common.bundle import windows
+from common.bundle.order import File, Order, Piece
 from common.disk import verity
 from common.errors import BundleError
 from common.safe import one_line
@@ -156,6 +159,30 @@ class Manifest(Exact):
         """The plan that begins with the release of that root hash; the whole when there is none."""
         whole = next(plan for plan in self.plans if plan.source is None)
         return next((plan for plan in self.plans if plan.source and plan.source.root_hash == root_hash), whole)
+
+    def order(self, payload: int, running: str) -> Order:
+        """What a device does that runs the release of this root hash; payload: where it begins in the bundle."""
+        chosen = self.plan_for(running)
+        plans = [chosen, *(plan for plan in self.plans if chosen.source is not None and plan.source is None)]
+        return Order(
+            version=self.version,
+            sequence=self.sequence,
+            kernel=self.kernel,
+            created=self.created,
+            payload=payload,
+            transfer=chosen.transfer,
+            source=bytes.fromhex(running) if chosen.source is not None else None,
+            root_hash=bytes.fromhex(self.root.root_hash),
+            salt=bytes.fromhex(self.root.salt),
+            root=_file(self.root, [plan.root for plan in plans]),
+            uki=_file(self.uki, [plan.uki for plan in plans]),
+        )
+
+
+def _file(target: _Target, plans: Iterable[PlanBlob]) -> File:
+    pieces = tuple(Piece(plan.offset, plan.size, bytes.fromhex(plan.sha256)) for plan in plans)
+    digests = tuple(map(bytes.fromhex, target.windows.sha256))
+    return File(bytes.fromhex(target.sha256), windows.Target(target.size, digests), pieces)
 
 
 def parse(text: str) -> Manifest:

@@ -16,12 +16,13 @@ from common.errors import BundleError
 
 MAX_BYTES = 4 << 20
 _MAX_NUMBER = 1 << 53
-_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.~^-]{0,63}")
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.~^-]{0,62}")
+_KERNEL = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]{0,63}")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes of the bundle: offset from its begin, size, and SHA-256."""
+    """Bytes of the payload: offset, size, and SHA-256."""
 
     offset: int
     size: int
@@ -30,11 +31,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class File:
-    """A file to be made: its SHA-256, its windows, and the plan that makes it."""
+    """A file to be made: its SHA-256, its windows, and the plans that make it, the cheapest first; the last one begins
+    with nothing, so that it makes what the others cannot."""
 
     sha256: bytes
     target: Target
-    plan: Piece
+    plans: tuple[Piece, ...]
 
     @property
     def size(self) -> int:
@@ -44,8 +46,8 @@ class File:
 
 @dataclass(frozen=True)
 class Order:
-    """payload: where the bundle's payload begins, from which the plans' offsets count; source: root hash of what must
-    run for these plans, None: anything; transfer: bytes that are fetched at most; created: seconds since 1970."""
+    """payload: where the bundle's payload begins, from which the offsets in plans count; source: root hash of what runs
+    if there are plans that begin with it; transfer: bytes that are fetched; created: seconds since 1970."""
 
     version: str
     sequence: int
@@ -73,7 +75,7 @@ def parse(text: str) -> Order:
         return Order(
             version=_matching(_VERSION, found["version"]),
             sequence=_number(found["sequence"]),
-            kernel=_matching(_VERSION, found["kernel"]),
+            kernel=_matching(_KERNEL, found["kernel"]),
             created=_number(found["created"]),
             payload=_number(found["payload"]),
             transfer=_number(found["transfer"]),
@@ -90,9 +92,12 @@ def parse(text: str) -> Order:
 def _file(found: Any) -> File:
     target = Target(_number(found["target"]["size"], MAX_SIZE), tuple(map(_hash, found["target"]["windows"])))
     target.check()
-    plan = found["plan"]
-    piece = Piece(_number(plan["offset"]), _number(plan["size"], MAX_PLAN), _hash(plan["sha256"]))
-    return File(_hash(found["sha256"]), target, piece)
+    plans = tuple(
+        Piece(_number(one["offset"]), _number(one["size"], MAX_PLAN), _hash(one["sha256"])) for one in found["plans"]
+    )
+    if not 0 < len(plans) <= 2:
+        raise ValueError("plans")
+    return File(_hash(found["sha256"]), target, plans)
 
 
 def _number(value: Any, most: int = _MAX_NUMBER) -> int:

@@ -32,7 +32,8 @@ class Ranges:
     """The end that asks. take, give: descriptors, of which `take` may be `give`."""
 
     def __init__(self, take: int, give: int, patience: float = PATIENCE) -> None:
-        self._take, self._give, self._patience = take, give, patience
+        self.descriptors = take, give
+        self._patience = patience
         self.fetched = 0  # bytes that were answered
 
     def read(self, offset: int, length: int) -> bytes:
@@ -52,10 +53,10 @@ class Ranges:
 
     def _ask(self, offset: int, length: int) -> bytes:
         try:
-            send(self._give, QUESTION.pack(offset, length))
-            status, size = ANSWER.unpack(receive(self._take, ANSWER.size, self._patience))
+            send(self.descriptors[1], QUESTION.pack(offset, length))
+            status, size = ANSWER.unpack(receive(self.descriptors[0], ANSWER.size, self._patience))
             if (status == DATA and size <= length) or (status == FAILED and size <= _MAX_WORDS):
-                data = receive(self._take, size, self._patience)
+                data = receive(self.descriptors[0], size, self._patience)
             else:
                 raise BundleError("where the bundle comes from answers with something else", "source-protocol")
         except EOFError as error:
@@ -108,7 +109,7 @@ def send(descriptor: int, data: bytes) -> None:
 
 
 def receive(descriptor: int, length: int, patience: float | None) -> bytes:
-    """Exactly so many bytes. Raises EOFError when the other end closes or gives nothing for so many seconds; OSError."""
+    """Exactly so many bytes. Raises EOFError when the other end closes, or gives nothing for so long; OSError."""
     out = bytearray()
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)

@@ -251,6 +251,13 @@ class Content:
         self._source = source(descriptor, self.accepts.streams)
         self._limit(self._source.size or 0)
 
+    def socket(self) -> int:
+        """A descriptor of our own for the socket that it is, for a program that talks with the other end by itself.
+        Raises RefusedError `transfer-kind`, `transfer-gone`."""
+        if not isinstance(self._source, _Socket):
+            raise _wrong_kind("a socket", "this is not a content to be read to its end: see the method's description")
+        return self._reads(lambda one: os.dup(one.descriptor))
+
     def close(self) -> None:
         """Read no more. A thread that is reading ends, by an error if there was more."""
         with self._lock:

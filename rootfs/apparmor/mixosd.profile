@@ -15,6 +15,7 @@ profile mixosd /usr/bin/mixosd flags=(attach_disconnected) {
   /** rmix,
   /usr/libexec/mixos/{shim,sandbox} Ux,
   /usr/libexec/mixos-slots Px,
+  /usr/libexec/mixos-release Px,
   /usr/sbin/nft Px,
   /usr/bin/dbus-daemon Px,
 

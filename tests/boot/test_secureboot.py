@@ -107,6 +107,7 @@ def enrolled(make_guest: MakeGuest, image: Path, signed: Path, tmp_path_factory:
     shown = {name: _bytes(guest, f"{EFIVARS}/{name}-*") for name in ("SecureBoot", "SetupMode", "PK", "KEK", "db")}
     revocation = [siglist.Signature(siglist.SHA256, keys().owner, pe.authenticode(other))]
     update = secureboot.update("dbx", revocation, signer("KEK"), datetime.now(UTC), append=True)
+    guest.run(f"mount -o remount,rw {EFIVARS}")
     write = f"cat > /run/dbx && cat /run/dbx > {EFIVARS}/dbx-{siglist.VARIABLES['dbx']}"
     guest.run(write, stdin=siglist.written(update, append=True))
     found = Enrolled(

@@ -103,7 +103,10 @@ def test_a_version_that_never_gets_well_falls_back(make_guest: MakeGuest) -> Non
     guest.start()
     up(guest)
     becomes_good(guest)
-    guest.run("cat > /etc/mixos/units/must.toml && mixctl service reload", stdin=REQUIRED.encode())
+    guest.run(
+        "mkdir -p /etc/mixos/units && cat > /etc/mixos/units/must.toml && mixctl service reload",
+        stdin=REQUIRED.encode(),
+    )
     guest.stop()
     install(guest.vm.disk, "9.0.0", change=lambda line: f"{line} mixos.trial=60")
     guest.start()

@@ -20,11 +20,12 @@ import pytest
 from buildsys.run import run
 from common.disk import gpt
 from common.errors import DiskError, FormatError, RefusedError
-from daemon import erase, firstboot, slots
+from daemon import erase, firstboot
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.erase import NAMES
 from daemon.parts.system.part import Reset, SystemPart
+from daemon.slots.main import main
 from tests import crashstates
 from tests.slots import Device
 
@@ -222,12 +223,12 @@ def test_two_data_partitions_are_a_foreign_disk(disk: Path) -> None:
 def test_the_program_that_writes_disks_says_it_in_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     device = Device(tmp_path)
     for word, name in (("erase", NAMES["erase"]), ("overwrite", NAMES["overwrite"]), ("cancel", firstboot.PARTITION)):
-        assert slots.main(["reset", word], device.tree) == 0
+        assert main(["reset", word], device.tree) == 0
         assert gpt.read(device.path).find(name).index == 6
-    assert slots.main(["reset", "all"], device.tree) == 2
-    assert slots.main(["reset"], device.tree) == 2
+    assert main(["reset", "all"], device.tree) == 2
+    assert main(["reset"], device.tree) == 2
     device.path.write_bytes(bytes(MIB))
-    assert slots.main(["reset", "erase"], device.tree) != 0
+    assert main(["reset", "erase"], device.tree) != 0
 
 
 def asked(tmp_path: Path, hostname: str, writer: Sequence[str], *, overwrite: bool = False) -> list[signal.Signals]:

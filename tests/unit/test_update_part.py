@@ -17,7 +17,8 @@ from daemon.core.release.switch import Migration
 from daemon.parts.update import part as module
 from daemon.parts.update.boot import Disk
 from daemon.parts.update.part import Update, Version
-from daemon.slots import count, main
+from daemon.slots.disk import count
+from daemon.slots.main import main
 from tests.hostpackages import ROOT
 from tests.slots import Device
 
@@ -41,7 +42,7 @@ def counter(root):
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-from daemon.slots import main
+from daemon.slots.main import main
 sys.exit(main(sys.argv[1:], Path({str(root)!r})))
 """
     return (sys.executable, "-c", code)
@@ -69,7 +70,7 @@ def run(device, scenario, findings=lambda: ()):
     async def life():
         context = context_of(device)
         context.figures.offer("test", findings=findings)
-        update = Update(context, root=device.tree, counter=counter(device.tree))
+        update = Update(context, root=device.tree, slots=counter(device.tree))
         await update.start()
         try:
             return await scenario(update)
@@ -268,7 +269,7 @@ def test_parameters():
 def test_the_counter_changes_nothing_but_counters(device, old, new, capsys):
     before = device.path.read_bytes()
     assert main(["count", old, new], device.tree) == 8
-    assert capsys.readouterr().err.startswith("mixos-slots: ")
+    assert capsys.readouterr().out.startswith('{"error": ')
     assert device.path.read_bytes() == before
 
 
@@ -276,7 +277,7 @@ def test_the_counter_counts(device, capsys):
     assert main(["count", "mixos_1.0+3.efi", "mixos_1.0+4.efi"], device.tree) == 0
     assert device.names() == ["mixos_1.0+4.efi"]
     assert main([], device.tree) == 2
-    assert "usage" in capsys.readouterr().err
+    assert "usage" in capsys.readouterr().out
     with pytest.raises(MixosError):
         count(Disk.at(device.path), "mixos_1.0+3.efi", "mixos_1.0+4.efi")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from pydantic import Field
 
 from common.errors import DiskError, RefusedError
+from common.safe import one_line
 from common.tomlfile import Strict
 from daemon.core import crashes
 from daemon.core.method import ADMINS, EVERYONE, OPERATORS, Caller, Method, Nothing
@@ -111,7 +112,7 @@ class SystemPart:
         how = "overwrite" if params.overwrite else "erase"
         done = await capture([*self._writer, "reset", how], seconds=60.0)
         if done.status:
-            words = done.err.decode("utf-8", "replace").strip()[:300] or f"it ended with status {done.status}"
+            words = one_line(done.out.decode("utf-8", "replace"))[:300] or f"it ended with status {done.status}"
             raise DiskError(f"the reset could not be prepared, and nothing is erased: {words}", reason="reset-write")
         log("notice", f"the next boot erases all data ({how}), by {caller.name}")
         return self._soon(signal.SIGTERM, "reboot")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from typing_extensions import TypedDict
 
-from daemon.core.answers import Seconds, UnixTime
+from daemon.core.answers import Bytes, Seconds, UnixTime
 
 State = Literal["good", "trial", "bad", "empty", "uncounted"]
 What = Literal["installed", "committed", "failed", "fell-back", "rolled-back", "given-up", "cleared", "repaired"]
@@ -35,6 +35,16 @@ class HistoryRow(TypedDict):
     reason: Annotated[str | None, "why, for people"]
 
 
+class Progress(TypedDict):
+    version: Annotated[str, "that is taken"]
+    slot: Annotated[str | None, "that it is in, once it is staged"]
+    step: Annotated[Literal["start", "root", "kernel", "verify", "staged"], "what is being done"]
+    done: Annotated[int, "windows of 4 MiB that are there"]
+    of: Annotated[int, "windows in all"]
+    fetched: Annotated[Bytes, "of the bundle, so far"]
+    transfer: Annotated[Bytes, "that are fetched when nothing is there yet"]
+
+
 class ConflictRow(TypedDict):
     file: Annotated[str, "its path"]
     why: Annotated[
@@ -60,6 +70,8 @@ Status = TypedDict(
         "images": Annotated[list[ImageRow], "entries of the loader, in its order"],
         "blocked": Annotated[dict[str, str], "version → why it is not installed again, until `update clear`"],
         "floor": Annotated[int, "the lowest sequence that may be installed"],
+        "staged": Annotated[str | None, "the version that `update apply` has the next boot start"],
+        "taking": Annotated[Progress | None, "how far the release is that is being taken"],
         "last": Annotated[HistoryRow | None, "what happened last"],
         "data-problem": Annotated[str | None, "why settings and state are not as this version needs them"],
         "conflicts": Annotated[list[str], "files of which two versions want different contents"],

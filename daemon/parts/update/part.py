@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field
 
@@ -24,18 +27,19 @@ from daemon.core.figures import Finding
 from daemon.core.method import ADMINS, OPERATORS, PEOPLE, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.core.tasks import background
+from daemon.core.transfer import Accepts, Content
 from daemon.linux import facts
 from daemon.linux.log import log
-from daemon.linux.process import capture
+from daemon.parts.update import programs
 from daemon.parts.update.boot import Boot, Disk, Image, look
 from daemon.parts.update.data import Data
 from daemon.parts.update.record import Blocked, Happened, Records, Trial
 from daemon.parts.update.verdict import failures, panic_line
 
 if TYPE_CHECKING:
-    from daemon.parts.update.answers import Changed, ConflictRow, HistoryRow, ImageRow, State, Status
+    from daemon.parts.update.answers import Changed, ConflictRow, HistoryRow, ImageRow, Progress, State, Status
+    from daemon.parts.update.taking import Taking
 
-COUNTER = ("/usr/libexec/mixos-slots",)
 PAUSE = 2.0  # seconds between two looks at whether all is well
 STABLE = 20.0  # seconds for which it must be, in a new image
 _MAX_PANIC = 1 << 20  # bytes of a kernel's last words
@@ -45,6 +49,21 @@ class Version(Strict):
     """Parameters of `update.clear`."""
 
     version: Annotated[str, Field(max_length=63, description="the version that may be installed and started again")]
+
+
+class Stage(Strict):
+    """Parameters of `update.stage`."""
+
+    content: Annotated[Content, Accepts(None, idle=None)] = Field(
+        description="a socket at whose other end somebody answers for ranges of the bundle (docs/bundle.md)"
+    )
+    again: bool = Field(default=False, description="also a version that is not newer than what runs")
+
+
+class Apply(Strict):
+    """Parameters of `update.apply`."""
+
+    restart: bool = Field(default=True, description="at once; else somebody restarts the device later")
 
 
 class Settled(Strict):
@@ -57,14 +76,22 @@ class Settled(Strict):
 
 
 class Update:
-    """See the module. root: the tree to read from; counter: the program that writes counters (`daemon.slots`)."""
+    """See the module. root: the tree to read from; slots, release: the programs (`daemon.slots`, `daemon.release`)."""
 
     name = "update"
 
-    def __init__(self, context: Context, root: Path = facts.ROOT, counter: Sequence[str] = COUNTER) -> None:
+    def __init__(
+        self,
+        context: Context,
+        root: Path = facts.ROOT,
+        slots: Sequence[str] = programs.SLOTS,
+        release: Sequence[str] = programs.RELEASE,
+        ask_init: Callable[[int], None] = lambda number: os.kill(1, number),
+    ) -> None:
         self.context = context
         self.root = root
-        self._counter = counter
+        self._slots, self._release, self._ask_init = slots, release, ask_init
+        self._taken: Taking | None = None
         self.records = Records(context.state / "update" / "record.json")
         self.data = Data(context, root)
         self.disk: Disk | None = None
@@ -97,6 +124,7 @@ class Update:
             "running": _state(running),
             "next": following.version if following else None,
             "problem": self._error.message if self._error else self.problem,
+            "staged": self.records.now.staged.version if self.records.now.staged else None,
         }
 
     def findings(self) -> Iterator[Finding]:
@@ -108,6 +136,23 @@ class Update:
         return [
             Method("update.status", "What runs, and what the next boot starts.", self._status, PEOPLE),
             Method("update.history", "What happened to images, the newest first.", self._history, PEOPLE),
+            Method(
+                "update.stage",
+                "Verify a release and put it into the slot that does not run.",
+                self._stage,
+                OPERATORS,
+                Stage,
+                changes=True,
+            ),
+            Method(
+                "update.apply",
+                "Have the next boot start what was staged, and restart.",
+                self._apply,
+                OPERATORS,
+                Apply,
+                changes=True,
+                seconds=300.0,
+            ),
             Method("update.commit", "Call what runs good, without waiting.", self._commit_now, ADMINS, changes=True),
             Method(
                 "update.rollback", "Have the next boot start the other image.", self._rollback, OPERATORS, changes=True
@@ -239,17 +284,26 @@ class Update:
             await asyncio.to_thread(self._look)
         if new:
             happened = self.records.happened("committed", running.version, running.slot)
-            self.records.change(trial=None, history=self.records.history(happened))
+            floor = max(self.records.now.floor, int(facts.release(self.root).get("MIXOS_FLOOR", "0")))
+            self.records.change(trial=None, floor=floor, history=self.records.history(happened))
             self.context.events.publish("update.committed", running.version, slot=running.slot)
             log("notice", f"update: {running.version} is good")
         self._trial.unlink(missing_ok=True)
 
     async def _count(self, old: Entry, new: Entry) -> None:
         """Have the counter of an entry written, by the program that may write to disks. Raises MixosError."""
-        done = await capture([*self._counter, "count", old.name, new.name], seconds=60.0)
-        if done.status:
-            words = done.err.decode("utf-8", "replace").strip()[:300] or f"it ended with status {done.status}"
-            raise DiskError(f"the starts of {old.name} were not written: {words}", reason="update-count")
+        try:
+            async with (
+                asyncio.timeout(60.0),
+                aclosing(programs.lines([*self._slots, "count", old.name, new.name])) as found,
+            ):
+                async for _ in found:
+                    pass
+        except TimeoutError as error:
+            raise DiskError(f"the starts of {old.name} were not written in time", reason="update-count") from error
+        except MixosError as error:
+            message = f"the starts of {old.name} were not written: {error.message}"
+            raise DiskError(message, reason="update-count", retryable=error.retryable) from error
 
     # -- methods -----------------------------------------------------------------------------------------------------
 
@@ -269,6 +323,8 @@ class Update:
             "images": [self._image(image) for image in self.boot.images],
             "blocked": {one.version: one.reason for one in record.blocked.values()},
             "floor": record.floor,
+            "staged": record.staged.version if record.staged else None,
+            "taking": cast("Progress | None", self._taken.progress if self._taken else None),
             "last": _happened(record.history[-1]) if record.history else None,
             "data-problem": self.data.problem(),
             "conflicts": [f"/{name}" for name in self.data.conflicts],
@@ -292,6 +348,55 @@ class Update:
 
     async def _history(self, _caller: Caller, _params: Nothing) -> list[HistoryRow]:
         return [_happened(one) for one in reversed(self.records.now.history)]
+
+    async def _stage(self, _caller: Caller, params: Stage) -> AsyncIterator[Progress]:
+        self._usable()
+        async with self._turn:
+            await asyncio.to_thread(self._look)
+        async with aclosing(self._taking().stage(self.boot, params.content.socket(), params.again)) as steps:
+            async for step in steps:
+                yield cast("Progress", step)
+                if step["step"] == "staged":
+                    self.context.events.publish("update.staged", step["version"])
+
+    async def _apply(self, caller: Caller, params: Apply) -> Changed:
+        self._usable()
+        async with self._turn:
+            await asyncio.to_thread(self._look)
+            boot = facts.text(self.root / "proc/sys/kernel/random/boot_id")
+            self.records.change(installed_in=boot, network=_way_out(self.root), trial=None)
+            staged = await self._taking().seal(self.boot)
+            await asyncio.to_thread(self._look)
+            if self.boot.next is None or self.boot.next.digest != staged.root_hash:
+                await self._leave(staged.root_hash)
+            happened = self.records.happened("installed", staged.version, staged.slot, f"by {caller.name}")
+            self.records.change(staged=None, history=self.records.history(happened))
+            self._settled = True
+        self.context.events.publish("update.installed", staged.version, slot=staged.slot)
+        if params.restart:
+            asyncio.get_running_loop().call_later(0.2, self._restart)  # the answer goes first
+        return self._changed()
+
+    async def _leave(self, new: str) -> None:
+        """The loader starts the newest version: when that is not the one just installed, it must have none left."""
+        running = self.boot.running
+        if running is not None and not running.entry.bad:
+            kept = (one for one in self.records.now.given_up if one not in (new, running.digest))
+            self.records.change(given_up=(*kept, running.digest)[-8:])
+            await self._count(running.entry, running.entry.given_up())
+            await asyncio.to_thread(self._look)
+
+    def _restart(self) -> None:
+        log("notice", "update: asking init for a restart")
+        self.context.events.publish("system.stopping", "reboot")
+        self._ask_init(signal.SIGTERM)
+
+    def _taking(self) -> Taking:
+        from daemon.parts.update.taking import Taking
+
+        if self._taken is None:
+            self._taken = Taking(self.context, self.records, self.root, self._release, self._slots)
+        return self._taken
 
     async def _commit_now(self, _caller: Caller, _params: Nothing) -> Changed:
         self._usable()

@@ -18,7 +18,7 @@ from common.files import read_regular, write_atomically
 from daemon.linux.log import log
 
 MAX_HISTORY = 200
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 8 << 20
 What = Literal["installed", "committed", "failed", "fell-back", "rolled-back", "given-up", "cleared", "repaired"]
 
 
@@ -54,6 +54,17 @@ class Trial(_Kept):
     problem: str | None = None
 
 
+class Staged(_Kept):
+    """A release that is in the slot which does not run, and that nothing starts yet. order: what it was made by."""
+
+    version: str
+    sequence: int
+    root_hash: str
+    slot: str
+    at: float
+    order: str
+
+
 class Record(_Kept):
     """The file. installed_in: the boot-ID in which the last image was installed: a commit needs another one; floor: the
     lowest sequence that may be installed; network: whether there was a way out when it was installed."""
@@ -66,6 +77,7 @@ class Record(_Kept):
     installed_in: str | None = None
     floor: int = 0
     network: bool = False
+    staged: Staged | None = None
 
 
 class Records:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from common.units import clock, duration, word
-from daemon.client.cli.common import ask, json_option, show
+from common.safe import printable
+from common.units import clock, duration, size, word
+from daemon.client.cli.common import ask, follow, json_option, show
+from daemon.client.cli.content import Meter
 from daemon.client.show import Column, Listing, labelled
+from daemon.parts.update.serve import served
 
 
 @click.group()
@@ -33,6 +38,44 @@ def status(as_json: bool) -> None:
       mixctl update status --json
     """
     show(ask("update.status"), as_json, _status)
+
+
+@update.command()
+@click.argument("bundle")
+@click.option("--again", is_flag=True, help="Also a version that is not newer than the one that runs.")
+@json_option
+def stage(bundle: str, again: bool, as_json: bool) -> None:
+    """Verify a BUNDLE (-: somebody answers for its ranges on standard input and output) and put it into the slot that
+    does not run. Nothing starts it before `apply`.
+
+    \b
+    Example:
+      mixctl update stage mixos-1.4.0.mixb && mixctl update apply
+    """
+    out = sys.stderr if bundle == "-" else sys.stdout
+    with served(bundle) as channel, Meter("taken") as meter:
+        for step in follow("update.stage", {"content": 0, "again": again}, descriptors=[channel]):
+            if as_json:
+                click.echo(json.dumps(step), file=out)
+            elif step["step"] == "staged":
+                click.echo(
+                    f"{printable(step['version'])} is staged in slot {step['slot']}: mixctl update apply", file=out
+                )
+            else:
+                meter.at(step["fetched"], step["transfer"])
+
+
+@update.command()
+@click.option("--no-restart", is_flag=True, help="Let somebody restart the device later.")
+@json_option
+def apply(no_restart: bool, as_json: bool) -> None:
+    """Have the next boot start what was staged, and restart the device.
+
+    \b
+    Example:
+      mixctl update apply --no-restart
+    """
+    show(ask("update.apply", {"restart": not no_restart}, seconds=305.0), as_json, _next)
 
 
 @update.command()
@@ -153,6 +196,11 @@ def _status(found: Mapping[str, Any]) -> str:
         rows.append(("waits for", found["problem"]))
     if found["deadline"] is not None:
         rows.append(("restarts in", f"{duration(found['deadline'])}, unless it gets well"))
+    if found["staged"]:
+        rows.append(("staged", f"{found['staged']}: mixctl update apply"))
+    if found["taking"]:
+        taking = found["taking"]
+        rows.append(("taking", f"{taking['version']}: {taking['step']}, {size(taking['fetched'])} fetched"))
     rows.append(("next boot", _next(found).partition(": ")[2]))
     if found["last"] is not None:
         last = found["last"]

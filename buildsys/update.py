@@ -1,0 +1,148 @@
+"""Bringing a bundle to a device over SSH, from this computer: it asks for what it needs of it, and nothing is copied.
+
+`mixctl update stage -` on the device asks for ranges on its standard output and has them on its standard input
+(`common.bundle.ranges`); how far it is stands on its standard error, as JSON. SSH is the person's own program with the
+person's own configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from buildsys.run import kill_group, spawn
+from common.bundle.ranges import answer
+from common.errors import MixosError, UnreachableError, UsageError
+from common.safe import one_line
+
+Step = Callable[[dict[str, Any]], None]
+Ssh = Sequence[str]  # the command up to and including the host
+_POLL = 3.0  # seconds between two questions to a device that restarts
+_ASK = 30.0  # seconds for one of them
+
+
+def command(program: Sequence[str], host: str) -> tuple[str, ...]:
+    """Raises UsageError for what is no host."""
+    if not host or host.startswith("-"):
+        raise UsageError(f"{host!r} is no host", reason="update-host")
+    return (*program, host, "--")
+
+
+def stage(ssh: Ssh, bundle: Path, again: bool, step: Step) -> dict[str, Any]:
+    """What the device has staged. Raises MixosError with its reasons; UnreachableError `update-ssh`."""
+    words = [*ssh, "mixctl", "update", "stage", "-", "--json", *(["--again"] if again else [])]
+    with bundle.open("rb") as stream:
+        process = spawn(words, terminal=True, talk=True)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        said: list[dict[str, Any]] = []
+        hearing = threading.Thread(target=_hear, args=(process.stderr, said, step), daemon=True)
+        hearing.start()
+        try:
+            with contextlib.suppress(OSError):
+                read = _reader(stream.fileno())
+                answer(process.stdout.fileno(), process.stdin.fileno(), read)
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            status = process.wait()
+            hearing.join(10)
+        except BaseException:
+            kill_group(process)
+            raise
+    last = said[-1] if said else {}
+    if status or last.get("step") != "staged":
+        raise _failure(status, last)
+    return last
+
+
+def _reader(descriptor: int) -> Callable[[int, int], bytes]:
+    def read(offset: int, length: int) -> bytes:
+        try:
+            return os.pread(descriptor, length, offset)
+        except OSError as error:
+            raise MixosError(f"the bundle cannot be read: {error.strerror}", reason="source-unreadable") from error
+
+    return read
+
+
+def _hear(stream: Any, said: list[dict[str, Any]], step: Step) -> None:
+    """Lines of the device as they come; what is none of ours is SSH's, and for people."""
+    for line in stream:
+        try:
+            found = json.loads(line)
+            if not isinstance(found, dict):
+                raise ValueError("no object")
+        except (ValueError, RecursionError):
+            found = {"words": one_line(line.decode("utf-8", "replace").rstrip(), 500)}
+        step(found)
+        if "words" not in found:
+            said[:] = [found]
+
+
+def ask(ssh: Ssh, *words: str, seconds: float | None = None) -> dict[str, Any]:
+    """What `mixctl` on the device answers with `--json`. Raises as `stage`."""
+    process = spawn([*ssh, "mixctl", *words, "--json"], terminal=True, talk=True)
+    timer = threading.Timer(seconds, kill_group, (process,)) if seconds else None
+    try:
+        if timer:
+            timer.start()
+        out, err = process.communicate(b"")
+    finally:
+        if timer:
+            timer.cancel()
+    try:
+        found = json.loads(out if out.strip() else err.splitlines()[-1] if err.splitlines() else b"{}")
+        found = found if isinstance(found, dict) else {}
+    except (ValueError, RecursionError):
+        found = {"error": one_line(err.decode("utf-8", "replace").strip(), 500)}
+    if process.returncode:
+        raise _failure(process.returncode, found)
+    return found
+
+
+def _failure(status: int, said: dict[str, Any]) -> MixosError:
+    if "error" in said and "reason" in said:
+        message, hint = one_line(said["error"], 1000), said.get("hint") and one_line(said["hint"], 300)
+        error = MixosError(
+            message, reason=one_line(said["reason"], 60), hint=hint, retryable=bool(said.get("retryable"))
+        )
+        error.exit_code = status or 1
+        return error
+    words = f": {said['error']}" if said.get("error") else ""
+    hint = "does 'ssh HOST mixctl status' work?"
+    return UnreachableError(f"ssh ended with status {status}{words}", reason="update-ssh", hint=hint, retryable=True)
+
+
+def wait(ssh: Ssh, version: str, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The device's `update status` once it runs that version and has called it good.
+
+    Raises MixosError `update-fell-back` when it runs another one after its restart, with the reason that it gives;
+    `update-not-good` when it has not called it good after so many seconds.
+    """
+    end, shown, left = time.monotonic() + seconds, "", False
+    while time.monotonic() < end:
+        try:
+            found = ask(ssh, "update", "status", seconds=_ASK)
+        except MixosError:
+            found, left = {}, True
+        running = found.get("version")
+        words = f"{running}: {found.get('state')}" if found else "restarting"
+        if found.get("problem"):
+            words += f", waits for: {one_line(found['problem'])}"
+        if words != shown:
+            tell(words)
+        shown = words
+        if running == version and found.get("state") == "good":
+            return found
+        if left and running not in (None, version):
+            reason = (found.get("blocked") or {}).get(version) or "it does not say why"
+            message = f"the device runs {one_line(running)} again: {one_line(reason, 500)}"
+            raise MixosError(message, reason="update-fell-back", hint="mixctl update history")
+        time.sleep(_POLL)
+    raise MixosError(f"{version} was not called good within {seconds:g} s", reason="update-not-good", retryable=True)

@@ -1,0 +1,76 @@
+"""The programs that take a release (`daemon.release`, `daemon.slots`): started, heard line by line, ended with us."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from common.errors import MixosError
+from common.safe import one_line
+from daemon.linux.log import log
+
+RELEASE, SLOTS = ("/usr/libexec/mixos-release",), ("/usr/libexec/mixos-slots",)
+_MAX_LINE = 6 << 20  # an order has a hash for each 4 MiB
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin", "LC_ALL": "C.UTF-8"}
+
+
+async def lines(argv: Sequence[str], given: str = "", source: int | None = None) -> AsyncGenerator[dict[str, Any]]:
+    """What a program says, a line of JSON each. given: a text that it reads from the descriptor whose number is its
+    last argument; source: its standard input.
+
+    Raises the MixosError that it tells; `program-failed` when it ends otherwise than with success; `program-missing`.
+    It is killed when nobody listens any more.
+    """
+    text = os.memfd_create("given", os.MFD_CLOEXEC)
+    try:
+        os.write(text, given.encode())
+        os.lseek(text, 0, os.SEEK_SET)
+        child = await asyncio.create_subprocess_exec(
+            *argv,
+            *([str(text)] if given else []),
+            stdin=asyncio.subprocess.DEVNULL if source is None else source,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=None,
+            pass_fds=(text,),
+            env=_ENVIRONMENT,
+            start_new_session=True,
+            limit=_MAX_LINE,
+        )
+    except OSError as error:
+        raise MixosError(f"{argv[0]} cannot be started: {error.strerror}", reason="program-missing") from error
+    finally:
+        os.close(text)
+    failed: MixosError | None = None
+    try:
+        assert child.stdout is not None
+        async for line in child.stdout:
+            found = json.loads(line)
+            if "error" in found:
+                failed = _told(found["error"])
+            else:
+                yield found
+        status = await child.wait()
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise MixosError(f"{argv[0]} says what nobody understands", reason="program-failed") from error
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+        await child.wait()
+    if failed is not None:
+        raise failed
+    if status:
+        log("err", f"update: {argv[0]} ended with status {status}")
+        raise MixosError(f"{argv[0]} ended with status {status}", reason="program-failed", retryable=True)
+
+
+def _told(found: dict[str, Any]) -> MixosError:
+    hint = found["hint"] and one_line(str(found["hint"]), 300)
+    message, reason = one_line(str(found["error"]), 1000), one_line(str(found["reason"]), 60)
+    error = MixosError(message, reason=reason, hint=hint, retryable=found["retryable"] is True)
+    error.exit_code = int(found["exit_code"]) & 0x7F or 1
+    return error

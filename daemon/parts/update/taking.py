@@ -1,0 +1,155 @@
+"""Taking a release: verified, staged into the slot that does not run, and started with the next boot.
+
+`Taking` is the part's side of it: it asks the programs that do the work (`daemon.parts.update.programs`), and keeps in
+the record what came of it. One at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from common.bundle import order as orders
+from common.bundle.order import Order
+from common.efi.entries import compare_versions
+from common.errors import MixosError, NotFoundError, RefusedError
+from daemon.core.part import Context
+from daemon.linux import facts
+from daemon.parts.update import programs
+from daemon.parts.update.boot import Boot
+from daemon.parts.update.record import Records, Staged
+
+ACCOUNT = "update"
+
+
+class Taking:
+    """release, slots: the programs. root: the tree to read from."""
+
+    def __init__(
+        self,
+        context: Context,
+        records: Records,
+        root: Path = facts.ROOT,
+        release: Sequence[str] = programs.RELEASE,
+        slots: Sequence[str] = programs.SLOTS,
+    ) -> None:
+        self._context, self._records, self._root = context, records, root
+        self._release, self._slots = release, slots
+        self._busy = asyncio.Lock()
+        self.progress: dict[str, Any] | None = None  # of what is under way
+
+    async def stage(self, boot: Boot, source: int, again: bool) -> AsyncGenerator[dict[str, Any]]:
+        """Items of progress, then what was staged. source: a socket where the bundle comes from, ours from now on.
+        again: also a version that is not newer than what runs.
+
+        Raises RefusedError: `update-busy`, `update-blocked`, `update-older`; what the programs raise.
+        """
+        try:
+            if self._busy.locked():
+                raise RefusedError("another release is being taken", reason="update-busy", retryable=True)
+            async with self._busy:
+                order = await self._verified(boot, source)
+                self._check(boot, order, again)
+                self._records.change(staged=None)
+                self.progress = self._at(order, "start", 0, 1, 0)
+                yield self.progress
+                slot = ""
+                async with aclosing(programs.lines([*self._slots, "stage"], order.dump(), source)) as found:
+                    async for line in found:
+                        if "slot" in line:
+                            slot = line["slot"]
+                        else:
+                            self.progress = self._at(order, **line)
+                            yield self.progress
+                staged = self._keep(order, slot)
+        finally:
+            self.progress = None
+            os.close(source)
+        yield {**self._at(order, "staged", 1, 1, 0), "slot": staged.slot}
+
+    async def seal(self, boot: Boot) -> Staged:
+        """Have what was staged started with the next boot. Raises NotFoundError `update-not-staged`; RefusedError
+        `update-busy`, `update-blocked`; what the program raises."""
+        staged = self._records.now.staged
+        if staged is None:
+            hint = "mixctl update stage FILE"
+            raise NotFoundError("no release was staged", reason="update-not-staged", hint=hint)
+        if self._busy.locked():
+            raise RefusedError("another release is being taken", reason="update-busy", retryable=True)
+        async with self._busy:
+            self._refuse_blocked(staged.root_hash, staged.version)
+            async with aclosing(programs.lines([*self._slots, "seal"], staged.order)) as found:
+                async for _ in found:
+                    pass
+        return staged
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    async def _verified(self, boot: Boot, source: int) -> Order:
+        await asyncio.to_thread(self._folder)
+        release = facts.release(self._root)
+        running = {
+            "machine": os.uname().machine,
+            "variant": release.get("MIXOS_VARIANT", "default"),
+            "sequence": int(release.get("MIXOS_SEQUENCE", "0")),
+            "floor": self._records.now.floor,
+            "root-hash": (boot.root_hash or b"").hex(),
+        }
+        async with aclosing(programs.lines([*self._release, "verify"], json.dumps(running), source)) as found:
+            async for line in found:
+                return orders.parse(line["order"])
+        raise MixosError("nothing was said of the release", reason="program-failed")
+
+    def _folder(self) -> None:
+        """Where the account that verifies keeps what was trusted."""
+        folder = self._context.state / "update" / "trust"
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            shutil.chown(folder, ACCOUNT, ACCOUNT)
+
+    def _check(self, boot: Boot, order: Order, again: bool) -> None:
+        self._refuse_blocked(order.root_hash.hex(), order.version)
+        if order.root_hash == boot.root_hash:
+            raise RefusedError(f"{order.version} is what runs", reason="update-same")
+        running = boot.running.version if boot.running else ""
+        if not again and compare_versions(order.version, running) <= 0:
+            message = f"{order.version} is not newer than {running}, which runs"
+            raise RefusedError(message, reason="update-older", hint="--again takes it all the same")
+
+    def _refuse_blocked(self, digest: str, version: str) -> None:
+        blocked = self._records.now.blocked.get(digest)
+        if blocked is not None:
+            hint = f"mixctl update clear {version} lets it be installed again"
+            raise RefusedError(f"{version} failed {blocked.reason}", reason="update-blocked", hint=hint)
+
+    def _keep(self, order: Order, slot: str) -> Staged:
+        staged = Staged(
+            version=order.version,
+            sequence=order.sequence,
+            root_hash=order.root_hash.hex(),
+            slot=slot,
+            at=round(time.time(), 3),
+            order=order.dump(),
+        )
+        self._records.change(staged=staged)
+        return staged
+
+    def _at(self, order: Order, step: str, done: int, of: int, fetched: int) -> dict[str, Any]:
+        return {
+            "version": order.version,
+            "slot": None,
+            "step": step,
+            "done": done,
+            "of": of,
+            "fetched": fetched,
+            "transfer": order.transfer,
+        }

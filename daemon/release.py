@@ -1,0 +1,99 @@
+"""`mixos-release verify FACTS`: whether this device takes a release, and what is to be done then.
+
+A process of its own, with no account but its own and no network: it reads what strangers have written, and takes more
+memory than the rest of an update. FACTS is the number of a descriptor with what runs (`Facts`); standard input is a
+socket where the bundle comes from (`common.bundle.ranges`). It says one line of JSON: `{"order": …, "signers": …,
+"expires": …}` and ends with status 0, or `{"error": …}` and its exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from common.bundle import container
+from common.bundle.ranges import Ranges
+from common.errors import MixosError, TrustError, UsageError
+from common.streams import open_missing
+from common.trust import ANCHORS
+from common.trust.release import Anchors, Running, verify
+from daemon.linux.become import become, keep_only
+
+ACCOUNT = "update"
+STATE = Path("var/lib/mixos/update/trust")  # what was trusted before; belongs to the account
+USAGE = "usage: mixos-release verify FACTS"
+_MAX_FACTS = 64 << 10
+
+
+def main(argv: Sequence[str], root: Path = Path("/")) -> int:
+    """See the module; returns the exit code."""
+    open_missing()
+    try:
+        match argv:
+            case ["verify", number] if number.isdigit():
+                facts = _facts(int(number))
+                _confine(root / STATE)
+                _say(**_verified(facts, root))
+            case _:
+                raise UsageError(USAGE, reason="usage")
+    except OSError as error:
+        message = f"{error.filename or 'where the bundle comes from'}: {error.strerror}"
+        return _failed(TrustError(message, reason="release-state", retryable=True))
+    except MixosError as error:
+        return _failed(error)
+    return 0
+
+
+def _verified(facts: dict[str, Any], root: Path) -> dict[str, Any]:
+    running = Running(facts["machine"], facts["variant"], facts["sequence"], facts["floor"])
+    anchors = Anchors.load(root / ANCHORS.relative_to("/"))
+    front, payload = container.read(_reader(Ranges(0, 0)))
+    found = verify(front, anchors, Path(), running, datetime.now(UTC))
+    order = found.manifest.order(payload, facts["root-hash"])
+    return {"order": order.dump(), "signers": sorted(found.signers), "expires": found.expires.timestamp()}
+
+
+def _reader(ranges: Ranges) -> Callable[[int], bytes]:
+    """The bundle from its begin on."""
+    at = 0
+
+    def take(count: int) -> bytes:
+        nonlocal at
+        data = ranges.read(at, count)
+        at += len(data)
+        return data
+
+    return take
+
+
+def _facts(descriptor: int) -> dict[str, Any]:
+    with os.fdopen(descriptor, "rb") as stream:
+        found: dict[str, Any] = json.loads(stream.read(_MAX_FACTS))
+    return found
+
+
+def _confine(folder: Path) -> None:
+    """The folder of what is kept is the current one from now on: the account cannot go there by itself."""
+    parent = os.getppid()
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    os.fchdir(descriptor)
+    keep_only(())
+    if os.geteuid() == 0:
+        entry = pwd.getpwnam(ACCOUNT)
+        become((entry.pw_uid, entry.pw_gid), None, parent)
+
+
+def _say(**values: Any) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+def _failed(error: MixosError) -> int:
+    _say(error=error.as_json())
+    return error.exit_code

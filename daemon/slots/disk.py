@@ -1,0 +1,152 @@
+"""What is changed on the boot disk: counters of entries, identities of slots. Each change is whole at every sector."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+from common.disk import gpt
+from common.disk.fatedit import Editor
+from common.efi import uki
+from common.efi.entries import FOLDER, GOOD, read_name
+from common.errors import DiskError, FormatError, RefusedError
+from daemon.linux import facts
+from daemon.parts.update.boot import SLOTS, Boot, Disk, look, node
+
+if TYPE_CHECKING:
+    from daemon.erase import How
+
+TABLE, SLOT = 0, 1  # what is locked: the partition table and the ESP; the slot that does not run
+NEW = ".new"  # ends the name of an entry that is not whole: the loader does not look at it
+_PATIENCE = 20.0  # seconds for who holds a lock
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2)
+_ALIGN = 1 << 20
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A slot as two places to read and write: device (or image of a disk), offset and size in bytes."""
+
+    name: str
+    root: tuple[Path, int, int]
+    tree: tuple[Path, int, int]
+
+    @classmethod
+    def of(cls, disk: Disk, name: str) -> Slot:
+        """Raises GptError."""
+        return cls(name, _place(disk, disk.partition("root", name)), _place(disk, disk.partition("verity", name)))
+
+
+def _place(disk: Disk, part: gpt.Partition) -> tuple[Path, int, int]:
+    device = node(disk.path, part.index)  # by its own device, whose cache is not the disk's
+    return (disk.path, part.offset, part.size) if device is None else (device, 0, part.size)
+
+
+def kernel_place(root_size: int) -> int:
+    """Where in a slot its kernel image is kept, behind the root of so many bytes."""
+    return -(-root_size // _ALIGN) * _ALIGN
+
+
+def found(root: Path) -> tuple[Disk, Boot]:
+    """The boot disk, and what runs. Raises DiskError; RefusedError `update-slot` when that is not known."""
+    disk = Disk.find(root)
+    boot = look(disk, facts.slot(root), root)
+    if boot.slot not in SLOTS or boot.root_hash is None:
+        raise RefusedError("it is not known which slot runs: this system has no verified root", reason="update-slot")
+    return disk, boot
+
+
+@contextlib.contextmanager
+def locked(disk: Disk, what: int, patience: float = _PATIENCE) -> Iterator[None]:
+    """Alone with a part of the disk, among those who use this. Raises DiskError `slots-busy` (retryable)."""
+    descriptor = os.open(disk.path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        end = time.monotonic() + patience
+        while not _lock(descriptor, what):
+            if time.monotonic() >= end:
+                raise DiskError("another update is under way", reason="slots-busy", retryable=True)
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, what: int) -> bool:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, what, 1, 0))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def count(disk: Disk, old: str, new: str) -> None:
+    """Give the entry OLD the counter that NEW has. Raises DiskError, `slots-name` for anything but another counter."""
+    before, after = read_name(old), read_name(new)
+    counted = before is not None and after is not None and before.stem == after.stem and after.left is not None
+    if not counted or os.path.basename(old) != old or after is None or (after.left or 0) + after.done > GOOD:
+        raise DiskError(f"{old!r:.80} does not become {new!r:.80}: only a counter changes", reason="slots-name")
+    with locked(disk, TABLE), disk.esp().changing() as esp:
+        esp.rename(f"{FOLDER}/{old}", new)
+
+
+def reset(disk: Disk, how: How | None) -> None:
+    """Say in the partition table how the data partition is to be made anew; None: not at all. Raises DiskError."""
+    from daemon import erase  # seldom
+
+    with locked(disk, TABLE):
+        descriptor = os.open(disk.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            erase.want(descriptor, how)
+        except FormatError as error:
+            raise DiskError(f"{disk.path}: {error}", reason="disk-table") from error
+        finally:
+            os.close(descriptor)
+
+
+def invalidate(disk: Disk, boot: Boot, slot: str) -> None:
+    """Nothing starts what is in a slot, and nothing finds it: first its entries go, then its identities.
+
+    Entries that no slot holds the root of go as well, and what a cut has left of one. Raises DiskError.
+    """
+    assert slot != boot.slot
+    with locked(disk, TABLE):
+        with disk.esp().changing() as esp:
+            for image in boot.images:
+                if image.root_hash not in (None, boot.root_hash):
+                    esp.remove(f"{FOLDER}/{image.entry.name}")
+            remove_unfinished(esp)
+        identify(disk, slot, (uuid4(), uuid4()))
+
+
+def remove_unfinished(esp: Editor) -> None:
+    """What a cut has left of an entry that was written."""
+    for path in esp.files():
+        if path.startswith(f"{FOLDER}/") and path.lower().endswith(NEW):
+            esp.remove(path)
+
+
+def identify(disk: Disk, slot: str, ids: tuple[UUID, UUID]) -> None:
+    """Give the partitions of a slot their identities, in both copies of the table. Raises DiskError, GptError."""
+    descriptor = os.open(disk.path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        table = gpt.read(descriptor)
+        for kind, identity in zip(("root", "verity"), ids, strict=True):
+            table = table.replaced(replace(table.find(f"mixos-{kind}-{slot}"), id=identity))
+        gpt.write(descriptor, table)
+    finally:
+        os.close(descriptor)
+
+
+def startable(image: bytes, root_hash: bytes, version: str) -> None:
+    """Raise DiskError `slots-kernel` unless a kernel image is of this version, and starts this root and no other."""
+    head = uki.read_uki(image)
+    if head.root_hash != root_hash or head.identity("IMAGE_VERSION") != version:
+        raise DiskError("the kernel image is not the one of this root", reason="slots-kernel")

@@ -1,0 +1,70 @@
+"""`mixos-slots count OLD NEW`, `mixos-slots stage ORDER`, `mixos-slots seal ORDER`, `mixos-slots reset HOW`.
+
+HOW the data partition is made anew by the next boot (`daemon.erase`): erase, overwrite, or cancel for not at all.
+ORDER is the number of a descriptor with what is to be installed (`common.bundle.order`). `stage` asks for the bundle on
+standard input, which is a socket (`common.bundle.ranges`). What it says is JSON, a line each: `{"step": …, "done": …,
+"of": …, "fetched": …}` while it works; in the end `{"slot": …}` and status 0, or `{"error": …}` with its exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.bundle import order as orders
+from common.bundle.ranges import Ranges
+from common.errors import DiskError, MixosError, UsageError
+from common.streams import open_missing
+from daemon.parts.update.boot import Disk
+from daemon.slots.disk import count, reset
+from daemon.slots.seal import seal
+from daemon.slots.stage import Stage
+
+USAGE = "usage: mixos-slots count OLD NEW | stage ORDER | seal ORDER | reset erase|overwrite|cancel"
+
+
+def main(argv: Sequence[str], root: Path = Path("/")) -> int:
+    """See the module; returns the exit code."""
+    open_missing()
+    try:
+        match argv:
+            case ["count", old, new]:
+                count(Disk.find(root), old, new)
+            case ["stage", number] if number.isdigit():
+                _say(slot=Stage(root, _order(int(number)), _step).run(Ranges(0, 0)))
+            case ["seal", number] if number.isdigit():
+                _say(slot=seal(root, _order(int(number))))
+            case ["reset", ("erase" | "overwrite" | "cancel") as how]:
+                reset(Disk.find(root), None if how == "cancel" else how)
+            case _:
+                raise UsageError(USAGE, reason="usage")
+    except OSError as error:
+        return _failed(
+            DiskError(f"{error.filename or 'the disk'}: {error.strerror}", reason="slots-io", retryable=True)
+        )
+    except MixosError as error:
+        return _failed(error)
+    return 0
+
+
+def _order(descriptor: int) -> orders.Order:
+    with os.fdopen(descriptor, "rb") as stream:
+        return orders.parse(stream.read(orders.MAX_BYTES + 1).decode("ascii", "replace"))
+
+
+def _step(step: str, done: int, of: int, fetched: int) -> None:
+    _say(step=step, done=done, of=of, fetched=fetched)
+
+
+def _say(**values: Any) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+def _failed(error: MixosError) -> int:
+    _say(error=error.as_json())
+    return error.exit_code

@@ -1,0 +1,42 @@
+"""`seal`: what was staged is found and started from now on.
+
+What is in the slot is read and measured once more. Then: its kernel image into the EFI system partition under a name
+that the loader does not look at; the identities of the slot, in the backup table and then the primary one; the name
+that the loader looks at, with the starts of a new version. A cut before that last step leaves a slot that nothing
+starts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.bundle.order import Order
+from common.disk import verity
+from common.efi.entries import FOLDER, TRIES, Entry, image_name
+from common.errors import RefusedError
+from daemon.parts.update.boot import SLOTS
+from daemon.slots.disk import NEW, SLOT, TABLE, Slot, found, identify, locked, remove_unfinished
+from daemon.slots.stage import check_room, check_tree, kernel, verified
+
+
+def seal(root: Path, order: Order) -> str:
+    """The slot. Raises DiskError, `slots-readback` when it does not hold what was ordered; RefusedError."""
+    disk, boot = found(root)
+    if order.root_hash == boot.root_hash:
+        raise RefusedError(f"{order.version} is what runs", reason="update-same")
+    target = Slot.of(disk, next(name for name in SLOTS if name != boot.slot))
+    if any(image.slot == target.name and image.root_hash == order.root_hash for image in boot.images):
+        return target.name  # it was sealed before
+    check_room(target, order)
+    entry = Entry(image_name(order.version), TRIES)
+    unfinished = f"{entry.stem}{NEW}"
+    with locked(disk, SLOT, patience=0.0), locked(disk, TABLE):
+        tree = verified(target, order)
+        check_tree(target, tree)
+        image = kernel(target, order)
+        with disk.esp().changing() as esp:
+            remove_unfinished(esp)
+            esp.add(f"{FOLDER}/{unfinished}", [image], len(image), epoch=order.created)
+            identify(disk, target.name, verity.partition_ids(order.root_hash))
+            esp.rename(f"{FOLDER}/{unfinished}", entry.name)
+    return target.name

@@ -1,0 +1,183 @@
+"""The process that makes the windows of a release: it unpacks what strangers have sent, and has nothing else to lose.
+
+It has no account but its own, no capability, no file to open (its AppArmor profile), and four descriptors: where the
+bundle comes from, the slot that runs and the ESP to read from, and the slot to write. What it writes proves nothing:
+who has started it reads everything back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pwd
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common.bundle import windows
+from common.bundle.order import File, Order, Piece
+from common.bundle.ranges import Ranges
+from common.disk import fatread
+from common.disk.fat import FatError
+from common.errors import BundleError, DiskError, MixosError
+from daemon.linux.become import become, has_apparmor, keep_only
+from daemon.slots.disk import kernel_place
+
+ACCOUNT, PROFILE = "update", "update-windows"
+_MEMORY = 256 << 20  # bytes of address space
+_SOURCE = frozenset({"window-hash", "plan-zstd", "short-read"})  # a plan that fails so may do so by what it begins with
+
+Place = tuple[Path, int, int]  # device, offset, bytes
+Read = windows.Read
+
+
+@dataclass(frozen=True)
+class Places:
+    """running, target: slots; esp: with the `entry` of what runs."""
+
+    running: Place
+    esp: Place
+    entry: str
+    target: Place
+
+
+def main(
+    order: Order, places: Places, ranges: Ranges, running: bytes | None, out: int, account: str, parent: int
+) -> int:
+    """Make all windows, and tell on `out` how far it is, or why it failed; the exit code."""
+
+    def tell(**values: Any) -> None:
+        os.write(out, json.dumps(values).encode() + b"\n")
+
+    try:
+        source, esp = (os.open(one[0], os.O_RDONLY | os.O_CLOEXEC) for one in (places.running, places.esp))
+        target = os.open(places.target[0], os.O_RDWR | os.O_CLOEXEC)
+        _confine(account, parent, (source, esp, target, out, *ranges.descriptors))
+        _make(order, places, ranges, running, (source, esp, target), tell)
+    except MixosError as error:
+        tell(error=error.as_json())
+        return error.exit_code
+    except OSError as error:
+        failed = DiskError(f"the disk, or what it is read from, fails: {error.strerror}", reason="slots-io")
+        tell(error=failed.as_json())
+        return failed.exit_code
+    except MemoryError:
+        tell(error=DiskError("there is not enough memory", reason="slots-memory", retryable=True).as_json())
+        return 1
+    return 0
+
+
+def _confine(account: str, parent: int, descriptors: tuple[int, ...]) -> None:
+    """Raises OSError."""
+    who = None
+    if os.geteuid() == 0:
+        try:
+            entry = pwd.getpwnam(account)
+        except KeyError as error:
+            raise DiskError(f"there is no account {account}", reason="slots-account") from error
+        who = entry.pw_uid, entry.pw_gid
+    keep_only(descriptors)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    become(who, PROFILE if who and has_apparmor() else None, parent)
+
+
+def _make(
+    order: Order,
+    places: Places,
+    ranges: Ranges,
+    running: bytes | None,
+    files: tuple[int, int, int],
+    tell: Callable[..., None],
+) -> None:
+    source, esp, target = files
+    begins = order.source is not None and order.source == running
+    old_root = _reader(source, places.running[1]) if begins else None
+    old_uki = _file_reader(esp, places.esp, places.entry) if begins else None
+    jobs = (
+        ("root", order.root, places.target[1], old_root),
+        ("kernel", order.uki, places.target[1] + kernel_place(order.root.size), old_uki),
+    )
+    total = sum(len(file.target.windows) for _, file, _, _ in jobs)
+    done = 0
+    for name, file, at, old in jobs:
+        read_target = _reader(target, at)
+        wanted = windows.missing(file.target, read_target)
+        done += len(file.target.windows) - len(wanted)
+        tell(step=name, done=done, of=total, fetched=ranges.fetched)
+
+        def one(_number: int, name: str = name) -> None:
+            nonlocal done
+            done += 1
+            tell(step=name, done=done, of=total, fetched=ranges.fetched)
+
+        def write(offset: int, data: memoryview, at: int = at) -> None:
+            while data:
+                written = os.pwrite(target, data, at + offset)
+                data, offset = data[written:], offset + written
+            os.fsync(target)  # what was written is there after a cut: it is not fetched twice
+
+        _by_plans(file, wanted, old, read_target, partial(_payload, ranges, order.payload), write, one)
+
+
+def _by_plans(
+    file: File,
+    wanted: list[int],
+    old: Read | None,
+    read_target: Read,
+    payload: Read,
+    write: windows.Write,
+    done: Callable[[int], None],
+) -> None:
+    """By the first plan that can; where what it begins with is damaged, what is missing by the next one."""
+    for number, piece in enumerate(file.plans):
+        last = number == len(file.plans) - 1
+        if not wanted:
+            return
+        if old is None and not last:
+            continue
+        try:
+            plan = windows.read_plan(_exactly(payload, piece))
+            windows.apply(plan, file.target, wanted, old or _nothing, payload, write, done)
+            return
+        except BundleError as error:
+            if last or error.reason not in _SOURCE:
+                raise
+        except OSError:
+            if last:
+                raise
+        wanted = windows.missing(file.target, read_target)
+
+
+def _exactly(payload: Read, piece: Piece) -> bytes:
+    data = payload(piece.offset, piece.size)
+    if hashlib.sha256(data).digest() != piece.sha256:
+        raise BundleError("a plan is not the one that the manifest names", "bundle-damaged")
+    return data
+
+
+def _payload(ranges: Ranges, start: int, offset: int, length: int) -> bytes:
+    return ranges.read(start + offset, length)
+
+
+def _nothing(offset: int, length: int) -> bytes:
+    return b""
+
+
+def _reader(descriptor: int, at: int) -> Read:
+    return lambda offset, length: os.pread(descriptor, length, at + offset)
+
+
+def _file_reader(descriptor: int, esp: Place, path: str) -> Read | None:
+    """Of a file on the ESP as it is now, whatever its name becomes; None without one."""
+    with contextlib.suppress(FatError):
+        volume = fatread.open_volume(descriptor, esp[1], esp[2])
+        for name, entry in fatread.files(volume):
+            if name == path:
+                return partial(fatread.read, volume, entry)
+    return None

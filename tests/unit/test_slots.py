@@ -1,0 +1,237 @@
+"""`mixos-slots`: another release into the slot that does not run, and what makes it startable, on a simulated disk."""
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from common.bundle import order as orders
+from common.disk import gpt, verity
+from common.efi import uki
+from common.efi.entries import Entry, read_name
+from common.errors import BundleError, DiskError, MixosError, RefusedError
+from daemon.parts.update.boot import Disk, look
+from daemon.slots.disk import Slot, count, kernel_place
+from daemon.slots.seal import seal
+from daemon.slots.stage import Stage
+from tests.offers import offer, order_for, root_of, served
+from tests.slots import Device
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return offer(tmp_path_factory.mktemp("offer"), "1.1.0", earlier="1.0.0")
+
+
+@pytest.fixture
+def device(tmp_path):
+    """1.0.0 runs, and was called good."""
+    found = Device(tmp_path, "1.0.0", root_of("1.0.0"))
+    found.boot()
+    bless(found)
+    return found
+
+
+def bless(device):
+    disk = Disk.at(device.path)
+    (running,) = [image for image in disk.images() if image.entry == device.running or image.entry.good]
+    if not running.entry.good:
+        count(disk, running.entry.name, running.entry.blessed().name)
+    device.running = running.entry.blessed()
+
+
+def running_hash(device):
+    return look(Disk.at(device.path), "a", device.tree).root_hash
+
+
+def stage(device, bundle, answers=None, **changed):
+    path, found, payload = bundle
+    order = replace(order_for(found, payload, running_hash(device)), **changed)
+    steps = []
+    with served(path, answers) as ranges:
+        slot = Stage(device.tree, order, lambda *step: steps.append(step), "nobody").run(ranges)
+    return slot, steps, order
+
+
+def root_in(device, slot, size):
+    path, offset, _ = Slot.of(Disk.at(device.path), slot).root
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
+
+
+def test_an_order_is_told_and_understood(bundle):
+    _, found, payload = bundle
+    order = found.order(payload, found.plans[1].source.root_hash)
+    assert orders.parse(order.dump()) == order
+    assert [len(file.plans) for file in (order.root, order.uki)] == [2, 2]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense", '{"version": 1}', "[" * 100_000])
+def test_what_is_no_order_is_refused(text):
+    with pytest.raises(BundleError) as caught:
+        orders.parse(text)
+    assert caught.value.reason == "order"
+
+
+def test_a_release_is_staged_sealed_and_started(device, bundle):
+    slot, steps, order = stage(device, bundle)
+    assert slot == "b"
+    assert steps[-1] == ("verify", 1, 1, 0)
+    assert max(step[3] for step in steps) < order.transfer + 1
+    assert root_in(device, "b", order.root.size) == root_of("1.1.0")
+    assert device.names() == [device.running.name], "nothing starts it yet"
+    assert seal(device.tree, order) == "b"
+    new = next(image for image in Disk.at(device.path).images() if image.root_hash == order.root_hash)
+    assert (new.slot, new.version, new.entry.left) == ("b", "1.1.0", 3)
+    assert device.boot() == "1.1.0"
+    assert seal_again(device, order) == "update-same"
+
+
+def seal_again(device, order):
+    with pytest.raises(RefusedError) as caught:
+        seal(device.tree, order)
+    return caught.value.reason
+
+
+def test_a_delta_fetches_less_than_the_whole(device, bundle):
+    _, found, _ = bundle
+    whole, delta = found.plans
+    _, steps, _ = stage(device, bundle)
+    assert max(step[3] for step in steps) <= delta.transfer < whole.transfer
+
+
+def test_what_is_there_is_not_fetched_again(device, bundle):
+    stage(device, bundle)
+    _, steps, order = stage(device, bundle)
+    assert max(step[3] for step in steps) == 0
+    assert seal(device.tree, order) == "b"
+
+
+def test_sealing_twice_changes_nothing(device, bundle):
+    _, _, order = stage(device, bundle)
+    seal(device.tree, order)
+    before = device.path.read_bytes()
+    seal(device.tree, order)
+    assert device.path.read_bytes() == before
+
+
+def test_a_drop_leaves_the_running_version_and_is_taken_up_again(device, bundle):
+    path = bundle[0]
+    asked = []
+
+    def drops(offset, length):
+        asked.append(offset)
+        if len(asked) > 2:
+            raise MixosError("the line was cut", reason="source-cut", retryable=True)
+        with path.open("rb") as stream:
+            return os.pread(stream.fileno(), length, offset)
+
+    with pytest.raises(MixosError) as caught:
+        stage(device, bundle, drops)
+    assert (caught.value.reason, caught.value.retryable) == ("source-cut", True)
+    assert [image.version for image in Disk.at(device.path).images()] == ["1.0.0"]
+    _, _, order = stage(device, bundle)
+    seal(device.tree, order)
+    assert device.boot() == "1.1.0"
+
+
+def test_a_running_slot_that_is_damaged_does_not_matter(device, bundle):
+    """Its bytes are what a delta begins with: what they cannot make is fetched whole."""
+    path, offset, _ = Slot.of(Disk.at(device.path), "a").root
+    with path.open("r+b") as stream:
+        stream.seek(offset + 4096)
+        stream.write(b"damaged!" * 100)
+    _, _, order = stage(device, bundle)
+    assert root_in(device, "b", order.root.size) == root_of("1.1.0")
+
+
+def test_bytes_that_are_not_those_of_the_release_are_refused(device, bundle):
+    path, _, payload = bundle
+    data = bytearray(path.read_bytes())
+    for at in range(payload, len(data)):
+        data[at] ^= 1
+    with pytest.raises(MixosError) as caught:
+        stage(device, bundle, lambda offset, length: bytes(data[offset : offset + length]))
+    assert caught.value.reason == "bundle-damaged"
+
+
+def test_a_manifest_that_lies_about_the_root_is_noticed_before_it_starts(device, bundle):
+    with pytest.raises(DiskError) as caught:
+        stage(device, bundle, root_hash=bytes(32))
+    assert caught.value.reason == "slots-readback"
+    assert device.boot() == "1.0.0"
+
+
+def test_a_kernel_image_of_another_version_is_not_started(device, bundle):
+    with pytest.raises(DiskError) as caught:
+        stage(device, bundle, version="1.2.0")
+    assert caught.value.reason == "slots-kernel"
+
+
+def test_what_runs_is_not_installed_again(device, bundle):
+    with pytest.raises(RefusedError) as caught:
+        stage(device, bundle, root_hash=running_hash(device))
+    assert caught.value.reason == "update-same"
+
+
+def test_the_good_version_is_kept_while_another_is_on_trial(tmp_path, bundle):
+    device = Device(tmp_path, "1.0.0", root_of("1.0.0"))
+    device.boot()
+    with pytest.raises(RefusedError) as caught:
+        stage(device, bundle)
+    assert caught.value.reason == "update-trial"
+
+
+def test_a_release_that_is_too_large_is_refused_before_anything_is_written(device, bundle):
+    before = device.path.read_bytes()
+    _, found, payload = bundle
+    order = order_for(found, payload, running_hash(device))
+    huge = replace(order.root, target=replace(order.root.target, size=1 << 30))
+    with pytest.raises(RefusedError) as caught:
+        stage(device, bundle, root=huge)
+    assert caught.value.reason == "update-size"
+    assert device.path.read_bytes() == before
+
+
+def test_what_was_in_the_slot_is_not_found_any_more(device, bundle):
+    """From the first write on: a cut must not leave a slot that starts and holds half of something else."""
+    old = device.install("0.9.0", "b", Entry("old", 4))
+
+    def fails(offset, length):
+        raise MixosError("no more", reason="source-cut")
+
+    with pytest.raises(MixosError):
+        stage(device, bundle, fails)
+    disk = Disk.at(device.path)
+    assert disk.holds("b") != old
+    assert [image.version for image in disk.images()] == ["1.0.0"]
+
+
+def test_a_slot_that_was_written_over_is_not_sealed(device, bundle):
+    _, _, order = stage(device, bundle)
+    path, offset, _ = Slot.of(Disk.at(device.path), "b").root
+    with path.open("r+b") as stream:
+        stream.seek(offset + kernel_place(order.root.size))
+        stream.write(b"other")
+    with pytest.raises(DiskError) as caught:
+        seal(device.tree, order)
+    assert caught.value.reason == "slots-readback"
+    assert device.boot() == "1.0.0"
+
+
+def test_the_tree_is_the_one_that_the_kernel_wants(device, bundle):
+    _, _, order = stage(device, bundle)
+    seal(device.tree, order)
+    descriptor = os.open(device.path, os.O_RDONLY)
+    try:
+        table = gpt.read(descriptor)
+        place, hashes = table.find("mixos-root-b"), table.find("mixos-verity-b")
+        tree = verity.build(descriptor, order.root.size, order.salt, place.offset)
+        assert os.pread(descriptor, len(tree.hashes), hashes.offset) == tree.hashes
+        assert (place.id, hashes.id) == verity.partition_ids(order.root_hash)
+        image = os.pread(descriptor, order.uki.size, place.offset + kernel_place(order.root.size))
+        assert uki.read_uki(image).root_hash == order.root_hash
+    finally:
+        os.close(descriptor)
+    assert all(read_name(name) for name in device.names())
