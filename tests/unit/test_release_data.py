@@ -334,6 +334,31 @@ def test_a_conflict_leaves_the_devices_file_and_is_told_until_it_is_over(box: Bo
     assert ledger.conflicts == ()
 
 
+def test_a_migration_of_a_default_leaves_the_older_release_its_own(box: Box) -> None:
+    """In an overlay what is gone is hidden, not as it was below."""
+
+    def forward(tree: Tree) -> None:
+        tree.write("etc/profile", (tree.read("etc/profile") or b"") + b"# migrated\n")
+
+    box.start("one", ONE)
+    box.start("two", TWO, (Migration(1, "m0001_profile", forward),))
+    assert box.read("etc/profile") == "umask 027\n# migrated\n"
+    box.start("one", ONE)
+    assert box.read("etc/profile") == "umask 022\n"
+
+
+def test_a_conflict_goes_with_the_release_that_made_it(box: Box) -> None:
+    box.start("one", ONE)
+    box.write("etc/profile", "umask 077\n")
+    box.start("two", TWO)
+    box.write("etc/hostname", "x\n")
+    assert box.start("three", {**TWO, "etc/new": "1\n"}).conflicts == ()
+    box.start("two", TWO)
+    ledger = load(box.ledger)
+    assert ledger is not None
+    assert [one.name for one in ledger.conflicts] == ["etc/profile"]
+
+
 def test_settings_of_the_device_are_its_own(box: Box) -> None:
     keys = "etc/ssh/authorized_keys/admin"
     box.start("one", {**ONE, keys: "vendor\n"})
