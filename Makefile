@@ -6,7 +6,7 @@ PYTEST := .venv/bin/python -m pytest
 # Files of tests run side by side, each file in one process; more than three would mean more than three guests.
 PARALLEL := --numprocesses auto --maxprocesses 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: image run test test-long unit boot bench lint format release bootstrap clean distclean
+.PHONY: image run test test-long fuzz unit boot bench lint format release bootstrap clean distclean
 
 image: bootstrap
 	$(MIXOS) build
@@ -19,9 +19,13 @@ test: bootstrap
 	$(MIXOS) build
 	$(PYTEST) $(PARALLEL)
 
-test-long: bootstrap
+test-long: fuzz
+	MIXOS_WHOLE=1 $(PYTEST) $(PARALLEL) tests/unit/test_update_cuts.py tests/unit/test_update_bits.py
+	MIXOS_FAULTS=1000 $(PYTEST) $(PARALLEL) tests/unit/test_update_remote.py
+
+fuzz: bootstrap
 	.venv/bin/python -m tests.fuzzing 1000000
-	MIXOS_FUZZ=1000000 $(PYTEST) $(PARALLEL) tests/unit/test_bundle_windows.py
+	.venv/bin/python -m tests.fatfuzz 100000
 
 unit: bootstrap
 	$(PYTEST) $(PARALLEL) tests/unit

@@ -17,7 +17,7 @@ from common.bundle import container, manifest, plan, windows
 from common.bundle.container import Front
 from common.disk import fatread, gpt, verity
 from common.efi import uki as uki_format
-from common.efi.entries import FOLDER
+from common.efi.entries import FOLDER, RESCUE
 from common.errors import BundleError, ImageError
 from image.host import image_errors, opened
 
@@ -67,7 +67,8 @@ def _of_image(descriptor: int, path: Path) -> Content:
     table = gpt.read(descriptor)
     esp, place = table.find("mixos-esp"), table.find("mixos-root-a")
     volume = fatread.open_volume(descriptor, esp.offset, esp.size)
-    found = [entry for name, entry in fatread.files(volume) if name.startswith(f"{FOLDER}/")]
+    rescue = f"{FOLDER}/{RESCUE}"
+    found = [entry for path, entry in fatread.files(volume) if path.startswith(f"{FOLDER}/") and path != rescue]
     if len(found) != 1:
         raise ImageError(f"{path}: {len(found)} entries of the loader, not one", reason="bundle-image")
     uki = fatread.read(volume, found[0])

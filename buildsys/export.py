@@ -11,6 +11,7 @@ from typing import Any
 from buildsys.events import Note
 from buildsys.files import atomic_write, copy_sparse
 from buildsys.kernelsource import describe
+from buildsys.revision import Revision
 from buildsys.session import Session
 from buildsys.store import Result
 from common import units
@@ -32,8 +33,11 @@ class Exported:
 SHOWN = ("disk", "rootfs", "kernel", "kernel-config", "root-image")  # actions whose outputs end up in out/
 
 
-def export(session: Session, results: dict[str, Result]) -> Exported:
-    """Copy the image and write its manifest, kernel configuration and size report. Cheap when nothing changed."""
+def export(session: Session, results: dict[str, Result], begun: Revision) -> Exported:
+    """Copy the image and write its manifest, kernel configuration and size report. Cheap when nothing changed.
+
+    begun: what the checkout was when the build began.
+    """
     project = session.project
     if problem := login_problem(project.settings.login_until, datetime.now(UTC).date()):
         where = "set a key in [settings.ssh], or flash with a preseed that has one"
@@ -42,14 +46,18 @@ def export(session: Session, results: dict[str, Result]) -> Exported:
     out.mkdir(parents=True, exist_ok=True)
     files = Exported(project.image_file, out / "manifest.json", out / "kernel.config", out / "sizes.txt")
     wanted = {name: results[name].output for name in SHOWN}
+    revision = Revision.of(project)
+    if revision != begun:
+        revision = Revision(begun.commit, ("what changed while it was built",))
     if _is_current(files, wanted, out / RECORD):
+        _note(files.manifest, revision)
         return files
     results = session.sound(SHOWN)  # the store's trees were not read since they were written
     wanted = {name: results[name].output for name in SHOWN}
     (out / RECORD).unlink(missing_ok=True)
     trees = {name: session.executor.store.tree(digest) for name, digest in wanted.items()}
     copy_sparse(next(trees["disk"].glob("*.img")), files.image)
-    manifest = _manifest(session, trees)
+    manifest = {**_manifest(session, trees), "revision": revision.as_json()}
     atomic_write(files.manifest, json.dumps(manifest, indent=1).encode() + b"\n")
     atomic_write(files.kernel_config, (trees["kernel-config"] / "config").read_bytes())
     atomic_write(files.size_report, _sizes(manifest, trees, files.image).encode())
@@ -69,6 +77,13 @@ def _is_current(files: Exported, wanted: dict[str, str], record: Path) -> bool:
         return known == {"outputs": wanted, "image": _identity(files.image)} and all(path.is_file() for path in others)
     except (OSError, ValueError):
         return False
+
+
+def _note(manifest: Path, revision: Revision) -> None:
+    """The same image may come from another commit."""
+    known = json.loads(manifest.read_bytes())
+    if known.get("revision") != json.loads(json.dumps(revision.as_json())):
+        atomic_write(manifest, json.dumps(known | {"revision": revision.as_json()}, indent=1).encode() + b"\n")
 
 
 def _manifest(session: Session, trees: dict[str, Path]) -> dict[str, Any]:

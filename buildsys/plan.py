@@ -315,7 +315,7 @@ def _disk(project: Project) -> Iterator[Action]:
             "verity": FromAction("verity"),
             "kernel": FromAction("kernel"),
             "cmdline": FromAction("kernel-config", "cmdline"),
-            "systemd-boot-efi": FromSource("systemd-boot-efi"),
+            "systemd-stub-efi": FromSource("systemd-stub-efi"),
         },
     )
     yield Action(

@@ -25,6 +25,7 @@ PROGRAMS = {
     "mixosd": "usr/bin",
     "mixctl": "usr/bin",
     "mixos-console": "usr/libexec",
+    "mixos-fetch": "usr/libexec",
     "mixos-firstboot": "usr/libexec",
     "mixos-handover": "usr/libexec",
     "mixos-preseed": "usr/libexec",

@@ -3,8 +3,8 @@
 verity: hash tree over the root. uki: stub, kernel, command line with the root hash. disk: GPT image of everything.
 All are pure: the same inputs and parameters give the same bytes. No root, no loop devices, no external tools.
 
-Inputs: root/root.squashfs, kernel/{bzImage,release}, cmdline (file: words for the kernel), systemd-boot-efi (a .deb
-file), verity, uki (outputs of the actions here).
+Inputs: root/root.squashfs, kernel/{bzImage,release}, cmdline (file: words for the kernel), systemd-stub-efi and
+systemd-boot-efi (.deb files), verity, uki (outputs of the actions here).
 Parameters: version, seed, layout (table of layout.toml), and optionally cmdline (more words for the kernel), efi-arch
 (default "x64"), arch, root-file (default "root.squashfs"; its suffix is the file system), login-until (default ""),
 os-release (text).
@@ -44,7 +44,6 @@ def _text(job: Job, name: str, default: str | None = None) -> str:
 def _version(job: Job) -> str:
     version = _text(job, "version")
     if not _VERSION.fullmatch(version):
-        # "+" and "_" separate name, version and boot counter in the file name of the UKI.
         raise ImageError(f"{version!r} cannot be an image version", reason="bad-version")
     return version
 
@@ -107,7 +106,7 @@ def os_release(version: str, release: str, login_until: str) -> str:
 def uki(job: Job) -> None:
     """Out: mixos.efi, cmdline (as text, for people and for direct kernel boots)."""
     efi_arch = _text(job, "efi-arch", "x64")
-    package = job.inputs["systemd-boot-efi"]
+    package = job.inputs["systemd-stub-efi"]
     kernel = job.inputs["kernel"]
     release = (kernel / "release").read_text("utf-8").strip()
     stub_path = f"{_BOOT_DIR}/linux{efi_arch}.efi.stub"
@@ -125,24 +124,24 @@ def disk(job: Job) -> None:
     version, seed = _version(job), _text(job, "seed")
     efi_arch = _text(job, "efi-arch", "x64")
     shape = layout.parse(job.params["layout"])
-    root_hash = (job.inputs["verity"] / "root-hash").read_text("utf-8").strip()
-    table = layout.table(shape, seed, bytes.fromhex(root_hash))
+    root_hash = bytes.fromhex((job.inputs["verity"] / "root-hash").read_text("utf-8"))
+    table = layout.table(shape, seed, root_hash)
     loader_path = f"{_BOOT_DIR}/systemd-boot{efi_arch}.efi"
     image_path = job.out / disk_name(version, _text(job, "arch", "x86_64"))
     with opened(image_path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd, image_errors("disk image"):
         loader = deb.read_files(job.inputs["systemd-boot-efi"], [loader_path])[loader_path]
-        contents = esp.files(version, loader, (job.inputs["uki"] / UKI_FILE).read_bytes(), efi_arch)
+        contents = esp.files(root_hash, loader, (job.inputs["uki"] / UKI_FILE).read_bytes(), efi_arch)
         os.truncate(fd, table.sectors * gpt.SECTOR)
         volume_id = int.from_bytes(layout.derive(seed, "fat-volume")[:4], "big")
         esp.write(fd, table.find("mixos-esp"), contents, volume_id, job.epoch)
         _copy_into(_root(job), fd, table.find("mixos-root-a"))
         _copy_into(job.inputs["verity"] / TREE_FILE, fd, table.find("mixos-verity-a"))
         gpt.write(fd, table)
-    (job.out / "root-hash").write_text(root_hash + "\n")
+    (job.out / "root-hash").write_text(root_hash.hex() + "\n")
     record = {
         "format": 1,
         "version": version,
-        "root_hash": root_hash,
+        "root_hash": root_hash.hex(),
         "disk_id": str(table.disk_id),
         "sectors": table.sectors,
         "esp": {path: len(data) for path, data in sorted(contents.items())},

@@ -1,6 +1,7 @@
 """What lies on the EFI system partition: systemd-boot, its configuration, unified kernel images, an optional preseed.
 
-No `default` entry is ever set (it would override boot counting) and no random seed is written by the loader.
+No `default` entry is ever set (it would override boot counting) and no random seed is written by the loader. When
+firmware refuses an entry that has starts left, the loader restarts the machine, and so comes to the next one.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.disk import fat, fatread, gpt
+from common.efi.entries import FOLDER, TRIES, Entry, image_name
 from common.errors import ImageError
 from image.host import image_errors, opened
 
 NAME = "mixos-esp"  # label of the partition
 PRESEED = "mixos-preseed.toml"
-TRIES = 3
 MAX_PRESEED = 64 << 10  # bytes
 LABEL = "MIXOS-ESP"
 LOADER_CONF = """\
@@ -24,6 +25,7 @@ editor no
 auto-entries no
 auto-firmware no
 random-seed-mode off
+reboot-on-error auto
 """
 
 
@@ -32,17 +34,12 @@ def loader_path(efi_arch: str) -> str:
     return f"EFI/BOOT/BOOT{efi_arch.upper()}.EFI"
 
 
-def uki_path(version: str, tries: int = TRIES) -> str:
-    """The place of a unified kernel image with its boot counter (systemd: Automatic Boot Assessment)."""
-    return f"EFI/Linux/mixos_{version}+{tries}.efi"
-
-
-def files(version: str, loader: bytes, uki: bytes, efi_arch: str) -> dict[str, bytes]:
-    """All files of a fresh ESP."""
+def files(root_hash: bytes, loader: bytes, uki: bytes, efi_arch: str) -> dict[str, bytes]:
+    """All files of a fresh ESP. root_hash: of the root that `uki` starts."""
     return {
         loader_path(efi_arch): loader,
         f"EFI/systemd/systemd-boot{efi_arch}.efi": loader,
-        uki_path(version): uki,
+        f"{FOLDER}/{Entry(image_name(root_hash), TRIES).name}": uki,
         "loader/loader.conf": LOADER_CONF.encode(),
     }
 

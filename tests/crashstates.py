@@ -13,25 +13,28 @@ write, so that a check is made once for each content (`Scratch.once`).
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import random
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from unittest import mock
 
 from common.disk import fatread, gpt, verity
 from common.efi import uki
+from common.efi.entries import FOLDER, Entry, in_order, read_name
 from common.errors import FormatError
 
 FLUSH, FUA, DISCARD, MARK, METADATA = 1, 2, 4, 8, 16
 _MAGIC, _VERSION = 0x6A736677736872, 1
 _SUPER = struct.Struct("<QQQI")
 _ENTRY = struct.Struct("<QQQQ")
+_COUNTERS = struct.Struct("<QQQQ")
 _SAMPLE = 128  # sectors of one write that may be late or early; the others of a larger one arrive in order
 _POOL = 4096  # sectors that one choice is about
 
@@ -86,11 +89,17 @@ def read_log(path: Path) -> Log:
 
 
 class Recorder:
-    """Writes the log of one open file; `recorded` makes one. written: how many writes there were."""
+    """Writes the log of one open file, also of what processes do to it that this one forks; `recorded` makes one."""
 
     def __init__(self, fd: int, path: Path, sector: int) -> None:
         self._file, self._fd, self._sector = os.fstat(fd), os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), sector
-        self._at, self._entries, self.written, self._pending = sector, 0, 0, False
+        self._shared = mmap.mmap(-1, _COUNTERS.size)  # at, entries, written, pending
+        self._put(sector, 0, 0, 0)
+
+    @property
+    def written(self) -> int:
+        """How many writes there were."""
+        return self._now()[2]
 
     def ours(self, fd: int) -> bool:
         """Whether a descriptor is of the recorded file."""
@@ -98,33 +107,39 @@ class Recorder:
 
     def mark(self, text: str) -> None:
         """Say which step follows; everything before it must be durable."""
-        assert not self._pending, "a step ended without a flush"
+        assert not self._now()[3], "a step ended without a flush"
         self._entry(0, 0, MARK, text.encode())
 
     def write(self, offset: int, data: bytes) -> None:
         """Log a write of whole sectors."""
         assert offset % self._sector == len(data) % self._sector == 0, f"{len(data)} bytes at {offset}"
         self._entry(offset // self._sector, len(data) // self._sector, 0)
-        os.pwritev(self._fd, [data], self._at)
-        self._at += len(data)
-        self.written += 1
-        self._pending = True
+        at, entries, written, _ = self._now()
+        os.pwritev(self._fd, [data], at)
+        self._put(at + len(data), entries, written + 1, 1)
 
     def flush(self) -> None:
         """Log a flush."""
         self._entry(0, 0, FLUSH)
-        self._pending = False
+        self._put(*self._now()[:3], 0)
 
     def close(self) -> None:
         """End the log with its superblock."""
-        os.pwritev(self._fd, [_SUPER.pack(_MAGIC, _VERSION, self._entries, self._sector)], 0)
+        os.pwritev(self._fd, [_SUPER.pack(_MAGIC, _VERSION, self._now()[1], self._sector)], 0)
         os.close(self._fd)
 
     def _entry(self, first: int, sectors: int, flags: int, text: bytes = b"") -> None:
         head = _ENTRY.pack(first, sectors, flags, len(text)) + text
-        os.pwritev(self._fd, [head.ljust(self._sector, b"\0")], self._at)
-        self._at += self._sector
-        self._entries += 1
+        at, entries, *rest = self._now()
+        os.pwritev(self._fd, [head.ljust(self._sector, b"\0")], at)
+        self._put(at + self._sector, entries + 1, *rest)
+
+    def _now(self) -> tuple[int, int, int, int]:
+        found: tuple[int, int, int, int] = _COUNTERS.unpack_from(self._shared)
+        return found
+
+    def _put(self, *values: int) -> None:
+        _COUNTERS.pack_into(self._shared, 0, *values)
 
 
 @contextmanager
@@ -228,10 +243,12 @@ class Scratch:
 
 @dataclass(frozen=True)
 class State:
-    """What a cut left. name: how it came about. step: the last mark before it."""
+    """What a cut left. name: how it came about. step: the last mark before it. torn: whether only a part of a write is
+    there, or a write and not one before it."""
 
     name: str
     step: str
+    torn: bool = False
 
 
 def states(log: Log, scratch: Scratch, *, seed: int = 0, torn: int = 4, orders: int = 16) -> Iterator[State]:
@@ -258,7 +275,7 @@ def states(log: Log, scratch: Scratch, *, seed: int = 0, torn: int = 4, orders: 
             for choice, sectors in enumerate(_choices(late, chance, orders)):
                 with scratch.with_sectors(sectors):
                     if fresh():
-                        yield State(f"event {number}: choice {choice} before the flush", step)
+                        yield State(f"event {number}: choice {choice} before the flush", step, torn=True)
             late.clear()
         else:
             data = log.data(event)
@@ -269,7 +286,7 @@ def states(log: Log, scratch: Scratch, *, seed: int = 0, torn: int = 4, orders: 
                 scratch.write(event.offset + done, data[done : cut * scratch.sector])
                 done = cut * scratch.sector
                 if fresh():
-                    yield State(f"event {number}: {cut} of {whole} sectors written", step)
+                    yield State(f"event {number}: {cut} of {whole} sectors written", step, torn=cut < whole)
 
 
 def _remember(late: dict[int, list[bytes]], scratch: Scratch, event: Event, data: bytes, chance: random.Random) -> None:
@@ -306,13 +323,14 @@ def _choices(late: Mapping[int, list[bytes]], chance: random.Random, count: int)
 @dataclass(frozen=True)
 class Start:
     """What firmware finds on a disk. good: names of UKIs whose root verifies. broken: of those whose root is there and
-    does not. lost: of those without a root. problems: of the partition table.
+    does not. lost: of those without a root. problems: of the partition table. first: the UKI that the loader starts.
     """
 
     good: tuple[str, ...]
     broken: tuple[str, ...]
     lost: tuple[str, ...]
     problems: tuple[str, ...]
+    first: str = field(default="", compare=False)
 
 
 class Starts:
@@ -321,7 +339,7 @@ class Starts:
     def __init__(self, disk: Path, copy: Path) -> None:
         table = gpt.read(disk)
         self._esp = table.find("mixos-esp")
-        ends = gpt.FIRST_USABLE * gpt.SECTOR
+        ends = gpt.Geometry().first_usable * gpt.SECTOR
         size = table.sectors * gpt.SECTOR
         self._tables = ((0, ends), (size - ends, ends))
         watched = [(part.offset, part.size) for part in table.partitions]
@@ -332,7 +350,8 @@ class Starts:
         scratch, esp = self.scratch, self._esp
         table = scratch.once(gpt.read, self._tables, scratch.fd)
         found: dict[str, list[str]] = {"good": [], "broken": [], "lost": []}
-        for name, root in scratch.once(_ukis, [(esp.offset, esp.size)], scratch.fd, esp).items():
+        ukis = scratch.once(_ukis, [(esp.offset, esp.size)], scratch.fd, esp)
+        for name, root in ukis.items():
             places = {part.id: part for part in table.partitions}
             parts = [places.get(one) for one in verity.partition_ids(root.hash)]
             if parts[0] is None or parts[1] is None:
@@ -342,7 +361,7 @@ class Starts:
             sound = scratch.once(_verifies, watched, scratch.fd, parts[0], parts[1], root)
             found["good" if sound else "broken"].append(name)
         good, broken, lost = (tuple(sorted(found[kind])) for kind in ("good", "broken", "lost"))
-        return Start(good, broken, lost, table.problems)
+        return Start(good, broken, lost, table.problems, next(iter(ukis), ""))
 
 
 @dataclass(frozen=True)
@@ -358,17 +377,20 @@ _VERITY = re.compile(r" verity 1 \S+ \S+ 4096 4096 (\d+) 0 sha256 ([0-9a-f]{64})
 
 
 def _ukis(fd: int, esp: gpt.Partition) -> dict[str, Root]:
-    """The entries of the boot manager: name → root. What is no UKI is left out."""
-    found: dict[str, Root] = {}
+    """The entries of the boot manager, in its order: name → root. What is no UKI is left out."""
+    found: dict[Entry, Root] = {}
     for path, content in fatread.read_files(fd, esp.offset, esp.size).items():
         folder, _, name = path.rpartition("/")
-        if folder != "EFI/Linux" or not name.endswith(".efi"):
+        entry = read_name(name)
+        if folder != FOLDER or entry is None:
             continue
-        match = _VERITY.search(uki.read_uki(content).cmdline)
+        head = uki.read_uki(content)
+        match = _VERITY.search(head.cmdline)
         assert match, f"{name} names no root"
         blocks, digest, salt = match.groups()
-        found[name] = Root(bytes.fromhex(digest), bytes.fromhex(salt.strip("-")), int(blocks))
-    return found
+        entry = replace(entry, sort_key=head.identity("IMAGE_ID"), version=head.identity("IMAGE_VERSION"))
+        found[entry] = Root(bytes.fromhex(digest), bytes.fromhex(salt.strip("-")), int(blocks))
+    return {entry.name: found[entry] for entry in in_order(found)}
 
 
 def _verifies(fd: int, data: gpt.Partition, hashes: gpt.Partition, root: Root) -> bool:

@@ -82,12 +82,12 @@ class Bench:
         (base / "kernel" / "bzImage").write_bytes(kernel())
         (base / "kernel" / "release").write_text(RELEASE + "\n")
         (base / "cmdline").write_text("panic=10\nslab_nomerge\npti=on\n")
-        files = {f"{BOOT}/linuxx64.efi.stub": STUB, f"{BOOT}/systemd-bootx64.efi": LOADER}
         self.inputs = {
             "root": base / "root",
             "kernel": base / "kernel",
             "cmdline": base / "cmdline",
-            "systemd-boot-efi": package(base / "boot.deb", files),
+            "systemd-stub-efi": package(base / "stub.deb", {f"{BOOT}/linuxx64.efi.stub": STUB}),
+            "systemd-boot-efi": package(base / "boot.deb", {f"{BOOT}/systemd-bootx64.efi": LOADER}),
         }
 
     def run(self, name: str) -> Path:

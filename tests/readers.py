@@ -15,13 +15,12 @@ import struct
 import sys
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
-from uuid import UUID
+from urllib.parse import SplitResult, urlsplit
 
 from zeroconf import DNSOutgoing, DNSQuestion, ServiceInfo
 from zeroconf.asyncio import AsyncServiceInfo
@@ -32,13 +31,13 @@ from buildsys.config.recipe import Recipe
 from buildsys.lock import load_lock
 from buildsys.run import run, spawn
 from common import tomledit
-from common.disk import fat, gpt
-from common.efi import pe, uki
 from common.errors import ArtifactError, ConfigError, FetchError, FormatError, ImageError, MixosError, RefusedError
 from common.settings import model as settings
 from common.settings import sshkey
 from common.text import decoded
 from common.tomlfile import Strict, decode, parse
+from common.trust.channel import Device, candidates
+from common.trust.release import Running
 from daemon.core import audit, keys, peer, rpc
 from daemon.core.change import connection, record
 from daemon.core.profiles import ProfileFile
@@ -68,16 +67,18 @@ from daemon.parts.service.load import parse_unit
 from daemon.parts.service.memory import History, Memory
 from daemon.parts.storage import ata, nvme
 from daemon.parts.storage.verdict import HealthError
+from daemon.parts.update import http as web
+from daemon.parts.update import link, remote
 from daemon.parts.vpn import wgquick
 from daemon.parts.vpn.model import VpnFile
 from image import deb, source
 from kernel import cmdline, kconfig
 from kernel.source import parse_makefile
 from packages.mix import manifest
+from tests import updatereaders
 from tests.clienthello import extended, hello, named, records
 from tests.fuzzing import Reader
 from tests.hostpackages import ROOT
-from tests.images import RELEASE, STUB, kernel
 from tests.native import harness
 
 SLOW = 10
@@ -152,6 +153,12 @@ expires = 2027-01-01
 options = ["no-pty"]
 [time]
 servers = ["192.0.2.123"]
+[update]
+channel = "https://updates.example/mixos"
+fetch = "window"
+when = ["sat,sun 02:00-05:00", "mon-fri 23:30-04:00"]
+metered = ["wwan0"]
+max-bytes = "20M"
 """.encode()
 UNIT = b"""\
 [unit]
@@ -270,90 +277,6 @@ def _lock_seed() -> bytes:
 
 # -- disks and images --------------------------------------------------------------------------------------------------
 
-SECTORS = 4096
-
-
-@cache
-def _disk() -> bytes:
-    """The ends of a disk with a table, the one behind the other: 34 sectors and 33."""
-    parts = (
-        gpt.Partition(1, gpt.TYPE_ESP, UUID(int=1), 2048, 2999, "MIXOS-ESP"),
-        gpt.Partition(2, gpt.TYPE_LINUX_DATA, UUID(int=2), 3000, 3999, "mixos-data", 1 << 60),
-    )
-    with tempfile.TemporaryFile() as file:
-        file.truncate(SECTORS * gpt.SECTOR)
-        gpt.write(file.fileno(), gpt.Table(UUID(int=3), SECTORS, parts))
-        file.seek(0)
-        data = file.read()
-    return data[: 34 * gpt.SECTOR] + data[-33 * gpt.SECTOR :]
-
-
-def _with_checksums(data: bytearray, header: int, entries: int) -> None:
-    """Those that the bytes should have; nearly all mutations would end there."""
-    with contextlib.suppress(struct.error):
-        (count, size) = struct.unpack_from("<II", data, header + 80)
-        struct.pack_into("<I", data, header + 88, zlib.crc32(data[entries : entries + min(count * size, 32 << 10)]))
-        (size,) = struct.unpack_from("<I", data, header + 12)
-        whole = data[header : header + 16] + bytes(4) + data[header + 20 : header + min(size, 512)]
-        struct.pack_into("<I", data, header + 16, zlib.crc32(whole))
-
-
-def _table(data: bytes) -> object:
-    half = 34 * gpt.SECTOR
-    front, back = bytearray(data[:half]), bytearray(data[half : half + 33 * gpt.SECTOR])
-    if data[:1] != b"\1":  # a way to leave them wrong
-        _with_checksums(front, gpt.SECTOR, 2 * gpt.SECTOR)
-        _with_checksums(back, 32 * gpt.SECTOR, 0)
-    descriptor = _memory("disk", SECTORS * gpt.SECTOR)
-    os.pwrite(descriptor, front.ljust(half, b"\0"), 0)
-    os.pwrite(descriptor, back.ljust(33 * gpt.SECTOR, b"\0"), (SECTORS - 33) * gpt.SECTOR)
-    table = gpt.read(descriptor)
-    for part in table.partitions:
-        table.grown(part)
-    for sector in gpt.SECTORS:
-        with contextlib.suppress(gpt.GptError):
-            table.resized(2 * SECTORS * gpt.SECTOR, sector)
-    return table
-
-
-@cache
-def _memory(name: str, size: int) -> int:
-    descriptor = os.memfd_create(name)
-    os.truncate(descriptor, size)
-    return descriptor
-
-
-@cache
-def _volume() -> tuple[int, int, tuple[tuple[int, int], ...]]:
-    """A descriptor with a FAT32 file system, its size, and where the bytes lie that say where things are."""
-    size = 136 << 20
-    descriptor = os.memfd_create("esp")
-    os.truncate(descriptor, size)
-    files = {"loader/loader.conf": b"x" * 100, "EFI/BOOT/BOOTX64.EFI": b"y" * 5000, "long name.txt": b"z"}
-    fat.write(descriptor, 0, size, files, volume_id=1, label="MIXOS-ESP", epoch=0)
-    shape = fat.geometry(size, 512)
-    first, data = fat.RESERVED * 512, shape.place(2)
-    return (
-        descriptor,
-        size,
-        ((0, 90), (510, 512), (first, first + 64), (data, data + 14 * shape.cluster)),
-    )
-
-
-def _volume_seed() -> bytes:
-    descriptor, _, places = _volume()
-    return b"".join(os.pread(descriptor, end - at, at) for at, end in places)
-
-
-def _fat(data: bytes) -> object:
-    from common.disk import fatread
-
-    descriptor, size, places = _volume()
-    for at, end in places:
-        piece, data = data[: end - at], data[end - at :]
-        os.pwrite(descriptor, piece.ljust(end - at, b"\0"), at)
-    return fatread.read_files(descriptor, 0, size)
-
 
 def _image(path: Path) -> object:
     with source.open_image(path, lambda *_: None) as descriptor:
@@ -368,11 +291,6 @@ def _zstd() -> bytes:
     path.write_bytes(PLAIN)
     run(["zstd", "-q", "-f", "--rm", path])
     return path.with_name("plain.zst").read_bytes()
-
-
-def _pe(data: bytes) -> object:
-    uki.read_uki(data)
-    return pe.append(data, [(".more", b"more")])
 
 
 def _tar(mode: str) -> bytes:
@@ -500,6 +418,82 @@ def _json(data: bytes) -> None:
     """What a program may have written into its log, on its way to D-Bus."""
     found = logs.Record("u", 1, 1, "0" * 8, "stdout", data.decode("utf-8", "backslashreplace")).as_json()
     values.pack(lambda code, value: (code, value), {}, found)
+
+
+class _Server:
+    """A connection on which just this comes, and then its end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.left = data
+
+    def send(self, data: bytes, until: float) -> None:
+        pass
+
+    def receive(self, most: int, until: float) -> bytes:
+        data, self.left = self.left[:most], self.left[most:]
+        return data
+
+    def idle(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.left = b""
+
+
+class _Fetching(web.Client):
+    """Whose connections are to such a server."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(web.Remote(web.check_url("http://a.test/x")), link.Limits(attempts=2), _STILL)
+        self.keep(link.Connection(_Server(data)))
+
+    def _exchange(self, url: SplitResult, fields: Mapping[str, str]) -> tuple[web.Head, web.Body]:
+        if self._link is None:
+            raise link.SourceError("it has ended", "source-unreachable")
+        kept, self._link = self._link, None
+        return self._ask(kept, self._request(url, fields))
+
+
+_STILL = web.Clock(lambda: 0.0, lambda seconds: None, lambda: 0.5)
+FETCHED = (
+    b'HTTP/1.1 206 x\r\nETag: "a"\r\nContent-Range: bytes 0-299/300\r\nContent-Length: 300\r\n\r\n%b'
+    b"HTTP/1.1 206 x\r\nContent-Range: bytes 8-299/300\r\nTransfer-Encoding: chunked\r\n\r\n124\r\n%b\r\n0\r\n\r\n"
+) % (bytes(300), bytes(292))
+FETCHED_IN_CHUNKS = (
+    b"HTTP/1.1 302 x\r\nLocation: /y\r\nContent-Length: 2\r\n\r\nxyHTTP/1.1 103 x\r\n\r\n"
+    b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nabcde\r\n3\r\nfgh\r\n0\r\nX: y\r\n\r\n"
+)
+FETCHED_LATER = (
+    b"HTTP/1.1 503 x\r\nDate: Tue, 14 Nov 2023 22:30:00 GMT\r\nRetry-After: Tue, 14 Nov 2023 22:33:20 GMT\r\n\r\n"
+)
+
+
+def _fetched(data: bytes) -> None:
+    """What a web server answers to who fetches a bundle: three questions."""
+    client = _Fetching(data)
+    source = remote.Source(client, client.remote.url, _STILL, lambda: None, lambda words, seconds: None)
+    for offset, length in ((0, 100), (200, 1000), (8, 1 << 20)):
+        with contextlib.suppress(link.SourceError):
+            if len(source.read(offset, length)) > length:
+                raise RuntimeError("more than was asked for")
+
+
+def _proxied(data: bytes) -> None:
+    """What a proxy says before that."""
+    for agree, proxy in ((link._socks, "socks5://u:p@h:1"), (link._tunnel, "http://u:p@h:1")):
+        with contextlib.suppress(link.SourceError, ConnectionError):
+            agree(link.Connection(_Server(data)), "a.test", 443, urlsplit(proxy), 0.0)
+
+
+TO_FETCH = json.dumps(
+    {
+        "url": "https://u:p@Example.org:8443/a/b.mixb?c=d",
+        "headers": {"Authorization": "Bearer x"},
+        "ca": "-----BEGIN CERTIFICATE-----",
+        "proxy": "socks5h://u:p@[2001:db8::1]:1080",
+        "rate": 100_000,
+    }
+).encode()
 
 
 REQUEST = (
@@ -885,10 +879,46 @@ MOUNTED = b"/dev/vda6 /data ext4 rw 0 0\n"
 MOUNT = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n"
 
 
+def _terms(text: str) -> None:
+    """What a signed list says of a release, judged for a device."""
+    try:
+        custom = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    from tuf.api.metadata import TargetFile, Targets
+
+    targets = Targets(version=1)
+    target = TargetFile.from_data("release/1.2.3.json", b"", ["sha256"])
+    target.unrecognized_fields["custom"] = custom
+    targets.targets[target.path] = target
+    device = Device(Running("x86_64", "default", 4, 3), "00" * 32, "0")
+    for one in candidates(targets, device, datetime.fromtimestamp(1_700_000_000, UTC)):
+        json.dumps(one.as_json())
+
+
+TERMS = json.dumps(
+    {
+        "mixos": {
+            "format": 1,
+            "machine": "x86_64",
+            "variant": "default",
+            "sequence": 5,
+            "minimum-sequence": 2,
+            "created": 1_700_000_000,
+            "root-hash": "11" * 32,
+            "waves": [{"start": 1_700_000_000, "share": 100}, {"start": 1_700_086_400, "share": 10_000}],
+            "paused": None,
+            "max-failures": 200,
+        }
+    }
+).encode()
+
+
 def _all() -> list[Reader]:
     config = (ConfigError,)
     return [
         Reader("preseed", [PRESEED], lambda data: settings.parse(data, "fuzz", settings.Settings()), (ConfigError,)),
+        Reader("terms of a channel", [TERMS], _as_text(_terms), ()),
         Reader(
             "ssh key",
             [ED25519.encode(), RSA.encode()],
@@ -915,9 +945,6 @@ def _all() -> list[Reader]:
         Reader("environment file", [b"# x\nA=b\nC='d e'\n"], _in_file(prepare.environment_file), config),
         Reader("wg-quick", [WG], _as_text(wgquick.parse), (ConfigError, wgquick.keys.KeyProblem)),
         Reader("address list", [LIST], lists.entries, config),
-        Reader("GPT and MBR", [_disk()], _table, (FormatError,)),
-        Reader("FAT", [_volume_seed()], _fat, (FormatError,), 50),
-        Reader("PE", [uki.build(STUB, kernel(), "quiet", "ID=mixos\n", RELEASE)], _pe, (FormatError,)),
         Reader("image in xz", [lzma.compress(PLAIN)], _in_file(_image), (ImageError,)),
         Reader("image in gzip", [gzip.compress(PLAIN, mtime=0)], _in_file(_image), (ImageError,)),
         Reader("image in zstd", [_zstd()], _in_file(_image), (ImageError,), 100),
@@ -987,6 +1014,14 @@ def _all() -> list[Reader]:
             2,
         ),
         Reader("answer to a try", [b"HTTP/1.1 407 No\r\nX: y\r\n\r\n", *_SOCKS_ANSWERS], _tried, (), 2),
+        Reader("web server", [FETCHED, FETCHED_IN_CHUNKS, FETCHED_LATER], _fetched, (), 2),
+        Reader(
+            "proxy of a fetch",
+            [*_SOCKS_ANSWERS, b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 407 No\r\nX: y\r\n\r\n"],
+            _proxied,
+            (),
+        ),
+        Reader("what is to be fetched", [TO_FETCH], _as_text(remote.parse), (link.SourceError,)),
         Reader("scrape", [SCRAPE], http.judge, ()),
         Reader("netlink", _messages(), _netlink, ()),
         Reader(
@@ -1080,7 +1115,7 @@ def _smart(data: bytes) -> None:
         nvme.parse(bytes(page))
 
 
-READERS = {reader.name: reader for reader in _all()}
+READERS = {reader.name: reader for reader in (*_all(), *updatereaders.readers())}
 DEEP = (b"[" * 50_000, b'{"a":' * 10_000, b"a = " + b"[" * 30_000, b"a = " + b"{a=" * 20_000)
 # What made a reader raise something else than its errors, take too long or too much memory.
 FOUND = [
@@ -1095,4 +1130,6 @@ FOUND = [
     ("facts", b"-1"),
     ("revision", b'{"at":1,"files":{"x":["00",1e999]},"id":3,"who":"root","why":"put"}'),
     ("change", json.dumps({**CHANGE, "deadline": 10**400}).encode()),
+    ("terms of a channel", TERMS.replace(b'"created": 1700000000', b'"created": 655360000000')),
+    ("terms of a channel", TERMS.replace(b"1700086400", b"255700086400")),
 ]

@@ -17,14 +17,15 @@ from image.secureboot import Keys, Signer
 OWNER = UUID("6d786f73-0000-4000-8000-000000000001")
 
 
-def signer(name: str, issuer: str | None = None) -> Signer:
-    """A key and its certificate, signed by itself or by the key of another name; the same each time."""
-    return _signer(name, issuer or name)
+def signer(name: str, issuer: str | None = None, key: str | None = None) -> Signer:
+    """A key and its certificate, signed by itself (an authority) or by the key of another name (none); the same each
+    time. key: the name of the key, if it is another one than that in the certificate."""
+    return _signer(name, issuer or name, key or name)
 
 
 @functools.cache
-def _signer(name: str, issuer: str) -> Signer:
-    key = _key(name)
+def _signer(name: str, issuer: str, key_name: str) -> Signer:
+    key = _key(key_name)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     by = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)])
     certificate = (
@@ -35,7 +36,8 @@ def _signer(name: str, issuer: str) -> Signer:
         .serial_number(x509.random_serial_number())
         .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
         .not_valid_after(datetime(2049, 1, 1, tzinfo=UTC))
-        .sign(_key(issuer), hashes.SHA256())
+        .add_extension(x509.BasicConstraints(ca=issuer == name, path_length=None), critical=True)
+        .sign(_key(key_name if issuer == name else issuer), hashes.SHA256())
     )
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return Signer(certificate.public_bytes(Encoding.PEM), private)

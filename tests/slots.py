@@ -43,6 +43,7 @@ class Device:
         (bench.inputs["disk"] / f"mixos-{version}-x86_64.img").rename(self.path)
         (self.tree / "run/mixos/disk").write_text("STATE=/data/mixos DATA=/dev/vda6 DISK=vda\n")
         self.running: Entry | None = None
+        self.root_hash = bytes.fromhex((bench.inputs["disk"] / "root-hash").read_text())  # of the first version
 
     def editor(self, descriptor: int) -> Editor:
         """The ESP."""
@@ -64,7 +65,7 @@ class Device:
             line = f'root=/dev/dm-0 dm-mod.create="{verity.dm_create(tree)}" panic=10'
             identity = f'ID=mixos\nIMAGE_ID=mixos\nIMAGE_VERSION="{version}"\n'
             data = uki.build(STUB, kernel(), line, identity, "6.6.8-mixos")
-            name = (entry or Entry(image_name(version), 3)).name
+            name = (entry or Entry(image_name(tree.root), 3)).name
             self.editor(descriptor).add(f"{FOLDER}/{name}", [data], len(data), epoch=0)
         finally:
             os.close(descriptor)
@@ -78,6 +79,10 @@ class Device:
         finally:
             os.close(descriptor)
         return sorted(path.removeprefix(f"{FOLDER}/") for path in files if path.startswith(f"{FOLDER}/"))
+
+    def starts(self) -> dict[str, tuple[int | None, int]]:
+        """Version → starts that are left, and that were made."""
+        return {image.version: (image.entry.left, image.entry.done) for image in Disk.at(self.path).images()}
 
     def boot(self) -> str:
         """Start what the loader starts: count it down, tell what it was; gives the version."""

@@ -7,6 +7,7 @@ import click
 from buildsys.cli.context import Context, build_options, emit, options, pass_context, progress
 from buildsys.export import export
 from buildsys.plan import IMAGE_TARGET
+from buildsys.revision import Revision
 from buildsys.session import open_session
 
 
@@ -30,6 +31,7 @@ def build(
     wants_image = not targets or "image" in targets
     names = [name for name in targets if name != "image"] + ([IMAGE_TARGET] if wants_image else [])
     log = project.image_file.with_name("build.log")  # reads the configuration: a mistake in it leaves no out/ behind
+    begun = Revision.of(project) if wants_image else Revision(None)
     # The JSON stream on stdout is the events, one a line; the closing object is the last line.
     with (
         progress(as_json, log) as sink,
@@ -37,7 +39,7 @@ def build(
     ):
         results = session.build([*names, *(["kernel", "rootfs"] if wants_image else [])])
         session.sound(name for name in targets if name != "image")  # export looks at what it copies
-        exported = export(session, results) if wants_image else None
+        exported = export(session, results, begun) if wants_image else None
         paths = {name: str(session.executor.store.tree(results[name].output)) for name in names}
     if exported is not None:
         data = {"image": str(exported.image), "manifest": str(exported.manifest), "outputs": paths}

@@ -53,7 +53,9 @@ def bundle(
     new, before = making.load(path), [making.load(one) for one in earlier]
     private, now = private_keys(context, passphrase_fd), tuf.utc_now()
     found = project.config.image
-    facts = making.Facts(found.sequence, minimum, project.config.machine.arch, found.variant, int(now.timestamp()))
+    begun = public.begun(new.version)  # one whose signatures had to be waited for goes on as it was
+    created = begun.created if begun is not None else int(now.timestamp())
+    facts = making.Facts(found.sequence, minimum, project.config.machine.arch, found.variant, created)
     target = project.out / f"mixos-{new.version}.mixb"
     target.parent.mkdir(parents=True, exist_ok=True)
     jobs = os.cpu_count() or 1

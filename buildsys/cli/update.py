@@ -26,7 +26,14 @@ from common.units import size
 @json_option
 @pass_context
 def update(
-    context: Context, host: str | None, bundle: Path | None, program: str, again: bool, only: bool, wait: int, as_json: bool
+    context: Context,
+    host: str | None,
+    bundle: Path | None,
+    program: str,
+    again: bool,
+    only: bool,
+    wait: int,
+    as_json: bool,
 ) -> None:
     """Bring BUNDLE (default: the one of this project's version) to the device HOST, over SSH, and wait until it runs.
 
@@ -40,7 +47,7 @@ def update(
 
     project = context.project
     if bundle is None and host is not None and host.endswith(".mixb"):
-        host, bundle = None, Path(host)
+        bundle, host = Path(host), None
     path = bundle or project.out / f"mixos-{project.config.image.version}.mixb"
     if not path.is_file():
         raise UsageError(f"{path}: no such bundle", reason="no-bundle", hint="make it first: mixos bundle")

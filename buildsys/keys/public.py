@@ -1,6 +1,7 @@
 """The folder of a project with what is public of its keys, to be committed with it.
 
 tuf/N.root.json, N.targets.json, N.snapshot.json, timestamp.json   metadata, as a channel serves it
+tuf/release/SHA256.VERSION.json                                    manifests of releases, as a channel serves them
 device/root.json, openpgp.asc, trust.json                          what an image trusts; its build takes these
 secureboot/PK.pem, KEK.pem, db.pem, owner                          certificates, and the GUID that signs as their owner
 pending/                                                           metadata that waits for signatures of other machines
@@ -8,18 +9,21 @@ pending/                                                           metadata that
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
-from tuf.api.metadata import Metadata, Root
+from tuf.api.metadata import Metadata, Root, TargetFile
 from tuf.api.serialization import DeserializationError
 from tuf.api.serialization.json import JSONSerializer
 
 from buildsys.files import atomic_write
-from common.bundle.manifest import canonical
-from common.errors import KeysError
+from common.bundle import manifest as manifests
+from common.bundle.manifest import Manifest, canonical
+from common.errors import BundleError, KeysError
 from common.files import read_regular
+from common.trust import channel
 from common.trust.metadata import LIMITS
 from common.trust.release import CERTIFICATES, POLICY, ROOT, Policy, read_policy
 
@@ -65,6 +69,43 @@ class Public:
             found = self.versions(role)
             path = found[max(found)] if found else path.with_name("none")
         return read(path) if path.exists() else None
+
+    def listed(self) -> dict[str, TargetFile]:
+        """What the newest list names as released: target's name → what is said of it."""
+        newest = self.newest("targets")
+        found: dict[str, TargetFile] = newest.signed.targets if newest else {}
+        return found
+
+    def keep_manifest(self, name: str, target: TargetFile, text: str) -> None:
+        """Keep the text of a manifest as the list names it."""
+        path = self.tuf / channel.file_of(name, target)
+        path.parent.mkdir(exist_ok=True)
+        atomic_write(path, text.encode())
+
+    def manifests(self) -> dict[str, Manifest]:
+        """Every manifest that was ever released from here, by its SHA-256. Raises KeysError `keys-metadata`."""
+        found = {}
+        for path in sorted((self.tuf / "release").glob("*.json")):
+            digest = path.name.partition(".")[0]
+            data = read_regular(path, manifests.MAX_BYTES + 1)
+            try:
+                if hashlib.sha256(data).hexdigest() != digest:
+                    raise BundleError("its name is not its hash", "bundle-manifest")
+                found[digest] = manifests.parse(data.decode("utf-8", "replace"))
+            except BundleError as error:
+                raise KeysError(f"{path}: {error.message}", reason="keys-metadata") from error
+        return found
+
+    def begun(self, version: str) -> Manifest | None:
+        """The manifest of a version that was released from here, or whose release waits for signatures."""
+        target = self.listed().get(f"release/{version}.json")
+        if target is not None:
+            return self.manifests().get(target.hashes.get("sha256", ""))
+        try:
+            text = read_regular(self.pending / f"{version}.json", manifests.MAX_BYTES + 1).decode("utf-8", "replace")
+            return manifests.parse(text)
+        except (FileNotFoundError, BundleError):
+            return None
 
     def write(self, metadata: Metadata[Any]) -> None:
         """Keep metadata of whichever role under its name."""

@@ -55,22 +55,23 @@ def make_one(private: Private, public: Public, role: str, name: str, image: str,
 
 
 def load(private: Private, public: Public) -> Keys:
-    """The keys as the signing of an image wants them; a private part is NAME.key, or named by a URI "pkcs11:..." in
-    NAME.uri. Raises KeysError."""
-
-    def signer(role: str) -> Signer:
-        if (private.folder / "secureboot" / f"{role}.uri").exists():
-            uri = private.read("secureboot", f"{role}.uri").decode("utf-8", "replace").strip()
-            return Signer(read(public, f"{role}.pem"), uri)
-        key = private.load("secureboot", f"{role}.key")
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        return Signer(read(public, f"{role}.pem"), pem)
-
+    """The keys as the enrolment of an image wants them. Raises KeysError."""
     try:
         owner = uuid.UUID(read(public, "owner").decode("ascii").strip())
     except ValueError as error:
         raise KeysError(f"{public.secureboot / 'owner'} holds no GUID", reason="keys-damaged") from error
-    return Keys(signer("PK"), signer("KEK"), signer("db"), owner)
+    pk, kek, db = (load_one(private, public, role) for role in ("PK", "KEK", "db"))
+    return Keys(pk, kek, db, owner)
+
+
+def load_one(private: Private, public: Public, role: str) -> Signer:
+    """One of them; the private part is NAME.key, or named by a URI "pkcs11:..." in NAME.uri. Raises KeysError."""
+    if (private.folder / "secureboot" / f"{role}.uri").exists():
+        uri = private.read("secureboot", f"{role}.uri").decode("utf-8", "replace").strip()
+        return Signer(read(public, f"{role}.pem"), uri)
+    key = private.load("secureboot", f"{role}.key")
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Signer(read(public, f"{role}.pem"), pem)
 
 
 def read(public: Public, name: str) -> bytes:

@@ -5,7 +5,11 @@
                 bundle (DATA), or why there is none, JSON with `message`, `reason`, `retryable` (FAILED)
 
 One question at a time. Nothing is known of the bytes: they prove themselves by their hashes. After FAILED the next
-question may succeed.
+question may succeed. Before its answer an end that is still at it (a slow line, a server to be asked again) may say
+so, any number of times: status WAIT, length 0.
+
+In the same way whole small files are asked for by name (`Files`): the question is the length of the name and the most
+bytes that the file may have, big-endian, 16 and 32 bit, and the name.
 """
 
 from __future__ import annotations
@@ -14,18 +18,24 @@ import json
 import os
 import select
 import struct
+import time
 from collections.abc import Callable
+from functools import partial
 
 from common.errors import BundleError, MixosError
 from common.safe import one_line
 
 MAX_RANGE = 1 << 20
-QUESTION, ANSWER = struct.Struct(">QI"), struct.Struct(">BI")
-DATA, FAILED = 0, 1
+MAX_FILE = 16 << 20
+QUESTION, ANSWER, NAME = struct.Struct(">QI"), struct.Struct(">BI"), struct.Struct(">HI")
+DATA, FAILED, WAIT = 0, 1, 2
 PATIENCE = 180.0  # seconds without a byte after which the other end is gone
+LONGEST = 3600.0  # seconds for one answer, however often WAIT is said
 _MAX_WORDS = 4096
+_MAX_NAME = 255
 
-Read = Callable[[int, int], bytes]  # (offset, length) → that many bytes, fewer only at the end
+Read = Callable[[int, int], bytes | bytearray]  # (offset, length) → that many bytes, fewer only at the end
+Get = Callable[[str, int], bytes | bytearray]  # (name, most bytes) → the whole file
 
 
 class Ranges:
@@ -52,21 +62,41 @@ class Ranges:
         return bytes(out)
 
     def _ask(self, offset: int, length: int) -> bytes:
-        try:
-            send(self.descriptors[1], QUESTION.pack(offset, length))
-            status, size = ANSWER.unpack(receive(self.descriptors[0], ANSWER.size, self._patience))
-            if (status == DATA and size <= length) or (status == FAILED and size <= _MAX_WORDS):
-                data = receive(self.descriptors[0], size, self._patience)
-            else:
-                raise BundleError("where the bundle comes from answers with something else", "source-protocol")
-        except EOFError as error:
-            raise BundleError(f"where the bundle comes from {error}", "source-gone", retryable=True) from error
-        except OSError as error:
-            raise BundleError("where the bundle comes from is gone", "source-gone", retryable=True) from error
-        if status == FAILED:
-            raise _told(data)
-        self.fetched += size
+        data = _ask(*self.descriptors, QUESTION.pack(offset, length), length, self._patience)
+        self.fetched += len(data)
         return data
+
+
+class Files:
+    """The end that asks for files by name."""
+
+    def __init__(self, take: int, give: int, patience: float = PATIENCE) -> None:
+        self._take, self._give, self._patience = take, give, patience
+
+    def get(self, name: str, most: int) -> bytes:
+        """A whole file of at most so many bytes. Raises what `Ranges.read` raises; there is none: `source-missing`."""
+        text = name.encode()
+        return _ask(self._take, self._give, NAME.pack(len(text), most) + text, most, self._patience)
+
+
+def _ask(take: int, give: int, question: bytes, most: int, patience: float) -> bytes:
+    end = time.monotonic() + LONGEST
+    try:
+        send(give, question)
+        status, size = ANSWER.unpack(receive(take, ANSWER.size, patience))
+        while (status, size) == (WAIT, 0) and time.monotonic() < end:
+            status, size = ANSWER.unpack(receive(take, ANSWER.size, patience))
+        if (status == DATA and size <= most) or (status == FAILED and size <= _MAX_WORDS):
+            data = receive(take, size, patience)
+        else:
+            raise BundleError("where the bundle comes from answers with something else", "source-protocol")
+    except EOFError as error:
+        raise BundleError(f"where the bundle comes from {error}", "source-gone", retryable=True) from error
+    except OSError as error:
+        raise BundleError("where the bundle comes from is gone", "source-gone", retryable=True) from error
+    if status == FAILED:
+        raise _told(data)
+    return data
 
 
 def answer(take: int, give: int, read: Read, patience: float | None = None) -> None:
@@ -82,14 +112,39 @@ def answer(take: int, give: int, read: Read, patience: float | None = None) -> N
         offset, length = QUESTION.unpack(asked)
         if not 0 < length <= MAX_RANGE:
             raise BundleError(f"a question for {length} bytes", "source-protocol")
+        _reply(give, partial(read, offset, length))
+
+
+def answer_files(take: int, give: int, get: Get, patience: float | None = None) -> None:
+    """The same for `Files`."""
+    while True:
         try:
-            data = read(offset, length)
-        except MixosError as error:
-            words = {"message": one_line(error.message, 1000), "reason": error.reason, "retryable": error.retryable}
-            text = json.dumps(words).encode()
-            send(give, ANSWER.pack(FAILED, len(text)) + text)
-        else:
-            send(give, ANSWER.pack(DATA, len(data)) + data)
+            length, most = NAME.unpack(receive(take, NAME.size, patience))
+            if not 0 < length <= _MAX_NAME or most > MAX_FILE:
+                raise BundleError(f"a question for {most} bytes of a name of {length}", "source-protocol")
+            name = receive(take, length, patience).decode()
+        except EOFError:
+            return
+        except UnicodeDecodeError as error:
+            raise BundleError("a name that is no text", "source-protocol") from error
+        _reply(give, partial(get, name, most))
+
+
+def wait(give: int) -> None:
+    """Say that the answer to the question will take longer. Raises OSError."""
+    send(give, ANSWER.pack(WAIT, 0))
+
+
+def _reply(give: int, find: Callable[[], bytes | bytearray]) -> None:
+    try:
+        data = find()
+    except MixosError as error:
+        words = {"message": one_line(error.message, 500), "reason": error.reason, "retryable": error.retryable}
+        text = json.dumps(words).encode()
+        send(give, ANSWER.pack(FAILED, len(text)) + text)
+    else:
+        send(give, ANSWER.pack(DATA, len(data)))
+        send(give, data)
 
 
 def _told(data: bytes) -> MixosError:
@@ -101,7 +156,7 @@ def _told(data: bytes) -> MixosError:
         return BundleError("where the bundle comes from fails, and does not say why", "source-protocol")
 
 
-def send(descriptor: int, data: bytes) -> None:
+def send(descriptor: int, data: bytes | bytearray) -> None:
     """Write all of it. Raises OSError."""
     view = memoryview(data)
     while view:
@@ -109,7 +164,7 @@ def send(descriptor: int, data: bytes) -> None:
 
 
 def receive(descriptor: int, length: int, patience: float | None) -> bytes:
-    """Exactly so many bytes. Raises EOFError when the other end closes, or gives nothing for so long; OSError."""
+    """Exactly so many bytes. Raises OSError; EOFError: the other end closes, or gives nothing for so many seconds."""
     out = bytearray()
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)

@@ -6,9 +6,9 @@ for one size only, and `Table.resized` makes the one for the other.
 
 A table is kept twice: primary header in sector 1 with the entries behind it, backup header in the last sector with the
 entries before it. We make 128 entries of 128 bytes; what else the standard allows (other numbers and places of entries,
-room that is kept free at both ends) is read, and kept when the table is written again. `write` makes the backup durable
-before it touches the primary, so at any power cut at least one of the two is whole; `read` uses the backup when the
-primary is not and says so in `problems`.
+room that is kept free at both ends) is read, and kept when the table is written again. `write` makes one durable before
+it touches the other, and never begins with the only one that is whole, so at any power cut at least one of the two is;
+`read` uses the backup when the primary is not and says so in `problems`.
 """
 
 from __future__ import annotations
@@ -261,10 +261,10 @@ def encode_mbr(sectors: int) -> bytes:
 
 
 def write(fd: int, table: Table) -> None:
-    """Put the table on the disk: backup, fsync, primary, fsync.
+    """Put the table on the disk: backup, fsync, primary, fsync; the primary first when it cannot be read.
 
-    A cut between the two leaves the old primary (whole) and the new backup, or a torn primary and the new backup.
-    Raises GptError when the table is not sound, OSError from the disk.
+    So a cut leaves the one whole that was whole before, or the other one is whole and new. Raises GptError when the
+    table is not sound, OSError from the disk.
     """
     checked(table)
     geometry = table.geometry
@@ -273,15 +273,23 @@ def write(fd: int, table: Table) -> None:
         raise GptError("the disk is smaller than its partition table", "gpt-disk-too-small")
     entries = encode_entries(table.partitions, geometry)
     padded = entries.ljust(geometry.sectors * sector, b"\0")
-    _write_at(fd, (table.sectors - 1 - geometry.sectors) * sector, padded + encode_header(table, entries, backup=True))
-    os.fsync(fd)
+    backup = padded + encode_header(table, entries, backup=True)
     head = encode_mbr(table.sectors).ljust(sector, b"\0") + encode_header(table, entries, backup=False)
-    if geometry.array == 2:
-        _write_at(fd, 0, head + padded)
-    else:
-        _write_at(fd, geometry.array * sector, padded)
-        _write_at(fd, 0, head)
-    os.fsync(fd)
+    pieces = [((table.sectors - 1 - geometry.sectors) * sector, backup)], [(0, head + padded)]
+    if geometry.array != 2:
+        pieces = pieces[0], [(geometry.array * sector, padded), (0, head)]
+    for copy in pieces if _primary_is_whole(fd, sector) else reversed(pieces):
+        for offset, data in copy:
+            _write_at(fd, offset, data)
+        os.fsync(fd)
+
+
+def _primary_is_whole(fd: int, sector: int) -> bool:
+    try:
+        _read_copy(fd, 1, os.lseek(fd, 0, os.SEEK_END) // sector, sector)
+    except GptError:
+        return False
+    return True
 
 
 def read(disk: int | str | os.PathLike[str]) -> Table:

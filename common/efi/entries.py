@@ -1,12 +1,16 @@
 """The unified kernel images on an ESP, and which of them systemd-boot starts next.
 
 A boot counter stands in a file's name, `NAME+LEFT[-DONE].efi`; the loader counts down before each start (systemd,
-"Automatic Boot Assessment"). Versions are ordered as it orders them ("Version Format Specification", UAPI.10). Standard
-library only.
+"Automatic Boot Assessment"). Versions are ordered as it orders them ("Version Format Specification", UAPI.10); which
+version an entry is stands in its image, not in its name. Standard library only.
+
+Names are as short as FAT has slots for, so that a rename by firmware happens at once (`common.disk.fatedit`): with its
+counter a name has 13 characters at most, two slots; one in capitals, of 8 and 3 characters, has one.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,11 +18,12 @@ from functools import cmp_to_key
 
 FOLDER = "EFI/Linux"
 TRIES, GOOD = 3, 4  # starts of a version that is new, and of one that was called good: the name tells which it is
-SORT_KEY = "mixos"  # IMAGE_ID of an image's .osrel; what is started in an emergency only sorts behind
+SORT_KEY = "mixos"  # IMAGE_ID of an image's .osrel
+RESCUE, RESCUE_SORT_KEY = "RESCUE.EFI", "mixos-rescue"  # the file that is started when no other is left, not counted
+COMING = "COMING.NEW"  # a file that becomes an entry once it is whole; the loader does not look at it
 _NAME = re.compile(
     r"(?P<stem>[^+]*(?:\+(?!\d+(?:-\d+)?\.efi$)[^+]*)*?)(?:\+(?P<left>\d+)(?:-(?P<done>\d+))?)?\.efi", re.I
 )
-_IMAGE = re.compile(r"mixos_(?P<version>[0-9A-Za-z][0-9A-Za-z.~^-]{0,62})")
 
 
 @dataclass(frozen=True)
@@ -62,23 +67,22 @@ class Entry:
         return replace(self, left=0, done=self.done + (self.left or 0))
 
 
-def image_name(version: str) -> str:
-    """What the file name of an image's entry begins with."""
-    return f"mixos_{version}"
+def image_name(root_hash: bytes) -> str:
+    """What the file name of an image's entry begins with: 25 bits of its root hash, in base 32 (RFC 4648)."""
+    return base64.b32encode(root_hash[:4]).decode()[:5].lower()
 
 
 def read_name(name: str) -> Entry | None:
-    """What the name of a file says; None for what the loader does not look at."""
+    """What the name of a file says, its version is not told; None for what the loader does not look at."""
     found = _NAME.fullmatch(name)
     if found is None or not found["stem"]:
         return None
     left = None if found["left"] is None else int(found["left"])
-    image = _IMAGE.fullmatch(found["stem"])
-    return Entry(found["stem"], left, int(found["done"] or 0), version=image["version"] if image else "")
+    return Entry(found["stem"], left, int(found["done"] or 0))
 
 
 def in_order(entries: Iterable[Entry]) -> list[Entry]:
-    """As the loader sorts them (systemd 257, src/boot/boot.c, boot_entry_compare): it starts the first."""
+    """As the loader sorts them (systemd 262, src/boot/boot.c, boot_entry_compare): it starts the first."""
     return sorted(entries, key=cmp_to_key(_compare))
 
 

@@ -1,7 +1,7 @@
 """Secure Boot's databases: what PK, KEK, db and dbx hold, signed updates of them, and what an image may expect of them.
 
 Source: UEFI 2.10, 8.2.2 "Using the EFI_VARIABLE_AUTHENTICATION_2 descriptor" and 32.4.1 "Signature Database".
-Reading is strict and bounded. Nothing is verified here: a signature of an update or an image is firmware's to judge.
+Reading is strict and bounded. A signature of an update is firmware's to judge.
 Standard library only.
 """
 
@@ -181,23 +181,48 @@ def refused(images: Mapping[str, bytes], db: Sequence[Signature], dbx: Sequence[
     """Which of these images firmware with such databases would not start, and why: before an update of a database is
     applied, what runs and what the other slot holds must not be among them.
 
-    It fails closed: what cannot be judged counts as a refusal. An issuer is known by its name alone.
-    Raises pe.PeError or pkcs7.DerError for an image or certificate that is none.
+    It fails closed: what cannot be judged counts as a refusal; what revokes an issuer counts for all of its name.
     """
     found = {name: _why_refused(image, db, dbx) for name, image in images.items()}
     return {name: why for name, why in found.items() if why is not None}
 
 
+def refusal(image: bytes, db: bytes, dbx: bytes) -> str | None:
+    """Why firmware with Secure Boot on would not start an image; None: it starts it. Fails closed, as `refused`.
+
+    db, dbx: contents of the variables, without attributes; empty where there is no such variable.
+    """
+    try:
+        return _why_refused(image, read(db), read(dbx))
+    except SignatureListError as error:
+        return f"firmware's databases cannot be read: {error}"
+
+
 def _why_refused(image: bytes, db: Sequence[Signature], dbx: Sequence[Signature]) -> str | None:
+    try:
+        return _judged(image, db, dbx)
+    except (pe.PeError, pkcs7.DerError) as error:
+        return f"it cannot be judged: {error}"
+
+
+def _judged(image: bytes, db: Sequence[Signature], dbx: Sequence[Signature]) -> str | None:
+    """As above. Raises pe.PeError or pkcs7.DerError for an image or certificate that is none."""
     chain = _chain(image, (*db, *dbx))
     digests = {kind: pe.authenticode(image, name) for kind, name in _HASHES.items()}
     for one in dbx:
         why = _revokes(one, chain, digests)
         if why is not None:
             return why
-    known = {certificate.data for certificate in chain}
-    if any(one.data in known if one.kind == X509 else digests.get(one.kind) == one.data for one in db):
+    if any(digests.get(one.kind) == one.data for one in db):
         return None
+    trusted = [one.data for one in db if one.kind == X509]
+    by_name = {_HASHES[kind]: digest for kind, digest in digests.items()}
+    others = [pkcs7.certificate(data) for data in trusted]
+    for signature in pe.signatures(image):
+        if any(one.data in trusted for one in pkcs7.signers(signature, by_name, others)):
+            return None
+    if any(one.data in trusted for one in chain):
+        return "its signature is wrong, or is of another image"
     return "neither its hash nor who signed it is in db"
 
 

@@ -18,6 +18,8 @@
     options = ["no-pty"]                     # or "verify-required", for security keys
     [time]
     servers = ["pool.ntp.org"]
+    [update]                                 # see common/settings/update.py
+    channel = "https://updates.example/mixos"
 
 What a document leaves out keeps the value of `base`; `[network]` and the list of keys are replaced as a whole, since
 half a static address or a forgotten old key would surprise. All mistakes are reported at once. Standard library only.
@@ -36,7 +38,9 @@ from common import addresses, toml
 from common.accounts import NAMES
 from common.errors import SettingsError
 from common.lines import split_lines
+from common.settings import update
 from common.settings.sshkey import OPTIONS, expiry_problem, key_problem, normal_key, option_problem, source_problem
+from common.settings.update import Update
 from common.text import MARK, is_utf16, shown
 
 MAX_BYTES = 64 << 10
@@ -88,6 +92,7 @@ class Settings:
     root_login: bool = False
     keys: tuple[SshKey, ...] = ()
     servers: tuple[str, ...] = ("0.pool.ntp.org", "1.pool.ntp.org", "2.pool.ntp.org")
+    update: Update = field(default_factory=Update)
 
     @property
     def login_until(self) -> str:
@@ -112,6 +117,7 @@ class Settings:
                 "keys": [key.as_mapping() for key in self.keys],
             },
             "time": {"servers": list(self.servers)},
+            "update": self.update.as_mapping(),
         }
 
 
@@ -128,6 +134,28 @@ def parse(data: bytes, where: str, base: Settings) -> Settings:
     Raises SettingsError: `settings-too-big`, `settings-encoding`, `settings-syntax`, `settings-unknown-key`,
     `settings-type`, `settings-value` (of several mistakes the first decides the reason).
     """
+    document, locator = _document(data, where)
+    return from_mapping(document, where, base, locator.find)
+
+
+def parse_update(data: bytes, where: str) -> Update:
+    """Read the file `update.toml`: the table [update] on its own. Raises SettingsError as `parse` does."""
+    document, locator = _document(data, where)
+    return from_mapping(
+        {"update": document},
+        where,
+        Settings(),
+        lambda path: locator.find(path.removeprefix("update.").removeprefix("update")),
+    ).update
+
+
+def check_update(text: str, path: object) -> None:
+    """Raise SettingsError for content of `update.toml` that would be refused."""
+    parse_update(text.encode("utf-8", "surrogatepass"), str(path))
+
+
+def _document(data: bytes, where: str) -> tuple[dict[str, Any], _Locator]:
+    """The TOML document, and where its keys are."""
     if len(data) > MAX_BYTES:
         raise SettingsError(f"{where}: more than {MAX_BYTES} bytes", reason="settings-too-big")
     try:
@@ -140,7 +168,7 @@ def parse(data: bytes, where: str, base: Settings) -> Settings:
         document = toml.loads(text)
     except toml.TOMLDecodeError as error:
         raise SettingsError(toml.explained(error, where, text), reason="settings-syntax") from error
-    return from_mapping(document, where, base, _Locator(text).find)
+    return document, _Locator(text)
 
 
 def from_mapping(
@@ -198,7 +226,7 @@ class _Reader:
         return tuple(value)
 
     def settings(self, document: Mapping[str, Any], base: Settings) -> Settings:
-        top = self.table(document, "", ("hostname", "timezone", "network", "ssh", "time"))
+        top = self.table(document, "", ("hostname", "timezone", "network", "ssh", "time", "update"))
         result = replace(
             base,
             hostname=self.hostname(top, base.hostname),
@@ -210,6 +238,8 @@ class _Reader:
             result = self.ssh(top["ssh"], result)
         if "time" in top:
             result = replace(result, servers=self.servers(top["time"], base.servers))
+        if "update" in top:
+            result = replace(result, update=self.update(top["update"], base.update))
         return result
 
     def hostname(self, table: Mapping[str, Any], default: str) -> str:
@@ -333,6 +363,35 @@ class _Reader:
                 except ValueError:
                     self.wrong("time.servers", f"{name!r} is neither a host name nor an IP address")
         return default if names is None else names
+
+    def update(self, value: Any, base: Update) -> Update:
+        table = self.table(value, "update", update.KEYS)
+        channel = self.text(table, "channel", "update.channel", base.channel)
+        if channel and (problem := update.channel_problem(channel)):
+            self.wrong("update.channel", f"{channel!r} {problem}")
+        chosen = {}
+        for key, known, default in (("fetch", update.FETCH, base.fetch), ("apply", update.APPLY, base.apply)):
+            chosen[key] = self.text(table, key, f"update.{key}", default)
+            if chosen[key] not in known:
+                self.wrong(f"update.{key}", f"{chosen[key]!r} is not one of {', '.join(known)}")
+        when = self.texts(table, "when", "update.when", update.MAX_WINDOWS)
+        metered = self.texts(table, "metered", "update.metered", update.MAX_METERED)
+        for window in when or ():
+            if problem := update.window_problem(window):
+                self.wrong("update.when", problem)
+        for name in metered or ():
+            if not _INTERFACE.fullmatch(name):
+                self.wrong("update.metered", f"{name!r} is not the name of a network interface")
+        size = update.size(table.get("max-bytes", base.max_bytes))
+        if size is None:
+            self.wrong("update.max-bytes", f"must be bytes or text such as '64M', not {shown(table['max-bytes'])}")
+        windows = base.when if when is None else when
+        for key, word in chosen.items():
+            if word == "window" and not windows:
+                self.wrong(f"update.{key}", '"window" needs when = ["sat,sun 02:00-05:00"]')
+        return Update(
+            channel, **chosen, when=windows, metered=base.metered if metered is None else metered, max_bytes=size or 0
+        )
 
 
 class _Locator:

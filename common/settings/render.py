@@ -10,6 +10,9 @@ from common.settings.model import Settings
 from common.settings.zones import tzif, zones
 
 _NOTE = "# Written from the settings of this device (mixos.toml, mixos-preseed.toml); changes here are lost.\n"
+_UPDATE = (
+    "# From [settings.update] of mixos.toml or [update] of mixos-preseed.toml, which write it anew when they change.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ def render(settings: Settings) -> dict[str, File]:
         "etc/mixos/network.conf": _NOTE + _network(settings),
         "etc/ssh/sshd_config.d/10-accounts.conf": _NOTE + _accounts(settings),
     }
+    if written := settings.update.toml():  # with no word about it the file is the device's own
+        texts["etc/mixos/update.toml"] = _UPDATE + written
     for account in ACCOUNTS:
         lines = (
             sshkey.line(key.key, account.terminal, key.sources, key.expires, key.options) + "\n"

@@ -16,8 +16,8 @@ from uuid import UUID, uuid4
 from common.disk import gpt
 from common.disk.fatedit import Editor
 from common.efi import uki
-from common.efi.entries import FOLDER, GOOD, read_name
-from common.errors import DiskError, FormatError, RefusedError
+from common.efi.entries import COMING, FOLDER, GOOD, read_name
+from common.errors import DiskError, RefusedError
 from daemon.linux import facts
 from daemon.parts.update.boot import SLOTS, Boot, Disk, look, node
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from daemon.erase import How
 
 TABLE, SLOT = 0, 1  # what is locked: the partition table and the ESP; the slot that does not run
-NEW = ".new"  # ends the name of an entry that is not whole: the loader does not look at it
 _PATIENCE = 20.0  # seconds for who holds a lock
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2)
 _ALIGN = 1 << 20
@@ -97,20 +96,6 @@ def count(disk: Disk, old: str, new: str) -> None:
         esp.rename(f"{FOLDER}/{old}", new)
 
 
-def reset(disk: Disk, how: How | None) -> None:
-    """Say in the partition table how the data partition is to be made anew; None: not at all. Raises DiskError."""
-    from daemon import erase  # seldom
-
-    with locked(disk, TABLE):
-        descriptor = os.open(disk.path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            erase.want(descriptor, how)
-        except FormatError as error:
-            raise DiskError(f"{disk.path}: {error}", reason="disk-table") from error
-        finally:
-            os.close(descriptor)
-
-
 def invalidate(disk: Disk, boot: Boot, slot: str) -> None:
     """Nothing starts what is in a slot, and nothing finds it: first its entries go, then its identities.
 
@@ -128,9 +113,8 @@ def invalidate(disk: Disk, boot: Boot, slot: str) -> None:
 
 def remove_unfinished(esp: Editor) -> None:
     """What a cut has left of an entry that was written."""
-    for path in esp.files():
-        if path.startswith(f"{FOLDER}/") and path.lower().endswith(NEW):
-            esp.remove(path)
+    if f"{FOLDER}/{COMING}" in esp.files():
+        esp.remove(f"{FOLDER}/{COMING}")
 
 
 def identify(disk: Disk, slot: str, ids: tuple[UUID, UUID]) -> None:
@@ -143,6 +127,20 @@ def identify(disk: Disk, slot: str, ids: tuple[UUID, UUID]) -> None:
         gpt.write(descriptor, table)
     finally:
         os.close(descriptor)
+
+
+def reset(disk: Disk, how: How | None) -> None:
+    """Say in the partition table that the data partition is to be made anew, or (None) not.
+
+    Raises DiskError, GptError."""
+    from daemon import erase  # seldom, and it starts programs
+
+    with locked(disk, TABLE):
+        descriptor = os.open(disk.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            erase.want(descriptor, how)
+        finally:
+            os.close(descriptor)
 
 
 def startable(image: bytes, root_hash: bytes, version: str) -> None:

@@ -1,6 +1,5 @@
-"""`mixos-slots count OLD NEW`, `mixos-slots stage ORDER`, `mixos-slots seal ORDER`, `mixos-slots reset HOW`.
+"""`mixos-slots count OLD NEW | stage ORDER | seal ORDER | reset erase|overwrite|cancel`.
 
-HOW the data partition is made anew by the next boot (`daemon.erase`): erase, overwrite, or cancel for not at all.
 ORDER is the number of a descriptor with what is to be installed (`common.bundle.order`). `stage` asks for the bundle on
 standard input, which is a socket (`common.bundle.ranges`). What it says is JSON, a line each: `{"step": …, "done": …,
 "of": …, "fetched": …}` while it works; in the end `{"slot": …}` and status 0, or `{"error": …}` with its exit code.

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from common.bundle.order import Order
 from common.disk import verity
-from common.efi.entries import FOLDER, TRIES, Entry, image_name
+from common.efi.entries import COMING, FOLDER, TRIES, Entry, image_name
 from common.errors import RefusedError
 from daemon.parts.update.boot import SLOTS
-from daemon.slots.disk import NEW, SLOT, TABLE, Slot, found, identify, locked, remove_unfinished
+from daemon.slots.disk import SLOT, TABLE, Slot, found, identify, locked, remove_unfinished
 from daemon.slots.stage import check_room, check_tree, kernel, verified
 
 
@@ -28,15 +28,14 @@ def seal(root: Path, order: Order) -> str:
     if any(image.slot == target.name and image.root_hash == order.root_hash for image in boot.images):
         return target.name  # it was sealed before
     check_room(target, order)
-    entry = Entry(image_name(order.version), TRIES)
-    unfinished = f"{entry.stem}{NEW}"
+    entry = Entry(image_name(order.root_hash), TRIES)
     with locked(disk, SLOT, patience=0.0), locked(disk, TABLE):
         tree = verified(target, order)
         check_tree(target, tree)
         image = kernel(target, order)
         with disk.esp().changing() as esp:
             remove_unfinished(esp)
-            esp.add(f"{FOLDER}/{unfinished}", [image], len(image), epoch=order.created)
+            esp.add(f"{FOLDER}/{COMING}", [image], len(image), epoch=order.created)
             identify(disk, target.name, verity.partition_ids(order.root_hash))
-            esp.rename(f"{FOLDER}/{unfinished}", entry.name)
+            esp.rename(f"{FOLDER}/{COMING}", entry.name)
     return target.name

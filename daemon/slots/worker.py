@@ -30,7 +30,7 @@ from daemon.slots.disk import kernel_place
 
 ACCOUNT, PROFILE = "update", "update-windows"
 _MEMORY = 256 << 20  # bytes of address space
-_SOURCE = frozenset({"window-hash", "plan-zstd", "short-read"})  # a plan that fails so may do so by what it begins with
+_FINAL = frozenset({"bundle-damaged", "source-gone", "source-protocol"})  # another plan fails in the same way
 
 Place = tuple[Path, int, int]  # device, offset, bytes
 Read = windows.Read
@@ -145,11 +145,8 @@ def _by_plans(
             plan = windows.read_plan(_exactly(payload, piece))
             windows.apply(plan, file.target, wanted, old or _nothing, payload, write, done)
             return
-        except BundleError as error:
-            if last or error.reason not in _SOURCE:
-                raise
-        except OSError:
-            if last:
+        except (BundleError, FatError, OSError) as error:
+            if last or (isinstance(error, BundleError) and error.reason in _FINAL):
                 raise
         wanted = windows.missing(file.target, read_target)
 

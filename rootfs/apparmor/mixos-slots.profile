@@ -1,6 +1,5 @@
 # The only program that writes to disks while the system runs: the counters of the loader's entries, the slot that does
-# not run, and in the partition table that the data are to be erased. What unpacks a release is a process in a profile of
-# its own.
+# not run, and in the partition table that the data are to be erased. What unpacks a release has a profile of its own.
 include <include/variables>
 
 profile mixos-slots /usr/libexec/mixos-slots {

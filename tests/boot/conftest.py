@@ -17,7 +17,7 @@ from common.disk import gpt
 from image import esp, qemu
 from image.host import opened
 from image.machine import Machine
-from tests.boot.guest import BOOT_SECONDS, DISK_SIZE, FirstBoot, Guest, KeyVm, Shared
+from tests.boot.guest import BOOT_SECONDS, COUNTED, DISK_SIZE, FirstBoot, Guest, KeyVm, Shared
 from tests.hostpackages import ROOT
 
 
@@ -115,7 +115,7 @@ def shared(make_guest: Callable[..., Guest]) -> Shared:
         guest.serial,
         guest.status(),
         guest.run("cat /etc/ssh/ssh_host_ed25519_key.pub"),
-        guest.lines("ls /boot/EFI/Linux"),
+        guest.run(COUNTED),
     )
     return Shared(guest, fresh, first)
 

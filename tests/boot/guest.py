@@ -21,6 +21,9 @@ END_SECONDS = 240.0
 COMMAND_SECONDS = 180.0
 DISK_SIZE = 2 << 30
 
+# The path of the loader's entry that was started and counted: UTF-16, behind four bytes of attributes.
+COUNTED = "tail -c +5 /sys/firmware/efi/efivars/LoaderBootCountPath-* | tr -d '\\0'"
+
 # sshd_config(5), PerSourcePenalties: what a server says to an address from which too many logins were refused.
 PENALTY = b"Not allowed at this time"
 PENALTY_SECONDS = 240.0
@@ -207,7 +210,7 @@ class FirstBoot:
     serial: str
     status: dict[str, Any]
     host_key: str
-    entries: list[str]
+    counted: str
 
 
 @dataclass

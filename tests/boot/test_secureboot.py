@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 from virt.firmware.varstore import autodetect
 
-from common.disk import gpt
+from common.disk import fatread, gpt
 from common.efi import eventlog, measure, pe, siglist
+from common.efi.entries import FOLDER, RESCUE
 from image import esp, qemu, secureboot
 from image.host import opened
 from image.machine import VARIABLES
@@ -47,7 +49,7 @@ def put(disk: Path, files: Mapping[str, bytes]) -> None:
 
 
 def entry(files: Mapping[str, bytes]) -> str:
-    (found,) = [path for path in files if path.startswith("EFI/Linux/")]
+    (found,) = [path for path in files if path.startswith(f"{FOLDER}/") and not path.endswith(RESCUE)]
     return found
 
 
@@ -211,3 +213,30 @@ def test_an_entry_cannot_change_the_command_line(make_guest: MakeGuest, signed: 
     guest = start(make_guest, signed, enrolled, files)
     guest.wait_ssh()
     assert guest.run("cat /proc/cmdline").strip() == enrolled.cmdline.strip()
+
+
+def slots(disk: Path) -> dict[str, range]:
+    """Of each name in the folder of entries: which of the folder's slots it has."""
+    with opened(disk) as descriptor:
+        part = gpt.read(descriptor).find(esp.NAME)
+        volume = fatread.open_volume(descriptor, part.offset, part.size)
+        (folder,) = [one for one in fatread.folders(volume) if one.prefix == f"{FOLDER}/"]
+        return {one.name: one.slots for one in folder.entries if not one.directory}
+
+
+def test_a_version_that_firmware_refuses_falls_back(make_guest: MakeGuest, signed: Path) -> None:
+    """The loader restarts the machine each time; its counter leads to the other version. All that by itself."""
+    guest = machine(make_guest, signed)
+    files = contents(guest.vm.disk)
+    good = entry(files)
+    identity = pe.parse(files[good]).content(files[good], ".osrel").decode()
+    newer = rewritten(files[good], {".osrel": re.sub(r'(IMAGE_VERSION=)"[^"]*"', r"\1'9.0'", identity)})
+    put(guest.vm.disk, {**files, f"{FOLDER}/aaaaa+3.efi": newer})
+    guest.start()
+    guest.wait_serial("EFI stub", BOOT_SECONDS)
+    left = good.removeprefix(f"{FOLDER}/").replace("+3", "+2-1")
+    found = slots(guest.vm.disk)
+    assert found.keys() == {"aaaaa+0-3.efi", left}
+    assert max(found[left]) == max(map(max, found.values())) < 16  # firmware appends, within a sector so far
+    guest.wait_ssh()
+    assert len(re.findall(REFUSED, guest.serial)) >= 3

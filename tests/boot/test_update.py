@@ -55,7 +55,8 @@ def test_both_versions_and_back(make_guest: MakeGuest) -> None:
     assert (first["slot"], first["state"]) == ("a", "trial")
     becomes_good(guest)
     guest.stop()
-    assert entries(guest.vm.disk) == [f"mixos_{first['version']}+4.efi"]
+    (name,) = entries(guest.vm.disk)
+    assert name.endswith("+4.efi")
     install(guest.vm.disk, "9.0.0")
     guest.start()
     up(guest)

@@ -11,7 +11,7 @@ from pathlib import Path
 from common.disk import gpt, verity
 from common.disk.fatedit import Editor
 from common.efi import pe, uki
-from common.efi.entries import FOLDER, Entry, image_name, read_name
+from common.efi.entries import FOLDER, RESCUE, Entry, image_name
 from image.host import opened
 from image.layout import derive
 
@@ -25,16 +25,17 @@ def editor(descriptor: int) -> Editor:
 
 
 def entries(disk: Path) -> list[str]:
-    """The names of the loader's entries."""
+    """The names of the versions' entries."""
     with opened(disk) as descriptor:
-        return sorted(path.rpartition("/")[2] for path in editor(descriptor).files() if path.startswith(FOLDER))
+        found = [path.removeprefix(f"{FOLDER}/") for path in editor(descriptor).files() if path.startswith(FOLDER)]
+    return sorted(name for name in found if name != RESCUE)
 
 
 def install(disk: Path, version: str, slot: str = "b", change: Change = lambda line: line) -> None:
     """Put a version into a slot. change: of its kernel command line."""
     with opened(disk, os.O_RDWR) as descriptor:
         table, esp = gpt.read(descriptor), editor(descriptor)
-        (name,) = [path for path in esp.files() if path.startswith(f"{FOLDER}/")]
+        (name,) = [path for path in esp.files() if path.startswith(f"{FOLDER}/") and not path.endswith(RESCUE)]
         image = esp.read(name)
         found = uki.read_uki(image)
         old, place = table.find("mixos-root-a"), table.find(f"mixos-root-{slot}")
@@ -50,10 +51,9 @@ def install(disk: Path, version: str, slot: str = "b", change: Change = lambda l
         gpt.write(descriptor, table.replaced(replace(place, id=first)).replaced(replace(hashes, id=last)))
         before, _, rest = found.cmdline.partition('dm-mod.create="')
         line = change(f'{before}dm-mod.create="{verity.dm_create(tree)}"{rest.partition(chr(34))[2]}')
-        entry = read_name(name.rpartition("/")[2])
-        assert entry is not None
-        data = rewritten(image, {".cmdline": line, ".osrel": found.os_release.replace(entry.version, version)})
-        esp.add(f"{FOLDER}/{Entry(image_name(version), 3).name}", [data], len(data), epoch=0)
+        identity = found.os_release.replace(found.identity("IMAGE_VERSION"), version)
+        data = rewritten(image, {".cmdline": line, ".osrel": identity})
+        esp.add(f"{FOLDER}/{Entry(image_name(tree.root), 3).name}", [data], len(data), epoch=0)
 
 
 def rewritten(image: bytes, texts: dict[str, str]) -> bytes:

@@ -54,7 +54,7 @@ class Bench:
         self._patch.setenv("MIXOS_KEYS", str(folder))
 
     def run(self, *words: str | Path, root: Path | None = None) -> Result:
-        return CliRunner().invoke(keys, [*map(str, words), "--json"], obj=Context(root or self.folder, None))
+        return CliRunner().invoke(keys, [*map(str, words), "--json"], obj=Context(root or self.folder, None, None))
 
     def ok(self, *words: str | Path, root: Path | None = None) -> dict[str, Any]:
         result = self.run(*words, root=root)

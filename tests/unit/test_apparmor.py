@@ -105,7 +105,7 @@ def test_profiles_attach_to_their_program_alone(policy):
     }
     ours |= {"/usr/sbin/nft", "/usr/bin/dbus-daemon", "/usr/libexec/mixos/shim", "/usr/libexec/mixos/sandbox"}
     attached = {name: {path for path in ours if found.attaches(path)} for name, found in policy.items()}
-    for name in ENTERED:
+    for name in (*ENTERED, "update-windows"):  # which mixos-slots enters
         assert not attached.pop(name)
     for name in attached:
         found = policy[name]
@@ -138,6 +138,7 @@ def test_what_services_need(policy):
     assert policy["nft"].capabilities >> CAPABILITIES["net_admin"] & 1
     assert policy["nft"].may("/etc/mixos/rules.nft") == "r"
     assert policy["mixos-slots"].may("/dev/nvme0n1p1") == "rwak"
+    assert policy["mixos-fetch"].may("/etc/ssl/certs/x.pem") == "r"
     assert policy["mdns"].may("/usr/lib/python3.13/site-packages/zeroconf/__init__.py") == "rm"
     assert policy["dbus-door"].may("/run/dbus/system_bus_socket") == "rwa"
     assert policy["sandbox-proxy"].may("/etc/resolv.conf") == "r"
@@ -152,6 +153,21 @@ def test_processes_of_parts_execute_nothing_and_change_nothing(policy, name):
     for path in ("/etc/mixos/mdns.toml", "/run/mixos/mixosd.sock", "/var/lib/mixos/x", "/proc/1/environ", "/data/x"):
         assert found.may(path, owner=True) == ""
     assert policy["mixosd"].may("/proc/42/attr/apparmor/current") == "rwamix"
+
+
+def test_what_fetches_releases_writes_nothing_and_starts_nothing(policy):
+    found = policy["mixos-fetch"]
+    for path in (
+        "/data/mixos/update/trust/x",
+        "/var/lib/mixos/x",
+        "/run/mixos/mixosd.sock",
+        "/tmp/x",
+        "/etc/ssl/private/x",
+    ):
+        assert found.may(path, owner=True) == ""
+    for path in ("/usr/bin/busybox", "/usr/libexec/mixos-slots", "/usr/bin/mixosd"):
+        assert not set(found.may(path, owner=True)) & set("xwi")
+    assert found.may("/dev/vda", owner=True) == ""
 
 
 def test_every_process_of_a_part_has_its_profile_and_account():
@@ -175,7 +191,7 @@ def test_the_daemon_administers(policy):
     assert daemon.may("/usr/bin/busybox").endswith("mix")
     for helper in ("shim", "sandbox"):
         assert daemon.may(f"/usr/libexec/mixos/{helper}").endswith("ux")
-    for confined in ("/usr/sbin/nft", "/usr/bin/dbus-daemon"):
+    for confined in ("/usr/sbin/nft", "/usr/bin/dbus-daemon", "/usr/libexec/mixos-fetch", "/usr/libexec/mixos-slots"):
         assert daemon.may(confined).endswith("px")
 
 

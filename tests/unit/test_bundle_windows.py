@@ -1,4 +1,3 @@
-import os
 import random
 
 import pytest
@@ -30,7 +29,6 @@ from tests.plans import LEVEL, applied, image, planned, reader, text
 
 BLOCKS = [text(number, 128 << 10) for number in range(40)]
 NOISE = [random.Random(number).randbytes(128 << 10) for number in range(40)]
-FUZZ = int(os.environ.get("MIXOS_FUZZ", "20000"))  # executions of each fuzz test
 
 
 def edited(block: bytes, at: int = 5000) -> bytes:
@@ -396,52 +394,3 @@ def test_runs_cover_every_byte_once(pieces):
 def test_magic_numbers_without_a_frame_cost_little():
     data = frames.MAGIC * 500_000
     assert list(frames.runs(data)) == [frames.Run(0, len(data), None)]
-
-
-# --- fuzz -------------------------------------------------------------------------------------------------------------
-
-
-def mutated(draw: random.Random, data: bytearray) -> bytes:
-    changed = bytearray(data)
-    for _ in range(draw.randrange(1, 4)):
-        at = draw.randrange(len(changed))
-        if draw.random() < 0.6:
-            changed[at] = draw.choice((0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)))
-        elif draw.random() < 0.5:
-            del changed[at : at + draw.randrange(1, 4)]
-            changed = changed or bytearray(b"\0")
-        else:
-            changed[at:at] = draw.randbytes(draw.randrange(1, 4))
-    return bytes(changed)
-
-
-def test_fuzz_the_plan_reader():
-    """Changed bytes of a plan before it is packed, so that they reach the reader of numbers."""
-    plan, _ = planned(image([edited(BLOCKS[3]), *BLOCKS[5:9], NOISE[1][:9000]]), image(BLOCKS[:12]))
-    body = bytearray(zstd.decompress(plan[len(windows.MAGIC) :]))
-    draw, refused = random.Random(2), 0
-    for _ in range(FUZZ):
-        try:
-            read = read_plan(windows.MAGIC + zstd.compress(mutated(draw, body), 1))
-            assert 0 <= read.transfer <= windows.MAX_SEGMENTS * (REACH + (64 << 10))
-        except BundleError:
-            refused += 1
-    assert refused > FUZZ // 2
-
-
-def test_fuzz_the_applier():
-    """What passes the reader is made from changed payload too; nothing but the right window is ever written."""
-    old = image([block[:3000] for block in BLOCKS[:6]])
-    new = image([edited(block[:3000], 50) for block in BLOCKS[:4]])
-    plan, payload = planned(new, old)
-    body = bytearray(zstd.decompress(plan[len(windows.MAGIC) :]))
-    draw, target, written = random.Random(3), Target.of(new), 0
-    for _ in range(FUZZ // 10):
-        other = mutated(draw, bytearray(payload)) if draw.random() < 0.5 else payload
-        data = windows.MAGIC + zstd.compress(mutated(draw, body) if draw.random() < 0.7 else bytes(body), 1)
-        try:
-            assert applied(data, other, old, target) == new
-            written += 1
-        except BundleError:
-            pass
-    assert written < FUZZ // 10

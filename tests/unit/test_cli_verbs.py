@@ -49,6 +49,8 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "sandbox run": {"ro": "read-only", "rw": "read-write", "net": "network"},
     "storage quota set": {"limit": "size"},
     "top": {"interval": "seconds"},
+    "update apply": {"no-restart": "restart"},
+    "update stage": {"bundle": "url"},
     "metrics": {"history": "minutes"},
 }
 # Command → options that are no parameters: what the command itself does with answers, files and the terminal.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -12,10 +14,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from common.errors import SettingsError
-from common.settings.model import MAX_BYTES, Network, Settings, SshKey, from_mapping, parse
+from common.settings.model import MAX_BYTES, Network, Settings, SshKey, from_mapping, parse, parse_update
 from common.settings.render import render
 from common.settings.sshkey import expiry_problem, key_problem, normal_key, option_problem, source_problem
 from common.settings.sshkey import line as key_line
+from common.settings.update import Update, is_open, opens_in
 from common.settings.zones import tzif, zones
 
 
@@ -59,6 +62,13 @@ options = ["no-pty"]
 
 [time]
 servers = ["ntp.example", "192.0.2.5"]
+[update]
+channel = "https://updates.example/mixos"
+fetch = "window"
+apply = "reboot"
+when = ["sat,sun 02:00-05:00"]
+metered = ["wwan0"]
+max-bytes = "64M"
 """
 
 
@@ -81,6 +91,9 @@ def test_everything():
             ),
         ),
         servers=("ntp.example", "192.0.2.5"),
+        update=Update(
+            "https://updates.example/mixos", "window", "reboot", ("sat,sun 02:00-05:00",), ("wwan0",), 64 << 20
+        ),
     )
     assert from_mapping(json.loads(json.dumps(result.as_mapping())), "stored", Settings()) == result
 
@@ -393,3 +406,104 @@ def test_a_day_may_be_a_day_of_toml():
     with pytest.raises(SettingsError) as caught:
         parse(b"hostname = 2027-01-01", "f", Settings())
     assert "datetime" not in caught.value.message
+
+
+# -- updates -----------------------------------------------------------------------------------------------------------
+
+
+def of_update(table: str) -> Update:
+    return parse_update(table.encode(), "update.toml")
+
+
+def test_the_file_of_updates_is_the_table_and_is_written_as_it_is_read():
+    full = parse(FULL.encode(), "x.toml", Settings())
+    assert of_update(full.update.toml()) == full.update
+    files = render(full)
+    assert parse_update(files["etc/mixos/update.toml"].data, "update.toml") == full.update
+    assert "etc/mixos/update.toml" not in render(Settings())
+
+
+def test_a_preseed_keeps_what_it_does_not_say_of_updates():
+    base = parse(FULL.encode(), "x.toml", Settings())
+    assert parse(b'[update]\napply = "manual"', "x", base).update == replace(base.update, apply="manual")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'channel = "ftp://updates.example"',
+        'channel = "updates.example"',
+        'channel = "https://user:secret@updates.example/"',
+        'channel = "https://updates.example/x.mixb?y"',
+        'channel = "https://updates.example/#a"',
+        'channel = "https://updates.example:0/"',
+        'channel = "https://[::1/"',
+        'channel = "https://updates.example/ x"',
+        """channel = 'https://updates.example/"'""",
+        'fetch = "always"',
+        'apply = "now"',
+        'apply = "window"',
+        'when = ["02:00"]',
+        'when = ["25:00-26:00"]',
+        'when = ["02:00-02:00"]',
+        'when = ["saturday 02:00-03:00"]',
+        'when = ["sat-sun- 02:00-03:00"]',
+        'when = ["24:00-02:00"]',
+        'metered = ["lo!"]',
+        "max-bytes = -1",
+        'max-bytes = "64 MB"',
+        "max-bytes = true",
+    ],
+)
+def test_updates_that_are_refused(table):
+    with pytest.raises(SettingsError) as caught:
+        of_update(f"\n{table}\n")
+    assert caught.value.reason == "settings-value"
+    assert caught.value.message.startswith(f"update.toml:2: update.{table.split(' ')[0]}: ")
+
+
+@pytest.mark.parametrize(
+    ("window", "inside", "outside"),
+    [
+        ("02:00-05:00", ["mon 02:00", "sun 04:59"], ["mon 01:59", "mon 05:00"]),
+        ("00:00-24:00", ["mon 00:00", "sun 23:59"], []),
+        ("sun 22:00-04:00", ["sun 22:00", "mon 03:59"], ["sun 03:00", "mon 04:00", "mon 22:00"]),
+        ("fri-mon 10:00-11:00", ["fri 10:00", "sun 10:30", "mon 10:59"], ["tue 10:30", "thu 10:30"]),
+        ("sat,tue 10:00-11:00", ["sat 10:00", "tue 10:00"], ["sun 10:00", "mon 10:00"]),
+    ],
+)
+def test_maintenance_windows(window, inside, outside):
+    for words, expected in ((inside, True), (outside, False)):
+        for word in words:
+            day, _, clock = word.partition(" ")
+            at = datetime.strptime(clock, "%H:%M") - timedelta(days=datetime(1900, 1, 1).weekday())
+            at += timedelta(days=["mon", "tue", "wed", "thu", "fri", "sat", "sun"].index(day))
+            assert is_open([window], at) == expected, word
+
+
+@given(st.datetimes(datetime(2026, 1, 1), datetime(2027, 1, 1)), st.integers(0, 1439), st.integers(0, 1440))
+def test_a_window_opens_when_it_is_said_to(at, begin, end):
+    if end == begin or (begin, end) == (0, 1440):
+        return
+    day = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"][(begin + end) % 7]
+    window = f"{day} {begin // 60:02}:{begin % 60:02}-{end // 60:02}:{end % 60:02}"
+    wait = opens_in([window], at)
+    assert wait is not None
+    assert is_open([window], at + timedelta(seconds=wait))
+    assert wait == 0 or not is_open([window], at + timedelta(seconds=wait - 1))
+    assert opens_in([], at) is None
+
+
+def test_what_a_device_does_by_itself():
+    night, day = datetime(2026, 11, 28, 3), datetime(2026, 11, 28, 12)  # a Saturday
+    free = Update("https://updates.example")
+    assert free.no_fetch(day, "eth0", 1 << 40) is None
+    assert free.no_apply(night) == "manual"
+    careful = Update("https://updates.example", "window", "window", ("sat 02:00-05:00",), ("wwan0",), 100)
+    assert careful.no_fetch(night, "eth0", 100) is None
+    assert careful.no_fetch(night, "eth0", 101) == "size"
+    assert careful.no_fetch(night, "wwan0", 100) == "metered"
+    assert careful.no_fetch(day, "eth0", 100) == "window"
+    assert (careful.no_apply(night), careful.no_apply(day)) == (None, "window")
+    assert Update(fetch="manual", apply="reboot").no_fetch(night, "eth0", 1) == "manual"
+    assert Update(apply="reboot").no_apply(night) == "reboot"

@@ -21,7 +21,7 @@ from buildsys.project import Project
 from buildsys.run import run
 from common import toml, tomlfile
 from common.errors import MixosError
-from common.settings.model import Network, Settings, SshKey, from_mapping
+from common.settings.model import Network, Settings, SshKey, Update, from_mapping, parse_update
 from common.settings.model import parse as parse_settings
 from common.tomlfile import Strict, parse
 from daemon.client.cli import verbs as mixctl_verbs
@@ -123,6 +123,8 @@ def test_toml_examples_go_through_the_real_parser(block: Block, tmp_path: Path):
         parse(block.text, block.page, Recipe)
     elif block.title == "mixos-preseed.toml":
         parse_settings(block.text.encode(), block.where, Settings())
+    elif block.title == "update.toml":
+        parse_update(block.text.encode(), block.where)
     elif block.title == "sources.lock":
         path = tmp_path / "sources.lock"
         path.write_text(block.text)
@@ -141,7 +143,15 @@ def test_toml_examples_go_through_the_real_parser(block: Block, tmp_path: Path):
 
 def test_every_kind_of_file_has_an_example():
     titles = {block.title for block in ALL_BLOCKS if block.language == "toml" and block.page.name not in UNIT_PAGES}
-    assert titles == {"mixos.toml", "recipe.toml", "mixos-preseed.toml", "sources.lock", "waivers.toml", *DEVICE_FILES}
+    assert titles == {
+        "mixos.toml",
+        "recipe.toml",
+        "mixos-preseed.toml",
+        "sources.lock",
+        "update.toml",
+        "waivers.toml",
+        *DEVICE_FILES,
+    }
 
 
 @pytest.mark.parametrize("block", SHELL)
@@ -248,6 +258,7 @@ SETTING_KEYS = {
     "settings.ssh.keys",
     *(f"settings.ssh.keys.{name}" for name in ("account", "key", "from", "expires", "options")),
     "settings.time.servers",
+    *(f"settings.update.{name}" for name in ("channel", "fetch", "apply", "when", "metered", "max-bytes")),
 }
 
 
@@ -265,6 +276,7 @@ def test_the_list_of_settings_in_this_test_is_that_of_the_parser():
     full = Settings(
         network=Network("static", "eth0", "192.0.2.10/24", "192.0.2.1", ("192.0.2.1",)),
         keys=(SshKey("admin", "key", ("10.0.0.0/8",), "2027-01-01", ("no-pty",)),),
+        update=Update("https://updates.example", "window", "window", ("02:00-05:00",), ("wwan0",), 1),
     )
     assert set(flattened(full.as_mapping(), "settings.")) == SETTING_KEYS
 

@@ -18,7 +18,7 @@ from virt.firmware.efi import siglist as oracle
 
 from buildsys.run import run
 from common.efi import pe, pkcs7, siglist
-from common.errors import FormatError
+from common.errors import FormatError, ImageError
 from image import secureboot
 from tests.images import pe_image
 from tests.secureboot import OWNER, keys, signer
@@ -129,7 +129,10 @@ def signed_image() -> bytes:
 
 
 def refused(image: bytes, dbx: list[siglist.Signature], db: list[siglist.Signature] | None = None) -> bool:
-    return bool(siglist.refused({"slot": image}, [of("db")] if db is None else db, dbx))
+    known = [of("db")] if db is None else db
+    why = siglist.refusal(image, siglist.write(known), siglist.write(dbx))
+    assert siglist.refused({"slot": image}, known, dbx) == ({} if why is None else {"slot": why})
+    return why is not None
 
 
 def test_what_is_signed_by_db_starts_until_it_is_revoked() -> None:
@@ -161,9 +164,74 @@ def test_what_cannot_be_judged_is_refused(odd: siglist.Signature) -> None:
     assert refused(secureboot.sign(IMAGE, signer("db")), [odd])
 
 
+def test_only_an_authority_issues() -> None:
+    signed = secureboot.sign(IMAGE, signer("leaf", "issued"))
+    assert not refused(signed, [], [of("leaf", "issued")])
+    assert not refused(signed, [], [of("issued")])
+    assert refused(signed, [], [of("issued", "authority")])
+
+
+def test_a_name_is_no_key() -> None:
+    """An issuer, or a signer, of the name that db has: its signature is verified, by the key in db."""
+    signed = secureboot.sign(IMAGE, signer("leaf", "authority"))
+    assert refused(signed, [], [entry(signer("authority", key="stranger").der, siglist.X509)])
+    assert refused(secureboot.sign(IMAGE, signer("db", key="stranger")), [])
+    assert refused(secureboot.sign(IMAGE, signer("leaf", "authority", key="stranger")), [], [of("leaf", "authority")])
+
+
+def test_a_signature_counts_for_its_image_alone() -> None:
+    signed, other = signed_image(), pe_image([(".text", b"evil" * 300), (".data", b"x" * 1000)])
+    at = pe.parse(signed).certificates[0]
+    moved = bytearray(secureboot.sign(other, signer("stranger"))[:at] + signed[at:])
+    struct.pack_into("<II", moved, pe.parse(other).optional + 112 + 4 * 8, *pe.parse(signed).certificates)
+    assert pe.signatures(bytes(moved)) == pe.signatures(signed)
+    why = siglist.refusal(bytes(moved), siglist.write([of("db")]), b"")
+    assert why == "its signature is wrong, or is of another image"
+
+
+def test_databases_that_cannot_be_read_refuse_all() -> None:
+    assert siglist.refusal(signed_image(), siglist.write([of("db")]), b"") is None
+    for db, dbx in ((b"x", b""), (siglist.write([of("db")]), b"x"), (b"", b""), (bytes(siglist.MAX_DATABASE + 1), b"")):
+        assert siglist.refusal(signed_image(), db, dbx)
+    assert siglist.refusal(b"MZ no image", siglist.write([of("db")]), b"")
+
+
+def test_a_bit_that_changes_is_refused() -> None:
+    """Anywhere, but for few that no signature is over, with which sbverify starts it, too."""
+    signed = signed_image()
+    start = pe.parse(signed).certificates[0]
+    checked = range(pe.parse(signed).optional + 64, pe.parse(signed).optional + 68)
+    db = siglist.write([of("db")])
+    started = []
+    for at in sorted({*range(0, start, 9), *checked, *range(start, len(signed))}):
+        data = bytearray(signed)
+        data[at] ^= 1
+        if siglist.refusal(bytes(data), db, b"") is None:
+            secureboot.verify(bytes(data), signer("db").certificate)
+            started.append(at)
+    assert started[:4] == list(checked)
+    assert len(started[4:]) < 11  # the length and the versions of the signature, up to seven bytes that fill it up
+    assert all(at >= start for at in started[4:])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_sbverify_says_the_same(seed: int) -> None:
+    """Of an image that was changed somewhere, signed with a certificate in db or by its issuer."""
+    by = signer("db") if seed % 2 else signer("leaf", "db")
+    data = bytearray(secureboot.sign(IMAGE, by))
+    if seed > 1:
+        data[random.Random(seed).randrange(1024, pe.parse(data).certificates[0])] ^= 1
+    try:
+        secureboot.verify(bytes(data), signer("db").certificate)
+    except ImageError:
+        assert refused(bytes(data), [])
+    else:
+        assert not refused(bytes(data), [])
+
+
 @settings(deadline=None)
 @given(st.integers(0, 1 << 32))
-def test_damaged_images_end_in_an_error(seed: int) -> None:
+def test_damaged_images_are_judged(seed: int) -> None:
     signed = signed_image()
     chance = random.Random(seed)
     start = pe.parse(signed).certificates[0]
@@ -172,9 +240,9 @@ def test_damaged_images_end_in_an_error(seed: int) -> None:
         if chance.random() < 0.5:
             data[chance.randrange(low, high)] = chance.choice((0, 1, 0x80, 0xFF))
     damaged = bytes(data[: chance.choice((len(data), chance.randrange(len(data))))])
-    for read in (lambda: siglist.refused({"slot": damaged}, [of("db")], []), lambda: pe.unsigned(damaged)):
-        with suppress(pkcs7.DerError, pe.PeError):
-            read()
+    refused(damaged, [])
+    with suppress(pe.PeError):
+        pe.unsigned(damaged)
 
 
 def test_a_certificate_table_must_be_the_end() -> None:

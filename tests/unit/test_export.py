@@ -9,6 +9,7 @@ import pytest
 from buildsys import export
 from buildsys.events import Note
 from buildsys.project import Project
+from buildsys.revision import Revision
 from tests.hostpackages import ROOT
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMtidA45oOo6cjipaVn1Wa8X8fm6UFV/P7AnYhRpaHob"
@@ -26,5 +27,7 @@ def test_an_image_that_lets_nobody_in_is_told(tmp_path, monkeypatch, keys):
     events = []
     session = SimpleNamespace(project=Project.at(tmp_path, config), executor=SimpleNamespace(sink=events.append))
     monkeypatch.setattr(export, "_is_current", lambda *record: True)
-    export.export(session, dict.fromkeys(export.SHOWN, SimpleNamespace(output="")))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("{}")
+    export.export(session, dict.fromkeys(export.SHOWN, SimpleNamespace(output="")), Revision(None))
     assert [event.level for event in events if isinstance(event, Note)] == ["warning"] * (keys != "one")

@@ -8,6 +8,7 @@ import pytest
 
 from common.disk import gpt, verity
 from common.efi import uki
+from common.efi.entries import FOLDER, image_name
 from common.errors import ConfigError, ImageError
 from image import deb, esp, layout
 from tests.images import LOADER, ROOT, SMALL, Bench, ar_member
@@ -30,7 +31,7 @@ def test_whole_image(tmp_path: Path) -> None:
         files = esp.read(fd, table.find("mixos-esp"))
     assert files["EFI/BOOT/BOOTX64.EFI"] == files["EFI/systemd/systemd-bootx64.efi"] == LOADER
     assert b"default" not in files["loader/loader.conf"]
-    boot = uki.read_uki(files["EFI/Linux/mixos_1.2.3+3.efi"])
+    boot = uki.read_uki(files[f"{FOLDER}/{image_name(tree.root)}+3.efi"])
     assert boot.cmdline == (
         f'root=/dev/dm-0 ro rootfstype=squashfs rootwait=20 dm-mod.create="{verity.dm_create(tree)}" '
         "init=/sbin/init panic=10 oops=panic slab_nomerge pti=on console=ttyS0 quiet"

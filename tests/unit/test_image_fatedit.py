@@ -1,6 +1,8 @@
 """Editing a FAT32 file system: against a model, at every power cut, on damaged volumes."""
 
 import contextlib
+import hashlib
+import itertools
 import os
 import random
 import struct
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from common.disk import fat, fatread
 from common.disk.fatedit import Cleaned, Editor
+from common.efi.entries import COMING, RESCUE, image_name
 from tests import crashstates, fatfuzz
 
 SIZE = 129 << 20
@@ -355,32 +358,78 @@ def firmware_renames(fd: int, old: str, new: str) -> None:
     os.fsync(fd)
 
 
-def test_no_rename_of_the_firmware_loses_a_name(esp: int, tmp_path: Path) -> None:
-    """Two versions and a rescue system; the new one never comes up, the old one does and is blessed; ten times."""
-    kernel, rescue = FILES[LINUX + "mixos_0.1.0+3.efi"], b"rescue"
+OLD, NEW = (image_name(hashlib.sha256(version).digest()) for version in (b"old", b"new"))
+
+
+def counts(fd: int, stem: str, *counters: str) -> None:
+    """Each counter becomes the next one, by firmware."""
+    for before, after in itertools.pairwise(counters):
+        firmware_renames(fd, f"{stem}{before}.efi", f"{stem}{after}.efi")
+
+
+@pytest.fixture
+def slots(esp: int) -> int:
+    """The ESP of a device: a version that was called good, and what is started when nothing else is left."""
     editor = edit(esp)
-    editor.add(LINUX + "RESCUE.EFI", [rescue], len(rescue), epoch=EPOCH)
-    editor.rename(LINUX + "mixos_0.1.0+3.efi", "0000a+3.efi")
+    editor.add(LINUX + RESCUE, [b"rescue"], 6, epoch=EPOCH)
+    editor.rename(LINUX + "mixos_0.1.0+3.efi", f"{OLD}+4.efi")
+    return esp
+
+
+def test_no_rename_of_the_firmware_loses_a_name(slots: int, tmp_path: Path) -> None:
+    """A new version comes, after a start in the middle of that; it never gets well, the old one does; ten times."""
+    kernel = FILES[LINUX + "mixos_0.1.0+3.efi"]
     scratch = crashstates.Scratch(tmp_path / "esp", tmp_path / "scratch")
-    with crashstates.recorded(esp, tmp_path / "log") as log:
+    with crashstates.recorded(slots, tmp_path / "log") as log:
         log.mark("ten times")
         for _ in range(10):
-            edit(esp).add(LINUX + "coming.new", [b"new" * 999], 2997, epoch=EPOCH)
-            edit(esp).rename(LINUX + "coming.new", "0000b+3.efi")
-            for before, after in (("+3", "+2-1"), ("+2-1", "+1-2"), ("+1-2", "+0-3")):
-                firmware_renames(esp, f"0000b{before}.efi", f"0000b{after}.efi")
-            firmware_renames(esp, "0000a+3.efi", "0000a+2-1.efi")
-            edit(esp).rename(LINUX + "0000a+2-1.efi", "0000a+3.efi")
-            edit(esp).remove(LINUX + "0000b+0-3.efi")
-    names = set()
+            edit(slots).add(LINUX + COMING, [b"new" * 999], 2997, epoch=EPOCH)
+            counts(slots, OLD, "+4", "+3-1")
+            edit(slots).rename(f"{LINUX}{OLD}+3-1.efi", f"{OLD}+4.efi")
+            edit(slots).rename(LINUX + COMING, f"{NEW}+3.efi")
+            counts(slots, NEW, "+3", "+2-1", "+1-2", "+0-3")
+            counts(slots, OLD, "+4", "+3-1")
+            edit(slots).rename(f"{LINUX}{OLD}+3-1.efi", f"{OLD}+4.efi")
+            edit(slots).remove(f"{LINUX}{NEW}+0-3.efi")
+    names, once = set(), True
     for state in crashstates.states(crashstates.read_log(tmp_path / "log"), scratch, torn=3, orders=8):
         found = files(scratch.fd)
-        old = [name for name in found if name.startswith(LINUX + "0000a")]
+        old = [name for name in found if name.startswith(LINUX + OLD)]
         assert [found[name] for name in old] == [kernel], state
-        assert found[LINUX + "RESCUE.EFI"] == rescue, state
+        assert found[LINUX + RESCUE] == b"rescue", state
+        new = [found[name] for name in found if name.startswith((LINUX + NEW, LINUX + COMING))]
+        once = once and new in ([], [b"new" * 999])
         names |= set(found)
-    assert {f"{LINUX}0000{name}.efi" for name in ("a+3", "a+2-1", "b+3", "b+2-1", "b+1-2", "b+0-3")} <= names
-    assert edit(esp).clean() == Cleaned(0, 0, 0, ())
+    assert once
+    counted = {f"{LINUX}{OLD}{one}.efi" for one in ("+4", "+3-1")}
+    assert names >= counted | {f"{LINUX}{NEW}{one}.efi" for one in ("+3", "+2-1", "+1-2", "+0-3")} | {LINUX + COMING}
+    assert edit(slots).clean() == Cleaned(0, 0, 0, ())
+
+
+def test_where_firmware_counts_more_often_than_a_sector_has_room(slots: int, tmp_path: Path) -> None:
+    """Both versions run out without our coming up: a cut in the fifth rename or a later one may lose the name that it
+    changes. The rescue system and the other version stay."""
+    edit(slots).add(f"{LINUX}{NEW}+3.efi", [b"new"], 3, epoch=EPOCH)
+    scratch = crashstates.Scratch(tmp_path / "esp", tmp_path / "scratch")
+    with crashstates.recorded(slots, tmp_path / "log") as log:
+        for step, (stem, *counters) in enumerate(
+            [
+                *((NEW, *pair) for pair in itertools.pairwise(("+3", "+2-1", "+1-2", "+0-3"))),
+                *((OLD, *pair) for pair in itertools.pairwise(("+4", "+3-1", "+2-2", "+1-3", "+0-4"))),
+            ],
+            1,
+        ):
+            log.mark(str(step))
+            counts(slots, stem, *counters)
+    lost = Counter()
+    for state in crashstates.states(crashstates.read_log(tmp_path / "log"), scratch, torn=50, orders=50):
+        found = files(scratch.fd)
+        there = [stem for stem in (OLD, NEW) if any(name.startswith(LINUX + stem) for name in found)]
+        assert LINUX + RESCUE in found, state
+        assert NEW in there, state
+        lost[state.step] += OLD not in there
+    assert {step for step, count in lost.items() if count} <= {"5", "6", "7"}
+    assert lost["5"]
 
 
 def clean_at_every_cut(cut: crashstates.Scratch, folder: Path, block: int, want: dict[str, bytes]) -> int:

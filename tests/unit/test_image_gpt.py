@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.disk import gpt
+from tests import crashstates
 
 SECTORS = 40000
 ALIGN = gpt.ALIGN // 512  # sectors
@@ -180,6 +181,25 @@ def test_power_cut_between_the_copies(
     os.close(fd)
     assert found.partitions == (sample, sample, changed)[cut].partitions
     assert found.problems == ((), ("backup-differs",), ())[cut]
+
+
+@pytest.mark.parametrize("torn", [1, SECTORS - 1])
+def test_what_a_cut_has_torn_is_written_before_what_is_whole(tmp_path: Path, sample: gpt.Table, torn: int) -> None:
+    """Otherwise a second cut could leave a disk without a table."""
+    fd = disk(tmp_path / "disk")
+    gpt.write(fd, sample)
+    os.pwrite(fd, bytes(512), torn * 512)
+    changed = sample.replaced(replace(sample.partitions[1], id=UUID(int=99)))
+    scratch = crashstates.Scratch(tmp_path / "disk", tmp_path / "scratch")
+    with crashstates.recorded(fd, tmp_path / "log"):
+        gpt.write(fd, changed)
+    os.close(fd)
+    cut = 0
+    for state in crashstates.states(crashstates.read_log(tmp_path / "log"), scratch, torn=60):
+        assert gpt.read(scratch.fd).partitions in (sample.partitions, changed.partitions)
+        cut += state.torn
+    assert cut > 2
+    assert gpt.read(scratch.fd) == gpt.read(tmp_path / "disk") == changed
 
 
 def test_torn_primary_after_new_backup(fd: int, sample: gpt.Table) -> None:

@@ -1,4 +1,4 @@
-"""Stage 60 of the boot: which files of the ESP it names as not read."""
+"""Stage 60 of the boot: which files of the ESP it names as not read, and whether what runs is on trial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tests.hostpackages import ROOT
 
 STAGE = ROOT / "rootfs/skeleton/usr/lib/mixos/init/stages/60-preseed.sh"
 STUBS = (
-    "partition() { return 1; }; first_line() { return 1; }; say() { printf '%s\\n' \"$*\"; }; set -eu; STATE=/none\n"
+    "partition() { return 1; }; first_line() { return 1; }; say() { printf '%s\\n' \"$*\"; }; umount() { :; }; set -eu;"
+    "STATE=/none RUN=.\n"
 )
 
 
@@ -57,3 +58,25 @@ def test_an_empty_esp_a_folder_of_that_name_and_a_name_for_the_terminal(tmp_path
     (tmp_path / "mixos-preseed.toml").rmdir()
     (tmp_path / "preseed\x1b[2J\n").write_text("")
     assert named(tmp_path) == ["preseed?[2J?"]
+
+
+@pytest.mark.parametrize(
+    ("running", "others", "trial"),
+    [
+        ("k3v7q+2-1.efi", ["aaaaa+4.efi"], True),
+        ("k3v7q+0-3.efi", ["aaaaa+4.efi", "RESCUE.EFI"], True),
+        ("k3v7q+2-1.efi", ["aaaaa+0-4.efi"], False),  # nothing else that would be started
+        ("k3v7q+2-1.efi", ["RESCUE.EFI", "COMING.NEW"], False),
+        ("k3v7q+3-1.efi", ["aaaaa+4.efi"], False),  # it was called good
+        ("k3v7q.efi", ["aaaaa+4.efi"], False),
+    ],
+)
+def test_what_is_on_trial(tmp_path, running, others, trial):
+    folder = tmp_path / "EFI/Linux"
+    folder.mkdir(parents=True)
+    for name in (running, *others):
+        (folder / name).touch()
+    (tmp_path / "counted").write_bytes(b"\6\0\0\0" + f"\\EFI\\Linux\\{running}\0".encode("utf-16-le"))
+    script = STAGE.read_text().replace("/boot/", f"{tmp_path}/").replace("\nCOUNTED=", "\nCOUNTED=counted #")
+    run(["sh", "-c", STUBS + script], cwd=tmp_path)
+    assert (tmp_path / "trial").exists() == trial

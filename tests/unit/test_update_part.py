@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from common.efi.entries import image_name
 from common.errors import MixosError
 from daemon import migrations
 from daemon.core.change.files import Trees
@@ -97,10 +98,10 @@ def fail(device, times=3):
 
 def test_a_new_version_that_is_well_is_called_good(device):
     assert device.boot() == "1.0"
-    assert device.names() == ["mixos_1.0+2-1.efi"]
+    assert device.starts() == {"1.0": (2, 1)}
     (device.tree / "run/mixos/trial").write_text("600\n")
     found = run(device, become_good)
-    assert device.names() == ["mixos_1.0+4.efi"]
+    assert device.starts() == {"1.0": (4, 0)}
     assert found["state"] == "good"
     assert found["next"] == "1.0"
     assert found["last"]["what"] == "committed"
@@ -111,13 +112,13 @@ def test_one_that_was_good_gets_its_starts_back_at_each_boot(device):
     device.boot()
     run(device, become_good)
     device.boot()
-    assert device.names() == ["mixos_1.0+3-1.efi"]
+    assert device.starts() == {"1.0": (3, 1)}
 
     async def renewed(update):
         await until(lambda: not update.boot.running.entry.done)
 
     run(device, renewed, findings=lambda: [Finding("units", "critical", "web is not up")])
-    assert device.names() == ["mixos_1.0+4.efi"]
+    assert device.starts() == {"1.0": (4, 0)}
 
 
 def test_what_is_not_well_is_not_called_good(device):
@@ -130,7 +131,7 @@ def test_what_is_not_well_is_not_called_good(device):
 
     found = run(device, wait, findings=lambda: [Finding("units", "critical", "web is not up")])
     assert (found["state"], found["problem"]) == ("trial", "web is not up")
-    assert device.names() == ["mixos_1.0+2-1.efi"]
+    assert device.starts() == {"1.0": (2, 1)}
 
 
 def test_a_version_that_never_gets_well_is_left_and_told(device):
@@ -187,7 +188,7 @@ def test_going_back_and_forth(device):
     device.boot()
     run(device, become_good)
     assert run(device, lambda update: ask(update, "rollback")) == {"next": "1.0", "next-slot": "a"}
-    assert device.names() == ["mixos_1.0+4.efi", "mixos_1.1+0-4.efi"]
+    assert device.starts() == {"1.0": (4, 0), "1.1": (0, 4)}
     assert device.boot() == "1.0"
     found = run(device, become_good)
     assert found["blocked"] == {}
@@ -207,7 +208,7 @@ def test_what_was_left_is_not_called_good_in_the_same_boot(device):
         await asyncio.sleep(0.2)
 
     run(device, leave, findings=lambda: [Finding("parts", "warning", "net is starting")])
-    assert device.names() == ["mixos_1.0+4.efi", "mixos_1.1+0-3.efi"]
+    assert device.starts() == {"1.0": (4, 0), "1.1": (0, 3)}
 
 
 def test_nowhere_to_go_back_to(device):
@@ -258,28 +259,31 @@ def test_parameters():
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("mixos_1.0+3.efi", "mixos_1.1+3.efi"),
-        ("mixos_1.0+3.efi", "mixos_1.0.efi"),
-        ("mixos_1.0+3.efi", "mixos_1.0+9.efi"),
-        ("mixos_1.0+3.efi", "other.txt"),
+        ("STEM+3.efi", "other+3.efi"),
+        ("STEM+3.efi", "STEM.efi"),
+        ("STEM+3.efi", "STEM+9.efi"),
+        ("STEM+3.efi", "other.txt"),
         ("../BOOT/BOOTX64.EFI", "../BOOT/BOOTX64+3.EFI"),
-        ("mixos_9+3.efi", "mixos_9+4.efi"),
+        ("other+3.efi", "other+4.efi"),
+        ("RESCUE.EFI", "RESCUE.EFI"),
     ],
 )
 def test_the_counter_changes_nothing_but_counters(device, old, new, capsys):
+    stem = image_name(device.root_hash)
     before = device.path.read_bytes()
-    assert main(["count", old, new], device.tree) == 8
+    assert main(["count", old.replace("STEM", stem), new.replace("STEM", stem)], device.tree) == 8
     assert capsys.readouterr().out.startswith('{"error": ')
     assert device.path.read_bytes() == before
 
 
 def test_the_counter_counts(device, capsys):
-    assert main(["count", "mixos_1.0+3.efi", "mixos_1.0+4.efi"], device.tree) == 0
-    assert device.names() == ["mixos_1.0+4.efi"]
+    stem = image_name(device.root_hash)
+    assert main(["count", f"{stem}+3.efi", f"{stem}+4.efi"], device.tree) == 0
+    assert device.names() == [f"{stem}+4.efi"]
     assert main([], device.tree) == 2
     assert "usage" in capsys.readouterr().out
     with pytest.raises(MixosError):
-        count(Disk.at(device.path), "mixos_1.0+3.efi", "mixos_1.0+4.efi")
+        count(Disk.at(device.path), f"{stem}+3.efi", f"{stem}+4.efi")
 
 
 # -- the data ----------------------------------------------------------------------------------------------------------

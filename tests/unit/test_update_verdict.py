@@ -13,7 +13,7 @@ GOOD, NEW = b"\1" * 32, b"\2" * 32
 
 
 def image(digest, version, left, done=0, slot="b"):
-    return Image(Entry(f"mixos_{version}", left, done, version=version), digest, "6.6.8", slot)
+    return Image(Entry("k3v7q", left, done, version=version), digest, "6.6.8", slot)
 
 
 def boot(*others):

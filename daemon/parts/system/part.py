@@ -10,21 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field
 
-from common.errors import DiskError, RefusedError
-from common.safe import one_line
+from common.errors import DiskError, MixosError, RefusedError
 from common.tomlfile import Strict
 from daemon.core import crashes
 from daemon.core.method import ADMINS, EVERYONE, OPERATORS, Caller, Method, Nothing
 from daemon.core.part import Context
-from daemon.linux import power
+from daemon.linux import power, programs
 from daemon.linux.log import log
-from daemon.linux.process import capture
 
 if TYPE_CHECKING:
     from daemon.parts.system.answers import Facts, Pong, Status, Version, Word
-
-
-WRITER = ("/usr/libexec/mixos-slots",)
 
 
 class Reset(Strict):
@@ -47,7 +42,7 @@ class SystemPart:
         context: Context,
         parts: Callable[[], Mapping[str, Any]],
         ask: Callable[[signal.Signals], None] | None = None,
-        writer: Sequence[str] = WRITER,
+        writer: Sequence[str] = programs.SLOTS,
     ) -> None:
         self._writer = writer
         self._context = context
@@ -110,10 +105,11 @@ class SystemPart:
                 hint="name the device whose data are to be erased",
             )
         how = "overwrite" if params.overwrite else "erase"
-        done = await capture([*self._writer, "reset", how], seconds=60.0)
-        if done.status:
-            words = one_line(done.out.decode("utf-8", "replace"))[:300] or f"it ended with status {done.status}"
-            raise DiskError(f"the reset could not be prepared, and nothing is erased: {words}", reason="reset-write")
+        try:
+            await programs.ended([*self._writer, "reset", how])
+        except MixosError as error:
+            message = f"the reset could not be prepared, and nothing is erased: {error.message}"
+            raise DiskError(message, reason="reset-write", retryable=error.retryable) from error
         log("notice", f"the next boot erases all data ({how}), by {caller.name}")
         return self._soon(signal.SIGTERM, "reboot")
 

@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -24,13 +24,13 @@ from common.efi.entries import Entry
 from common.errors import DiskError, MixosError, NotFoundError, RefusedError
 from common.tomlfile import Strict
 from daemon.core.figures import Finding
+from daemon.core.manifest import function
 from daemon.core.method import ADMINS, OPERATORS, PEOPLE, Caller, Method, Nothing
 from daemon.core.part import Context
 from daemon.core.tasks import background
 from daemon.core.transfer import Accepts, Content
-from daemon.linux import facts
+from daemon.linux import facts, programs
 from daemon.linux.log import log
-from daemon.parts.update import programs
 from daemon.parts.update.boot import Boot, Disk, Image, look
 from daemon.parts.update.data import Data
 from daemon.parts.update.record import Blocked, Happened, Records, Trial
@@ -60,6 +60,16 @@ class Stage(Strict):
     again: bool = Field(default=False, description="also a version that is not newer than what runs")
 
 
+class Fetch(Strict):
+    """Parameters of `update.fetch`."""
+
+    url: Annotated[str, Field(max_length=2000, pattern=r"^https?://[!-?A-~]+$")] = Field(
+        description="of a bundle, such as https://example.org/mixos-1.4.0.mixb"
+    )
+    again: bool = Field(default=False, description="also a version that is not newer than what runs")
+    rate: int | None = Field(default=None, ge=4096, description="bytes per second that are taken at most")
+
+
 class Apply(Strict):
     """Parameters of `update.apply`."""
 
@@ -86,11 +96,12 @@ class Update:
         root: Path = facts.ROOT,
         slots: Sequence[str] = programs.SLOTS,
         release: Sequence[str] = programs.RELEASE,
+        fetch: Sequence[str] = programs.FETCH,
         ask_init: Callable[[int], None] = lambda number: os.kill(1, number),
     ) -> None:
         self.context = context
         self.root = root
-        self._slots, self._release, self._ask_init = slots, release, ask_init
+        self._slots, self._release, self._fetcher, self._ask_init = slots, release, fetch, ask_init
         self._taken: Taking | None = None
         self.records = Records(context.state / "update" / "record.json")
         self.data = Data(context, root)
@@ -142,6 +153,14 @@ class Update:
                 self._stage,
                 OPERATORS,
                 Stage,
+                changes=True,
+            ),
+            Method(
+                "update.fetch",
+                "The same with a release that is on a web server.",
+                self._fetch,
+                OPERATORS,
+                Fetch,
                 changes=True,
             ),
             Method(
@@ -293,14 +312,7 @@ class Update:
     async def _count(self, old: Entry, new: Entry) -> None:
         """Have the counter of an entry written, by the program that may write to disks. Raises MixosError."""
         try:
-            async with (
-                asyncio.timeout(60.0),
-                aclosing(programs.lines([*self._slots, "count", old.name, new.name])) as found,
-            ):
-                async for _ in found:
-                    pass
-        except TimeoutError as error:
-            raise DiskError(f"the starts of {old.name} were not written in time", reason="update-count") from error
+            await programs.ended([*self._slots, "count", old.name, new.name])
         except MixosError as error:
             message = f"the starts of {old.name} were not written: {error.message}"
             raise DiskError(message, reason="update-count", retryable=error.retryable) from error
@@ -351,9 +363,31 @@ class Update:
 
     async def _stage(self, _caller: Caller, params: Stage) -> AsyncIterator[Progress]:
         self._usable()
+        async with aclosing(self._staged(params.content.socket(), params.again)) as steps:
+            async for step in steps:
+                yield step
+
+    async def _fetch(self, _caller: Caller, params: Fetch) -> AsyncIterator[Progress]:
+        from daemon.parts.update import fetching
+
+        self._usable()
+        told = await asyncio.to_thread(fetching.settings, self.context.etc)
+        told |= {"url": params.url, "rate": params.rate, "proxy": await asyncio.to_thread(self._proxy, params.url)}
+        async with (
+            fetching.fetching("ranges", told, self._fetcher) as channel,
+            aclosing(self._staged(os.dup(channel), params.again)) as steps,
+        ):
+            async for step in steps:
+                yield step
+
+    def _proxy(self, url: str) -> str | None:
+        found: Mapping[str, str] = function("proxies-for")(url, etc=self.context.etc)
+        return next(iter(found.values()), None)
+
+    async def _staged(self, source: int, again: bool) -> AsyncGenerator[Progress]:
         async with self._turn:
             await asyncio.to_thread(self._look)
-        async with aclosing(self._taking().stage(self.boot, params.content.socket(), params.again)) as steps:
+        async with aclosing(self._taking().stage(self.boot, source, again)) as steps:
             async for step in steps:
                 yield cast("Progress", step)
                 if step["step"] == "staged":

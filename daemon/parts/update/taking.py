@@ -21,8 +21,7 @@ from common.bundle.order import Order
 from common.efi.entries import compare_versions
 from common.errors import MixosError, NotFoundError, RefusedError
 from daemon.core.part import Context
-from daemon.linux import facts
-from daemon.parts.update import programs
+from daemon.linux import facts, programs
 from daemon.parts.update.boot import Boot
 from daemon.parts.update.record import Records, Staged
 
@@ -85,9 +84,7 @@ class Taking:
             raise RefusedError("another release is being taken", reason="update-busy", retryable=True)
         async with self._busy:
             self._refuse_blocked(staged.root_hash, staged.version)
-            async with aclosing(programs.lines([*self._slots, "seal"], staged.order)) as found:
-                async for _ in found:
-                    pass
+            await programs.ended([*self._slots, "seal"], staged.order, 280.0)
         return staged
 
     # -- steps -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,18 +44,26 @@ def status(as_json: bool) -> None:
 @update.command()
 @click.argument("bundle")
 @click.option("--again", is_flag=True, help="Also a version that is not newer than the one that runs.")
+@click.option("--rate", type=click.IntRange(min=4096), help="Bytes per second that are taken from a web server.")
 @json_option
-def stage(bundle: str, again: bool, as_json: bool) -> None:
-    """Verify a BUNDLE (-: somebody answers for its ranges on standard input and output) and put it into the slot that
-    does not run. Nothing starts it before `apply`.
+def stage(bundle: str, again: bool, rate: int | None, as_json: bool) -> None:
+    """Verify a BUNDLE and put it into the slot that does not run: a file, or the http:// or https:// address of one (-:
+    somebody answers for its ranges on standard input and output). Nothing starts it before `apply`.
 
     \b
-    Example:
+    Examples:
       mixctl update stage mixos-1.4.0.mixb && mixctl update apply
+      mixctl update stage https://example.org/mixos-1.4.0.mixb --rate 200000
     """
     out = sys.stderr if bundle == "-" else sys.stdout
-    with served(bundle) as channel, Meter("taken") as meter:
-        for step in follow("update.stage", {"content": 0, "again": again}, descriptors=[channel]):
+    with contextlib.ExitStack() as stack:
+        meter = stack.enter_context(Meter("taken"))
+        if bundle.startswith(("http://", "https://")):
+            steps = follow("update.fetch", {"url": bundle, "again": again, "rate": rate})
+        else:
+            channel = stack.enter_context(served(bundle))
+            steps = follow("update.stage", {"content": 0, "again": again}, descriptors=[channel])
+        for step in steps:
             if as_json:
                 click.echo(json.dumps(step), file=out)
             elif step["step"] == "staged":

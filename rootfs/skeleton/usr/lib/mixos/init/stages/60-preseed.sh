@@ -15,7 +15,7 @@ on_trial() {
     [0-9]-[0-9]) [ $((${tries%-*} + ${tries#*-})) -eq 3 ] || return 1 ;;
     *) return 1 ;;
     esac
-    for other in /boot/EFI/Linux/*.efi; do
+    for other in /boot/EFI/Linux/*.efi; do # not RESCUE.EFI, in which nothing gets well
         case ${other##*/} in "$running" | *+0-*.efi) ;; *) return 0 ;; esac
     done
     return 1

@@ -6,6 +6,6 @@ profile update-windows {
   include <include/program>
   include <include/python>
 
-  /dev/{vd[a-z]*,sd[a-z]*,nvme[0-9]*,mmcblk[0-9]*} rw,
+  /dev/{vd[a-z]*[0-9],sd[a-z]*[0-9],nvme[0-9]*p[0-9]*,mmcblk[0-9]*p[0-9]*} rw,
   @{PROC}/@{pid}/attr/apparmor/current r,
 }

@@ -8,13 +8,15 @@ import json
 import os
 import signal
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from common.errors import MixosError
 from common.safe import one_line
 from daemon.linux.log import log
 
-RELEASE, SLOTS = ("/usr/libexec/mixos-release",), ("/usr/libexec/mixos-slots",)
+FETCH, RELEASE = ("/usr/libexec/mixos-fetch",), ("/usr/libexec/mixos-release",)
+SLOTS = ("/usr/libexec/mixos-slots",)
 _MAX_LINE = 6 << 20  # an order has a hash for each 4 MiB
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin", "LC_ALL": "C.UTF-8"}
 
@@ -66,6 +68,16 @@ async def lines(argv: Sequence[str], given: str = "", source: int | None = None)
     if status:
         log("err", f"update: {argv[0]} ended with status {status}")
         raise MixosError(f"{argv[0]} ended with status {status}", reason="program-failed", retryable=True)
+
+
+async def ended(argv: Sequence[str], given: str = "", seconds: float = 60.0) -> None:
+    """Run a program to its end. Raises as `lines`, and MixosError `program-timeout`."""
+    try:
+        async with asyncio.timeout(seconds), aclosing(lines(argv, given)) as said:
+            async for _ in said:
+                pass
+    except TimeoutError as error:
+        raise MixosError(f"{argv[0]} did not end within {seconds:g} s", reason="program-timeout") from error
 
 
 def _told(found: dict[str, Any]) -> MixosError:

@@ -1,0 +1,191 @@
+"""mixos release"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from buildsys.cli.context import Context, emit, json_option, pass_context
+from buildsys.cli.keys import passphrase_option
+from common.errors import CheckError, KeysError, UsageError
+from common.units import size
+
+if TYPE_CHECKING:
+    from buildsys.bundle import Content
+    from buildsys.channel import Channel
+    from common.bundle.manifest import Manifest
+    from common.trust.channel import Terms
+
+
+@click.command()
+@click.argument("source", metavar="[IMAGE|BUNDLE]", required=False, type=click.Path(path_type=Path))
+@click.option("--channel", "folder", required=True, type=click.Path(path_type=Path), help="The folder that is served.")
+@click.option("--wave", "waves", multiple=True, metavar="SHARE[@WHEN]", help="Who is offered it when; default: all.")
+@click.option("--max-failures", metavar="SHARE", help="More devices that fail than this, and it is to be paused.")
+@click.option(
+    "--from",
+    "earlier",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A release, beside those of the channel, from which devices fetch what differs. May be repeated.",
+)
+@click.option(
+    "--deltas",
+    default=3,
+    show_default=True,
+    type=click.IntRange(0, 60),
+    help="From how many releases of the channel devices fetch what differs.",
+)
+@click.option("--minimum", type=click.IntRange(min=0), default=0, help="Sequence that a device must run to take it.")
+@click.option("--no-secure-boot", is_flag=True, help="Do not sign the kernel image: no device enforces it.")
+@click.option("--check", "only_check", is_flag=True, help="Say what speaks against it, and sign nothing.")
+@passphrase_option
+@json_option
+@pass_context
+def release(
+    context: Context,
+    source: Path | None,
+    folder: Path,
+    waves: tuple[str, ...],
+    max_failures: str | None,
+    earlier: tuple[Path, ...],
+    deltas: int,
+    minimum: int,
+    no_secure_boot: bool,
+    only_check: bool,
+    passphrase_fd: int | None,
+    as_json: bool,
+) -> None:
+    """Check what was built, sign it, and put it into a channel (default: the image in the out folder).
+
+    Example: mixos release --channel /srv/updates --wave 5% --wave 100%@+2d
+    """
+    from buildsys import bundle as making
+    from buildsys import release as gate
+    from buildsys.channel import Channel, parse_share, parse_waves
+    from buildsys.cli.keys import private_keys, public_keys
+    from buildsys.keys import tuf
+
+    project, public = context.project, public_keys(context)
+    if not public.exists:
+        hint = "make them: mixos keys make; then build the image again, so that its devices know them"
+        raise KeysError(f"{public.folder} has no keys to release with", reason="keys-none", hint=hint)
+    path = source or project.image_file
+    if not path.is_file():
+        raise UsageError(f"{path}: no such image", reason="no-image", hint="build it first: mixos build")
+    parse_waves(waves, 0)
+    failures = None if max_failures is None else parse_share(max_failures)
+    now, channel = tuf.utc_now(), Channel(folder.absolute())
+    channel.check_origin(public)
+    content, known = making.load(path), channel.read(path)
+    sequence = project.config.image.sequence if known is None else known.sequence
+    built = gate.Built.load(project.out / "manifest.json")
+    gate.check(gate.Candidate(project, public, content, built, sequence, now.date(), (channel.folder,)))
+    if only_check:
+        emit({"version": content.version, "releasable": True}, as_json, f"nothing speaks against {content.version}")
+        return
+    private = private_keys(context, passphrase_fd)
+    if not no_secure_boot:
+        content = _startable(content, context, private, public, bundled=known is not None)
+
+    def terms_for(manifest: Manifest) -> Terms:
+        return _terms(public, manifest, parse_waves(waves or ("100%",), manifest.created), waves, failures)
+
+    if known is not None:
+        _adopt(channel, path, known, terms_for(known), private, public)
+        plans = known.plans
+    else:
+        before = [making.load(one) for one in earlier]
+        before += [making.load(one) for one in channel.earlier(content.version, sequence, deltas)]
+        plans = _make(context, channel, content, _different(before), minimum, private, public, terms_for).plans
+    written = channel.publish(public)
+    rows = [(one.source.version if one.source else None, one.transfer) for one in plans]
+    text = "\n".join(f"  {size(transfer):>10}  from {version or 'anything'}" for version, transfer in rows)
+    data = {
+        "version": content.version,
+        "bundle": str(channel.bundle(content.version)),
+        "plans": [{"from": version, "transfer": transfer} for version, transfer in rows],
+        "written": written,
+    }
+    emit(data, as_json, f"released {content.version}: {data['bundle']}\n{text}")
+
+
+def _startable(content: Content, context: Context, private: Any, public: Any, *, bundled: bool) -> Content:
+    """With a kernel image that devices with Secure Boot start, too."""
+    from buildsys import release as gate
+    from buildsys.keys import secureboot
+
+    def load() -> Any:
+        if bundled:
+            hint = "release the image instead, or, if no device enforces Secure Boot: --no-secure-boot"
+            raise CheckError("the bundle's kernel image is not signed", reason="release-unsigned", hint=hint)
+        return secureboot.load_one(private, public, "db")
+
+    kept = context.project.image_file.with_suffix(".efi")
+    return gate.signed(content, secureboot.read(public, "db.pem"), load, kept)
+
+
+def _terms(
+    public: Any, manifest: Manifest, waves: tuple[Any, ...], given: tuple[str, ...], failures: int | None
+) -> Terms:
+    """Those that it has, unless others were given."""
+    from buildsys.channel import listed
+    from common.trust.channel import Terms
+
+    before = next((one.terms for one in listed(public) if one.version == manifest.version), None)
+    if before is None:
+        return Terms.of(manifest, waves, failures)
+    changes: dict[str, Any] = {"waves": waves} if given else {}
+    if failures is not None:
+        changes["max_failures"] = failures
+    return before.model_copy(update=changes)
+
+
+def _different(found: list[Content]) -> list[Content]:
+    return list({one.root_hash: one for one in found}.values())
+
+
+def _make(
+    context: Context,
+    channel: Channel,
+    content: Content,
+    before: list[Content],
+    minimum: int,
+    private: Any,
+    public: Any,
+    terms_for: Any,
+) -> Manifest:
+    from buildsys import bundle as making
+    from buildsys.keys import tuf
+    from buildsys.keys.sign import sign_release
+    from common.bundle import manifest as manifests
+
+    config, begun, now = context.project.config, public.begun(content.version), tuf.utc_now()
+    created = begun.created if begun is not None else int(now.timestamp())
+    facts = making.Facts(config.image.sequence, minimum, config.machine.arch, config.image.variant, created)
+
+    def sign(text: str) -> Any:
+        return sign_release(text, private, public, now, terms_for(manifests.parse(text)))
+
+    channel.folder.mkdir(parents=True, exist_ok=True)
+    return making.make(content, before, facts, sign, channel.bundle(content.version), os.cpu_count() or 1)
+
+
+def _adopt(channel: Channel, path: Path, known: Manifest, terms: Terms, private: Any, public: Any) -> None:
+    """Put a bundle that was made before into the channel."""
+    from buildsys.files import copy_sparse
+    from buildsys.keys import tuf
+    from buildsys.keys.sign import set_terms
+
+    begun = public.begun(known.version)
+    if f"release/{known.version}.json" not in public.listed() or begun != known:
+        hint = "release the image: mixos release"
+        raise KeysError(f"{path} is not on the list of releases", reason="keys-unknown", hint=hint)
+    target = channel.bundle(known.version)
+    channel.folder.mkdir(parents=True, exist_ok=True)
+    if not (target.exists() and target.samefile(path)):
+        copy_sparse(path, target)
+    set_terms({known.version: terms}, private, public, tuf.utc_now())
