@@ -22,6 +22,8 @@ from daemon.core.release.tree import Tree
 
 LEVEL = "var/lib/mixos/level"  # the number of the last migration that ran; kept and restored with what it is about
 
+_MAX_LEVEL = 8  # bytes
+
 How = Literal["new", "forward", "back", "same"]
 
 
@@ -93,9 +95,13 @@ def take_over(device: Device, release: Release) -> Outcome:
 
 
 def _level(tree: Tree) -> int:
-    """0: no migration ever ran, or nobody knows."""
-    text = (tree.read(LEVEL) or b"").strip()
-    return int(text) if text.isdigit() and len(text) < 9 else 0
+    """0: no migration ever ran. Raises MixosError `release-level`: what is not known is not migrated again."""
+    text = tree.read(LEVEL)
+    if text is None:
+        return 0
+    if not text.strip().isdigit() or len(text) > _MAX_LEVEL:
+        raise MixosError(f"/{LEVEL} says {text[:20]!r} instead of a number", reason="release-level")
+    return int(text)
 
 
 def _migrate(release: Release, tree: Tree) -> tuple[int, ...]:
