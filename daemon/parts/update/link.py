@@ -31,13 +31,14 @@ PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 class SourceError(MixosError):
     """Where a bundle or a file is, it cannot be had from now. docs/updates.md lists the reasons.
 
-    passing: asking again, for what is missing, may help at once; after: seconds that the server wants to be left alone.
+    passing: asking again, for what is missing, may help at once; retryable: or later; after: seconds that the server
+    wants to be left alone.
     """
 
     exit_code = 10
 
     def __init__(
-        self, message: str, reason: str, *, passing: bool = True, retryable: bool = True, after: float = 0.0
+        self, message: str, reason: str, *, passing: bool = True, retryable: bool = False, after: float = 0.0
     ) -> None:
         super().__init__(message, reason=reason, retryable=passing or retryable)
         self.passing = passing
