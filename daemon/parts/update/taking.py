@@ -102,7 +102,7 @@ class Taking:
         return await self._asked("check", boot, source, more)
 
     async def _verified(self, boot: Boot, source: int) -> Order:
-        return orders.parse((await self._asked("verify", boot, source, {}))["order"])
+        return orders.parse((await self._asked("verify", boot, source, {})).get("order", ""))
 
     async def _asked(self, what: str, boot: Boot, source: int, more: dict[str, Any]) -> dict[str, Any]:
         await asyncio.to_thread(self._folder)
@@ -131,7 +131,10 @@ class Taking:
         if not folder.exists():
             folder.mkdir(mode=0o700)
         if os.geteuid() == 0:
-            shutil.chown(folder, ACCOUNT, ACCOUNT)
+            try:
+                shutil.chown(folder, ACCOUNT)
+            except LookupError as error:
+                raise MixosError(f"there is no account {ACCOUNT}", reason="update-account") from error
 
     def _check(self, boot: Boot, order: Order, again: bool) -> None:
         self._refuse_blocked(order.root_hash.hex(), order.version)
