@@ -160,7 +160,7 @@ def _hash(path: Path) -> str:
 
 
 def check_signed(content: Content, certificate: bytes) -> None:
-    """Raise CheckError `release-unsigned`, ImageError `secureboot-signature` unless the kernel image is signed by db."""
+    """Raise CheckError `release-unsigned` or ImageError `secureboot-signature` unless db signed its kernel image."""
     if not pe.parse(content.uki).signed:
         hint = "release the image instead, or, if no device enforces Secure Boot: --no-secure-boot"
         raise CheckError("the bundle's kernel image is not signed", reason="release-unsigned", hint=hint)
