@@ -17,7 +17,7 @@ from common.bundle.order import Order
 from common.disk import gpt
 from common.disk.fatedit import Editor
 from common.efi import uki
-from common.efi.entries import COMING, FOLDER, GOOD, TRIES, Entry, compare_versions, image_name, read_name
+from common.efi.entries import COMING, FOLDER, GOOD, TRIES, Entry, image_name, read_name
 from common.errors import DiskError, RefusedError
 from daemon.linux import facts
 from daemon.parts.update.boot import SLOTS, Boot, Disk, look, node
@@ -100,13 +100,6 @@ def count(disk: Disk, old: str, new: str) -> None:
 def entry(order: Order) -> Entry:
     """Of a release that was not started yet."""
     return Entry(image_name(order.root_hash), TRIES, version=order.version)
-
-
-def check_order(boot: Boot, order: Order) -> None:
-    """Raises RefusedError `update-older` for a release that the loader would not start rather than what runs."""
-    if boot.running is not None and compare_versions(order.version, boot.running.version) <= 0:
-        message = f"{order.version} is not newer than {boot.running.version}, and the loader starts the newest"
-        raise RefusedError(message, reason="update-older", hint="give the release a higher version")
 
 
 def invalidate(disk: Disk, boot: Boot, slot: str) -> None:

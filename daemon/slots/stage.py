@@ -26,7 +26,7 @@ from common.errors import DiskError, MixosError, RefusedError
 from common.safe import one_line
 from daemon.parts.update.boot import SLOTS
 from daemon.slots import firmware, worker
-from daemon.slots.disk import SLOT, Slot, check_order, found, invalidate, kernel_place, locked, startable
+from daemon.slots.disk import SLOT, Slot, found, invalidate, kernel_place, locked, startable
 
 Step = Callable[[str, int, int, int], None]  # (step, done, of, bytes fetched)
 _MAX_LINE = 4096
@@ -41,7 +41,7 @@ class Stage:
 
     def run(self, ranges: Ranges) -> str:
         """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`,
-        `update-older`, `update-refused`; DiskError; what the worker tells."""
+        `update-refused`; DiskError; what the worker tells."""
         order = self._order
         disk, boot = found(self._root)
         assert boot.slot is not None
@@ -54,7 +54,6 @@ class Stage:
             )
         target = Slot.of(disk, next(name for name in SLOTS if name != boot.slot))
         check_room(target, order)
-        check_order(boot, order)
         with locked(disk, SLOT, patience=0.0):
             invalidate(disk, boot, target.name)
             running = Slot.of(disk, boot.slot)

@@ -255,15 +255,6 @@ def test_the_tree_is_the_one_that_the_kernel_wants(device, bundle):
     assert all(read_name(name) for name in device.names())
 
 
-@pytest.mark.parametrize("version", ["1.0.0", "0.9.0", "1.0.0~rc1"])
-def test_what_the_loader_would_not_start_is_refused_before_anything_is_written(device, bundle, version):
-    before = device.path.read_bytes()
-    with pytest.raises(RefusedError) as caught:
-        stage(device, bundle, version=version)
-    assert caught.value.reason == "update-older"
-    assert device.path.read_bytes() == before
-
-
 # --- Secure Boot ------------------------------------------------------------------------------------------------------
 
 
