@@ -1,9 +1,11 @@
-"""`mixos-release verify FACTS`: whether this device takes a release, and what is to be done then.
+"""`mixos-release verify FACTS`: whether this device takes a release, and what is to be done then. `mixos-release check
+FACTS`: what a channel has for it.
 
 A process of its own, with no account but its own and no network: it reads what strangers have written, and takes more
-memory than the rest of an update. FACTS is the number of a descriptor with what runs (`Facts`); standard input is a
-socket where the bundle comes from (`common.bundle.ranges`). It says one line of JSON: `{"order": …, "signers": …,
-"expires": …}` and ends with status 0, or `{"error": …}` and its exit code.
+memory than the rest of an update. FACTS is the number of a descriptor with what runs; standard input is a socket where
+ranges of the bundle, or files of the channel, come from (`common.bundle.ranges`). It says one line of JSON and ends
+with status 0: `{"order": …, "signers": …, "expires": …}`, or what `common.trust.channel.Checked` has; or `{"error": …}`
+and its exit code.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.bundle import container
-from common.bundle.ranges import Ranges
+from common.bundle.ranges import Files, Ranges
 from common.errors import MixosError, TrustError, UsageError
 from common.streams import open_missing
 from common.trust import ANCHORS
@@ -27,7 +29,7 @@ from daemon.linux.become import become, keep_only
 
 ACCOUNT = "update"
 STATE = Path("var/lib/mixos/update/trust")  # what was trusted before; belongs to the account
-USAGE = "usage: mixos-release verify FACTS"
+USAGE = "usage: mixos-release verify FACTS | check FACTS"
 _MAX_FACTS = 64 << 10
 
 
@@ -36,10 +38,10 @@ def main(argv: Sequence[str], root: Path = Path("/")) -> int:
     open_missing()
     try:
         match argv:
-            case ["verify", number] if number.isdigit():
+            case ["verify" | "check" as what, number] if number.isdigit():
                 facts = _facts(int(number))
                 _confine(root / STATE)
-                _say(**_verified(facts, root))
+                _say(**(_verified if what == "verify" else _checked)(facts, root))
             case _:
                 raise UsageError(USAGE, reason="usage")
     except OSError as error:
@@ -50,11 +52,25 @@ def main(argv: Sequence[str], root: Path = Path("/")) -> int:
     return 0
 
 
+def _running(facts: dict[str, Any]) -> Running:
+    return Running(facts["machine"], facts["variant"], facts["sequence"], facts["floor"])
+
+
+def _anchors(root: Path) -> Anchors:
+    return Anchors.load(root / ANCHORS.relative_to("/"))
+
+
+def _checked(facts: dict[str, Any], root: Path) -> dict[str, Any]:
+    from common.trust import channel  # not needed for a bundle
+
+    device = channel.Device(_running(facts), facts["root-hash"], facts["identity"], facts["blocked"])
+    files = channel.of_files(Files(0, 0).get)
+    return channel.check(files, _anchors(root), Path(), device, datetime.now(UTC)).as_json()
+
+
 def _verified(facts: dict[str, Any], root: Path) -> dict[str, Any]:
-    running = Running(facts["machine"], facts["variant"], facts["sequence"], facts["floor"])
-    anchors = Anchors.load(root / ANCHORS.relative_to("/"))
     front, payload = container.read(_reader(Ranges(0, 0)))
-    found = verify(front, anchors, Path(), running, datetime.now(UTC))
+    found = verify(front, _anchors(root), Path(), _running(facts), datetime.now(UTC))
     order = found.manifest.order(payload, facts["root-hash"])
     return {"order": order.dump(), "signers": sorted(found.signers), "expires": found.expires.timestamp()}
 

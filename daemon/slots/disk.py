@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
+from common.bundle.order import Order
 from common.disk import gpt
 from common.disk.fatedit import Editor
 from common.efi import uki
-from common.efi.entries import COMING, FOLDER, GOOD, read_name
+from common.efi.entries import COMING, FOLDER, GOOD, TRIES, Entry, compare_versions, image_name, read_name
 from common.errors import DiskError, RefusedError
 from daemon.linux import facts
 from daemon.parts.update.boot import SLOTS, Boot, Disk, look, node
@@ -94,6 +95,18 @@ def count(disk: Disk, old: str, new: str) -> None:
         raise DiskError(f"{old!r:.80} does not become {new!r:.80}: only a counter changes", reason="slots-name")
     with locked(disk, TABLE), disk.esp().changing() as esp:
         esp.rename(f"{FOLDER}/{old}", new)
+
+
+def entry(order: Order) -> Entry:
+    """Of a release that was not started yet."""
+    return Entry(image_name(order.root_hash), TRIES, version=order.version)
+
+
+def check_order(boot: Boot, order: Order) -> None:
+    """Raises RefusedError `update-older` for a release that the loader would not start rather than what runs."""
+    if boot.running is not None and compare_versions(order.version, boot.running.version) <= 0:
+        message = f"{order.version} is not newer than {boot.running.version}, and the loader starts the newest"
+        raise RefusedError(message, reason="update-older", hint="give the release a higher version")
 
 
 def invalidate(disk: Disk, boot: Boot, slot: str) -> None:

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import select
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+from common import said
 from common.bundle.order import Order
 from common.bundle.ranges import Ranges
 from common.disk import verity
@@ -27,8 +25,8 @@ from common.efi.entries import FOLDER
 from common.errors import DiskError, MixosError, RefusedError
 from common.safe import one_line
 from daemon.parts.update.boot import SLOTS
-from daemon.slots import worker
-from daemon.slots.disk import SLOT, Slot, found, invalidate, kernel_place, locked, startable
+from daemon.slots import firmware, worker
+from daemon.slots.disk import SLOT, Slot, check_order, found, invalidate, kernel_place, locked, startable
 
 Step = Callable[[str, int, int, int], None]  # (step, done, of, bytes fetched)
 _MAX_LINE = 4096
@@ -42,8 +40,8 @@ class Stage:
         self._root, self._order, self._step, self._account = root, order, step, account
 
     def run(self, ranges: Ranges) -> str:
-        """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`; DiskError; what
-        the worker tells."""
+        """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`,
+        `update-older`, `update-refused`; DiskError; what the worker tells."""
         order = self._order
         disk, boot = found(self._root)
         assert boot.slot is not None
@@ -56,6 +54,7 @@ class Stage:
             )
         target = Slot.of(disk, next(name for name in SLOTS if name != boot.slot))
         check_room(target, order)
+        check_order(boot, order)
         with locked(disk, SLOT, patience=0.0):
             invalidate(disk, boot, target.name)
             running = Slot.of(disk, boot.slot)
@@ -63,12 +62,12 @@ class Stage:
             places = worker.Places(
                 running=running.root,
                 esp=(esp.device, esp.offset, esp.size),
-                entry=f"{FOLDER}/{boot.running.entry.name}",
+                entry=f"{FOLDER}/{boot.running.entry.stem}",
                 target=target.root,
             )
             for one in _working(order, places, ranges, boot.root_hash, self._account):
                 self._step(*one)
-            write_tree(target, order, self._step)
+            write_tree(self._root, target, order, self._step)
         return target.name
 
 
@@ -80,11 +79,11 @@ def check_room(target: Slot, order: Order) -> None:
         raise RefusedError(message, reason="update-size")
 
 
-def write_tree(target: Slot, order: Order, step: Step) -> None:
-    """Read the slot back, compare, and write its tree. Raises DiskError `slots-readback`."""
+def write_tree(root: Path, target: Slot, order: Order, step: Step) -> None:
+    """Read the slot back, compare, and write its tree. Raises as `verified` and `kernel` do."""
     step("verify", 0, 1, 0)
     tree = verified(target, order)
-    kernel(target, order)
+    kernel(root, target, order)
     with opened(target.tree, os.O_RDWR) as descriptor:
         at = target.tree[1]
         for start in range(0, len(tree.hashes), _PIECE):
@@ -112,14 +111,18 @@ def check_tree(target: Slot, tree: verity.Tree) -> None:
             raise _differs(target)
 
 
-def kernel(target: Slot, order: Order) -> bytes:
-    """The kernel image that is kept in a slot. Raises DiskError: `slots-readback`, `slots-kernel`."""
+def kernel(root: Path, target: Slot, order: Order) -> bytes:
+    """The kernel image that is kept in a slot. Raises DiskError: `slots-readback`, `slots-kernel`; RefusedError
+    `update-refused` for one that the firmware of this machine would not start."""
     with opened(target.root, os.O_RDONLY) as descriptor:
         _forget(descriptor)
         image = read_all(descriptor, target.root[1] + kernel_place(order.root.size), order.uki.size)
     if hashlib.sha256(image).digest() != order.uki.sha256:
         raise _differs(target)
     startable(image, order.root_hash, order.version)
+    if why := firmware.refusal(image, root):
+        hint = "it must be signed with a key that this machine's db has: see docs/secureboot.md"
+        raise RefusedError(f"firmware would not start {order.version}: {why}", reason="update-refused", hint=hint)
     return image
 
 
@@ -178,11 +181,13 @@ def _working(
     failed: MixosError | None = None
     try:
         for line in _lines(ours):
-            if "error" in line:
-                failed = _told(line["error"])
+            try:
+                one = _progress(line)
+            except MixosError as error:
+                failed = error
             else:
-                yield str(line["step"])[:32], int(line["done"]), int(line["of"]), int(line["fetched"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+                yield one
+    except ValueError as error:
         raise DiskError("what makes the windows talks nonsense", reason="slots-worker") from error
     finally:
         os.close(ours)
@@ -195,26 +200,27 @@ def _working(
         raise DiskError(f"what makes the windows ended with status {status}", reason="slots-worker", retryable=True)
 
 
-def _lines(descriptor: int) -> Iterator[dict[str, Any]]:
+def _lines(descriptor: int) -> Iterator[bytes]:
     held, ended = b"", False
     while not ended:
-        select.select([descriptor], [], [])
         piece = os.read(descriptor, _MAX_LINE)
         ended = not piece
         *lines, held = (held + piece).split(b"\n")
         if len(held) > _MAX_LINE:
             raise ValueError("a line without end")
-        for line in lines:
-            found = json.loads(line)
-            if not isinstance(found, dict):
-                raise ValueError("no object")
-            yield found
+        yield from lines
     if held:
         raise ValueError("half a line")
 
 
-def _told(found: Any) -> MixosError:
-    words = {"reason": one_line(str(found["reason"]), 60), "hint": found["hint"] and one_line(str(found["hint"]), 300)}
-    error = MixosError(one_line(str(found["error"]), 1000), **words, retryable=found["retryable"] is True)
-    error.exit_code = int(found["exit_code"]) & 0x7F or 1
-    return error
+def _progress(line: bytes) -> tuple[str, int, int, int]:
+    """What a line says. Raises the MixosError that it tells; ValueError."""
+    found = said.read(line)
+    done, of, fetched = (_number(found.get(name)) for name in ("done", "of", "fetched"))
+    return one_line(found.get("step"), 32), done, of, fetched
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise ValueError("no number")
+    return value

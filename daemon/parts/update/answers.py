@@ -45,6 +45,40 @@ class Progress(TypedDict):
     transfer: Annotated[Bytes, "that are fetched when nothing is there yet"]
 
 
+Why = Literal["runs", "older", "machine", "variant", "floor", "minimum", "blocked", "paused", "wave", "clock", "form"]
+
+Offer = TypedDict(
+    "Offer",
+    {
+        "version": Annotated[str, "that is offered"],
+        "sequence": Annotated[int, "its number"],
+        "created": Annotated[int, "seconds since 1970"],
+        "kernel": Annotated[str, "release of its kernel"],
+        "root-hash": Annotated[str, "of its root, in hex"],
+        "bundle": Annotated[str, "file in the channel"],
+        "transfer": Annotated[Bytes, "that this device fetches of it"],
+        "whole": Annotated[bool, "whether it is fetched whole, since no delta begins with what runs"],
+    },
+)
+
+
+class Candidate(TypedDict):
+    version: Annotated[str, "that the channel has"]
+    sequence: Annotated[int | None, "its number"]
+    reason: Annotated[Why | None, "why it is not offered to this device; none: nothing speaks against it"]
+    why: Annotated[str | None, "the same for people"]
+    at: Annotated[int | None, "when that changes by itself, in seconds since 1970"]
+
+
+class Checked(TypedDict):
+    at: Annotated[UnixTime, "when the channel was asked"]
+    channel: Annotated[str, "its address"]
+    offer: Annotated[Offer | None, "what this device may take"]
+    why: Annotated[Candidate | None, "why not the newest release for such a device"]
+    candidates: Annotated[list[Candidate], "all that it has, the newest first"]
+    expires: Annotated[int, "when the channel must have said it anew, in seconds since 1970"]
+
+
 class ConflictRow(TypedDict):
     file: Annotated[str, "its path"]
     why: Annotated[
@@ -71,6 +105,7 @@ Status = TypedDict(
         "blocked": Annotated[dict[str, str], "version → why it is not installed again, until `update clear`"],
         "floor": Annotated[int, "the lowest sequence that may be installed"],
         "staged": Annotated[str | None, "the version that `update apply` has the next boot start"],
+        "checked": Annotated[Checked | None, "what the channel said last"],
         "taking": Annotated[Progress | None, "how far the release is that is being taken"],
         "last": Annotated[HistoryRow | None, "what happened last"],
         "data-problem": Annotated[str | None, "why settings and state are not as this version needs them"],

@@ -16,12 +16,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
 
 from common.efi.entries import Entry
 from common.errors import DiskError, MixosError, NotFoundError, RefusedError
+from common.files import read_regular
 from common.tomlfile import Strict
 from daemon.core.figures import Finding
 from daemon.core.manifest import function
@@ -31,17 +32,20 @@ from daemon.core.tasks import background
 from daemon.core.transfer import Accepts, Content
 from daemon.linux import facts, programs
 from daemon.linux.log import log
+from daemon.parts.update.automatic import Automatic
 from daemon.parts.update.boot import Boot, Disk, Image, look
 from daemon.parts.update.data import Data
 from daemon.parts.update.record import Blocked, Happened, Records, Trial
 from daemon.parts.update.verdict import failures, panic_line
 
 if TYPE_CHECKING:
-    from daemon.parts.update.answers import Changed, ConflictRow, HistoryRow, ImageRow, Progress, State, Status
+    from common.settings.update import Update as UpdateSettings
+    from daemon.parts.update.answers import Changed, Checked, ConflictRow, HistoryRow, ImageRow, Progress, State, Status
     from daemon.parts.update.taking import Taking
 
 PAUSE = 2.0  # seconds between two looks at whether all is well
 STABLE = 20.0  # seconds for which it must be, in a new image
+_MAX_SETTINGS = 64 << 10  # bytes of update.toml
 _MAX_PANIC = 1 << 20  # bytes of a kernel's last words
 
 
@@ -63,8 +67,9 @@ class Stage(Strict):
 class Fetch(Strict):
     """Parameters of `update.fetch`."""
 
-    url: Annotated[str, Field(max_length=2000, pattern=r"^https?://[!-?A-~]+$")] = Field(
-        description="of a bundle, such as https://example.org/mixos-1.4.0.mixb"
+    url: Annotated[str, Field(max_length=2000, pattern=r"^https?://[!-?A-~]+$")] | None = Field(
+        default=None,
+        description="of a bundle, such as https://example.org/mixos-1.4.0.mixb; none: what the channel offers",
     )
     again: bool = Field(default=False, description="also a version that is not newer than what runs")
     rate: int | None = Field(default=None, ge=4096, description="bytes per second that are taken at most")
@@ -103,6 +108,7 @@ class Update:
         self.root = root
         self._slots, self._release, self._fetcher, self._ask_init = slots, release, fetch, ask_init
         self._taken: Taking | None = None
+        self.checked: Checked | None = None
         self.records = Records(context.state / "update" / "record.json")
         self.data = Data(context, root)
         self.disk: Disk | None = None
@@ -110,7 +116,7 @@ class Update:
         self.problem: str | None = None  # what keeps the running image from being called good
         self._error: MixosError | None = None
         self._trial = context.run / "trial"  # see the keeper
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._settled = False  # whether it was called good in this boot, or left
         self._turn = asyncio.Lock()  # for the disk and the record
 
@@ -120,13 +126,14 @@ class Update:
         """Look at the disk, tell what failed before, and watch until this boot is called good."""
         await asyncio.to_thread(self._begin)
         if self.boot.running is not None and self.boot.running.entry.left is not None:
-            self._watching = background("update", self._watch)
+            self._tasks.append(background("update", self._watch))
+            self._tasks.append(background("update channel", Automatic(self).run))
 
     async def stop(self) -> None:
         """Leave all as it is."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def status(self) -> Mapping[str, Any]:
         """What runs, what comes next, what is wrong."""
@@ -147,6 +154,9 @@ class Update:
         return [
             Method("update.status", "What runs, and what the next boot starts.", self._status, PEOPLE),
             Method("update.history", "What happened to images, the newest first.", self._history, PEOPLE),
+            Method(
+                "update.check", "Ask the channel what it has for this device.", self._check, OPERATORS, seconds=300.0
+            ),
             Method(
                 "update.stage",
                 "Verify a release and put it into the slot that does not run.",
@@ -336,6 +346,7 @@ class Update:
             "blocked": {one.version: one.reason for one in record.blocked.values()},
             "floor": record.floor,
             "staged": record.staged.version if record.staged else None,
+            "checked": self.checked,
             "taking": cast("Progress | None", self._taken.progress if self._taken else None),
             "last": _happened(record.history[-1]) if record.history else None,
             "data-problem": self.data.problem(),
@@ -363,22 +374,74 @@ class Update:
 
     async def _stage(self, _caller: Caller, params: Stage) -> AsyncIterator[Progress]:
         self._usable()
-        async with aclosing(self._staged(params.content.socket(), params.again)) as steps:
+        source = params.content.socket()
+        try:
+            async with aclosing(self._staged(source, params.again)) as steps:
+                async for step in steps:
+                    yield step
+        finally:
+            os.close(source)
+
+    async def _fetch(self, _caller: Caller, params: Fetch) -> AsyncIterator[Progress]:
+        again = params.again or params.url is None  # of what a channel offers the number decides, not the name
+        async with aclosing(self.fetch(params.url or await self._offered(), again, params.rate)) as steps:
             async for step in steps:
                 yield step
 
-    async def _fetch(self, _caller: Caller, params: Fetch) -> AsyncIterator[Progress]:
+    async def fetch(self, url: str, again: bool = False, rate: int | None = None) -> AsyncGenerator[Progress]:
+        """Stage the bundle at an address. Raises what `Taking.stage` raises."""
+        async with self._served("ranges", url, rate) as source, aclosing(self._staged(source, again)) as steps:
+            async for step in steps:
+                yield step
+
+    async def _offered(self) -> str:
+        """The URL of the bundle that the channel offers. Raises NotFoundError `update-no-offer`."""
+        found = await self.check()
+        offer, why = found["offer"], found["why"]
+        if offer is None:
+            words = f"{why['version']}: {why['why']}" if why else "the channel has nothing for such a device"
+            raise NotFoundError(f"no release is offered to this device: {words}", reason="update-no-offer")
+        return f"{found['channel']}/{offer['bundle']}"
+
+    async def check(self) -> Checked:
+        """Ask the channel, and keep what it said. Raises NotFoundError `update-no-channel`, TrustError, MixosError."""
+        self._usable()
+        channel = (await asyncio.to_thread(self.settings)).channel.rstrip("/")
+        if not channel:
+            hint = f'channel = "https://…" in {self.context.etc}/update.toml'
+            raise NotFoundError("this device follows no channel", reason="update-no-channel", hint=hint)
+        async with self._turn:
+            await asyncio.to_thread(self._look)
+        async with self._served("files", f"{channel}/") as source:
+            found = await self._taking().check(self.boot, source)
+        self.checked = cast("Checked", {"at": round(time.time(), 3), "channel": channel, **found})
+        if found["offer"]:
+            self.context.events.publish("update.offered", found["offer"]["version"])
+        return self.checked
+
+    async def _check(self, _caller: Caller, _params: Nothing) -> Checked:
+        return await self.check()
+
+    def settings(self) -> UpdateSettings:
+        """`update.toml`. Raises SettingsError."""
+        from common.settings.model import parse_update
+
+        path = self.context.etc / "update.toml"
+        try:
+            return parse_update(read_regular(path, _MAX_SETTINGS), str(path))
+        except FileNotFoundError:
+            return parse_update(b"", str(path))
+
+    @contextlib.asynccontextmanager
+    async def _served(self, kind: Literal["ranges", "files"], url: str, rate: int | None = None) -> AsyncIterator[int]:
+        """A socket at whose other end the web server's bytes are answered for."""
         from daemon.parts.update import fetching
 
         self._usable()
         told = await asyncio.to_thread(fetching.settings, self.context.etc)
-        told |= {"url": params.url, "rate": params.rate, "proxy": await asyncio.to_thread(self._proxy, params.url)}
-        async with (
-            fetching.fetching("ranges", told, self._fetcher) as channel,
-            aclosing(self._staged(os.dup(channel), params.again)) as steps,
-        ):
-            async for step in steps:
-                yield step
+        told |= {"url": url, "rate": rate, "proxy": await asyncio.to_thread(self._proxy, url)}
+        async with fetching.fetching(kind, told, self._fetcher) as channel:
+            yield channel
 
     def _proxy(self, url: str) -> str | None:
         found: Mapping[str, str] = function("proxies-for")(url, etc=self.context.etc)
@@ -394,6 +457,11 @@ class Update:
                     self.context.events.publish("update.staged", step["version"])
 
     async def _apply(self, caller: Caller, params: Apply) -> Changed:
+        await self.apply(caller.name, params.restart)
+        return self._changed()
+
+    async def apply(self, who: str, restart: bool) -> None:
+        """Have the next boot start what was staged. Raises what `Taking.seal` raises."""
         self._usable()
         async with self._turn:
             await asyncio.to_thread(self._look)
@@ -403,13 +471,12 @@ class Update:
             await asyncio.to_thread(self._look)
             if self.boot.next is None or self.boot.next.digest != staged.root_hash:
                 await self._leave(staged.root_hash)
-            happened = self.records.happened("installed", staged.version, staged.slot, f"by {caller.name}")
+            happened = self.records.happened("installed", staged.version, staged.slot, f"by {who}")
             self.records.change(staged=None, history=self.records.history(happened))
             self._settled = True
         self.context.events.publish("update.installed", staged.version, slot=staged.slot)
-        if params.restart:
+        if restart:
             asyncio.get_running_loop().call_later(0.2, self._restart)  # the answer goes first
-        return self._changed()
 
     async def _leave(self, new: str) -> None:
         """The loader starts the newest version: when that is not the one just installed, it must have none left."""
@@ -483,6 +550,11 @@ class Update:
         async with self._turn:
             await asyncio.to_thread(self.records.change, blocked=kept, history=self.records.history(happened))
         return self._changed()
+
+    @property
+    def well(self) -> bool:
+        """Whether what runs was called good, so that the other slot is free for a release."""
+        return self.boot.running is not None and self.boot.running.entry.good and self._settled
 
     async def _conflicts(self, _caller: Caller, _params: Nothing) -> list[ConflictRow]:
         return await asyncio.to_thread(self.data.rows)

@@ -23,6 +23,7 @@ from common.errors import MixosError, NotFoundError, RefusedError
 from daemon.core.part import Context
 from daemon.linux import facts, programs
 from daemon.parts.update.boot import Boot
+from daemon.parts.update.identity import identity
 from daemon.parts.update.record import Records, Staged
 
 ACCOUNT = "update"
@@ -42,10 +43,11 @@ class Taking:
         self._context, self._records, self._root = context, records, root
         self._release, self._slots = release, slots
         self._busy = asyncio.Lock()
+        self._judging = asyncio.Lock()  # what was trusted before is one file
         self.progress: dict[str, Any] | None = None  # of what is under way
 
     async def stage(self, boot: Boot, source: int, again: bool) -> AsyncGenerator[dict[str, Any]]:
-        """Items of progress, then what was staged. source: a socket where the bundle comes from, ours from now on.
+        """Items of progress, then what was staged. source: a socket where the bundle comes from.
         again: also a version that is not newer than what runs.
 
         Raises RefusedError: `update-busy`, `update-blocked`, `update-older`; what the programs raise.
@@ -70,7 +72,6 @@ class Taking:
                 staged = self._keep(order, slot)
         finally:
             self.progress = None
-            os.close(source)
         yield {**self._at(order, "staged", 1, 1, 0), "slot": staged.slot}
 
     async def seal(self, boot: Boot) -> Staged:
@@ -89,19 +90,38 @@ class Taking:
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
+    async def check(self, boot: Boot, source: int) -> dict[str, Any]:
+        """What a channel has for this device, as `common.trust.channel.Checked` tells it. source: a socket where its
+        files come from. Raises what the program raises."""
+        record = self._records.now
+        left = dict.fromkeys(record.given_up, "somebody went back from it")
+        more = {
+            "identity": await asyncio.to_thread(identity, self._context.state / "update"),
+            "blocked": left | {digest: one.reason for digest, one in record.blocked.items()},
+        }
+        return await self._asked("check", boot, source, more)
+
     async def _verified(self, boot: Boot, source: int) -> Order:
+        return orders.parse((await self._asked("verify", boot, source, {})).get("order", ""))
+
+    async def _asked(self, what: str, boot: Boot, source: int, more: dict[str, Any]) -> dict[str, Any]:
         await asyncio.to_thread(self._folder)
         release = facts.release(self._root)
         running = {
+            **more,
             "machine": os.uname().machine,
             "variant": release.get("MIXOS_VARIANT", "default"),
             "sequence": int(release.get("MIXOS_SEQUENCE", "0")),
             "floor": self._records.now.floor,
             "root-hash": (boot.root_hash or b"").hex(),
         }
-        async with aclosing(programs.lines([*self._release, "verify"], json.dumps(running), source)) as found:
+        said: dict[str, Any] = {}
+        words = [*self._release, what]
+        async with self._judging, aclosing(programs.lines(words, json.dumps(running), source)) as found:
             async for line in found:
-                return orders.parse(line["order"])
+                said = line
+        if said:
+            return said
         raise MixosError("nothing was said of the release", reason="program-failed")
 
     def _folder(self) -> None:
@@ -111,7 +131,10 @@ class Taking:
         if not folder.exists():
             folder.mkdir(mode=0o700)
         if os.geteuid() == 0:
-            shutil.chown(folder, ACCOUNT, ACCOUNT)
+            try:
+                shutil.chown(folder, ACCOUNT)
+            except LookupError as error:
+                raise MixosError(f"there is no account {ACCOUNT}", reason="update-account") from error
 
     def _check(self, boot: Boot, order: Order, again: bool) -> None:
         self._refuse_blocked(order.root_hash.hex(), order.version)

@@ -42,13 +42,26 @@ def status(as_json: bool) -> None:
 
 
 @update.command()
-@click.argument("bundle")
+@json_option
+def check(as_json: bool) -> None:
+    """Ask the channel of this device what it has: which release is offered, how much of it is fetched, or why none is.
+
+    \b
+    Example:
+      mixctl update check
+    """
+    show(ask("update.check", seconds=305.0), as_json, _checked)
+
+
+@update.command()
+@click.argument("bundle", required=False)
 @click.option("--again", is_flag=True, help="Also a version that is not newer than the one that runs.")
 @click.option("--rate", type=click.IntRange(min=4096), help="Bytes per second that are taken from a web server.")
 @json_option
-def stage(bundle: str, again: bool, rate: int | None, as_json: bool) -> None:
+def stage(bundle: str | None, again: bool, rate: int | None, as_json: bool) -> None:
     """Verify a BUNDLE and put it into the slot that does not run: a file, or the http:// or https:// address of one (-:
-    somebody answers for its ranges on standard input and output). Nothing starts it before `apply`.
+    somebody answers for its ranges on standard input and output; default: what the channel offers). Nothing starts it
+    before `apply`.
 
     \b
     Examples:
@@ -58,7 +71,7 @@ def stage(bundle: str, again: bool, rate: int | None, as_json: bool) -> None:
     out = sys.stderr if bundle == "-" else sys.stdout
     with contextlib.ExitStack() as stack:
         meter = stack.enter_context(Meter("taken"))
-        if bundle.startswith(("http://", "https://")):
+        if bundle is None or bundle.startswith(("http://", "https://")):
             steps = follow("update.fetch", {"url": bundle, "again": again, "rate": rate})
         else:
             channel = stack.enter_context(served(bundle))
@@ -197,6 +210,16 @@ def _conflicts(found: Sequence[Mapping[str, Any]]) -> str:
     whys = {"default": "changed here, and by the version", "release": "as this version left it; there was"}
     texts = [f"{row['file']}: {whys[row['why']]} {row['version']}\n{row['diff']}" for row in found]
     return "\n\n".join(texts) or "there are none"
+
+
+def _checked(found: Mapping[str, Any]) -> str:
+    offer, why = found["offer"], found["why"]
+    if offer is not None:
+        how = "whole" if offer["whole"] else "as what differs"
+        text = f"{offer['version']} is offered: {size(offer['transfer'])} to fetch, {how}: mixctl update stage"
+    else:
+        text = "no release is offered to this device"
+    return text if why is None else f"{text}\n{why['version']}: {why['why']}"
 
 
 def _status(found: Mapping[str, Any]) -> str:
