@@ -793,7 +793,9 @@ LEDGER = {
     "moves": [
         {"release": "cd", "version": "0.9", "at": 1.5, "migrations": [1], "files": {"etc/x": [["a", 420], None]}}
     ],
-    "conflicts": [{"name": "etc/x", "why": "default", "version": "1.0", "at": 1.5, "other": ["a", 420]}],
+    "conflicts": [
+        {"name": "etc/x", "release": "ab", "why": "default", "version": "1.0", "at": 1.5, "other": ["a", 420]}
+    ],
     "pending": CHANGE["renames"],
 }  # fmt: skip
 REVISION = b'{"at":1.5,"files":{"x.toml":["00",384]},"id":3,"who":"root","why":"put"}'

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import socket
 import struct
 import zlib
@@ -21,16 +22,18 @@ from backports import zstd
 from securesystemslib.formats import encode_canonical
 from tuf.api.metadata import MetaFile, Snapshot, Timestamp
 
-from common.bundle import container, manifest, order, ranges, windows
+from common import said
+from common.bundle import container, frames, manifest, order, ranges, windows
 from common.disk import fat, fatread, gpt
 from common.efi import eventlog, pe, pkcs7, siglist, uki
 from common.errors import BundleError, FormatError, MixosError, TrustError
 from common.trust import openpgp
 from common.trust.metadata import Kept, Trusted
+from daemon.slots import stage
 from image import secureboot
 from tests.fuzzing import Reader
 from tests.images import RELEASE, STUB, kernel, pe_image
-from tests.plans import applied, image, planned, text
+from tests.plans import LEVEL, applied, image, planned, text
 from tests.releases import NOW, Repository, Signer, served, signed
 from tests.releases import text as manifest_text
 from tests.secureboot import signer
@@ -70,6 +73,54 @@ def _made(data: bytes) -> object:
     plan = windows.MAGIC + zstd.compress(numbers, 1)
     assert applied(plan, payload, OLD, windows.Target.of(NEW)) == NEW
     return plan
+
+
+def _recipe(data: bytes) -> object:
+    """A plan drawn from these bytes: what it makes is what its items say, by other words than those of the reader."""
+    draw = random.Random(data)
+    packing = windows.Packing(LEVEL) if draw.random() < 0.6 else None
+    segments: list[windows.Segment] = []
+    payload = plain = out = b""
+    for _ in range(draw.randrange(4)):
+        piece = draw.choice((OLD[draw.randrange(len(OLD)) :], draw.randbytes(2000), bytes(5000)))[
+            : draw.randrange(1, 5000)
+        ]
+        ranges = tuple(_range(draw) for _ in range(draw.randrange(3)))
+        prefix = b"".join(OLD[part.offset :][: part.length] for part in ranges)
+        if packing:
+            prefix = b"".join(b"".join(frames.expand(OLD[part.offset :][: part.length])) for part in ranges)
+        base = zstd.ZstdDict(prefix, is_raw=True).as_prefix if len(prefix) >= 8 else None
+        frame = zstd.compress(piece, LEVEL, zstd_dict=base)
+        segments.append(windows.Segment(len(payload), len(frame), len(piece), ranges))
+        payload, plain = payload + frame, plain + piece
+    items: list[windows.Item] = []
+    while plain or not items or draw.random() < 0.3:
+        length = draw.randrange(1, 3000)
+        if plain and draw.random() < 0.8:
+            taken, plain = plain[:length], plain[length:]
+            kind = windows.PACKED if packing and draw.random() < 0.5 else windows.PLAIN
+            items.append(windows.Item(kind, len(taken)))
+            out += frames.pack(taken, LEVEL) if kind == windows.PACKED else taken
+        else:
+            part = _range(draw)
+            items.append(windows.Item(windows.COPY, part.length, part.offset))
+            out += OLD[part.offset :][: part.length]
+    over = any(item.kind == windows.PACKED for item in items)  # only then may something be left over
+    lead, tail = (draw.randrange(9), draw.randrange(9)) if over else (0, 0)
+    wanted = out[lead : max(lead + 1, len(out) - tail)]
+    plan = windows.write_plan(len(wanted), len(OLD), packing, [windows.Recipe(lead, tuple(segments), tuple(items))])
+    try:
+        assert applied(plan, payload, OLD, windows.Target.of(wanted)) == wanted
+    except BundleError as error:
+        if error.reason == "window-hash":
+            raise RuntimeError("it makes something else") from error
+        raise
+    return plan
+
+
+def _range(draw: random.Random) -> windows.Range:
+    offset = draw.randrange(len(OLD))
+    return windows.Range(offset, min(draw.randrange(1, 4000), len(OLD) - offset))
 
 
 def _parts(plan: bytes, payload: bytes) -> bytes:
@@ -229,6 +280,27 @@ def _answered(data: bytes) -> object:
 
     with ours, theirs:
         ranges.answer(ours.fileno(), _nowhere(), read, 0.0)
+    return None
+
+
+_SAID = b"".join(b'{"step": "root", "done": %d, "of": 3, "fetched": 4096}\n' % number for number in range(3))
+_FAILED = json.dumps({"error": MixosError("no", reason="x", hint="do").as_json()}).encode()
+
+
+def _progress(data: bytes) -> object:
+    """Said by the process that has lost all rights, to the one that writes the disk."""
+    take, give = os.pipe()
+    os.write(give, data)
+    os.close(give)
+    try:
+        return [stage._progress(line) for line in stage._lines(take)]
+    finally:
+        os.close(take)
+
+
+def _told(data: bytes) -> object:
+    with contextlib.suppress(MixosError):
+        return said.read(data)
     return None
 
 
@@ -435,6 +507,7 @@ def readers() -> list[Reader]:
         Reader("plan", [windows.MAGIC + plan[8:]], windows.read_plan, bundle),
         Reader("numbers of a plan", [_numbers(plan)], _plan, bundle),
         Reader("windows of a plan", [_parts(plan, payload)], _made, bundle),
+        Reader("recipes of windows", [b"1"], _recipe, bundle, 5),
         *(
             Reader(f"TUF, {role}", [channel.files[name]], channel.changed(name), trust, 20)
             for role, name in channel.names
@@ -448,6 +521,8 @@ def readers() -> list[Reader]:
         Reader("OpenPGP packet", list(openpgp.packets(channel.armored)), channel.packet, mixed),
         Reader("answer of a source", [_answer(b"12345"), _answer(b"123456789"), _failure()], _asked, ()),
         Reader("question to a source", [ranges.QUESTION.pack(4, 9) * 3, ranges.QUESTION.pack(0, 1)], _answered, bundle),
+        Reader("progress of windows", [_SAID], _progress, (MixosError, ValueError)),
+        Reader("error of a program", [_FAILED], _told, (ValueError,)),
         Reader("PE", [_UKI], _pe, form),
         Reader("head of a UKI", [_UKI], _head, form),
         Reader("signatures of a PE", [_signed_image()], _signatures, form),

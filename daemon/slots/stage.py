@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import select
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+from common import said
 from common.bundle.order import Order
 from common.bundle.ranges import Ranges
 from common.disk import verity
@@ -64,7 +62,7 @@ class Stage:
             places = worker.Places(
                 running=running.root,
                 esp=(esp.device, esp.offset, esp.size),
-                entry=f"{FOLDER}/{boot.running.entry.name}",
+                entry=f"{FOLDER}/{boot.running.entry.stem}",
                 target=target.root,
             )
             for one in _working(order, places, ranges, boot.root_hash, self._account):
@@ -183,11 +181,13 @@ def _working(
     failed: MixosError | None = None
     try:
         for line in _lines(ours):
-            if "error" in line:
-                failed = _told(line["error"])
+            try:
+                one = _progress(line)
+            except MixosError as error:
+                failed = error
             else:
-                yield str(line["step"])[:32], int(line["done"]), int(line["of"]), int(line["fetched"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+                yield one
+    except ValueError as error:
         raise DiskError("what makes the windows talks nonsense", reason="slots-worker") from error
     finally:
         os.close(ours)
@@ -200,26 +200,27 @@ def _working(
         raise DiskError(f"what makes the windows ended with status {status}", reason="slots-worker", retryable=True)
 
 
-def _lines(descriptor: int) -> Iterator[dict[str, Any]]:
+def _lines(descriptor: int) -> Iterator[bytes]:
     held, ended = b"", False
     while not ended:
-        select.select([descriptor], [], [])
         piece = os.read(descriptor, _MAX_LINE)
         ended = not piece
         *lines, held = (held + piece).split(b"\n")
         if len(held) > _MAX_LINE:
             raise ValueError("a line without end")
-        for line in lines:
-            found = json.loads(line)
-            if not isinstance(found, dict):
-                raise ValueError("no object")
-            yield found
+        yield from lines
     if held:
         raise ValueError("half a line")
 
 
-def _told(found: Any) -> MixosError:
-    words = {"reason": one_line(str(found["reason"]), 60), "hint": found["hint"] and one_line(str(found["hint"]), 300)}
-    error = MixosError(one_line(str(found["error"]), 1000), **words, retryable=found["retryable"] is True)
-    error.exit_code = int(found["exit_code"]) & 0x7F or 1
-    return error
+def _progress(line: bytes) -> tuple[str, int, int, int]:
+    """What a line says. Raises the MixosError that it tells; ValueError."""
+    found = said.read(line)
+    done, of, fetched = (_number(found.get(name)) for name in ("done", "of", "fetched"))
+    return one_line(found.get("step"), 32), done, of, fetched
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise ValueError("no number")
+    return value

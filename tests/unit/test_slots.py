@@ -12,7 +12,7 @@ from common.efi.entries import Entry, read_name
 from common.errors import BundleError, DiskError, MixosError, RefusedError
 from daemon.parts.update.boot import Disk, look
 from daemon.slots import firmware
-from daemon.slots.disk import Slot, count, kernel_place
+from daemon.slots.disk import Slot, count, invalidate, kernel_place
 from daemon.slots.seal import seal
 from daemon.slots.stage import Stage, kernel
 from tests.images import pe_image
@@ -102,6 +102,21 @@ def test_a_delta_fetches_less_than_the_whole(device, bundle):
     whole, delta = found.plans
     _, steps, _ = stage(device, bundle)
     assert max(step[3] for step in steps) <= delta.transfer < whole.transfer
+
+
+def test_a_counter_that_changes_meanwhile_does_not_matter(device, bundle, monkeypatch):
+    """The part calls good what runs while somebody begins an update."""
+    path = f"EFI/Linux/{device.running.name}"
+
+    def meanwhile(disk, *given):
+        with disk.esp().changing() as esp:
+            esp.rename(path, replace(device.running, left=3, done=1).name)
+        invalidate(disk, *given)
+
+    monkeypatch.setattr("daemon.slots.stage.invalidate", meanwhile)
+    _, found, _ = bundle
+    _, steps, _ = stage(device, bundle)
+    assert max(step[3] for step in steps) <= found.plans[1].transfer
 
 
 def test_what_is_there_is_not_fetched_again(device, bundle):

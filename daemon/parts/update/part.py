@@ -383,7 +383,8 @@ class Update:
             os.close(source)
 
     async def _fetch(self, _caller: Caller, params: Fetch) -> AsyncIterator[Progress]:
-        async with aclosing(self.fetch(params.url or await self._offered(), params.again, params.rate)) as steps:
+        again = params.again or params.url is None  # of what a channel offers the number decides, not the name
+        async with aclosing(self.fetch(params.url or await self._offered(), again, params.rate)) as steps:
             async for step in steps:
                 yield step
 

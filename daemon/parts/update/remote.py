@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable
 from typing import NamedTuple
-from urllib.parse import SplitResult
+from urllib.parse import SplitResult, quote
 
 from daemon.parts.update.http import MAX_LENGTH, SKIP, Body, Client, Clock, Head, Remote, check_proxy, check_url, date
 from daemon.parts.update.link import CHUNK, SourceError, basic
@@ -33,7 +33,7 @@ _NO_RANGE = re.compile(r"bytes \*/([0-9]{1,15})", re.ASCII)
 _HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,100}: [!-~](?:[ -~]{0,4000}[!-~])?", re.ASCII)
 _OURS = frozenset(("host", "range", "if-range", "accept-encoding", "connection", "content-length", "transfer-encoding"))
 LEAST_RATE = 4 << 10
-_NAME = re.compile(r"(?!.*(?:^|/)\.)[0-9A-Za-z._~-]+(?:/[0-9A-Za-z._~-]+)*", re.ASCII)
+_NAME = re.compile(r"(?!.*(?:^|/)\.)[0-9A-Za-z._~^-]+(?:/[0-9A-Za-z._~^-]+)*", re.ASCII)
 
 
 class Version(NamedTuple):
@@ -322,7 +322,7 @@ class Folder:
         """Raises SourceError: as `Source.read`, `source-name`, `source-too-big`."""
         if not _NAME.fullmatch(name) or len(name) > 255:
             raise SourceError(f"{name!r:.80} is no name of a file", "source-name", passing=False, retryable=False)
-        source = self._source(self._base._replace(path=self._base.path + name))
+        source = self._source(self._base._replace(path=self._base.path + quote(name)))
         data = source.read(0, most + 1)
         if len(data) > most:
             source.close()
