@@ -30,11 +30,13 @@ from common.errors import BundleError, FormatError, MixosError, TrustError
 from common.trust import openpgp
 from common.trust.metadata import Kept, Trusted
 from daemon.slots import stage
+from image import secureboot
 from tests.fuzzing import Reader
 from tests.images import RELEASE, STUB, kernel, pe_image
 from tests.plans import LEVEL, applied, image, planned, text
 from tests.releases import NOW, Repository, Signer, served, signed
 from tests.releases import text as manifest_text
+from tests.secureboot import signer
 
 # -- bundles -----------------------------------------------------------------------------------------------------------
 
@@ -376,6 +378,20 @@ def _judged(data: bytes) -> object:
     return siglist.refused({"image": _UKI}, entries, entries)
 
 
+def _started(signed: bytes) -> Callable[[bytes], object]:
+    """Firmware starts no other image by a signature, whatever is done to either."""
+    db = siglist.write([siglist.Signature(siglist.X509, UUID(int=1), signer("db").der)])
+    digest = pe.authenticode(signed)
+    assert siglist.refusal(signed, db, b"") is None
+
+    def judge(data: bytes) -> object:
+        why = siglist.refusal(data, db, b"")
+        assert why is not None or pe.authenticode(data) == digest
+        return why
+
+    return judge
+
+
 # -- disks -------------------------------------------------------------------------------------------------------------
 
 
@@ -482,6 +498,7 @@ def readers() -> list[Reader]:
     front = container.dump(container.Front(channel.message, (channel.armored,), channel.texts()))
     certificate, signature = _certificates()
     log = _event_log()
+    by_db = secureboot.sign(pe_image([(".text", b"code" * 300)]), signer("db"))
     return [
         Reader("bundle", [front], _header, bundle),
         Reader("front of a bundle", [front[48:]], _front, bundle),
@@ -509,6 +526,7 @@ def readers() -> list[Reader]:
         Reader("PE", [_UKI], _pe, form),
         Reader("head of a UKI", [_UKI], _head, form),
         Reader("signatures of a PE", [_signed_image()], _signatures, form),
+        Reader("signed image", [by_db], _started(by_db), ()),
         Reader("PKCS #7", [signature], pkcs7.certificates, form),
         Reader("X.509", [certificate], pkcs7.certificate, form),
         Reader("signature list", [_databases()], _judged, form),
