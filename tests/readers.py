@@ -67,8 +67,8 @@ from daemon.parts.service.load import parse_unit
 from daemon.parts.service.memory import History, Memory
 from daemon.parts.storage import ata, nvme
 from daemon.parts.storage.verdict import HealthError
+from daemon.parts.update import fetching, link, remote
 from daemon.parts.update import http as web
-from daemon.parts.update import link, remote
 from daemon.parts.vpn import wgquick
 from daemon.parts.vpn.model import VpnFile
 from image import deb, source
@@ -476,6 +476,13 @@ def _fetched(data: bytes) -> None:
         with contextlib.suppress(link.SourceError):
             if len(source.read(offset, length)) > length:
                 raise RuntimeError("more than was asked for")
+
+
+CERTIFICATES = b"-----BEGIN CERTIFICATE-----\nMIIBszCCAVmgAwIBAgIUYzAA\n-----END CERTIFICATE-----\n" * 2
+
+
+def _certificates(data: bytes) -> None:
+    fetching.check_certificates(data.decode("ascii", "replace"), WHERE)
 
 
 def _proxied(data: bytes) -> None:
@@ -1021,6 +1028,7 @@ def _all() -> list[Reader]:
             _proxied,
             (),
         ),
+        Reader("certificates", [CERTIFICATES], _certificates, (ConfigError,)),
         Reader("what is to be fetched", [TO_FETCH], _as_text(remote.parse), (link.SourceError,)),
         Reader("scrape", [SCRAPE], http.judge, ()),
         Reader("netlink", _messages(), _netlink, ()),

@@ -128,7 +128,7 @@ def _parts(plan: bytes, payload: bytes) -> bytes:
 def _order() -> bytes:
     """What is installed, as it is told."""
     files = [
-        order.File(hashlib.sha256(data).digest(), windows.Target.of(data), order.Piece(at, 100, bytes(32)))
+        order.File(hashlib.sha256(data).digest(), windows.Target.of(data), (order.Piece(at, 100, bytes(32)),))
         for at, data in enumerate((NEW, OLD))
     ]
     numbers = {"sequence": 5, "created": 1_700_000_000, "payload": 4096, "transfer": 999}

@@ -15,7 +15,7 @@ import pytest
 
 from common.accounts import ACCOUNTS
 from common.errors import ConfigError, MixosError
-from common.settings.model import Settings
+from common.settings.model import Settings, Update
 from common.settings.render import render
 from daemon import handover
 from daemon.core.change import files
@@ -377,7 +377,7 @@ def test_settings_of_the_device_are_its_own(box: Box) -> None:
     outcome = box.start("two", {**TWO, keys: "another\nvendor\n", "etc/hostname": "other\n"})
     assert (outcome.changed, outcome.conflicts) == ((), ())
     assert (box.read(keys), box.read("etc/hostname")) == ("owner\nvendor\n", "kitchen\n")
-    names = render(Settings())
+    names = render(Settings(update=Update("https://updates.example")))
     assert len(names) > len(ACCOUNTS)
     assert all(name.startswith(defaults.SETTINGS) for name in names)
 

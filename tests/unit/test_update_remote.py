@@ -165,7 +165,8 @@ def test_it_is_the_same_over_tls(authority):
             assert fetch.read(at, 70_000) == data[at : at + 70_000]
         assert fetch.told == []
         assert web.connections == 1
-        assert refused(Fetch(url + FILE).read, 0, 1).reason == "source-tls"  # the system does not know it
+        error = refused(Fetch(url + FILE).read, 0, 1)  # the system does not know it
+        assert (error.reason, error.retryable) == ("source-tls", True)  # its clock may be wrong
         assert refused(Fetch(url.replace("127.0.0.1", "localhost") + FILE, ca=authority.pem).read, 0, 1).reason == (
             "source-tls"  # another name than that of the certificate
         )
@@ -340,7 +341,8 @@ def test_an_encoded_file_is_refused():
     web = Web({FILE: content()})
     web.faults = [webserver.encoded]
     with web.serving() as url:
-        assert refused(Fetch(url + FILE).read, 0, 1).reason == "source-encoded"
+        error = refused(Fetch(url + FILE).read, 0, 1)
+    assert (error.reason, error.retryable) == ("source-encoded", False)
     assert web.asked[0].fields["accept-encoding"] == "identity"
 
 
@@ -470,8 +472,8 @@ def test_redirects_have_an_end_and_never_lead_out_of_tls(authority):
     web = Web({FILE: b"x"})
     web.faults = [redirecting(FILE)] * 20
     with web.serving() as url:
-        assert refused(Fetch(url + FILE).read, 0, 1).reason == "source-redirect"
-    assert len(web.asked) == 6
+        error = refused(Fetch(url + FILE).read, 0, 1)
+    assert (error.reason, error.retryable, len(web.asked)) == ("source-redirect", False, 6)
     safe = Web({FILE: b"x"}, tls=authority.server)
     with safe.serving() as url:
         safe.faults = [redirecting(url.replace("https", "http") + FILE)]
@@ -580,7 +582,8 @@ def test_a_proxy_that_says_no():
     web = Web({})
     with web.serving() as url:
         fetch = Fetch("https://example.invalid/x", proxy=url)
-        assert refused(fetch.read, 0, 1).reason == "source-proxy"
+        error = refused(fetch.read, 0, 1)
+    assert (error.reason, error.retryable) == ("source-proxy", False)
     assert len(web.asked) == 1
 
 
