@@ -178,6 +178,7 @@ def _working(
             os._exit(status)
     os.close(theirs)
     failed: MixosError | None = None
+    complete = False
     try:
         for line in _lines(ours):
             try:
@@ -185,6 +186,7 @@ def _working(
             except MixosError as error:
                 failed = error
             else:
+                complete = one[1] == one[2]
                 yield one
     except ValueError as error:
         raise DiskError("what makes the windows talks nonsense", reason="slots-worker") from error
@@ -195,7 +197,7 @@ def _working(
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if failed is not None:
         raise failed
-    if status not in (0, -9):
+    if not complete:  # by the kernel, which was short of memory, or by a defect
         raise DiskError(f"what makes the windows ended with status {status}", reason="slots-worker", retryable=True)
 
 

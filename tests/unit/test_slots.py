@@ -1,6 +1,7 @@
 """`mixos-slots`: another release into the slot that does not run, and what makes it startable, on a simulated disk."""
 
 import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -102,6 +103,14 @@ def test_a_delta_fetches_less_than_the_whole(device, bundle):
     whole, delta = found.plans
     _, steps, _ = stage(device, bundle)
     assert max(step[3] for step in steps) <= delta.transfer < whole.transfer
+
+
+def test_a_process_that_is_killed_while_it_makes_windows_is_told(device, bundle, monkeypatch):
+    """As the kernel does it when memory is short: the disk is not to blame."""
+    monkeypatch.setattr("daemon.slots.worker._make", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DiskError) as caught:
+        stage(device, bundle)
+    assert (caught.value.reason, caught.value.retryable) == ("slots-worker", True)
 
 
 def test_a_counter_that_changes_meanwhile_does_not_matter(device, bundle, monkeypatch):

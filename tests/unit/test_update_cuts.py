@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,9 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
+import psutil
 import pytest
 
+from buildsys.run import spawn
 from common.bundle.manifest import Manifest
+from common.bundle.ranges import Ranges
 from common.disk.fatedit import Cleaned
 from common.efi.entries import FOLDER
 from common.errors import MixosError
@@ -39,6 +43,7 @@ from daemon.slots.seal import seal
 from daemon.slots.stage import Stage
 from tests import crashstates
 from tests.crashstates import Start
+from tests.hostpackages import ROOT
 from tests.offers import offer, order_for, root_of, served
 from tests.slots import Device
 
@@ -244,7 +249,7 @@ class Updated:
         with crashstates.read_log(self.base / "log") as log_of_it:
             for number, state in enumerate(crashstates.states(log_of_it, starts.scratch, torn=8, orders=40), 1):
                 yield state, starts.look()
-                if chance.random() < (0.1 if late else 1 / number):
+                if number == 1 or chance.random() < (0.1 if late else 1 / number):
                     crashstates.Scratch(starts.scratch.path, self.base / "next").close()
                     self.chosen = state.step
         assert starts.scratch.same(self.device.path)
@@ -346,5 +351,51 @@ def test_a_disk_that_fails_at_any_write_is_told_and_tried_again(
         starts = crashstates.Starts(updated.device.path, tmp_path / "failed")
         check(crashstates.State(f"after {after} writes", ""), starts.look())
         starts.scratch.close()
+        updated.update()
+        updated.finished()
+
+
+_STAGE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from daemon.slots import worker
+worker.ACCOUNT = "nobody"
+from daemon.slots.main import main
+sys.exit(main(["stage", "{order}"], Path({tree!r})))
+"""
+
+
+def staged(updated: Updated, ranges: Ranges, most: int) -> int:
+    """Have the program stage, and kill it after so many lines; gives how many it said."""
+    order = os.memfd_create("order")
+    os.write(order, updated.order.dump().encode())
+    os.lseek(order, 0, os.SEEK_SET)
+    code = _STAGE.format(root=str(ROOT), tree=str(updated.device.tree), order=order)
+    with os.fdopen(os.dup(ranges.descriptors[0]), "rb", 0) as source:
+        process = spawn([sys.executable, "-c", code], stdin=source, pass_fds=(order,))
+    os.close(order)
+    with process:
+        said = sum(1 for _ in islice(process.stdout or (), most))
+        children = psutil.Process(process.pid).children() if said == most else []
+        process.kill()
+    assert not psutil.wait_procs(children, timeout=60)[1]
+    return said
+
+
+def test_killed_at_any_step_it_goes_on(
+    tmp_path: Path, offered: tuple[Path, Manifest, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who makes the windows ends with who has started it, and nothing stays locked."""
+    monkeypatch.setattr(worker, "_confine", lambda *_: None)  # the program that is killed does confine itself
+    updated = Updated(tmp_path, offered)
+    crashstates.Scratch(updated.device.path, tmp_path / "begin").close()
+    with served(offered[0]) as ranges:
+        lines = staged(updated, ranges, 1000)
+    assert lines > 4
+    for most in range(lines) if WHOLE else (1, lines - 2):
+        crashstates.Scratch(tmp_path / "begin", updated.device.path).close()
+        with served(offered[0]) as ranges:
+            assert staged(updated, ranges, most) == most
         updated.update()
         updated.finished()
