@@ -1,5 +1,5 @@
-"""Two real builds with different versions, signed by keys of this run: from one to the other and back, over SSH and over
-HTTP, in firmware that enforces Secure Boot; and the plug is pulled meanwhile."""
+"""Two real builds with different versions, signed by keys of this run: from one to the other and back, over SSH and
+over HTTP, in firmware that enforces Secure Boot; and the plug is pulled meanwhile."""
 
 from __future__ import annotations
 
