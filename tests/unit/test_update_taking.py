@@ -245,6 +245,35 @@ def test_a_release_comes_from_a_web_server(device, bundle):
     assert steps[-1]["step"] == "staged"
 
 
+def test_a_release_is_taken_with_nobody_waiting(device, bundle):
+    """As over D-Bus: begun, followed by events, and ended."""
+
+    async def take(update):
+        heard = []
+        publish = update.context.events.publish
+
+        def hear(topic, subject, /, **data):
+            heard.append((topic, subject, data))
+            publish(topic, subject, **data)
+
+        with pytest.MonkeyPatch.context() as patch, web(bundle.parent) as address:
+            patch.setattr(update.context.events, "publish", hear)
+            assert await ask(update, "take", url=f"{address}/{bundle.name}") is True
+            with pytest.raises(MixosError) as caught:
+                await ask(update, "take", url=f"{address}/{bundle.name}")
+            await until(lambda: update._background.done())
+            assert await ask(update, "take", url=f"{address}/nothing.mixb") is True
+            await until(lambda: update.trouble is not None)
+        assert await ask(update, "stop") is False
+        return heard, caught.value.reason
+
+    (heard, reason), _ = run(device, take)
+    assert reason == "update-busy"
+    topics = [topic for topic, _, _ in heard]
+    assert topics.index("update.progress") < topics.index("update.staged") < topics.index("update.not-staged")
+    assert {"step", "done", "of", "fetched", "transfer"} <= heard[0][2].keys()
+
+
 def test_an_update_back_and_forth(device, bundle):
     """Update, rollback, update: nothing is fetched twice that is there."""
 
