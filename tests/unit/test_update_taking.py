@@ -379,13 +379,15 @@ def test_nothing_to_apply(device):
 
 def test_a_caller_who_leaves_ends_the_work_and_a_retry_goes_on(device, bundle):
     async def leave(update):
+        before = psutil.Process().children(recursive=True)
         task = asyncio.create_task(stage(update, bundle))
         async with asyncio.timeout(30):
             while update._taken is None or update._taken.progress is None:
                 await asyncio.sleep(0.005)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        left = [one for one in psutil.Process().children(recursive=True) if one.status() != "zombie"]
+        running = psutil.Process().children(recursive=True)
+        left = [one for one in running if one not in before and one.status() != "zombie"]
         progress = (await ask(update, "status"))["taking"]
         return left, progress, (await stage(update, bundle))[-1]["step"]
 
