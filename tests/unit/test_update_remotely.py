@@ -156,4 +156,4 @@ def test_a_bundle_that_is_not_there(monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         sys.exit(main())
     assert caught.value.code == 2
-    assert json.loads(capsys.readouterr().err)["reason"] == "no-bundle"
+    assert json.loads(capsys.readouterr().out)["reason"] == "no-bundle"
