@@ -26,7 +26,7 @@ from common.errors import DiskError, MixosError, RefusedError
 from common.safe import one_line
 from daemon.parts.update.boot import SLOTS
 from daemon.slots import firmware, worker
-from daemon.slots.disk import SLOT, Slot, found, invalidate, kernel_place, locked, startable
+from daemon.slots.disk import SLOT, Slot, found, in_rescue, invalidate, kernel_place, locked, startable
 
 Step = Callable[[str, int, int, int], None]  # (step, done, of, bytes fetched)
 _MAX_LINE = 4096
@@ -43,11 +43,11 @@ class Stage:
         """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`,
         `update-refused`; DiskError; what the worker tells."""
         order = self._order
-        disk, boot = found(self._root)
+        disk, boot = found(self._root, order.root_hash)
         assert boot.slot is not None
         if order.root_hash == boot.root_hash:
             raise RefusedError(f"{order.version} is what runs", reason="update-same")
-        if boot.running is None or not boot.running.entry.good:
+        if not in_rescue(self._root) and (boot.running is None or not boot.running.entry.good):
             hint = "wait until it is, or have it with 'mixctl update commit'"
             raise RefusedError(
                 "what runs was not called good yet: the other slot is kept", reason="update-trial", hint=hint
@@ -61,7 +61,7 @@ class Stage:
             places = worker.Places(
                 running=running.root,
                 esp=(esp.device, esp.offset, esp.size),
-                entry=f"{FOLDER}/{boot.running.entry.stem}",
+                entry=f"{FOLDER}/{boot.running.entry.stem}" if boot.running else "",
                 target=target.root,
             )
             for one in _working(order, places, ranges, boot.root_hash, self._account):
