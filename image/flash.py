@@ -26,6 +26,7 @@ from pathlib import Path
 
 from buildsys.files import data_ranges
 from common.disk import fat, gpt
+from common.efi.entries import RESCUE_SORT_KEY
 from common.efi.uki import Uki, read_uki
 from common.errors import ConfigError, ImageError, SettingsError
 from image import esp
@@ -251,7 +252,9 @@ def _verified_size(files: Mapping[str, bytes]) -> int:
 
 
 def _boot_files(files: Mapping[str, bytes]) -> Iterator[Uki]:
-    return (read_uki(content) for path, content in files.items() if path.startswith("EFI/Linux/"))
+    """Those of versions; the rescue entry has no root, and lets nobody in."""
+    found = (read_uki(content) for path, content in files.items() if path.startswith("EFI/Linux/"))
+    return (boot for boot in found if boot.identity("IMAGE_ID") != RESCUE_SORT_KEY)
 
 
 def _login_problem(files: Mapping[str, bytes], preseed: str | None) -> str | None:

@@ -21,6 +21,7 @@ from buildsys.cli.main import cli
 from buildsys.run import find_tool, run
 from common.disk import fatread, gpt
 from common.efi import uki
+from common.efi.entries import RESCUE, RESCUE_SORT_KEY
 from common.errors import ConfigError, ImageError
 from image import assemble, blockdev, esp, flash
 from image.blockdev import Places
@@ -293,7 +294,11 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMtidA45oOo6cjipaVn1Wa8X8fm6UFV/P7AnY
 )
 def test_a_device_that_lets_nobody_in(until: str, preseed: str | None, warned: bool) -> None:
     identity = assemble.os_release("1.2.3", RELEASE, until)
-    files = {"EFI/Linux/mixos.efi": uki.build(STUB, kernel(), "root=/dev/dm-0", identity, RELEASE)}
+    rescue = uki.build(STUB, kernel(), "panic=10", f"IMAGE_ID={RESCUE_SORT_KEY}\n", RELEASE, b"files")
+    files = {
+        f"EFI/Linux/{RESCUE}": rescue,  # says nothing of it
+        "EFI/Linux/mixos.efi": uki.build(STUB, kernel(), "root=/dev/dm-0", identity, RELEASE),
+    }
     assert bool(flash._login_problem(files, preseed)) == warned
     if preseed is not None:  # the same when it is on the image, as on a copy of a disk
         assert bool(flash._login_problem({**files, esp.PRESEED: preseed.encode()}, None)) == warned
