@@ -1,0 +1,289 @@
+"""`mixos-slots examine|repair`: one wrong bit anywhere on the boot disk, entries that are gone, and cuts of a repair."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from common.bundle.manifest import Manifest
+from common.disk import fatread, gpt, verity
+from common.efi.entries import FOLDER, Entry, image_name
+from common.errors import RefusedError
+from daemon.parts.update.boot import Boot, Disk, look
+from daemon.slots import kept, worker
+from daemon.slots.disk import Slot, count, identify, kernel_place
+from daemon.slots.examine import Report, examine
+from daemon.slots.repair import repair, repair_by
+from daemon.slots.seal import seal
+from daemon.slots.stage import Stage
+from tests import crashstates
+from tests.offers import offer, order_for, root_of, served
+from tests.slots import Device
+
+WHOLE = "MIXOS_WHOLE" in os.environ
+OLD, NEW = "1.0.0", "1.1.0"
+Offered = tuple[Path, Manifest, int]
+
+
+@pytest.fixture(scope="module")
+def offered(tmp_path_factory: pytest.TempPathFactory) -> Offered:
+    """The bundle of NEW, for those who run OLD."""
+    return offer(tmp_path_factory.mktemp("offer"), NEW, earlier=OLD)
+
+
+@pytest.fixture(scope="module")
+def back(tmp_path_factory: pytest.TempPathFactory) -> Offered:
+    """The bundle of OLD."""
+    return offer(tmp_path_factory.mktemp("back"), OLD)
+
+
+class Both:
+    """A device with OLD in slot a and NEW in slot b, both good, of which NEW runs, or OLD, to which it went back."""
+
+    def __init__(self, base: Path, offered: Offered, *, runs: str = NEW) -> None:
+        self.device, self.base = Device(base, OLD, root_of(OLD)), base
+        self.tree = self.device.tree
+        self.device.boot()
+        self.bless()
+        self.repair()  # keeps the kernel image of what was flashed
+        running = self.look().root_hash
+        assert running is not None
+        self.order = order_for(offered[1], offered[2], running)
+        with served(offered[0]) as ranges:
+            Stage(self.tree, self.order, lambda *step: None, "nobody").run(ranges)
+        seal(self.tree, self.order)
+        if runs == NEW:
+            self.device.boot()
+            self.bless()
+        else:
+            new = self.look().images[0].entry
+            count(Disk.at(self.device.path), new.name, new.given_up().name)
+            assert self.device.boot() == OLD
+            self.bless()
+        assert self.problems() == ()
+
+    def look(self) -> Boot:
+        disk = Disk.at(self.device.path)
+        return look(disk, (self.tree / "run/mixos/slot").read_text().strip(), self.tree)
+
+    def bless(self) -> None:
+        running = self.look().running
+        assert running is not None
+        if running.entry != running.entry.blessed():
+            count(Disk.at(self.device.path), running.entry.name, running.entry.blessed().name)
+
+    def problems(self) -> tuple[str, ...]:
+        return examine(self.tree).problems
+
+    def repair(self) -> tuple[Report, tuple[str, ...]]:
+        return repair(self.tree)
+
+    def slot(self, name: str) -> Slot:
+        return Slot.of(Disk.at(self.device.path), name)
+
+    def flip(self, at: int, bit: int = 0) -> None:
+        """Turn a bit of the disk."""
+        with self.device.path.open("r+b") as disk:
+            old = os.pread(disk.fileno(), 1, at)[0]
+            os.pwrite(disk.fileno(), bytes([old ^ 1 << bit]), at)
+
+    def names(self) -> list[str]:
+        return self.device.names()
+
+    def entry(self, slot: str) -> Entry:
+        return next(image.entry for image in self.look().images if image.slot == slot)
+
+    def first(self) -> str:
+        return self.look().images[0].version
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """The disk is as it was, afterwards."""
+        copy = self.base / "kept"
+        crashstates.Scratch(self.device.path, copy).close()
+        try:
+            yield
+        finally:
+            copy.rename(self.device.path)
+
+    def place(self, path: str) -> int:
+        """Where the content of a file on the ESP begins."""
+        with self.device.path.open("rb") as disk:
+            esp = gpt.read(disk.fileno()).find("mixos-esp")
+            volume = fatread.open_volume(disk.fileno(), esp.offset, esp.size)
+            return volume.place(next(entry.first for name, entry in fatread.files(volume) if name == path))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, offered: Offered) -> dict[str, Both]:
+    """By what runs."""
+    return {runs: Both(tmp_path_factory.mktemp("both"), offered, runs=runs) for runs in (OLD, NEW)}
+
+
+@pytest.fixture
+def both(made: dict[str, Both]) -> Iterator[Both]:
+    """NEW runs."""
+    with made[NEW].kept():
+        yield made[NEW]
+
+
+@pytest.fixture
+def left(made: dict[str, Both]) -> Iterator[Both]:
+    """OLD runs again."""
+    with made[OLD].kept():
+        yield made[OLD]
+
+
+def test_what_is_sound_is_not_touched(both: Both) -> None:
+    before = both.device.path.read_bytes()
+    report, mended = both.repair()
+    assert (report.problems, mended) == ((), ())
+    assert both.device.path.read_bytes() == before
+    assert [(one.slot.name, one.version, one.data) for one in report.slots] == [
+        ("a", OLD, "sound"),
+        ("b", NEW, "sound"),
+    ]
+
+
+def test_what_was_flashed_keeps_no_kernel_image_until_it_is_repaired(tmp_path: Path) -> None:
+    device = Device(tmp_path, OLD, root_of(OLD))
+    device.boot()
+    assert examine(device.tree).problems == ("slot-a kernel missing",)
+    _, mended = repair(device.tree)
+    assert mended == ("slot-a kernel missing",)
+    assert examine(device.tree).problems == ()
+
+
+def test_each_copy_of_the_table_restores_the_other(both: Both) -> None:
+    size = both.device.path.stat().st_size
+    before = both.device.path.read_bytes()
+    places = {512 + 16: "primary", 1024 + 40: "primary", size - 512 + 16: "backup", size - 33 * 512 + 60: "backup"}
+    for at, copy in places.items():
+        both.flip(at)
+        assert [one.split("-")[0] for one in both.problems()] == [f"table {copy}"]
+        _, mended = both.repair()
+        assert mended[0].startswith(f"table {copy}-")
+        assert both.device.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("at", [446, 450, 454, 510, 511, 470])
+def test_the_protective_mbr_is_made_again(both: Both, at: int) -> None:
+    both.flip(at)
+    assert both.repair()[1] == ("table mbr",)
+    assert both.problems() == ()
+
+
+def test_each_boot_sector_restores_the_other(both: Both) -> None:
+    esp = Disk.at(both.device.path).table.find("mixos-esp").offset
+    for sector, name in ((0, "boot-sector"), (6, "boot-sector-copy")):
+        for at in (11, 13, 14, 16, 36, 44, 510):
+            both.flip(esp + sector * 512 + at, 1)
+            assert f"esp {name}" in both.problems()
+            assert both.repair()[1] == (f"esp {name}",)
+            assert both.problems() == ()
+
+
+@pytest.mark.parametrize("runs", ["a", "b"])
+def test_an_allocation_table_is_restored_by_the_other(both: Both, runs: str) -> None:
+    """Of a chain that something has, in either table."""
+    path = f"{FOLDER}/{both.entry(runs).name}"
+    esp = Disk.at(both.device.path).table.find("mixos-esp")
+    with both.device.path.open("rb") as disk:
+        volume = fatread.open_volume(disk.fileno(), esp.offset, esp.size)
+        first = next(entry.first for name, entry in fatread.files(volume) if name == path)
+    before = both.device.path.read_bytes()
+    for bit in (0, 3, 9):
+        both.flip(volume.fats[0] + (first + 1) * 4 + bit // 8, bit % 8)
+        assert both.problems()[0] == "esp table"
+        assert "esp table" in both.repair()[1]
+        assert both.device.path.read_bytes() == before
+        both.flip(volume.fats[1] + (first + 1) * 4 + bit // 8, bit % 8)
+        assert both.repair()[1] == ("esp tables-differ",)
+        assert both.device.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("slot", ["a", "b"])
+def test_a_damaged_entry_is_restored_under_its_name(both: Both, slot: str) -> None:
+    name = both.entry(slot).name
+    for at in (0, 2000, 9000):
+        both.flip(both.place(f"{FOLDER}/{name}") + at, 5)
+        assert f"slot-{slot} entry damaged" in both.problems()
+        assert f"slot-{slot} entry damaged" in both.repair()[1]
+        assert (both.problems(), both.entry(slot).name, both.first()) == ((), name, NEW)
+
+
+@pytest.mark.parametrize("slot", ["a", "b"])
+def test_a_kernel_image_that_is_kept_is_restored_by_the_entry(both: Both, slot: str) -> None:
+    place = both.slot(slot)
+    note = kept.read(place)
+    assert note is not None
+    for at in (kernel_place(note.blocks * verity.BLOCK) + 77, place.root[2] - kept.BLOCK + 50):
+        both.flip(place.root[1] + at)
+        assert both.repair()[1] in ((f"slot-{slot} kernel damaged",), (f"slot-{slot} kernel missing",))
+        assert both.problems() == ()
+
+
+@pytest.mark.parametrize("slot", ["a", "b"])
+def test_a_tree_is_made_again_of_its_root(both: Both, slot: str) -> None:
+    both.flip(both.slot(slot).tree[1] + 100)
+    assert both.problems() == (f"slot-{slot} tree damaged",)
+    both.repair()
+    assert both.problems() == ()
+
+
+def test_what_runs_gets_an_entry_and_can_be_updated_again(left: Both, offered: Offered) -> None:
+    remove(left, "a")
+    assert left.look().running is None
+    assert left.repair()[1] == ("slot-a entry missing",)
+    running = left.look().running
+    assert running is not None
+    assert (running.entry.left, left.first()) == (3, OLD)
+    left.bless()
+    with served(offered[0]) as ranges:
+        assert Stage(left.tree, left.order, lambda *step: None, "nobody").run(ranges) == "b"
+
+
+def remove(both: Both, slot: str) -> None:
+    with Disk.at(both.device.path).esp().changing() as esp:
+        esp.remove(f"{FOLDER}/{both.entry(slot).name}")
+
+
+def test_a_newer_version_that_was_left_is_not_started_when_its_entry_is_made_again(left: Both) -> None:
+    remove(left, "b")
+    assert left.repair()[1] == ("slot-b entry missing",)
+    assert (left.entry("b").bad, left.first(), left.problems()) == (True, OLD, ())
+
+
+def test_an_older_version_gets_the_starts_of_a_new_one(both: Both) -> None:
+    remove(both, "a")
+    both.repair()
+    assert (both.entry("a").left, both.first()) == (3, NEW)
+
+
+def test_an_entry_under_no_proper_name_gets_one(both: Both) -> None:
+    name = both.entry("a").name
+    with Disk.at(both.device.path).esp().changing() as esp:
+        esp.rename(f"{FOLDER}/{name}", "odd.efi")
+    both.repair()
+    assert (both.problems(), both.entry("a").stem, both.first()) == ((), name.partition("+")[0], NEW)
+
+
+def test_what_belongs_to_nothing_goes(both: Both) -> None:
+    """Names of the same file after a cut, an entry whose root nobody has, a file that was coming."""
+    device = both.device
+    lost = device.install("0.9.0", "a", Entry("lost1", 3))
+    identify(Disk.at(device.path), "a", verity.partition_ids(bytes.fromhex(both.device.root_hash.hex())))
+    with Disk.at(device.path).esp().changing() as esp:
+        esp.add(f"{FOLDER}/COMING.NEW", [b"half"], 4, epoch=0)
+        esp.add(f"{FOLDER}/notes.txt", [b"mine"], 4, epoch=0)
+    assert {"file lost1+3.efi", "file COMING.NEW"} <= set(both.problems())
+    report, _ = both.repair()
+    assert report.unknown == ("notes.txt",)
+    assert all(image.root_hash != lost for image in both.look().images)
+    assert [one for one in report.problems if one.startswith("file")] == []
