@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 from common.bundle.manifest import Manifest
 from common.disk import fatread, gpt, verity
 from common.efi.entries import FOLDER, Entry, image_name
-from common.errors import RefusedError
+from common.errors import DiskError, RefusedError
 from daemon.parts.update.boot import Boot, Disk, look
 from daemon.slots import kept, worker
 from daemon.slots.disk import Slot, count, identify, kernel_place
@@ -105,7 +106,7 @@ class Both:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """The disk is as it was, afterwards."""
-        copy = self.base / "kept"
+        copy = Path(tempfile.mkdtemp(dir=self.base)) / "disk"
         crashstates.Scratch(self.device.path, copy).close()
         try:
             yield
@@ -287,3 +288,154 @@ def test_what_belongs_to_nothing_goes(both: Both) -> None:
     assert report.unknown == ("notes.txt",)
     assert all(image.root_hash != lost for image in both.look().images)
     assert [one for one in report.problems if one.startswith("file")] == []
+
+
+# -- with a bundle -----------------------------------------------------------------------------------------------------
+
+
+def by_bundle(both: Both, bundle: Offered) -> tuple[Report, tuple[str, ...], int]:
+    """Repaired; and bytes that were fetched."""
+    running = both.look().root_hash
+    assert running is not None
+    order = order_for(bundle[1], bundle[2], running)
+    fetched = [0]
+    with served(bundle[0]) as ranges:
+        report, mended = repair_by(both.tree, order, ranges, lambda *step: fetched.append(step[3]), "nobody")
+    return report, mended, max(fetched)
+
+
+def test_a_damaged_root_is_fetched_where_it_is_damaged(both: Both, back: Offered) -> None:
+    names, first = both.names(), both.first()
+    both.flip(both.slot("a").root[1] + 123_456)
+    assert both.problems() == ("slot-a data damaged",)
+    assert both.repair()[1] == ()
+    assert examine(both.tree).as_json()["bundle"] == ["a"]
+    report, mended, fetched = by_bundle(both, back)
+    assert (report.problems, mended) == ((), ("slot-a data damaged",))
+    assert 0 < fetched <= order_for(back[1], back[2], bytes(32)).transfer
+    assert (both.names(), both.first()) == (names, first)
+
+
+def test_all_of_a_slot_is_repaired_at_once(both: Both, back: Offered) -> None:
+    slot, name = both.slot("a"), both.entry("a").name
+    note = kept.read(slot)
+    assert note is not None
+    for at in (5000, kernel_place(note.blocks * verity.BLOCK) + 5, slot.root[2] - kept.BLOCK):
+        both.flip(slot.root[1] + at)
+    both.flip(slot.tree[1])
+    both.flip(both.place(f"{FOLDER}/{name}") + 300)
+    report, _, _ = by_bundle(both, back)
+    assert (report.problems, both.entry("a").name, both.first()) == ((), name, NEW)
+
+
+def test_a_slot_that_nothing_but_its_identities_names_is_repaired(both: Both, back: Offered) -> None:
+    """Neither note nor entry."""
+    slot = both.slot("a")
+    remove(both, "a")
+    both.flip(slot.root[1] + slot.root[2] - kept.BLOCK)
+    both.flip(slot.root[1] + 5000)
+    report, _, _ = by_bundle(both, back)
+    assert (report.problems, both.entry("a").left, both.first()) == ((), 3, NEW)
+
+
+def test_a_version_that_was_left_stays_left(left: Both, offered: Offered) -> None:
+    both, entry = left, left.entry("b")
+    both.flip(both.slot("b").root[1] + 5000)
+    report, _, _ = by_bundle(both, offered)
+    assert (report.problems, both.entry("b"), both.first()) == ((), entry, OLD)
+    remove(both, "b")
+    both.flip(both.slot("b").root[1] + 5000)
+    by_bundle(both, offered)
+    assert (both.entry("b").bad, both.first(), both.problems()) == (True, OLD, ())
+
+
+def test_what_runs_is_not_repaired_by_a_bundle(both: Both, offered: Offered) -> None:
+    before = both.device.path.read_bytes()
+    with pytest.raises(RefusedError) as caught:
+        by_bundle(both, offered)
+    assert caught.value.reason == "update-same"
+    assert both.device.path.read_bytes() == before
+
+
+def test_what_is_not_there_is_not_repaired(left: Both, tmp_path: Path) -> None:
+    with pytest.raises(RefusedError) as caught:
+        by_bundle(left, offer(tmp_path, "1.2.0"))
+    assert caught.value.reason == "update-not-there"
+
+
+# -- one bit -----------------------------------------------------------------------------------------------------------
+
+BITS = 100 if WHOLE else 1
+
+
+def damages(both: Both, chance: random.Random) -> Iterator[tuple[str, int]]:
+    """Bits of each place: what the place is, and which byte of the disk."""
+    disk = Disk.at(both.device.path)
+    size = both.device.path.stat().st_size
+    esp = disk.table.find("mixos-esp")
+    with both.device.path.open("rb") as file:
+        volume = fatread.open_volume(file.fileno(), esp.offset, esp.size)
+        folder = next(one for one in fatread.folders(volume) if one.prefix == f"{FOLDER}/")
+        used = len(volume.chain) - list(reversed(volume.chain)).index(next(filter(None, reversed(volume.chain))))
+    places: list[tuple[str, int, int]] = [
+        ("table", 512, 92),
+        ("table", 1024, 6 * 128),
+        ("table", size - 512, 92),
+        ("table", size - 33 * 512, 6 * 128),
+        ("mbr", 446, 66),
+        ("fat", volume.fats[0], used * 4),
+        ("fat", volume.fats[1], used * 4),
+        ("boot", esp.offset, 512),
+        ("boot", esp.offset + 6 * 512, 512),
+        ("names", volume.place(folder.clusters[0]), folder.end * 32),
+    ]
+    for name in ("a", "b"):
+        slot, note = both.slot(name), kept.read(both.slot(name))
+        assert note is not None
+        places += [
+            ("root", slot.root[1], note.blocks * verity.BLOCK),
+            ("tree", slot.tree[1], verity.tree_blocks(note.blocks) * verity.BLOCK),
+            ("kept", slot.root[1] + kernel_place(note.blocks * verity.BLOCK), note.size),
+            ("note", slot.root[1] + slot.root[2] - kept.BLOCK, kept.BLOCK),
+            ("kernel", both.place(f"{FOLDER}/{both.entry(name).name}"), note.size),
+        ]
+    for kind, start, length in places:
+        for _ in range(BITS):
+            yield kind, start + chance.randrange(length)
+
+
+def mended(both: Both, back: Offered, kind: str, at: int) -> str:
+    """Whether a wrong bit is "mended", "lost", or one that nobody minds: "harmless"."""
+    found = examine(both.tree).problems
+    try:
+        report, _ = both.repair()
+    except DiskError as error:  # a folder that cannot be read has no copy
+        assert (kind, error.reason, found) == ("names", "esp-damaged", ("esp damaged",))
+        return "lost"
+    if kind == "root":
+        slot = "b" if at >= both.slot("b").root[1] else "a"
+        assert report.problems == (f"slot-{slot} data damaged",)
+        if slot == "b":
+            return "mended"  # not the one that runs
+        report, _, _ = by_bundle(both, back)
+    where = kind, at, found
+    assert report.problems == (), where
+    assert [one.version for one in both.look().images] == [NEW, OLD], where
+    assert all(one.files for one in report.slots), where
+    return "mended" if found else "harmless"
+
+
+def test_one_wrong_bit_anywhere_is_repaired_or_told(
+    both: Both, back: Offered, record_property: Callable[[str, object], None]
+) -> None:
+    """What was started first is, and what is not as it was is named. Only a root needs more than what is there."""
+    chance, seen = random.Random(5), Counter[tuple[str, str]]()
+    for kind, at in damages(both, chance):
+        with both.kept():
+            both.flip(at, chance.randrange(8))
+            seen[kind, mended(both, back, kind, at)] += 1
+    record_property("bits", seen)
+    assert not any(seen[kind, "harmless"] for kind in ("root", "tree", "kept", "note", "kernel"))
+    if WHOLE:
+        assert all(seen[kind, "mended"] for kind in ("table", "mbr", "fat", "boot", "names"))
+        assert seen["names", "lost"] < BITS // 3
