@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from common.disk import gpt, verity
 from common.disk.fatedit import Editor
-from common.efi import uki
+from common.efi import pe, uki
 from common.efi.entries import COMING, FOLDER, RESCUE, Entry, image_name, read_name
 from common.errors import DiskError, FormatError
 from daemon.linux import facts
@@ -183,6 +183,8 @@ def _held(disk: Disk, boot: Boot, name: str, root: Path, step: Step, number: int
     note = kept.read(slot)
     held = Held(slot, root_hash, note=note if note and note.root_hash == root_hash else None)
     target = held.note.target if held.note else _named(disk, boot, held, root)
+    if target is None and (found := kept.without_note(slot, root_hash)):
+        target = found[0]
     if target is None or target.blocks * verity.BLOCK > slot.root[2]:
         return held
     held = replace(held, target=target, kernel="missing")
@@ -240,7 +242,7 @@ def _with_files(held: Held, boot: Boot, esp: Editor) -> Held:
     files = [File(entry, _sound(esp, held, name)) for name, entry in known.items()]
     files.sort(key=lambda one: one.entry.name != running)
     version = next((image.version for image in boot.images if image.root_hash == held.root_hash), "")
-    if not version and held.note and (image := kept.kernel(held.slot, held.note)):
+    if not version and (image := kernel(held)):
         version = uki.read_uki(image).identity("IMAGE_VERSION")
     return replace(held, files=tuple(files), version=version)
 
@@ -251,11 +253,21 @@ def _sound(esp: Editor, held: Held, name: str) -> bool:
         return False
     if held.note:
         return kept.Note.of(held.note.target, image, held.note.created) == held.note
+    assert held.target is not None
     try:
         kept.startable(image, held.root_hash)
     except DiskError:
         return False
-    return True
+    beside = kept.beside(held.slot, held.target, len(image))  # when that is another one, either may be the damaged one
+    return beside == image or beside[:2] != b"MZ" or bool(pe.signatures(image))
+
+
+def kernel(held: Held) -> bytes | None:
+    """The kernel image that a slot keeps; None without a sound one."""
+    if held.note:
+        return kept.kernel(held.slot, held.note)
+    found = kept.without_note(held.slot, held.root_hash)
+    return found[1] if found else None
 
 
 def content(esp: Editor, path: str) -> bytes | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from common.bundle.order import Order
 from common.disk import verity
-from common.efi import uki
+from common.efi import pe, uki
 from common.errors import DiskError, FormatError
 from daemon.slots.disk import Slot, forget, kernel_place, opened, read_all
 
@@ -23,6 +23,7 @@ MAX_KERNEL = 256 << 20
 _MAGIC = b"MIXOSKPT"
 _HEAD = struct.Struct("<8sIIQQ32s32sI")  # magic, format, created, blocks, bytes of kernel, its hash, root hash, salt's
 _FORMAT = 1
+_SQUASHFS = struct.Struct("<4s36xQ")  # magic, and bytes that are used (kernel: fs/squashfs/squashfs_fs.h)
 _PIECE = 1 << 20  # bytes written at once
 
 
@@ -102,6 +103,35 @@ def kernel(slot: Slot, note: Note) -> bytes | None:
     return image if hashlib.sha256(image).digest() == note.sha256 else None
 
 
+def beside(slot: Slot, target: uki.VerityTarget, size: int) -> bytes:
+    """So many bytes from where the kernel image of a root is kept, whatever they are; fewer at the end of the slot.
+
+    Raises OSError."""
+    begin = kernel_place(target.blocks * verity.BLOCK)
+    with opened(slot.root, os.O_RDONLY) as descriptor:
+        forget(descriptor)
+        return read_all(descriptor, slot.root[1] + begin, max(0, min(size, slot.root[2] - BLOCK - begin)))
+
+
+def without_note(slot: Slot, root_hash: bytes) -> tuple[uki.VerityTarget, bytes] | None:
+    """The root that a slot must hold and its kernel image, found by the size in the superblock of its squashfs when
+    there is no note; None unless that leads to an image that starts this root. Raises OSError."""
+    with opened(slot.root, os.O_RDONLY) as descriptor:
+        forget(descriptor)
+        magic, size = _SQUASHFS.unpack(read_all(descriptor, slot.root[1], _SQUASHFS.size))
+    target = uki.VerityTarget(-(-size // verity.BLOCK), root_hash, b"")
+    if magic != b"hsqs" or kernel_place(size) >= slot.root[2]:
+        return None
+    try:
+        image = beside(slot, target, uki.HEAD)
+        extent = pe.extent(image, MAX_KERNEL)
+        image = beside(slot, target, extent)
+        found = uki.verity_target(startable(image, root_hash).cmdline)
+    except (FormatError, DiskError):
+        return None
+    return (found, image) if found and found.blocks == target.blocks else None
+
+
 def keep(slot: Slot, target: uki.VerityTarget, image: bytes, created: int) -> bool:
     """Write a kernel image behind the root, and then the note; False without room. The root is not touched.
 
@@ -123,7 +153,7 @@ def startable(image: bytes, root_hash: bytes) -> uki.Uki:
     """What a kernel image says, when it is whole as far as it says that itself, and starts that root.
 
     Raises DiskError `slots-kernel`."""
-    from common.efi import pe, pkcs7  # only where nothing else tells
+    from common.efi import pkcs7  # only where nothing else tells
 
     try:
         found = uki.read_uki(image)

@@ -26,7 +26,7 @@ from common.errors import FormatError, RefusedError
 from daemon.parts.update.boot import SLOTS, Disk
 from daemon.slots import kept, worker
 from daemon.slots.disk import SLOT, TABLE, Slot, found, identify, locked, remove_unfinished
-from daemon.slots.examine import Held, Report, Step, content, examine
+from daemon.slots.examine import Held, Report, Step, content, examine, kernel
 from daemon.slots.stage import check_room, check_tree, make_windows, put_tree, write_tree
 
 
@@ -144,8 +144,7 @@ def _mend_entry(esp: Editor, held: Held, before: Entry | None, *, runs: bool) ->
 
 def _image(esp: Editor, held: Held) -> bytes | None:
     """The kernel image of a slot, from behind its root, or from an entry that has no proper name."""
-    kernel = kept.kernel(held.slot, held.note) if held.note else None
-    return kernel or next((content(esp, one.path) for one in held.files if one.sound), None)
+    return kernel(held) or next((content(esp, one.path) for one in held.files if one.sound), None)
 
 
 def _again(held: Held, image: bytes, before: Entry | None, *, runs: bool) -> Entry | None:
@@ -161,8 +160,9 @@ def _again(held: Held, image: bytes, before: Entry | None, *, runs: bool) -> Ent
 
 
 def _keep(esp: Editor, held: Held) -> None:
-    """The kernel image of a slot behind its root, from a sound entry."""
-    path = next((file.path for file in held.files if file.sound), None)
-    image = content(esp, path) if path is not None and path in esp.files() else None
+    """The kernel image of a slot behind its root, with its note."""
+    there = esp.files()
+    sound = (content(esp, file.path) for file in held.files if file.sound and file.path in there)
+    image = kernel(held) or next(sound, None)
     if image is not None and held.target is not None:
         kept.keep(held.slot, held.target, image, held.note.created if held.note else 0)

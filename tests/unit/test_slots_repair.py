@@ -1,7 +1,9 @@
-"""`mixos-slots examine|repair`: one wrong bit anywhere on the boot disk, entries that are gone, and cuts of a repair."""
+"""`mixos-slots examine|repair`: one wrong bit anywhere on the boot disk, entries that are gone, cuts of a repair."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import random
 import tempfile
@@ -14,8 +16,8 @@ import pytest
 
 from common.bundle.manifest import Manifest
 from common.disk import fatread, gpt, verity
-from common.efi.entries import FOLDER, Entry, image_name
-from common.errors import DiskError, RefusedError
+from common.efi.entries import FOLDER, Entry
+from common.errors import DiskError, FormatError, RefusedError
 from daemon.parts.update.boot import Boot, Disk, look
 from daemon.slots import kept, worker
 from daemon.slots.disk import Slot, count, identify, kernel_place
@@ -275,6 +277,24 @@ def test_an_entry_under_no_proper_name_gets_one(both: Both) -> None:
     assert (both.problems(), both.entry("a").stem, both.first()) == ((), name.partition("+")[0], NEW)
 
 
+def test_a_slot_without_entry_and_note_is_known_by_its_file_system(tmp_path: Path, offered: Offered) -> None:
+    root = b"hsqs".ljust(40, b"\0") + len(root_of(OLD)).to_bytes(8, "little") + root_of(OLD)[48:]
+    device = Device(tmp_path, OLD, root)
+    device.boot()
+    repair(device.tree)
+    disk = Disk.at(device.path)
+    slot, names = Slot.of(disk, "a"), device.names()
+    with device.path.open("r+b") as file:
+        os.pwrite(file.fileno(), bytes(kept.BLOCK), slot.root[1] + slot.root[2] - kept.BLOCK)
+    with disk.esp().changing() as esp:
+        esp.remove(f"{FOLDER}/{names[0]}")
+    (device.tree / "proc/cmdline").write_text("panic=10\n")
+    assert examine(device.tree).problems == ("slot-a kernel missing", "slot-a entry missing")
+    repair(device.tree)
+    assert examine(device.tree).problems == ()
+    assert device.boot() == OLD
+
+
 def test_what_belongs_to_nothing_goes(both: Both) -> None:
     """Names of the same file after a cut, an entry whose root nobody has, a file that was coming."""
     device = both.device
@@ -407,11 +427,12 @@ def damages(both: Both, chance: random.Random) -> Iterator[tuple[str, int]]:
 def mended(both: Both, back: Offered, kind: str, at: int) -> str:
     """Whether a wrong bit is "mended", "lost", or one that nobody minds: "harmless"."""
     found = examine(both.tree).problems
-    try:
-        report, _ = both.repair()
-    except DiskError as error:  # a folder that cannot be read has no copy
-        assert (kind, error.reason, found) == ("names", "esp-damaged", ("esp damaged",))
+    if kind == "names" and found == ("esp damaged",):  # a folder that cannot be read has no copy
+        with pytest.raises(DiskError) as caught:
+            both.repair()
+        assert caught.value.reason == "esp-damaged"
         return "lost"
+    report, _ = both.repair()
     if kind == "root":
         slot = "b" if at >= both.slot("b").root[1] else "a"
         assert report.problems == (f"slot-{slot} data damaged",)
@@ -439,3 +460,140 @@ def test_one_wrong_bit_anywhere_is_repaired_or_told(
     if WHOLE:
         assert all(seen[kind, "mended"] for kind in ("table", "mbr", "fat", "boot", "names"))
         assert seen["names", "lost"] < BITS // 3
+
+
+# -- cuts --------------------------------------------------------------------------------------------------------------
+
+STATES = 2000 if WHOLE else 40
+
+
+def in_table(both: Both) -> None:
+    both.flip(512 + 20)
+
+
+def in_boot_sector(both: Both) -> None:
+    both.flip(Disk.at(both.device.path).table.find("mixos-esp").offset + 14)
+
+
+def in_entry(slot: str) -> Callable[[Both], None]:
+    return lambda both: both.flip(both.place(f"{FOLDER}/{both.entry(slot).name}") + 9000)
+
+
+def without_entry(slot: str) -> Callable[[Both], None]:
+    return lambda both: remove(both, slot)
+
+
+def in_root(both: Both) -> None:
+    both.flip(both.slot("a").root[1] + 70_000)
+
+
+def in_tree(slot: str) -> Callable[[Both], None]:
+    return lambda both: both.flip(both.slot(slot).tree[1] + 64)
+
+
+def in_note(slot: str) -> Callable[[Both], None]:
+    return lambda both: both.flip(both.slot(slot).root[1] + both.slot(slot).root[2] - 4090)
+
+
+ENTRY, NO_ENTRY, NOTE = in_entry("a"), without_entry("a"), in_note("a")
+DAMAGES = [
+    *(in_table, in_boot_sector, in_root, ENTRY, NO_ENTRY, NOTE),
+    *(in_entry("b"), without_entry("b"), in_tree("a"), in_tree("b")),
+]
+
+
+class Startable:
+    """What would come up of a disk: the names of entries that are whole, of roots that verify."""
+
+    def __init__(self, both: Both) -> None:
+        self.kernels = set()
+        for name in ("a", "b"):
+            slot = both.slot(name)
+            note = kept.read(slot)
+            assert note is not None
+            self.kernels.add(note.sha256)
+
+    def of(self, starts: crashstates.Starts) -> tuple[dict[str, str], str]:
+        """Stem → name, and the name of the one that the loader starts."""
+        try:
+            start = starts.look()
+        except FormatError:  # as it was damaged
+            return {}, ""
+        esp = starts.esp
+        files = starts.scratch.once(
+            fatread.read_files, [(esp.offset, esp.size)], starts.scratch.fd, esp.offset, esp.size
+        )
+        good = {
+            name.partition("+")[0]: name
+            for name in start.good
+            if hashlib.sha256(files[f"{FOLDER}/{name}"]).digest() in self.kernels
+        }
+        return good, start.first
+
+
+def test_no_cut_of_a_repair_takes_anything_from_the_loader(
+    tmp_path: Path,
+    offered: Offered,
+    back: Offered,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """What came up before comes up, what was started first is, and a repair that was cut is made to its end."""
+    monkeypatch.setattr(worker, "_confine", lambda *_: None)  # it would take the log away from the process
+    chance, seen, torn, better = random.Random(3), Counter[str](), Counter[str](), Counter[str]()
+    both = Both(tmp_path, offered)
+    whole = Startable(both)
+    running = both.entry("b").stem
+    rounds = 0
+    while sum(seen.values()) < STATES or (WHOLE and rounds < 3 * len(DAMAGES)):
+        with both.kept():
+            some = [DAMAGES[rounds % len(DAMAGES)], *chance.sample(DAMAGES, chance.randrange(3))]
+            for damage in dict.fromkeys(some):
+                with contextlib.suppress(StopIteration):  # no entry to damage is left
+                    damage(both)
+            rounds += 1
+            by = in_root in some or (NOTE in some and (ENTRY in some or NO_ENTRY in some))
+            kind = "bundle" if by else "copies"
+            for state, before, found in cut(both, whole, back if by else None, chance):
+                seen[kind] += 1
+                torn[kind] += state.torn
+                better[kind] += found != before
+                where = (state, [one.__qualname__ for one in some], before, found)
+                assert set(before[0]) <= set(found[0]), where
+                if before[1] in before[0].values():
+                    assert found[1] in found[0].values(), where
+                    assert found[1] == before[1] or found[1].startswith(f"{running}+"), where
+            (both.base / "next").rename(both.device.path)
+            if by:
+                by_bundle(both, back)
+            else:
+                both.repair()
+            assert both.problems() == (), some
+            assert Startable(both).kernels == whole.kernels, some
+    record_property("states", (seen, torn, better))
+    assert torn["copies"] > STATES // 20
+    assert better["copies"] > 0
+    assert seen["bundle"] > STATES // 10 or not WHOLE
+
+
+def cut(
+    both: Both, whole: Startable, bundle: Offered | None, chance: random.Random
+) -> Iterator[tuple[crashstates.State, tuple[dict[str, str], str], tuple[dict[str, str], str]]]:
+    """Repair, and look at all that cuts may leave of it; one of those is in the file `next` then."""
+    starts = crashstates.Starts(both.device.path, both.base / "scratch")
+    before = whole.of(starts)
+    fd = os.open(both.device.path, os.O_RDWR)
+    with crashstates.recorded(fd, both.base / "log") as log:
+        log.mark("repair")
+        if bundle is None:
+            both.repair()
+        else:
+            by_bundle(both, bundle)
+    os.close(fd)
+    states = crashstates.states(crashstates.read_log(both.base / "log"), starts.scratch, torn=8, orders=24)
+    for number, state in enumerate(states, 1):
+        yield state, before, whole.of(starts)
+        if chance.random() < 1 / number:
+            crashstates.Scratch(starts.scratch.path, both.base / "next").close()
+    assert starts.scratch.same(both.device.path)
+    starts.scratch.close()
