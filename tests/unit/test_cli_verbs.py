@@ -50,6 +50,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "storage quota set": {"limit": "size"},
     "top": {"interval": "seconds"},
     "update apply": {"no-restart": "restart"},
+    "update repair": {"bundle": "url"},
     "update stage": {"bundle": "url"},
     "metrics": {"history": "minutes"},
 }
