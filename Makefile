@@ -20,8 +20,7 @@ test: bootstrap
 	$(PYTEST) $(PARALLEL)
 
 test-long: fuzz
-	MIXOS_WHOLE=1 $(PYTEST) $(PARALLEL) tests/unit/test_update_cuts.py tests/unit/test_update_bits.py
-	MIXOS_FAULTS=1000 $(PYTEST) $(PARALLEL) tests/unit/test_update_remote.py
+	MIXOS_WHOLE=1 $(PYTEST) $(PARALLEL) tests/unit/test_update_cuts.py tests/unit/test_update_bits.py tests/unit/test_update_remote.py
 
 fuzz: bootstrap
 	.venv/bin/python -m tests.fuzzing 1000000

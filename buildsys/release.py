@@ -159,6 +159,14 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(read_regular(path, 1 << 20)).hexdigest()
 
 
+def check_signed(content: Content, certificate: bytes) -> None:
+    """Raise CheckError `release-unsigned` or ImageError `secureboot-signature` unless db signed its kernel image."""
+    if not pe.parse(content.uki).signed:
+        hint = "release the image instead, or, if no device enforces Secure Boot: --no-secure-boot"
+        raise CheckError("the bundle's kernel image is not signed", reason="release-unsigned", hint=hint)
+    secureboot.verify(content.uki, certificate)
+
+
 def signed(content: Content, certificate: bytes, load: Callable[[], Signer], kept: Path) -> Content:
     """The release with a kernel image that Secure Boot starts. A signature holds its time, so one that was made is kept
     in the file `kept` and taken again. certificate: of db; load: its key. Raises ImageError: `secureboot-signature` for

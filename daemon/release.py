@@ -63,7 +63,7 @@ def _anchors(root: Path) -> Anchors:
 def _checked(facts: dict[str, Any], root: Path) -> dict[str, Any]:
     from common.trust import channel  # not needed for a bundle
 
-    device = channel.Device(_running(facts), facts["root-hash"], facts["machine-id"], facts["blocked"])
+    device = channel.Device(_running(facts), facts["root-hash"], facts["identity"], facts["blocked"])
     files = channel.of_files(Files(0, 0).get)
     return channel.check(files, _anchors(root), Path(), device, datetime.now(UTC)).as_json()
 

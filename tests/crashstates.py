@@ -54,11 +54,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Log:
-    """A log, with its data left in the file. sector: bytes."""
+    """A log, with its data left in the file, which is open as long as a `with` lasts. sector: bytes."""
 
     fd: int
     sector: int
     events: tuple[Event, ...]
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
 
     def data(self, event: Event) -> bytes:
         """What was written."""
@@ -324,6 +330,7 @@ def _choices(late: Mapping[int, list[bytes]], chance: random.Random, count: int)
 class Start:
     """What firmware finds on a disk. good: names of UKIs whose root verifies. broken: of those whose root is there and
     does not. lost: of those without a root. problems: of the partition table. first: the UKI that the loader starts.
+    versions: by name.
     """
 
     good: tuple[str, ...]
@@ -331,6 +338,7 @@ class Start:
     lost: tuple[str, ...]
     problems: tuple[str, ...]
     first: str = field(default="", compare=False)
+    versions: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 class Starts:
@@ -361,16 +369,18 @@ class Starts:
             sound = scratch.once(_verifies, watched, scratch.fd, parts[0], parts[1], root)
             found["good" if sound else "broken"].append(name)
         good, broken, lost = (tuple(sorted(found[kind])) for kind in ("good", "broken", "lost"))
-        return Start(good, broken, lost, table.problems, next(iter(ukis), ""))
+        versions = {name: root.version for name, root in ukis.items()}
+        return Start(good, broken, lost, table.problems, next(iter(ukis), ""), versions)
 
 
 @dataclass(frozen=True)
 class Root:
-    """What a UKI's command line says of its root. blocks: of 4096 bytes."""
+    """What a UKI's command line says of its root, and its own version. blocks: of 4096 bytes."""
 
     hash: bytes
     salt: bytes
     blocks: int
+    version: str
 
 
 _VERITY = re.compile(r" verity 1 \S+ \S+ 4096 4096 (\d+) 0 sha256 ([0-9a-f]{64}) ([0-9a-f]+|-) ")
@@ -389,7 +399,7 @@ def _ukis(fd: int, esp: gpt.Partition) -> dict[str, Root]:
         assert match, f"{name} names no root"
         blocks, digest, salt = match.groups()
         entry = replace(entry, sort_key=head.identity("IMAGE_ID"), version=head.identity("IMAGE_VERSION"))
-        found[entry] = Root(bytes.fromhex(digest), bytes.fromhex(salt.strip("-")), int(blocks))
+        found[entry] = Root(bytes.fromhex(digest), bytes.fromhex(salt.strip("-")), int(blocks), entry.version)
     return {entry.name: found[entry] for entry in in_order(found)}
 
 

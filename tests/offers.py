@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from buildsys import bundle
-from buildsys.bundle import Facts
+from buildsys.bundle import Facts, Sign
 from common.bundle import container, manifest
 from common.bundle.container import Front
 from common.bundle.order import Order
@@ -35,12 +35,19 @@ def image(base: Path, version: str) -> Path:
     return bench.inputs["disk"] / f"mixos-{version}-x86_64.img"
 
 
-def offer(base: Path, version: str, earlier: str | None = None) -> tuple[Path, manifest.Manifest, int]:
-    """The bundle of a release, its manifest, and where its payload begins. Nobody's signature is in it."""
+def unsigned(text: str) -> Front:
+    """A front with nobody's signature."""
+    return Front(text, ("signature",), {"1.root.json": "{}"})
+
+
+def offer(
+    base: Path, version: str, earlier: str | None = None, sign: Sign = unsigned, facts: Facts = FACTS
+) -> tuple[Path, manifest.Manifest, int]:
+    """The bundle of a release, its manifest, and where its payload begins."""
     new = bundle.load(image(base, version))
-    before = [] if earlier is None else [bundle.load(image(base / "earlier", earlier))]
+    before = [] if earlier is None else [bundle.load(image(base / f"before-{version}", earlier))]
     path = base / f"mixos-{version}.mixb"
-    bundle.make(new, before, FACTS, lambda text: Front(text, ("signature",), {"1.root.json": "{}"}), path)
+    bundle.make(new, before, facts, sign, path)
     with path.open("rb") as stream:
         front, start = container.read(stream.read)
     return path, manifest.parse(front.manifest), start

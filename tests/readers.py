@@ -67,8 +67,8 @@ from daemon.parts.service.load import parse_unit
 from daemon.parts.service.memory import History, Memory
 from daemon.parts.storage import ata, nvme
 from daemon.parts.storage.verdict import HealthError
+from daemon.parts.update import fetching, link, remote
 from daemon.parts.update import http as web
-from daemon.parts.update import link, remote
 from daemon.parts.vpn import wgquick
 from daemon.parts.vpn.model import VpnFile
 from image import deb, source
@@ -478,6 +478,13 @@ def _fetched(data: bytes) -> None:
                 raise RuntimeError("more than was asked for")
 
 
+CERTIFICATES = b"-----BEGIN CERTIFICATE-----\nMIIBszCCAVmgAwIBAgIUYzAA\n-----END CERTIFICATE-----\n" * 2
+
+
+def _certificates(data: bytes) -> None:
+    fetching.check_certificates(data.decode("ascii", "replace"), WHERE)
+
+
 def _proxied(data: bytes) -> None:
     """What a proxy says before that."""
     for agree, proxy in ((link._socks, "socks5://u:p@h:1"), (link._tunnel, "http://u:p@h:1")):
@@ -793,7 +800,9 @@ LEDGER = {
     "moves": [
         {"release": "cd", "version": "0.9", "at": 1.5, "migrations": [1], "files": {"etc/x": [["a", 420], None]}}
     ],
-    "conflicts": [{"name": "etc/x", "why": "default", "version": "1.0", "at": 1.5, "other": ["a", 420]}],
+    "conflicts": [
+        {"name": "etc/x", "release": "ab", "why": "default", "version": "1.0", "at": 1.5, "other": ["a", 420]}
+    ],
     "pending": CHANGE["renames"],
 }  # fmt: skip
 REVISION = b'{"at":1.5,"files":{"x.toml":["00",384]},"id":3,"who":"root","why":"put"}'
@@ -1019,6 +1028,7 @@ def _all() -> list[Reader]:
             _proxied,
             (),
         ),
+        Reader("certificates", [CERTIFICATES], _certificates, (ConfigError,)),
         Reader("what is to be fetched", [TO_FETCH], _as_text(remote.parse), (link.SourceError,)),
         Reader("scrape", [SCRAPE], http.judge, ()),
         Reader("netlink", _messages(), _netlink, ()),

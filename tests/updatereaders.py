@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import socket
 import struct
 import zlib
@@ -21,17 +22,21 @@ from backports import zstd
 from securesystemslib.formats import encode_canonical
 from tuf.api.metadata import MetaFile, Snapshot, Timestamp
 
-from common.bundle import container, manifest, order, ranges, windows
+from common import said
+from common.bundle import container, frames, manifest, order, ranges, windows
 from common.disk import fat, fatread, gpt
 from common.efi import eventlog, pe, pkcs7, siglist, uki
 from common.errors import BundleError, FormatError, MixosError, TrustError
 from common.trust import openpgp
 from common.trust.metadata import Kept, Trusted
+from daemon.slots import stage
+from image import secureboot
 from tests.fuzzing import Reader
 from tests.images import RELEASE, STUB, kernel, pe_image
-from tests.plans import applied, image, planned, text
+from tests.plans import LEVEL, applied, image, planned, text
 from tests.releases import NOW, Repository, Signer, served, signed
 from tests.releases import text as manifest_text
+from tests.secureboot import signer
 
 # -- bundles -----------------------------------------------------------------------------------------------------------
 
@@ -70,6 +75,54 @@ def _made(data: bytes) -> object:
     return plan
 
 
+def _recipe(data: bytes) -> object:
+    """A plan drawn from these bytes: what it makes is what its items say, by other words than those of the reader."""
+    draw = random.Random(data)
+    packing = windows.Packing(LEVEL) if draw.random() < 0.6 else None
+    segments: list[windows.Segment] = []
+    payload = plain = out = b""
+    for _ in range(draw.randrange(4)):
+        piece = draw.choice((OLD[draw.randrange(len(OLD)) :], draw.randbytes(2000), bytes(5000)))[
+            : draw.randrange(1, 5000)
+        ]
+        ranges = tuple(_range(draw) for _ in range(draw.randrange(3)))
+        prefix = b"".join(OLD[part.offset :][: part.length] for part in ranges)
+        if packing:
+            prefix = b"".join(b"".join(frames.expand(OLD[part.offset :][: part.length])) for part in ranges)
+        base = zstd.ZstdDict(prefix, is_raw=True).as_prefix if len(prefix) >= 8 else None
+        frame = zstd.compress(piece, LEVEL, zstd_dict=base)
+        segments.append(windows.Segment(len(payload), len(frame), len(piece), ranges))
+        payload, plain = payload + frame, plain + piece
+    items: list[windows.Item] = []
+    while plain or not items or draw.random() < 0.3:
+        length = draw.randrange(1, 3000)
+        if plain and draw.random() < 0.8:
+            taken, plain = plain[:length], plain[length:]
+            kind = windows.PACKED if packing and draw.random() < 0.5 else windows.PLAIN
+            items.append(windows.Item(kind, len(taken)))
+            out += frames.pack(taken, LEVEL) if kind == windows.PACKED else taken
+        else:
+            part = _range(draw)
+            items.append(windows.Item(windows.COPY, part.length, part.offset))
+            out += OLD[part.offset :][: part.length]
+    over = any(item.kind == windows.PACKED for item in items)  # only then may something be left over
+    lead, tail = (draw.randrange(9), draw.randrange(9)) if over else (0, 0)
+    wanted = out[lead : max(lead + 1, len(out) - tail)]
+    plan = windows.write_plan(len(wanted), len(OLD), packing, [windows.Recipe(lead, tuple(segments), tuple(items))])
+    try:
+        assert applied(plan, payload, OLD, windows.Target.of(wanted)) == wanted
+    except BundleError as error:
+        if error.reason == "window-hash":
+            raise RuntimeError("it makes something else") from error
+        raise
+    return plan
+
+
+def _range(draw: random.Random) -> windows.Range:
+    offset = draw.randrange(len(OLD))
+    return windows.Range(offset, min(draw.randrange(1, 4000), len(OLD) - offset))
+
+
 def _parts(plan: bytes, payload: bytes) -> bytes:
     return _LENGTH.pack(len(_numbers(plan))) + _numbers(plan) + payload
 
@@ -77,7 +130,7 @@ def _parts(plan: bytes, payload: bytes) -> bytes:
 def _order() -> bytes:
     """What is installed, as it is told."""
     files = [
-        order.File(hashlib.sha256(data).digest(), windows.Target.of(data), order.Piece(at, 100, bytes(32)))
+        order.File(hashlib.sha256(data).digest(), windows.Target.of(data), (order.Piece(at, 100, bytes(32)),))
         for at, data in enumerate((NEW, OLD))
     ]
     numbers = {"sequence": 5, "created": 1_700_000_000, "payload": 4096, "transfer": 999}
@@ -230,6 +283,27 @@ def _answered(data: bytes) -> object:
     return None
 
 
+_SAID = b"".join(b'{"step": "root", "done": %d, "of": 3, "fetched": 4096}\n' % number for number in range(3))
+_FAILED = json.dumps({"error": MixosError("no", reason="x", hint="do").as_json()}).encode()
+
+
+def _progress(data: bytes) -> object:
+    """Said by the process that has lost all rights, to the one that writes the disk."""
+    take, give = os.pipe()
+    os.write(give, data)
+    os.close(give)
+    try:
+        return [stage._progress(line) for line in stage._lines(take)]
+    finally:
+        os.close(take)
+
+
+def _told(data: bytes) -> object:
+    with contextlib.suppress(MixosError):
+        return said.read(data)
+    return None
+
+
 # -- what boots them ---------------------------------------------------------------------------------------------------
 
 _UKI = uki.build(STUB, kernel(), "quiet", "ID=mixos\nIMAGE_ID=mixos\nIMAGE_VERSION=1.0\n", RELEASE)
@@ -302,6 +376,20 @@ def _judged(data: bytes) -> object:
     """As dbx of a machine; what cannot be judged is a refusal."""
     entries = siglist.read(data)
     return siglist.refused({"image": _UKI}, entries, entries)
+
+
+def _started(signed: bytes) -> Callable[[bytes], object]:
+    """Firmware starts no other image by a signature, whatever is done to either."""
+    db = siglist.write([siglist.Signature(siglist.X509, UUID(int=1), signer("db").der)])
+    digest = pe.authenticode(signed)
+    assert siglist.refusal(signed, db, b"") is None
+
+    def judge(data: bytes) -> object:
+        why = siglist.refusal(data, db, b"")
+        assert why is not None or pe.authenticode(data) == digest
+        return why
+
+    return judge
 
 
 # -- disks -------------------------------------------------------------------------------------------------------------
@@ -410,6 +498,7 @@ def readers() -> list[Reader]:
     front = container.dump(container.Front(channel.message, (channel.armored,), channel.texts()))
     certificate, signature = _certificates()
     log = _event_log()
+    by_db = secureboot.sign(pe_image([(".text", b"code" * 300)]), signer("db"))
     return [
         Reader("bundle", [front], _header, bundle),
         Reader("front of a bundle", [front[48:]], _front, bundle),
@@ -418,6 +507,7 @@ def readers() -> list[Reader]:
         Reader("plan", [windows.MAGIC + plan[8:]], windows.read_plan, bundle),
         Reader("numbers of a plan", [_numbers(plan)], _plan, bundle),
         Reader("windows of a plan", [_parts(plan, payload)], _made, bundle),
+        Reader("recipes of windows", [b"1"], _recipe, bundle, 5),
         *(
             Reader(f"TUF, {role}", [channel.files[name]], channel.changed(name), trust, 20)
             for role, name in channel.names
@@ -431,9 +521,12 @@ def readers() -> list[Reader]:
         Reader("OpenPGP packet", list(openpgp.packets(channel.armored)), channel.packet, mixed),
         Reader("answer of a source", [_answer(b"12345"), _answer(b"123456789"), _failure()], _asked, ()),
         Reader("question to a source", [ranges.QUESTION.pack(4, 9) * 3, ranges.QUESTION.pack(0, 1)], _answered, bundle),
+        Reader("progress of windows", [_SAID], _progress, (MixosError, ValueError)),
+        Reader("error of a program", [_FAILED], _told, (ValueError,)),
         Reader("PE", [_UKI], _pe, form),
         Reader("head of a UKI", [_UKI], _head, form),
         Reader("signatures of a PE", [_signed_image()], _signatures, form),
+        Reader("signed image", [by_db], _started(by_db), ()),
         Reader("PKCS #7", [signature], pkcs7.certificates, form),
         Reader("X.509", [certificate], pkcs7.certificate, form),
         Reader("signature list", [_databases()], _judged, form),

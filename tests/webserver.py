@@ -133,8 +133,8 @@ class Web:
         answer = self._answer(asked)
         fault = self.faults.pop(0) if self.faults else None
         if fault is not None:
-            fault(self, answer)
             self.happened.append(fault.__name__)
+            fault(self, answer)
         asked.status = answer.status
         return self._send(link, answer, asked)
 

@@ -10,13 +10,13 @@ import click
 
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.cli.keys import passphrase_option
-from common.errors import CheckError, KeysError, UsageError
+from common.errors import KeysError, UsageError
 from common.units import size
 
 if TYPE_CHECKING:
     from buildsys.bundle import Content
     from buildsys.channel import Channel
-    from common.bundle.manifest import Manifest
+    from common.bundle.manifest import Manifest, Plan
     from common.trust.channel import Terms
 
 
@@ -101,31 +101,32 @@ def release(
         before = [making.load(one) for one in earlier]
         before += [making.load(one) for one in channel.earlier(content.version, sequence, deltas)]
         plans = _make(context, channel, content, _different(before), minimum, private, public, terms_for).plans
-    written = channel.publish(public)
+    _say(content.version, plans, channel, channel.publish(public), as_json)
+
+
+def _say(version: str, plans: tuple[Plan, ...], channel: Channel, written: list[str], as_json: bool) -> None:
     rows = [(one.source.version if one.source else None, one.transfer) for one in plans]
-    text = "\n".join(f"  {size(transfer):>10}  from {version or 'anything'}" for version, transfer in rows)
+    text = "\n".join(f"  {size(transfer):>10}  from {before or 'anything'}" for before, transfer in rows)
     data = {
-        "version": content.version,
-        "bundle": str(channel.bundle(content.version)),
-        "plans": [{"from": version, "transfer": transfer} for version, transfer in rows],
+        "version": version,
+        "bundle": str(channel.bundle(version)),
+        "plans": [{"from": before, "transfer": transfer} for before, transfer in rows],
         "written": written,
     }
-    emit(data, as_json, f"released {content.version}: {data['bundle']}\n{text}")
+    emit(data, as_json, f"released {version}: {data['bundle']}\n{text}")
 
 
 def _startable(content: Content, context: Context, private: Any, public: Any, *, bundled: bool) -> Content:
-    """With a kernel image that devices with Secure Boot start, too."""
+    """With a kernel image that devices with Secure Boot start, too; a bundle has it or not."""
     from buildsys import release as gate
     from buildsys.keys import secureboot
 
-    def load() -> Any:
-        if bundled:
-            hint = "release the image instead, or, if no device enforces Secure Boot: --no-secure-boot"
-            raise CheckError("the bundle's kernel image is not signed", reason="release-unsigned", hint=hint)
-        return secureboot.load_one(private, public, "db")
-
+    certificate = secureboot.read(public, "db.pem")
+    if bundled:
+        gate.check_signed(content, certificate)
+        return content
     kept = context.project.image_file.with_suffix(".efi")
-    return gate.signed(content, secureboot.read(public, "db.pem"), load, kept)
+    return gate.signed(content, certificate, lambda: secureboot.load_one(private, public, "db"), kept)
 
 
 def _terms(

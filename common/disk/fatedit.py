@@ -142,7 +142,8 @@ class Editor:
                 if entry.first and not entry.directory:
                     names[entry.first].append(folder.prefix + entry.name)
         used, chain = self._used(), volume.chain
-        lost = [at for at in range(2, len(chain)) if not used[at] and chain[at] not in (0, fatread.BAD_CLUSTER)]
+        taken = compress(range(len(chain)), chain)
+        lost = [at for at in taken if not used[at] and chain[at] != fatread.BAD_CLUSTER]
         if change:
             self._set(dict.fromkeys(lost, 0))
         first, second = (fatread.pread(self._fd, table, len(chain) * 4) for table in volume.fats)

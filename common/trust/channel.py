@@ -133,22 +133,23 @@ def bundle_of(version: str) -> str:
     return f"mixos-{version}.mixb"
 
 
-def position(machine_id: str, name: str) -> int:
+def position(identity: str, name: str) -> int:
     """Where a device stands in the order, another for each release, in which it is offered: 0 to SHARES - 1.
 
     It is in a wave whose share is above that, and stays in it when the share grows. Nothing of the identity is told.
     """
-    digest = hashlib.sha256(f"mixos channel\0{machine_id}\0{name}".encode()).digest()
+    digest = hashlib.sha256(f"mixos channel\0{identity}\0{name}".encode()).digest()
     return int.from_bytes(digest[:8]) * SHARES >> 64
 
 
 @dataclass(frozen=True)
 class Device:
-    """Who asks. root_hash: of what runs, in hex; blocked: root hash in hex → why it is not installed again."""
+    """Who asks. root_hash: of what runs, in hex; identity: a name that nobody else has; blocked: root hash in hex → why
+    it is not installed again."""
 
     running: Running
     root_hash: str
-    machine_id: str
+    identity: str
     blocked: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -216,14 +217,14 @@ def _against(name: str, terms: Terms, device: Device, now: int) -> tuple[Why, st
     if terms.sequence <= running.sequence:
         return "older", f"it is number {terms.sequence}, and {running.sequence} runs", None
     if terms.root_hash in device.blocked:
-        return "blocked", f"it failed here: {device.blocked[terms.root_hash]}", None
+        return "blocked", f"it is not taken here: {device.blocked[terms.root_hash]}", None
     if running.sequence < terms.minimum_sequence:
         return "minimum", f"another release must come first: it takes number {terms.minimum_sequence} or later", None
     if terms.paused is not None:
         return "paused", f"it is paused: {terms.paused}", None
     if terms.created > now + SKEW:
         return "clock", f"it was made at {_when(terms.created)}, which this device's clock has not reached", None
-    turn = terms.turn(position(device.machine_id, name))
+    turn = terms.turn(position(device.identity, name))
     if turn is None:
         return "wave", f"so far it is for {terms.waves[-1].share / 100:g} % of all devices, and not for this one", None
     if turn > now:

@@ -62,7 +62,7 @@ def rename(name: str) -> None:
 def keep_only(descriptors: Iterable[int]) -> None:
     """Close all descriptors but these and 0, 1, 2."""
     low = 3
-    for one in sorted(descriptors):
+    for one in sorted({*descriptors} - {0, 1, 2}):
         os.closerange(low, one)
         low = one + 1
     os.closerange(low, max(map(int, os.listdir("/proc/self/fd"))) + 1)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from common import said
 from common.errors import MixosError
-from common.safe import one_line
 from daemon.linux.log import log
 
 FETCH, RELEASE = ("/usr/libexec/mixos-fetch",), ("/usr/libexec/mixos-release",)
@@ -51,13 +50,14 @@ async def lines(argv: Sequence[str], given: str = "", source: int | None = None)
     try:
         assert child.stdout is not None
         async for line in child.stdout:
-            found = json.loads(line)
-            if "error" in found:
-                failed = _told(found["error"])
+            try:
+                found = said.read(line)
+            except MixosError as error:
+                failed = error
             else:
                 yield found
         status = await child.wait()
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except ValueError as error:
         raise MixosError(f"{argv[0]} says what nobody understands", reason="program-failed") from error
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -73,16 +73,8 @@ async def lines(argv: Sequence[str], given: str = "", source: int | None = None)
 async def ended(argv: Sequence[str], given: str = "", seconds: float = 60.0) -> None:
     """Run a program to its end. Raises as `lines`, and MixosError `program-timeout`."""
     try:
-        async with asyncio.timeout(seconds), aclosing(lines(argv, given)) as said:
-            async for _ in said:
+        async with asyncio.timeout(seconds), aclosing(lines(argv, given)) as heard:
+            async for _ in heard:
                 pass
     except TimeoutError as error:
         raise MixosError(f"{argv[0]} did not end within {seconds:g} s", reason="program-timeout") from error
-
-
-def _told(found: dict[str, Any]) -> MixosError:
-    hint = found["hint"] and one_line(str(found["hint"]), 300)
-    message, reason = one_line(str(found["error"]), 1000), one_line(str(found["reason"]), 60)
-    error = MixosError(message, reason=reason, hint=hint, retryable=found["retryable"] is True)
-    error.exit_code = int(found["exit_code"]) & 0x7F or 1
-    return error

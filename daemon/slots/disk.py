@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
+from common.bundle.order import Order
 from common.disk import gpt
 from common.disk.fatedit import Editor
 from common.efi import uki
-from common.efi.entries import COMING, FOLDER, GOOD, read_name
+from common.efi.entries import COMING, FOLDER, GOOD, TRIES, Entry, image_name, read_name
 from common.errors import DiskError, RefusedError
 from daemon.linux import facts
 from daemon.parts.update.boot import SLOTS, Boot, Disk, look, node
@@ -115,13 +116,26 @@ def _lock(descriptor: int, what: int) -> bool:
 
 
 def count(disk: Disk, old: str, new: str) -> None:
-    """Give the entry OLD the counter that NEW has. Raises DiskError, `slots-name` for anything but another counter."""
+    """Give the entry OLD the counter that NEW has. Raises DiskError, `slots-name` for anything but another counter.
+
+    Other names of the same image go: a cut while firmware counted has left them, and where one is, it cannot count.
+    """
     before, after = read_name(old), read_name(new)
-    counted = before is not None and after is not None and before.stem == after.stem and after.left is not None
-    if not counted or os.path.basename(old) != old or after is None or (after.left or 0) + after.done > GOOD:
+    known = before is not None and after is not None and before.stem == after.stem and os.path.basename(old) == old
+    if not known or before is None or after is None or after.left is None or after.left + after.done > GOOD:
         raise DiskError(f"{old!r:.80} does not become {new!r:.80}: only a counter changes", reason="slots-name")
     with locked(disk, TABLE), disk.esp().changing() as esp:
+        for path in esp.files():
+            name = path.removeprefix(f"{FOLDER}/")
+            other = read_name(name) if name != path else None
+            if other is not None and other.stem == before.stem and name.lower() != old.lower():
+                esp.remove(path)
         esp.rename(f"{FOLDER}/{old}", new)
+
+
+def entry(order: Order) -> Entry:
+    """Of a release that was not started yet."""
+    return Entry(image_name(order.root_hash), TRIES, version=order.version)
 
 
 def invalidate(disk: Disk, boot: Boot, slot: str) -> None:

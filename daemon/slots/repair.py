@@ -72,7 +72,7 @@ def repair_by(
         target = Slot.of(disk, name)
         check_room(target, order)
         make_windows(disk, boot, target, order, ranges, step, account)
-        write_tree(target, order, step)
+        write_tree(root, target, order, step)
         if not held:
             with locked(disk, TABLE):
                 identify(disk, name, verity.partition_ids(order.root_hash))

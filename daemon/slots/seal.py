@@ -1,9 +1,9 @@
 """`seal`: what was staged is found and started from now on.
 
-What is in the slot is read and measured once more. Then: its kernel image into the EFI system partition under a name
-that the loader does not look at; the identities of the slot, in the backup table and then the primary one; the name
-that the loader looks at, with the starts of a new version. A cut before that last step leaves a slot that nothing
-starts.
+What is in the slot is read and measured once more, and firmware is asked whether it starts it. Then: its kernel image
+into the EFI system partition under a name that the loader does not look at; the identities of the slot, in the backup
+table and then the primary one; the name that the loader looks at, with the starts of a new version. A cut before that
+last step leaves a slot that nothing starts.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from common.bundle.order import Order
 from common.disk import verity
-from common.efi.entries import COMING, FOLDER, TRIES, Entry, image_name
+from common.efi.entries import COMING, FOLDER
 from common.errors import RefusedError
 from daemon.parts.update.boot import SLOTS
-from daemon.slots.disk import SLOT, TABLE, Slot, found, identify, locked, remove_unfinished
+from daemon.slots.disk import SLOT, TABLE, Slot, entry, found, identify, locked, remove_unfinished
 from daemon.slots.stage import check_room, check_tree, kernel, verified
 
 
@@ -28,14 +28,13 @@ def seal(root: Path, order: Order) -> str:
     if any(image.slot == target.name and image.root_hash == order.root_hash for image in boot.images):
         return target.name  # it was sealed before
     check_room(target, order)
-    entry = Entry(image_name(order.root_hash), TRIES)
     with locked(disk, SLOT, patience=0.0), locked(disk, TABLE):
         tree = verified(target, order)
         check_tree(target, tree)
-        image = kernel(target, order)
+        image = kernel(root, target, order)
         with disk.esp().changing() as esp:
             remove_unfinished(esp)
             esp.add(f"{FOLDER}/{COMING}", [image], len(image), epoch=order.created)
             identify(disk, target.name, verity.partition_ids(order.root_hash))
-            esp.rename(f"{FOLDER}/{COMING}", entry.name)
+            esp.rename(f"{FOLDER}/{COMING}", entry(order).name)
     return target.name

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import select
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+from common import said
 from common.bundle.order import Order
 from common.bundle.ranges import Ranges
 from common.disk import verity
@@ -27,7 +25,7 @@ from common.efi.entries import FOLDER
 from common.errors import DiskError, MixosError, RefusedError
 from common.safe import one_line
 from daemon.parts.update.boot import SLOTS, Boot, Disk
-from daemon.slots import kept, worker
+from daemon.slots import firmware, kept, worker
 from daemon.slots.disk import (
     SLOT,
     Slot,
@@ -53,8 +51,8 @@ class Stage:
         self._root, self._order, self._step, self._account = root, order, step, account
 
     def run(self, ranges: Ranges) -> str:
-        """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`; DiskError; what
-        the worker tells."""
+        """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`,
+        `update-refused`; DiskError; what the worker tells."""
         order = self._order
         disk, boot = found(self._root)
         assert boot.slot is not None
@@ -70,7 +68,7 @@ class Stage:
         with locked(disk, SLOT, patience=0.0):
             invalidate(disk, boot, target.name)
             make_windows(disk, boot, target, order, ranges, self._step, self._account)
-            write_tree(target, order, self._step)
+            write_tree(self._root, target, order, self._step)
         return target.name
 
 
@@ -81,7 +79,7 @@ def make_windows(disk: Disk, boot: Boot, target: Slot, order: Order, ranges: Ran
     places = worker.Places(
         running=Slot.of(disk, boot.slot).root,
         esp=(esp.device, esp.offset, esp.size),
-        entry=f"{FOLDER}/{boot.running.entry.name}" if boot.running else "",
+        entry=f"{FOLDER}/{boot.running.entry.stem}" if boot.running else "",
         target=target.root,
     )
     for one in _working(order, places, ranges, boot.root_hash, account):
@@ -96,11 +94,11 @@ def check_room(target: Slot, order: Order) -> None:
         raise RefusedError(message, reason="update-size")
 
 
-def write_tree(target: Slot, order: Order, step: Step) -> None:
-    """Read the slot back, compare, and write its tree. Raises DiskError `slots-readback`."""
+def write_tree(root: Path, target: Slot, order: Order, step: Step) -> None:
+    """Read the slot back, compare, and write its tree. Raises as `verified` and `kernel` do."""
     step("verify", 0, 1, 0)
     tree = verified(target, order)
-    kernel(target, order)
+    kernel(root, target, order)
     put_tree(target, tree)
     check_tree(target, tree)
     kept.write(target, kept.of_order(order))
@@ -134,14 +132,18 @@ def check_tree(target: Slot, tree: verity.Tree) -> None:
             raise _differs(target)
 
 
-def kernel(target: Slot, order: Order) -> bytes:
-    """The kernel image that is kept in a slot. Raises DiskError: `slots-readback`, `slots-kernel`."""
+def kernel(root: Path, target: Slot, order: Order) -> bytes:
+    """The kernel image that is kept in a slot. Raises DiskError: `slots-readback`, `slots-kernel`; RefusedError
+    `update-refused` for one that the firmware of this machine would not start."""
     with opened(target.root, os.O_RDONLY) as descriptor:
         forget(descriptor)
         image = read_all(descriptor, target.root[1] + kernel_place(order.root.size), order.uki.size)
     if hashlib.sha256(image).digest() != order.uki.sha256:
         raise _differs(target)
     startable(image, order.root_hash, order.version)
+    if why := firmware.refusal(image, root):
+        hint = "it must be signed with a key that this machine's db has: see docs/secureboot.md"
+        raise RefusedError(f"firmware would not start {order.version}: {why}", reason="update-refused", hint=hint)
     return image
 
 
@@ -171,13 +173,17 @@ def _working(
             os._exit(status)
     os.close(theirs)
     failed: MixosError | None = None
+    complete = False
     try:
         for line in _lines(ours):
-            if "error" in line:
-                failed = _told(line["error"])
+            try:
+                one = _progress(line)
+            except MixosError as error:
+                failed = error
             else:
-                yield str(line["step"])[:32], int(line["done"]), int(line["of"]), int(line["fetched"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+                complete = one[1] == one[2]
+                yield one
+    except ValueError as error:
         raise DiskError("what makes the windows talks nonsense", reason="slots-worker") from error
     finally:
         os.close(ours)
@@ -186,30 +192,31 @@ def _working(
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if failed is not None:
         raise failed
-    if status not in (0, -9):
+    if not complete:  # by the kernel, which was short of memory, or by a defect
         raise DiskError(f"what makes the windows ended with status {status}", reason="slots-worker", retryable=True)
 
 
-def _lines(descriptor: int) -> Iterator[dict[str, Any]]:
+def _lines(descriptor: int) -> Iterator[bytes]:
     held, ended = b"", False
     while not ended:
-        select.select([descriptor], [], [])
         piece = os.read(descriptor, _MAX_LINE)
         ended = not piece
         *lines, held = (held + piece).split(b"\n")
         if len(held) > _MAX_LINE:
             raise ValueError("a line without end")
-        for line in lines:
-            found = json.loads(line)
-            if not isinstance(found, dict):
-                raise ValueError("no object")
-            yield found
+        yield from lines
     if held:
         raise ValueError("half a line")
 
 
-def _told(found: Any) -> MixosError:
-    words = {"reason": one_line(str(found["reason"]), 60), "hint": found["hint"] and one_line(str(found["hint"]), 300)}
-    error = MixosError(one_line(str(found["error"]), 1000), **words, retryable=found["retryable"] is True)
-    error.exit_code = int(found["exit_code"]) & 0x7F or 1
-    return error
+def _progress(line: bytes) -> tuple[str, int, int, int]:
+    """What a line says. Raises the MixosError that it tells; ValueError."""
+    found = said.read(line)
+    done, of, fetched = (_number(found.get(name)) for name in ("done", "of", "fetched"))
+    return one_line(found.get("step"), 32), done, of, fetched
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise ValueError("no number")
+    return value

@@ -24,6 +24,7 @@ from common.bundle.order import File, Order, Piece
 from common.bundle.ranges import Ranges
 from common.disk import fatread
 from common.disk.fat import FatError
+from common.efi.entries import read_name
 from common.errors import BundleError, DiskError, MixosError
 from daemon.linux.become import become, has_apparmor, keep_only
 from daemon.slots.disk import kernel_place
@@ -38,7 +39,7 @@ Read = windows.Read
 
 @dataclass(frozen=True)
 class Places:
-    """running, target: slots; esp: with the `entry` of what runs."""
+    """running, target: slots; esp: with the `entry` of what runs, by its path without counter."""
 
     running: Place
     esp: Place
@@ -171,10 +172,12 @@ def _reader(descriptor: int, at: int) -> Read:
 
 
 def _file_reader(descriptor: int, esp: Place, path: str) -> Read | None:
-    """Of a file on the ESP as it is now, whatever its name becomes; None without one."""
+    """Of an entry of the loader, whatever its counter is now and becomes; None without one."""
+    folder, _, wanted = path.rpartition("/")
     with contextlib.suppress(FatError):
         volume = fatread.open_volume(descriptor, esp[1], esp[2])
-        for name, entry in fatread.files(volume):
-            if name == path:
+        for place, entry in fatread.files(volume):
+            found = read_name(place.removeprefix(f"{folder}/"))
+            if found is not None and found.stem == wanted:
                 return partial(fatread.read, volume, entry)
     return None

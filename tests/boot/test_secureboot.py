@@ -189,8 +189,7 @@ def test_other_images_are_refused(make_guest: MakeGuest, signed: Path, enrolled:
     assert image != good
     known = databases(enrolled.variables)
     assert [one.data for one in known["dbx"]] == [pe.authenticode(enrolled.other)]
-    if why != "changed":  # a signature that is there and wrong is firmware's to find
-        assert siglist.refused({"image": image}, known["db"], known["dbx"])
+    assert siglist.refused({"image": image}, known["db"], known["dbx"])
     assert not siglist.refused({"image": good}, known["db"], known["dbx"])
     guest = start(make_guest, signed, enrolled, {**enrolled.files, entry(enrolled.files): image})
     guest.wait_serial(REFUSED, BOOT_SECONDS)
@@ -233,7 +232,7 @@ def test_a_version_that_firmware_refuses_falls_back(make_guest: MakeGuest, signe
     newer = rewritten(files[good], {".osrel": re.sub(r'(IMAGE_VERSION=)"[^"]*"', r"\1'9.0'", identity)})
     put(guest.vm.disk, {**files, f"{FOLDER}/aaaaa+3.efi": newer})
     guest.start()
-    guest.wait_serial("EFI stub", BOOT_SECONDS)
+    guest.wait_serial("EFI stub", 3 * BOOT_SECONDS)
     left = good.removeprefix(f"{FOLDER}/").replace("+3", "+2-1")
     found = slots(guest.vm.disk)
     assert found.keys() == {"aaaaa+0-3.efi", left}

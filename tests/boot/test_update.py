@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from common.disk import gpt
+from common.efi.entries import FOLDER
+from common.efi.uki import read_uki
 from image.host import opened
 from tests.boot.guest import BOOT_SECONDS, Guest, wait_until
-from tests.boot.versions import entries, install
+from tests.boot.versions import editor, entries, install
 
 MakeGuest = Callable[..., Guest]
 
@@ -116,3 +118,20 @@ def test_a_version_that_never_gets_well_falls_back(make_guest: MakeGuest) -> Non
     found = status(guest)
     assert found["slot"] == "a"
     assert found["blocked"]["9.0.0"].startswith("after 3 starts: must is required for health, and is ")
+
+
+def test_a_version_whose_kernel_image_is_damaged_falls_back(make_guest: MakeGuest) -> None:
+    """Without Secure Boot firmware starts it, and the kernel cannot unpack itself: the loader gets that as an error."""
+    guest = make_guest()
+    install(guest.vm.disk, "9.0.0")
+    with opened(guest.vm.disk, os.O_RDWR) as disk:
+        esp = editor(disk)
+        images = {path: esp.read(path) for path in esp.files() if path.startswith(FOLDER)}
+        (newest,) = [path for path, data in images.items() if read_uki(data).identity("IMAGE_VERSION") == "9.0.0"]
+        image = images[newest]
+        damaged = image[: -2 << 20] + bytes(4096) + image[(-2 << 20) + 4096 :]
+        esp.replace(newest, [damaged], len(damaged), epoch=0)
+    guest.start()
+    guest.wait_serial("slot +a", 3 * BOOT_SECONDS)
+    guest.wait_ssh()
+    assert guest.serial.count("Failed to decompress kernel") == 3

@@ -18,12 +18,16 @@ import pytest
 from click.testing import CliRunner
 from tuf.ngclient import Updater
 
+from buildsys import bundle as making
 from buildsys import channel as channels
+from buildsys import release as gate
 from buildsys.cli.bundle import bundle
 from buildsys.cli.channel import channel
 from buildsys.cli.context import Context
 from buildsys.cli.keys import keys
 from buildsys.cli.release import release
+from buildsys.keys import secureboot
+from buildsys.keys.private import Passphrase, Private
 from buildsys.keys.public import Public
 from buildsys.run import ANY_STATUS, run
 from common.bundle import container
@@ -342,6 +346,11 @@ def test_a_bundle_that_was_made_before_is_released(shop: Shop, url: str):
     box = Box(shop, url, "0.9.0", 0, "00" * 32)
     shop.ok(channel, "publish", shop.served)
     assert offered(box.check()) == "1.0.0"  # listed, not offered
+    content = making.load(image)
+    certificate = secureboot.read(shop.keys, "db.pem")
+    private = Private(shop.base / "private", Passphrase(none=True))
+    kept = image.with_suffix(".efi")  # what releasing the image would have signed; the bundle does not have it
+    gate.signed(content, certificate, lambda: secureboot.load_one(private, shop.keys, "db"), kept)
     shop.refused("release-unsigned", release, made, "--channel", shop.served)
     shop.ok(release, made, "--channel", shop.served, "--no-secure-boot")
     assert offered(box.check()) == "1.1.0"

@@ -182,7 +182,8 @@ def test_every_method_enforces_its_roles(tmp_path, role):
             if role not in method.roles:
                 assert device.reason(name, {"text": "a"}) == "role-denied"
         denied = [entry["method"] for entry in device.audit() if entry["kind"] == "denied"]
-        assert denied == [name for name, method in methods.items() if role not in method.roles]
+        expected = [name for name, method in methods.items() if role not in method.roles]
+        assert denied == expected[:10], "of a flood only some"
 
 
 def test_an_account_without_a_role_is_turned_away(tmp_path):

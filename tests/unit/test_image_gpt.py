@@ -183,21 +183,26 @@ def test_power_cut_between_the_copies(
     assert found.problems == ((), ("backup-differs",), ())[cut]
 
 
-@pytest.mark.parametrize("torn", [1, SECTORS - 1])
-def test_what_a_cut_has_torn_is_written_before_what_is_whole(tmp_path: Path, sample: gpt.Table, torn: int) -> None:
+@pytest.mark.parametrize("sector", gpt.SECTORS)
+@pytest.mark.parametrize("torn", [1, -1])
+def test_what_a_cut_has_torn_is_written_before_what_is_whole(
+    tmp_path: Path, sample: gpt.Table, torn: int, sector: int
+) -> None:
     """Otherwise a second cut could leave a disk without a table."""
     fd = disk(tmp_path / "disk")
-    gpt.write(fd, sample)
-    os.pwrite(fd, bytes(512), torn * 512)
-    changed = sample.replaced(replace(sample.partitions[1], id=UUID(int=99)))
-    scratch = crashstates.Scratch(tmp_path / "disk", tmp_path / "scratch")
-    with crashstates.recorded(fd, tmp_path / "log"):
+    before = sample.resized(SECTORS * 512, sector)
+    gpt.write(fd, before)
+    os.pwrite(fd, bytes(sector), torn % before.sectors * sector)
+    changed = before.replaced(replace(before.partitions[1], id=UUID(int=99)))
+    scratch = crashstates.Scratch(tmp_path / "disk", tmp_path / "scratch", sector=sector)
+    with crashstates.recorded(fd, tmp_path / "log", sector):
         gpt.write(fd, changed)
     os.close(fd)
     cut = 0
-    for state in crashstates.states(crashstates.read_log(tmp_path / "log"), scratch, torn=60):
-        assert gpt.read(scratch.fd).partitions in (sample.partitions, changed.partitions)
-        cut += state.torn
+    with crashstates.read_log(tmp_path / "log") as log:
+        for state in crashstates.states(log, scratch, torn=60):
+            assert gpt.read(scratch.fd).partitions in (before.partitions, changed.partitions)
+            cut += state.torn
     assert cut > 2
     assert gpt.read(scratch.fd) == gpt.read(tmp_path / "disk") == changed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 
 from common.accounts import ACCOUNTS
 from common.errors import ConfigError, MixosError
-from common.settings.model import Settings
+from common.settings.model import Settings, Update
 from common.settings.render import render
 from daemon import handover
 from daemon.core.change import files
@@ -244,6 +245,15 @@ def test_a_release_without_a_way_back_says_that_the_data_are_of_a_later_one(box:
     assert box.start("zero", ONE, (FIRST,)) == Outcome("same", newer=True)
 
 
+@pytest.mark.parametrize("text", ["", "one", "-1", "0" * 9])
+def test_a_level_that_cannot_be_read_is_not_guessed_at(box: Box, text: str) -> None:
+    """Migrations are not for data that have their shape already."""
+    box.write(LEVEL, text)
+    with pytest.raises(MixosError) as caught:
+        box.start("one", ONE, (FIRST,))
+    assert caught.value.reason == "release-level"
+
+
 def test_data_of_an_older_release_out_of_a_backup_are_migrated(box: Box) -> None:
     box.start("one", ONE)
     box.write(STATE, '{"a": 1}')
@@ -334,6 +344,31 @@ def test_a_conflict_leaves_the_devices_file_and_is_told_until_it_is_over(box: Bo
     assert ledger.conflicts == ()
 
 
+def test_a_migration_of_a_default_leaves_the_older_release_its_own(box: Box) -> None:
+    """In an overlay what is gone is hidden, not as it was below."""
+
+    def forward(tree: Tree) -> None:
+        tree.write("etc/profile", (tree.read("etc/profile") or b"") + b"# migrated\n")
+
+    box.start("one", ONE)
+    box.start("two", TWO, (Migration(1, "m0001_profile", forward),))
+    assert box.read("etc/profile") == "umask 027\n# migrated\n"
+    box.start("one", ONE)
+    assert box.read("etc/profile") == "umask 022\n"
+
+
+def test_a_conflict_goes_with_the_release_that_made_it(box: Box) -> None:
+    box.start("one", ONE)
+    box.write("etc/profile", "umask 077\n")
+    box.start("two", TWO)
+    box.write("etc/hostname", "x\n")
+    assert box.start("three", {**TWO, "etc/new": "1\n"}).conflicts == ()
+    box.start("two", TWO)
+    ledger = load(box.ledger)
+    assert ledger is not None
+    assert [one.name for one in ledger.conflicts] == ["etc/profile"]
+
+
 def test_settings_of_the_device_are_its_own(box: Box) -> None:
     keys = "etc/ssh/authorized_keys/admin"
     box.start("one", {**ONE, keys: "vendor\n"})
@@ -342,7 +377,7 @@ def test_settings_of_the_device_are_its_own(box: Box) -> None:
     outcome = box.start("two", {**TWO, keys: "another\nvendor\n", "etc/hostname": "other\n"})
     assert (outcome.changed, outcome.conflicts) == ((), ())
     assert (box.read(keys), box.read("etc/hostname")) == ("owner\nvendor\n", "kitchen\n")
-    names = render(Settings())
+    names = render(Settings(update=Update("https://updates.example")))
     assert len(names) > len(ACCOUNTS)
     assert all(name.startswith(defaults.SETTINGS) for name in names)
 
@@ -494,3 +529,41 @@ def test_what_the_other_daemon_was_about_to_write_comes_first(tmp_path: Path) ->
     handover.apply(tmp_path / "state", "two", "1.two", tmp_path / "image", tmp_path)
     assert box.read("etc/mixos/web.toml") == "new\n"
     assert box.left() == []
+
+
+def test_whatever_the_order_of_releases_each_finds_its_own_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Walks over five releases, each with a migration more, with edits in between, and restored backups."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    keys = "abcde"
+    steps = [
+        Migration(number, f"m{number:04}_x", rename_key(keys[number - 1], keys[number]))
+        for number in range(1, len(keys))
+    ]
+    seen = set()
+    for seed in range(25):
+        chance, box, known = random.Random(seed), Box(tmp_path / str(seed)), set[int]()
+        box.write(STATE, '{"a": 0}')
+        kept = [(0, '{"a": 0}')]
+        for turn in range(12):
+            level = chance.choice([*range(len(keys)), min(turn // 3, len(keys) - 1)])
+            outcome = box.start(keys[level], ONE, tuple(steps[:level]))
+            seen.add((outcome.how, outcome.newer, bool(outcome.conflicts)))
+            shape = list(box.state())
+            assert shape == [keys[level]] or (outcome.newer and level not in known), (seed, turn)
+            assert box.start(keys[level], ONE, tuple(steps[:level])).how == "same"
+            known.add(level)
+            if outcome.newer:
+                break  # nothing leads back: it is said, and no more can be
+            if chance.random() < 0.5:
+                box.write(STATE, json.dumps({keys[level]: turn}))
+            kept.append((level, box.read(STATE) or ""))
+            if chance.random() < 0.2:  # a restore, then the reboot that it asks for
+                was, text = chance.choice([one for one in kept if one[0] <= level])
+                box.write(STATE, text)
+                box.write(LEVEL, f"{was:04}\n")
+                box.start(keys[level], ONE, tuple(steps[:level]))
+                assert list(box.state()) == [keys[level]], (seed, turn)
+    assert {("new", False, False), ("forward", False, False), ("back", False, False), ("back", False, True)} <= seen
+    assert any(newer for _, newer, _ in seen)

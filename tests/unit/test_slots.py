@@ -1,21 +1,25 @@
 """`mixos-slots`: another release into the slot that does not run, and what makes it startable, on a simulated disk."""
 
 import os
+import signal
 from dataclasses import replace
 
 import pytest
 
 from common.bundle import order as orders
 from common.disk import gpt, verity
-from common.efi import uki
+from common.efi import pe, siglist, uki
 from common.efi.entries import Entry, read_name
 from common.errors import BundleError, DiskError, MixosError, RefusedError
 from daemon.parts.update.boot import Disk, look
-from daemon.slots.disk import Slot, count, kernel_place
+from daemon.slots import firmware
+from daemon.slots.disk import Slot, count, invalidate, kernel_place
 from daemon.slots.seal import seal
-from daemon.slots.stage import Stage
+from daemon.slots.stage import Stage, kernel
+from tests.images import pe_image
 from tests.offers import offer, order_for, root_of, served
-from tests.slots import Device
+from tests.secureboot import OWNER
+from tests.slots import EFIVARS, Device
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,29 @@ def test_a_delta_fetches_less_than_the_whole(device, bundle):
     whole, delta = found.plans
     _, steps, _ = stage(device, bundle)
     assert max(step[3] for step in steps) <= delta.transfer < whole.transfer
+
+
+def test_a_process_that_is_killed_while_it_makes_windows_is_told(device, bundle, monkeypatch):
+    """As the kernel does it when memory is short: the disk is not to blame."""
+    monkeypatch.setattr("daemon.slots.worker._make", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DiskError) as caught:
+        stage(device, bundle)
+    assert (caught.value.reason, caught.value.retryable) == ("slots-worker", True)
+
+
+def test_a_counter_that_changes_meanwhile_does_not_matter(device, bundle, monkeypatch):
+    """The part calls good what runs while somebody begins an update."""
+    path = f"EFI/Linux/{device.running.name}"
+
+    def meanwhile(disk, *given):
+        with disk.esp().changing() as esp:
+            esp.rename(path, replace(device.running, left=3, done=1).name)
+        invalidate(disk, *given)
+
+    monkeypatch.setattr("daemon.slots.stage.invalidate", meanwhile)
+    _, found, _ = bundle
+    _, steps, _ = stage(device, bundle)
+    assert max(step[3] for step in steps) <= found.plans[1].transfer
 
 
 def test_what_is_there_is_not_fetched_again(device, bundle):
@@ -235,3 +262,57 @@ def test_the_tree_is_the_one_that_the_kernel_wants(device, bundle):
     finally:
         os.close(descriptor)
     assert all(read_name(name) for name in device.names())
+
+
+# --- Secure Boot ------------------------------------------------------------------------------------------------------
+
+
+def knows(device, on=1, **databases):
+    """What firmware has in its variables."""
+    for name, value in {"SecureBoot": bytes([on]), **databases}.items():
+        vendor = siglist.VARIABLES.get(name, siglist.VARIABLES["PK"])
+        (device.tree / EFIVARS / f"{name}-{vendor}").write_bytes(b"\x27\0\0\0" + value)
+
+
+def hashes_of(*images):
+    return siglist.write([siglist.Signature(siglist.SHA256, OWNER, pe.authenticode(image)) for image in images])
+
+
+def kernel_of(device, bundle):
+    """The kernel image of the release, as it is in the slot."""
+    _, _, order = stage(device, bundle)
+    return kernel(device.tree, Slot.of(Disk.at(device.path), "b"), order), order
+
+
+def refused(call, *arguments):
+    with pytest.raises(RefusedError) as caught:
+        call(*arguments)
+    assert caught.value.reason == "update-refused"
+    return caught.value.message
+
+
+def test_a_kernel_image_that_firmware_would_not_start_is_not_staged(device, bundle):
+    knows(device)
+    assert "neither its hash nor who signed it is in db" in refused(stage, device, bundle)
+    assert [entry.stem for entry in map(read_name, device.names())] == [device.running.stem]
+
+
+def test_what_was_revoked_since_it_was_staged_is_not_sealed(device, bundle):
+    knows(device, on=0)
+    image, order = kernel_of(device, bundle)
+    names = device.names()
+    knows(device, db=hashes_of(image), dbx=hashes_of(image))
+    assert "its hash is in dbx" in refused(seal, device.tree, order)
+    assert device.names() == names
+    knows(device, db=hashes_of(image), dbx=hashes_of(pe_image([(".text", b"other")])))
+    assert seal(device.tree, order) == "b"
+    assert device.boot() == "1.1.0"
+
+
+def test_databases_of_a_firmware_that_enforces_nothing_are_not_asked(device, bundle):
+    image, _ = kernel_of(device, bundle)
+    assert firmware.refusal(image, device.tree) is None
+    knows(device, on=0, dbx=hashes_of(image))
+    assert firmware.refusal(image, device.tree) is None
+    knows(device)
+    assert firmware.refusal(image, device.tree) is not None

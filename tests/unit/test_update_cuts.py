@@ -7,26 +7,33 @@ when the power is back. `make test` takes some steps of such a walk, `make test-
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count as count_up
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 
+import psutil
 import pytest
 
+from buildsys.run import spawn
 from common.bundle.manifest import Manifest
+from common.bundle.ranges import Ranges
 from common.disk.fatedit import Cleaned
 from common.efi.entries import FOLDER
+from common.errors import MixosError
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
+from daemon.linux import programs
 from daemon.linux.facts import text
-from daemon.linux.process import Captured
-from daemon.parts.update import part as module
 from daemon.parts.update.boot import Boot, Disk, look
 from daemon.parts.update.part import Update
 from daemon.slots import worker
@@ -36,6 +43,7 @@ from daemon.slots.seal import seal
 from daemon.slots.stage import Stage
 from tests import crashstates
 from tests.crashstates import Start
+from tests.hostpackages import ROOT
 from tests.offers import offer, order_for, root_of, served
 from tests.slots import Device
 
@@ -93,14 +101,15 @@ class Walk:
             change()
         os.close(fd)
         found, chosen = [], self.chance.random()
-        for number, state in enumerate(crashstates.states(crashstates.read_log(self.base / "log"), starts.scratch), 1):
-            start = starts.look()
-            found.append((state, start))
-            self.seen[kind] += 1
-            self.torn[kind] += state.torn
-            self.changed[kind] += start != old
-            if number == 1 or self.chance.random() < 1 / number:
-                crashstates.Scratch(starts.scratch.path, self.base / "next").close()
+        with crashstates.read_log(self.base / "log") as log_of_it:
+            for number, state in enumerate(crashstates.states(log_of_it, starts.scratch, orders=100), 1):
+                start = starts.look()
+                found.append((state, start))
+                self.seen[kind] += 1
+                self.torn[kind] += state.torn
+                self.changed[kind] += start != old
+                if self.chance.random() < 1 / number:
+                    crashstates.Scratch(starts.scratch.path, self.base / "next").close()
         assert starts.scratch.same(self.device.path)
         new = starts.look()
         starts.scratch.close()
@@ -155,9 +164,10 @@ class Walk:
                 esp.add(path, [self.chance.randbytes(size)], size, epoch=0)
         os.close(fd)
         which = self.chance.randrange(60)
-        for _ in islice(crashstates.states(crashstates.read_log(self.base / "log"), scratch), which, which + 1):
-            crashstates.Scratch(scratch.path, self.base / "next").close()
-            (self.base / "next").rename(self.device.path)
+        with crashstates.read_log(self.base / "log") as log_of_it:
+            for _ in islice(crashstates.states(log_of_it, scratch), which, which + 1):
+                crashstates.Scratch(scratch.path, self.base / "next").close()
+                (self.base / "next").rename(self.device.path)
         scratch.close()
 
 
@@ -165,12 +175,15 @@ _ALIVE = [(4, 0), (3, 1), (2, 2), (1, 3), (3, 0), (2, 1), (1, 2)]  # starts left
 _BAD = [(0, 4), (0, 3)]
 
 
+pytestmark = pytest.mark.timeout(7200)
+
+
 @pytest.fixture
 def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
-    async def capture(argv: Sequence[str], seconds: float) -> Captured:
-        return Captured(main(argv[1:], tmp_path / "tree"), b"", b"")
+    async def ended(argv: Sequence[str]) -> None:
+        assert main(argv[1:], tmp_path / "tree") == 0
 
-    monkeypatch.setattr(module, "capture", capture)
+    monkeypatch.setattr(programs, "ended", ended)
     return Walk(tmp_path, seed=1)
 
 
@@ -180,9 +193,9 @@ def test_no_change_of_counters_leaves_what_starts_nothing(
     """Blessed, left (rollback), and given its starts again after it had failed."""
     while min(walk.seen[kind] for kind in ("bless", "leave", "renew")) < STATES:
         walk.step()
-    record_property("states", (walk.seen, walk.torn, walk.changed))
+    record_property("states", str((walk.seen, walk.torn, walk.changed)))
+    assert walk.torn.total() > STATES // 5
     for kind in ("bless", "leave", "renew"):
-        assert walk.torn[kind] > STATES // 50
         assert STATES // 10 < walk.changed[kind] < walk.seen[kind]
 
 
@@ -233,14 +246,30 @@ class Updated:
             self.update(log.mark)
         os.close(fd)
         late = chance.random() < 0.5  # from one of the last ones
-        log_of_it = crashstates.read_log(self.base / "log")
-        for number, state in enumerate(crashstates.states(log_of_it, starts.scratch, torn=8, orders=40), 1):
-            yield state, starts.look()
-            if chance.random() < (0.1 if late else 1 / number):
-                crashstates.Scratch(starts.scratch.path, self.base / "next").close()
-                self.chosen = state.step
+        with crashstates.read_log(self.base / "log") as log_of_it:
+            for number, state in enumerate(crashstates.states(log_of_it, starts.scratch, torn=8, orders=40), 1):
+                yield state, starts.look()
+                if number == 1 or chance.random() < (0.1 if late else 1 / number):
+                    crashstates.Scratch(starts.scratch.path, self.base / "next").close()
+                    self.chosen = state.step
         assert starts.scratch.same(self.device.path)
         starts.scratch.close()
+
+    @contextlib.contextmanager
+    def failing(self, after: int) -> Iterator[crashstates.Recorder]:
+        """A disk that takes no write after so many."""
+        fd = os.open(self.device.path, os.O_RDONLY)
+        with crashstates.recorded(fd, self.base / "log") as log:
+            write = os.pwrite
+
+            def fail(to: int, data: Any, offset: int) -> int:
+                if log.ours(to) and log.written >= after:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                return write(to, data, offset)
+
+            with mock.patch.object(os, "pwrite", fail):
+                yield log
+        os.close(fd)
 
     def restarted(self) -> str:
         """The power is back, with `next` on the disk; gives the version that was started, and is good now."""
@@ -267,7 +296,7 @@ def check(state: crashstates.State, found: Start) -> None:
     """OLD is whole, NEW as well or not there, and what the loader starts is one of them."""
     where = (state, found)
     assert found.first in found.good, where
-    assert any(one.startswith(f"mixos_{OLD}+") for one in found.good), where
+    assert OLD in {found.versions[one] for one in found.good}, where
     assert (found.broken, found.lost) == ((), ()), where
 
 
@@ -293,13 +322,80 @@ def test_no_cut_of_an_update_leaves_what_starts_nothing(
             check(state, start)
             seen[state.step] += 1
             torn[state.step] += state.torn
-            found |= {(state.step, len(start.good), start.first.partition("+")[0]), *start.problems}
+            found |= {(state.step, len(start.good), start.versions[start.first]), *start.problems}
         updated.finished()
         assert updated.fetched <= (0 if begun == "seal" else updated.order.transfer)
         again[begun] += 1
         if updated.restarted() != OLD:
             updated = Updated(tmp_path / str(next(folders)), offered)
-    record_property("states", (seen, torn, again))
+    record_property("states", str((seen, torn, again)))
     assert min(torn.values()) > STATES // 4
-    assert {("stage", 2, f"mixos_{OTHER}"), ("stage", 1, f"mixos_{OLD}"), ("seal", 1, f"mixos_{OLD}")} <= found
-    assert {("seal", 2, f"mixos_{NEW}"), "primary-entries-crc", "backup-entries-crc", "backup-differs"} <= found
+    assert {("stage", 2, OTHER), ("stage", 1, OLD), ("seal", 1, OLD)} <= found
+    assert {("seal", 2, NEW), "primary-entries-crc", "backup-entries-crc", "backup-differs"} <= found
+
+
+def test_a_disk_that_fails_at_any_write_is_told_and_tried_again(
+    tmp_path: Path, offered: tuple[Path, Manifest, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_confine", lambda *_: None)
+    updated = Updated(tmp_path, offered)
+    crashstates.Scratch(updated.device.path, tmp_path / "begin").close()
+    with updated.failing(10**9) as log:
+        updated.update()
+    for after in range(log.written) if WHOLE else random.Random(3).sample(range(log.written), 8):
+        crashstates.Scratch(tmp_path / "begin", updated.device.path).close()
+        with updated.failing(after) as log, pytest.raises((MixosError, OSError)) as caught:
+            updated.update()
+        assert log.written == after
+        assert getattr(caught.value, "reason", "slots-io") in {"slots-io", "esp-io"}
+        starts = crashstates.Starts(updated.device.path, tmp_path / "failed")
+        check(crashstates.State(f"after {after} writes", ""), starts.look())
+        starts.scratch.close()
+        updated.update()
+        updated.finished()
+
+
+_STAGE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from daemon.slots import worker
+worker.ACCOUNT = "nobody"
+from daemon.slots.main import main
+sys.exit(main(["stage", "{order}"], Path({tree!r})))
+"""
+
+
+def staged(updated: Updated, ranges: Ranges, most: int) -> int:
+    """Have the program stage, and kill it after so many lines; gives how many it said."""
+    order = os.memfd_create("order")
+    os.write(order, updated.order.dump().encode())
+    os.lseek(order, 0, os.SEEK_SET)
+    code = _STAGE.format(root=str(ROOT), tree=str(updated.device.tree), order=order)
+    with os.fdopen(os.dup(ranges.descriptors[0]), "rb", 0) as source:
+        process = spawn([sys.executable, "-c", code], stdin=source, pass_fds=(order,))
+    os.close(order)
+    with process:
+        said = sum(1 for _ in islice(process.stdout or (), most))
+        children = psutil.Process(process.pid).children() if said == most else []
+        process.kill()
+    assert not psutil.wait_procs(children, timeout=60)[1]
+    return said
+
+
+def test_killed_at_any_step_it_goes_on(
+    tmp_path: Path, offered: tuple[Path, Manifest, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who makes the windows ends with who has started it, and nothing stays locked."""
+    monkeypatch.setattr(worker, "_confine", lambda *_: None)  # the program that is killed does confine itself
+    updated = Updated(tmp_path, offered)
+    crashstates.Scratch(updated.device.path, tmp_path / "begin").close()
+    with served(offered[0]) as ranges:
+        lines = staged(updated, ranges, 1000)
+    assert lines > 4
+    for most in range(lines) if WHOLE else (1, lines - 2):
+        crashstates.Scratch(tmp_path / "begin", updated.device.path).close()
+        with served(offered[0]) as ranges:
+            assert staged(updated, ranges, most) == most
+        updated.update()
+        updated.finished()

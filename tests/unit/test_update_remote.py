@@ -27,7 +27,7 @@ from tests import webserver
 from tests.fetching import Running
 from tests.webserver import Web
 
-FAULTS = int(os.environ.get("MIXOS_FAULTS", "60"))  # seeds of the sweep
+FAULTS = 1000 if "MIXOS_WHOLE" in os.environ else 60  # seeds of the sweep
 QUICK = Limits(address=2.0, reach=2.0, answer=0.3, silence=0.3, slow=0.2, least=1024)
 CALM = Limits(slow=600.0)  # where nothing is to run out of time on a busy host
 FILE = "/mixos-1.1.mixb"
@@ -165,7 +165,8 @@ def test_it_is_the_same_over_tls(authority):
             assert fetch.read(at, 70_000) == data[at : at + 70_000]
         assert fetch.told == []
         assert web.connections == 1
-        assert refused(Fetch(url + FILE).read, 0, 1).reason == "source-tls"  # the system does not know it
+        error = refused(Fetch(url + FILE).read, 0, 1)  # the system does not know it
+        assert (error.reason, error.retryable) == ("source-tls", True)  # its clock may be wrong
         assert refused(Fetch(url.replace("127.0.0.1", "localhost") + FILE, ca=authority.pem).read, 0, 1).reason == (
             "source-tls"  # another name than that of the certificate
         )
@@ -213,16 +214,17 @@ def authority(tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", range(FAULTS))
-def test_faults_that_pass_cost_no_byte_twice(seed):
+def test_faults_that_pass_cost_no_byte_twice(seed, authority):
     chance = random.Random(f"pass {seed}")
     data = content(chance.choice((20_000, 90_000, 400_000)), seed)
-    web = Web({FILE: data}, etag=chance.choice(('"one"', 'W/"one"', None)), dated=chance.random() < 0.8)
+    tls = chance.choice((None, None, authority.server))
+    web = Web({FILE: data}, tls, etag=chance.choice(('"one"', 'W/"one"', None)), dated=chance.random() < 0.8)
     known = webserver.faults(chance)
     names = sorted(known)
     plan = [names[seed % len(names)], *(chance.choice((None, *names)) for _ in range(chance.randrange(3)))]
     web.faults = [None] * chance.randrange(2) + [known[name] if name else None for name in plan]
     with web.serving() as url:
-        fetch = Fetch(url + FILE, QUICK)
+        fetch = Fetch(url + FILE, QUICK, **({"ca": authority.pem} if tls else {}))
         at = asked = 0
         while at < len(data):
             length = chance.choice((100, 10_000, 60_000, 200_000))
@@ -230,11 +232,10 @@ def test_faults_that_pass_cost_no_byte_twice(seed):
             asked += len(data[at : at + length])
             at += length + chance.choice((0, 0, 0, 500, 40_000))
         if not web.happened:
-            assert fetch.read(len(data) - 50_000, 100) == data[-50_000:][:100] or len(data) < 50_000
-            asked += 100 if len(data) > 50_000 else 0
+            assert fetch.read(0, 100) == data[:100]
+            asked += 100
         fetch.source.close()
-    assert web.happened, "the fault did not happen"
-    assert set(web.happened) <= set(plan)
+    assert web.happened[:1] == plan[:1], "the fault did not happen"
     assert fetch.source.fetched - fetch.source.skipped == asked
     assert fetch.source.skipped <= (len(web.asked) + 9) * (32 << 10)
 
@@ -340,7 +341,8 @@ def test_an_encoded_file_is_refused():
     web = Web({FILE: content()})
     web.faults = [webserver.encoded]
     with web.serving() as url:
-        assert refused(Fetch(url + FILE).read, 0, 1).reason == "source-encoded"
+        error = refused(Fetch(url + FILE).read, 0, 1)
+    assert (error.reason, error.retryable) == ("source-encoded", False)
     assert web.asked[0].fields["accept-encoding"] == "identity"
 
 
@@ -470,8 +472,8 @@ def test_redirects_have_an_end_and_never_lead_out_of_tls(authority):
     web = Web({FILE: b"x"})
     web.faults = [redirecting(FILE)] * 20
     with web.serving() as url:
-        assert refused(Fetch(url + FILE).read, 0, 1).reason == "source-redirect"
-    assert len(web.asked) == 6
+        error = refused(Fetch(url + FILE).read, 0, 1)
+    assert (error.reason, error.retryable, len(web.asked)) == ("source-redirect", False, 6)
     safe = Web({FILE: b"x"}, tls=authority.server)
     with safe.serving() as url:
         safe.faults = [redirecting(url.replace("https", "http") + FILE)]
@@ -580,7 +582,8 @@ def test_a_proxy_that_says_no():
     web = Web({})
     with web.serving() as url:
         fetch = Fetch("https://example.invalid/x", proxy=url)
-        assert refused(fetch.read, 0, 1).reason == "source-proxy"
+        error = refused(fetch.read, 0, 1)
+    assert (error.reason, error.retryable) == ("source-proxy", False)
     assert len(web.asked) == 1
 
 
@@ -620,13 +623,21 @@ def test_what_is_under_way_when_a_connection_drops_is_little():
 
 
 def test_files_below_a_url():
-    web = Web({"/c/timestamp.json": b"{}", "/c/targets/a.json": content(200_000), "/c/empty": b""})
+    web = Web(
+        {
+            "/c/timestamp.json": b"{}",
+            "/c/targets/a.json": content(200_000),
+            "/c/empty": b"",
+            "/c/1.0~rc%5E2.json": b"[]",
+        }
+    )
     with web.serving() as url:
         for base in ("/c", "/c/"):
             fetch = Fetch(url + base)
             assert fetch.folder.get("timestamp.json", 10) == b"{}"
             assert fetch.folder.get("targets/a.json", 200_000) == content(200_000)
             assert fetch.folder.get("empty", 0) == b""
+            assert fetch.folder.get("1.0~rc^2.json", 9) == b"[]"
             assert refused(fetch.folder.get, "9.root.json", 10).reason == "source-missing"
             assert refused(fetch.folder.get, "timestamp.json", 1).reason == "source-too-big"
             assert fetch.folder.get("timestamp.json", 2) == b"{}"

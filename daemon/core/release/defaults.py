@@ -25,6 +25,7 @@ SETTINGS = (
     "etc/hosts",
     "etc/localtime",
     "etc/mixos/network.conf",
+    "etc/mixos/update.toml",
     "etc/ntp.conf",
     "etc/ssh/authorized_keys/",
     "etc/ssh/sshd_config.d/10-accounts.conf",

@@ -30,6 +30,7 @@ _MAX_BYTES = 128 << 20  # of the file: a byte that is no text takes six
 
 File = tuple[bytes, int]  # content, mode
 Files = Mapping[str, File | None]  # by name ("etc/…", "var/lib/mixos/…"); None: there is none
+_MOVE, _CONFLICT = ("release", "version", "at", "migrations"), ("name", "release", "why", "version", "at")  # members
 Why = Literal["default", "release"]
 
 
@@ -52,11 +53,13 @@ class Move:
 
 @dataclass(frozen=True)
 class Conflict:
-    """A file of which two contents were wanted. why: "default": the device's is in force, `other` is the new default;
+    """A file of which two contents were wanted. release: that ran when this was found; version: whose `other` is. why:
+    "default": the device's is in force, `other` is the new default;
     "release": the release that went back has its own in force, `other` is what was there. other: None: no file, or none
     that can be kept."""
 
     name: str
+    release: str
     why: Why
     version: str
     at: float
@@ -160,14 +163,13 @@ def _encode(ledger: Ledger) -> dict[str, Any]:
         "defaults": {name: _file(one) for name, one in ledger.defaults.items()},
         "moves": [
             {
-                **{name: getattr(move, name) for name in ("release", "version", "at", "migrations")},
+                **{name: getattr(move, name) for name in _MOVE},
                 "files": {name: [_file(one) for one in pair] for name, pair in move.files.items()},
             }
             for move in ledger.moves
         ],
         "conflicts": [
-            {**{name: getattr(one, name) for name in ("name", "why", "version", "at")}, "other": _file(one.other)}
-            for one in ledger.conflicts
+            {**{name: getattr(one, name) for name in _CONFLICT}, "other": _file(one.other)} for one in ledger.conflicts
         ],
         "pending": None if ledger.pending is None else ledger.pending.document(),
     }
@@ -188,6 +190,7 @@ def _decode(data: Any) -> Ledger:
     conflicts = [
         Conflict(
             str(one["name"]),
+            str(one["release"]),
             "release" if one["why"] == "release" else "default",
             str(one["version"]),
             float(one["at"]),

@@ -22,6 +22,8 @@ from daemon.core.release.tree import Tree
 
 LEVEL = "var/lib/mixos/level"  # the number of the last migration that ran; kept and restored with what it is about
 
+_MAX_LEVEL = 8  # bytes
+
 How = Literal["new", "forward", "back", "same"]
 
 
@@ -86,16 +88,20 @@ def take_over(device: Device, release: Release) -> Outcome:
         how = "forward" if ledger is not None else "new"
         new = _forward(device, release, tree, ledger)
     carry_out(device.ledger, ledger, new.bounded(), tree.files(), device.trees, device.step)
-    known = {(one.name, one.at) for one in ledger.conflicts} if ledger is not None else set()
-    conflicts = tuple(one.name for one in new.conflicts if (one.name, one.at) not in known)
+    known = ledger.conflicts if ledger is not None else ()
+    conflicts = tuple(one.name for one in new.conflicts if one not in known)
     version = ledger.version if ledger is not None else ""
     return Outcome(how, version, tuple(sorted(tree.changes)), conflicts, _level(tree) > release.level)
 
 
 def _level(tree: Tree) -> int:
-    """0: no migration ever ran, or nobody knows."""
-    text = (tree.read(LEVEL) or b"").strip()
-    return int(text) if text.isdigit() and len(text) < 9 else 0
+    """0: no migration ever ran. Raises MixosError `release-level`: what is not known is not migrated again."""
+    text = tree.read(LEVEL)
+    if text is None:
+        return 0
+    if not text.strip().isdigit() or len(text) > _MAX_LEVEL:
+        raise MixosError(f"/{LEVEL} says {text[:20]!r} instead of a number", reason="release-level")
+    return int(text)
 
 
 def _migrate(release: Release, tree: Tree) -> tuple[int, ...]:
@@ -114,9 +120,11 @@ def _forward(device: Device, release: Release, tree: Tree, ledger: Ledger | None
     if ledger is None:  # what was before is not known
         return Ledger(release.key, release.version, defaults)
     found = merge_defaults(ledger.defaults, defaults, tree, device.check)
-    move = Move(
-        ledger.release, ledger.version, now, ran, {name: (tree.before(name), tree.file(name)) for name in tree.changes}
-    )
+    moved = {name: (tree.before(name), after) for name, after in tree.changes.items()}
+    for name, (before, after) in moved.items():
+        if before == defaults.get(name):  # the device had none of its own: what showed was the other release's
+            moved[name] = (ledger.defaults.get(name, before), after)
+    move = Move(ledger.release, ledger.version, now, ran, moved)
     moves = (*ledger.moves, move)
     if ledger.release == release.key:  # it took the data over already; then older ones came out of a backup
         last = [replace(one, files={**one.files, **move.files}) for one in ledger.moves[-1:]]
@@ -124,7 +132,7 @@ def _forward(device: Device, release: Release, tree: Tree, ledger: Ledger | None
     if moves and moves[-1].size > MAX_KEPT:
         raise RefusedError(f"more than {MAX_KEPT >> 20} MiB would change", reason="migration-size")
     known = [one for one in ledger.conflicts if one.name not in found]
-    conflicts = [Conflict(name, "default", release.version, now, _kept(defaults[name])) for name in found]
+    conflicts = [Conflict(name, release.key, "default", release.version, now, _kept(defaults[name])) for name in found]
     return Ledger(release.key, release.version, defaults, moves, (*known, *conflicts))
 
 
@@ -145,7 +153,8 @@ def _run(migration: Migration, work: Callable[[Tree], None], tree: Tree) -> None
 def _back(device: Device, release: Release, tree: Tree, ledger: Ledger, index: int) -> Ledger:
     """Undo the moves from the last one to number `index`."""
     now = device.clock()
-    conflicts = {one.name: one for one in ledger.conflicts if one.at < ledger.moves[index].at}
+    undone = {ledger.release, *(move.release for move in ledger.moves[index + 1 :])}
+    conflicts = {one.name: one for one in ledger.conflicts if one.release not in undone}
     for move in reversed(ledger.moves[index:]):
         for name, (before, after) in move.files.items():
             there = tree.file(name, own=False)
@@ -154,7 +163,7 @@ def _back(device: Device, release: Release, tree: Tree, ledger: Ledger, index: i
                 merged = merged_back(name, before, after, there, device.check)
                 wanted = merged or before
                 if merged is None and name != LEVEL:
-                    conflicts[name] = Conflict(name, "release", ledger.version, now, _kept(there))
+                    conflicts[name] = Conflict(name, release.key, "release", ledger.version, now, _kept(there))
             tree.put(name, wanted)
     _migrate(release, tree)  # what is given back may have come out of a still older backup
     moves, kept = ledger.moves[:index], tuple(conflicts.values())

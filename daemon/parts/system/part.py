@@ -59,7 +59,13 @@ class SystemPart:
             Method("reboot", "Stop everything in order and start again.", self._reboot, OPERATORS, changes=True),
             Method("poweroff", "Stop everything in order and switch off.", self._poweroff, OPERATORS, changes=True),
             Method(
-                "system.reset", "Restart, and erase all data of the device.", self._reset, ADMINS, Reset, changes=True
+                "system.reset",
+                "Restart, and erase all data of the device.",
+                self._reset,
+                ADMINS,
+                Reset,
+                changes=True,
+                seconds=70.0,
             ),
         )
 

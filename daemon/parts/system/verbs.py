@@ -79,5 +79,5 @@ def reset(hostname: str, overwrite: bool, as_json: bool) -> None:
     Example:
       mixctl system reset kitchen
     """
-    found = ask("system.reset", {"hostname": hostname, "overwrite": overwrite}, seconds=70.0)
+    found = ask("system.reset", {"hostname": hostname, "overwrite": overwrite}, seconds=75.0)
     show(found, as_json, lambda _: "rebooting; then everything is erased, and the first boot begins again")

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 PAUSE = 2.0  # seconds between two looks at whether all is well
 STABLE = 20.0  # seconds for which it must be, in a new image
 _MAX_SETTINGS = 64 << 10  # bytes of update.toml
+_WRITE = 65.0  # seconds that a method has for one start of the program that writes to disks
 _MAX_PANIC = 1 << 20  # bytes of a kernel's last words
 
 
@@ -219,9 +220,21 @@ class Update:
                 Repair,
                 changes=True,
             ),
-            Method("update.commit", "Call what runs good, without waiting.", self._commit_now, ADMINS, changes=True),
             Method(
-                "update.rollback", "Have the next boot start the other image.", self._rollback, OPERATORS, changes=True
+                "update.commit",
+                "Call what runs good, without waiting.",
+                self._commit_now,
+                ADMINS,
+                changes=True,
+                seconds=_WRITE,
+            ),
+            Method(
+                "update.rollback",
+                "Have the next boot start the other image.",
+                self._rollback,
+                OPERATORS,
+                changes=True,
+                seconds=2 * _WRITE,
             ),
             Method(
                 "update.clear",
@@ -232,7 +245,15 @@ class Update:
                 changes=True,
             ),
             Method("update.conflicts", "Files of which two versions want different contents.", self._conflicts, ADMINS),
-            Method("update.resolve", "Settle which content a file has.", self._resolve, ADMINS, Settled, changes=True),
+            Method(
+                "update.resolve",
+                "Settle which content a file has.",
+                self._resolve,
+                ADMINS,
+                Settled,
+                changes=True,
+                seconds=2 * _WRITE,
+            ),
         ]
 
     def _begin(self) -> None:
@@ -420,7 +441,8 @@ class Update:
             os.close(source)
 
     async def _fetch(self, _caller: Caller, params: Fetch) -> AsyncIterator[Progress]:
-        async with aclosing(self.fetch(params.url or await self._offered(), params.again, params.rate)) as steps:
+        again = params.again or params.url is None  # of what a channel offers the number decides, not the name
+        async with aclosing(self.fetch(params.url or await self._offered(), again, params.rate)) as steps:
             async for step in steps:
                 yield step
 

@@ -23,7 +23,9 @@ What = Literal["installed", "committed", "failed", "fell-back", "rolled-back", "
 
 
 class _Kept(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    """What another version adds is left out: the older one must know what failed, above all after a fall-back."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class Happened(_Kept):

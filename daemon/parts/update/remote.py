@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable
 from typing import NamedTuple
-from urllib.parse import SplitResult
+from urllib.parse import SplitResult, quote
 
 from daemon.parts.update.http import MAX_LENGTH, SKIP, Body, Client, Clock, Head, Remote, check_proxy, check_url, date
 from daemon.parts.update.link import CHUNK, SourceError, basic
@@ -33,7 +33,7 @@ _NO_RANGE = re.compile(r"bytes \*/([0-9]{1,15})", re.ASCII)
 _HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,100}: [!-~](?:[ -~]{0,4000}[!-~])?", re.ASCII)
 _OURS = frozenset(("host", "range", "if-range", "accept-encoding", "connection", "content-length", "transfer-encoding"))
 LEAST_RATE = 4 << 10
-_NAME = re.compile(r"(?!.*(?:^|/)\.)[0-9A-Za-z._~-]+(?:/[0-9A-Za-z._~-]+)*", re.ASCII)
+_NAME = re.compile(r"(?!.*(?:^|/)\.)[0-9A-Za-z._~^-]+(?:/[0-9A-Za-z._~^-]+)*", re.ASCII)
 
 
 class Version(NamedTuple):
@@ -257,7 +257,7 @@ class Source:
         again = min(self._reached, offset)
         if self._again + again > max(AGAIN, (self._version.size or 0) // AGAIN_SHARE):
             words = "the server gives no ranges of the file, and what came of it would be fetched again"
-            raise SourceError(words, "source-no-ranges", passing=False, retryable=False)
+            raise SourceError(words, "source-no-ranges", passing=False)
         self._again += again
 
     def _sign(self) -> None:
@@ -284,15 +284,15 @@ def _range(head: Head, body: Body, offset: int, end: int | None) -> tuple[int, i
 def _refusal(head: Head) -> SourceError:
     status = head.status
     if status in (404, 410):
-        return SourceError("the server does not have the file", "source-missing", passing=False, retryable=False)
+        return SourceError("the server does not have the file", "source-missing", passing=False)
     if status in (401, 403):
-        return SourceError("the server does not give the file to us", "source-denied", passing=False, retryable=False)
+        return SourceError("the server does not give the file to us", "source-denied", passing=False)
     if status == 407:
         words = "the proxy does not accept user and password"
-        return SourceError(words, "source-proxy", passing=False, retryable=False)
+        return SourceError(words, "source-proxy", passing=False)
     if status in _BUSY or status >= 500:
         return SourceError(f"the server answers {status}", "source-busy", after=_after(head))
-    return SourceError(f"the server answers {status}", "source-answer", passing=False, retryable=False)
+    return SourceError(f"the server answers {status}", "source-answer", passing=False)
 
 
 def _after(head: Head) -> float:
@@ -321,13 +321,13 @@ class Folder:
     def get(self, name: str, most: int) -> bytearray:
         """Raises SourceError: as `Source.read`, `source-name`, `source-too-big`."""
         if not _NAME.fullmatch(name) or len(name) > 255:
-            raise SourceError(f"{name!r:.80} is no name of a file", "source-name", passing=False, retryable=False)
-        source = self._source(self._base._replace(path=self._base.path + name))
+            raise SourceError(f"{name!r:.80} is no name of a file", "source-name", passing=False)
+        source = self._source(self._base._replace(path=self._base.path + quote(name)))
         data = source.read(0, most + 1)
         if len(data) > most:
             source.close()
             words = f"{name} is larger than {most} bytes"
-            raise SourceError(words, "source-too-big", passing=False, retryable=False)
+            raise SourceError(words, "source-too-big", passing=False)
         return data
 
 
@@ -352,4 +352,4 @@ def parse(text: str) -> Remote:
         return Remote(url, headers, found.get("ca") or None, proxy and check_proxy(proxy), rate)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         words = "what is to be fetched is not told as it must be"
-        raise SourceError(words, "source-order", passing=False, retryable=False) from error
+        raise SourceError(words, "source-order", passing=False) from error

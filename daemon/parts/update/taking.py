@@ -23,6 +23,7 @@ from common.errors import MixosError, NotFoundError, RefusedError
 from daemon.core.part import Context
 from daemon.linux import facts, programs
 from daemon.parts.update.boot import Boot
+from daemon.parts.update.identity import identity
 from daemon.parts.update.record import Records, Staged
 
 ACCOUNT = "update"
@@ -42,6 +43,7 @@ class Taking:
         self._context, self._records, self._root = context, records, root
         self._release, self._slots = release, slots
         self._busy = asyncio.Lock()
+        self._judging = asyncio.Lock()  # what was trusted before is one file
         self.progress: dict[str, Any] | None = None  # of what is under way
 
     async def stage(self, boot: Boot, source: int, again: bool) -> AsyncGenerator[dict[str, Any]]:
@@ -134,14 +136,16 @@ class Taking:
     async def check(self, boot: Boot, source: int) -> dict[str, Any]:
         """What a channel has for this device, as `common.trust.channel.Checked` tells it. source: a socket where its
         files come from. Raises what the program raises."""
+        record = self._records.now
+        left = dict.fromkeys(record.given_up, "somebody went back from it")
         more = {
-            "machine-id": facts.text(self._root / "etc/machine-id") or "",
-            "blocked": {digest: one.reason for digest, one in self._records.now.blocked.items()},
+            "identity": await asyncio.to_thread(identity, self._context.state / "update"),
+            "blocked": left | {digest: one.reason for digest, one in record.blocked.items()},
         }
         return await self._asked("check", boot, source, more)
 
     async def _verified(self, boot: Boot, source: int) -> Order:
-        return orders.parse((await self._asked("verify", boot, source, {}))["order"])
+        return orders.parse((await self._asked("verify", boot, source, {})).get("order", ""))
 
     async def _asked(self, what: str, boot: Boot, source: int, more: dict[str, Any]) -> dict[str, Any]:
         await asyncio.to_thread(self._folder)
@@ -155,7 +159,8 @@ class Taking:
             "root-hash": (boot.root_hash or b"").hex(),
         }
         said: dict[str, Any] = {}
-        async with aclosing(programs.lines([*self._release, what], json.dumps(running), source)) as found:
+        words = [*self._release, what]
+        async with self._judging, aclosing(programs.lines(words, json.dumps(running), source)) as found:
             async for line in found:
                 said = line
         if said:
@@ -169,7 +174,10 @@ class Taking:
         if not folder.exists():
             folder.mkdir(mode=0o700)
         if os.geteuid() == 0:
-            shutil.chown(folder, ACCOUNT, ACCOUNT)
+            try:
+                shutil.chown(folder, ACCOUNT)
+            except LookupError as error:
+                raise MixosError(f"there is no account {ACCOUNT}", reason="update-account") from error
 
     def _check(self, boot: Boot, order: Order, again: bool) -> None:
         self._refuse_blocked(order.root_hash.hex(), order.version)

@@ -156,7 +156,7 @@ def commit(as_json: bool) -> None:
     Example:
       mixctl update commit
     """
-    show(ask("update.commit"), as_json, _next)
+    show(ask("update.commit", seconds=70.0), as_json, _next)
 
 
 @update.command()
@@ -168,7 +168,7 @@ def rollback(as_json: bool) -> None:
     Example:
       mixctl update rollback && mixctl reboot
     """
-    show(ask("update.rollback"), as_json, _next)
+    show(ask("update.rollback", seconds=135.0), as_json, _next)
 
 
 @update.command()
@@ -207,7 +207,7 @@ def resolve(file: str, take: bool, as_json: bool) -> None:
     Example:
       mixctl update resolve /etc/ssh/sshd_config --take
     """
-    found = ask("update.resolve", {"file": file, "take": take}, seconds=130.0)
+    found = ask("update.resolve", {"file": file, "take": take}, seconds=135.0)
     show(found, as_json, lambda left: f"settled; {len(left)} left" if left else "settled")
 
 

@@ -1,0 +1,474 @@
+"""Taking releases, as a person or the schedule asks for it: the part, its programs as processes, bundles that are
+signed, a web server. What the programs give up is tested on the booted system."""
+
+import asyncio
+import contextlib
+import functools
+import http.server
+import os
+import signal
+import socket
+import sys
+import threading
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.bundle import container, manifest
+from common.bundle.ranges import answer
+from common.errors import MixosError
+from common.trust.channel import Terms, Wave, file_of
+from daemon.core.method import Caller, Role
+from daemon.core.part import Context
+from daemon.core.transfer import Accepts, Content
+from daemon.parts.update import automatic, taking
+from daemon.parts.update import part as module
+from daemon.parts.update.part import Update
+from tests import releases
+from tests.hostpackages import ROOT
+from tests.offers import FACTS, offer, root_of
+from tests.slots import Device
+
+ADMIN = Caller(Role.ADMIN, 0, 0, 1, "somebody", "local")
+NEW, OLD = "1.1.0", "1.0.0"
+
+
+class Publisher:
+    """Whoever makes the releases that the device trusts."""
+
+    def __init__(self, base):
+        self.base = base
+        self.repository, self.signer = releases.Repository(), releases.Signer()
+
+    def release(self, version, earlier=OLD, **facts):
+        def sign(text):
+            self.repository.release(text, version)
+            return releases.front(self.repository, text, self.signer)
+
+        self.base.mkdir(exist_ok=True)
+        return offer(self.base, version, earlier, sign, replace(FACTS, **{"minimum": 0, **facts}))[0]
+
+    def trusted_by(self, device):
+        folder = device.tree / "usr/lib/mixos/update"
+        folder.mkdir(parents=True, exist_ok=True)
+        found = releases.anchors(self.repository, self.signer)
+        (folder / "root.json").write_bytes(self.repository.anchor)
+        (folder / "openpgp.asc").write_bytes(found.certificates)
+        (folder / "trust.json").write_text(found.policy.model_dump_json(by_alias=True))
+        (device.tree / "usr/lib/mixos/release").write_text(f"MIXOS_VERSION={OLD}\nMIXOS_SEQUENCE=3\n")
+
+
+@pytest.fixture(scope="module")
+def publisher(tmp_path_factory):
+    return Publisher(tmp_path_factory.mktemp("publisher"))
+
+
+@pytest.fixture(scope="module")
+def bundle(publisher):
+    return publisher.release(NEW)
+
+
+@pytest.fixture
+def device(tmp_path, publisher, bundle):
+    found = Device(tmp_path, OLD, root_of(OLD))
+    publisher.trusted_by(found)
+    found.boot()
+    return found
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    monkeypatch.setattr(module, "STABLE", 0.03)
+    monkeypatch.setattr(automatic, "TICK", 0.05)
+    monkeypatch.setattr(taking, "ACCOUNT", "nobody")
+
+
+def program(name, root):
+    """One of the programs on that tree, as the account that runs the tests."""
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+import os
+from daemon import fetch, release
+from daemon.slots import worker
+worker._confine = lambda *_: None
+release._confine = os.chdir
+fetch._confine = lambda *_: None
+from daemon.slots import main as slots
+root = Path({str(root)!r})
+sys.exit({{"slots": lambda a: slots.main(a, root), "release": lambda a: release.main(a, root), "fetch": fetch.main}}
+         [{name!r}](sys.argv[1:]))
+"""
+    return (sys.executable, "-c", code)
+
+
+def run(device, scenario, settings=""):
+    """Bring the part up, wait until what runs is good, and do something; gives what `scenario` gives, and signals."""
+    base, asked = device.tree, []
+    (base / "etc/mixos").mkdir(parents=True, exist_ok=True)
+    (base / "etc/mixos/update.toml").write_text(settings)
+
+    async def life():
+        context = Context(
+            run=base / "run/mixos", state=base / "var/lib/mixos", etc=base / "etc/mixos", cgroups=base / "cgroup"
+        )
+        programs = {name: program(name, base) for name in ("slots", "release", "fetch")}
+        update = Update(context, root=base, ask_init=asked.append, **programs)
+        await update.start()
+        try:
+            async with asyncio.timeout(60):
+                while not update.well:
+                    await asyncio.sleep(0.01)
+                return await scenario(update), asked
+        finally:
+            await update.stop()
+
+    return asyncio.run(life())
+
+
+async def ask(update, name, **params):
+    method = next(one for one in update.methods() if one.name == f"update.{name}")
+    found = method.handler(ADMIN, method.params.model_validate(params))
+    if not method.stream:
+        return await found
+    items = []
+    async with contextlib.aclosing(found) as steps:
+        async for step in steps:
+            items.append(step)
+    return items
+
+
+async def stage(update, path, **params):
+    """As mixctl does for a file."""
+    ours, theirs = socket.socketpair()
+    with path.open("rb") as stream, ours:
+        content = Content(0, Accepts(None, idle=None))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("daemon.core.transfer._is_connected", lambda descriptor: True)
+            content.attach(theirs.detach())
+        thread = threading.Thread(
+            target=_serve, args=(ours, lambda offset, length: os.pread(stream.fileno(), length, offset))
+        )
+        thread.start()
+        method = next(one for one in update.methods() if one.name == "update.stage")
+        params = method.params.model_construct(content=content, again=params.get("again", False))
+        items = []
+        try:
+            async with contextlib.aclosing(method.handler(ADMIN, params)) as steps:
+                async for step in steps:
+                    items.append(step)
+        finally:
+            content.close()
+            ours.shutdown(socket.SHUT_RDWR)
+            thread.join()
+        return items
+
+
+def _serve(channel, read):
+    with contextlib.suppress(OSError):
+        answer(channel.fileno(), channel.fileno(), read)
+
+
+class Ranged(http.server.SimpleHTTPRequestHandler):
+    """A web server that has ranges."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        path = self.translate_path(self.path)
+        if not os.path.isfile(path):
+            return self.send_error(404)
+        data = Path(path).read_bytes()
+        wanted = self.headers.get("Range")
+        first, _, last = (wanted or "bytes=0-").removeprefix("bytes=").partition("-")
+        part = data[int(first) : int(last) + 1 if last else len(data)]
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("ETag", '"one"')
+        self.end_headers()
+        self.wfile.write(part)
+        return None
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def web(folder):
+    """Its address."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Ranged, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_release_is_staged_applied_and_called_good(device, bundle):
+    async def take(update):
+        steps = await stage(update, bundle)
+        staged = await ask(update, "status")
+        return steps, staged, await ask(update, "apply"), await asyncio.sleep(0.3)
+
+    (steps, staged, applied, _), asked = run(device, take)
+    assert [steps[0]["step"], steps[-1]["step"], steps[-1]["slot"]] == ["start", "staged", "b"]
+    assert steps[-2]["fetched"] <= steps[0]["transfer"] < bundle.stat().st_size
+    assert (staged["staged"], staged["next"]) == (NEW, OLD)
+    assert applied == {"next": NEW, "next-slot": "b"}
+    assert asked == [signal.SIGTERM]
+    assert device.boot() == NEW
+    found, _ = run(device, lambda update: ask(update, "status"))
+    assert (found["version"], found["slot"], found["state"], found["staged"]) == (NEW, "b", "good", None)
+    assert [one["what"] for one in run(device, lambda update: ask(update, "history"))[0]] == [
+        "committed",
+        "installed",
+        "committed",
+    ]
+
+
+def test_a_release_comes_from_a_web_server(device, bundle):
+    async def take(update):
+        with web(bundle.parent) as address:
+            return await ask(update, "fetch", url=f"{address}/{bundle.name}")
+
+    steps, _ = run(device, take)
+    assert steps[-1]["step"] == "staged"
+
+
+def test_an_update_back_and_forth(device, bundle):
+    """Update, rollback, update: nothing is fetched twice that is there."""
+
+    async def take(update):
+        await stage(update, bundle)
+        return await ask(update, "apply", restart=False)
+
+    async def back(update):
+        return await ask(update, "rollback")
+
+    run(device, take)
+    assert device.boot() == NEW
+    assert run(device, back)[0]["next"] == OLD
+    assert device.boot() == OLD
+
+    async def again(update):
+        steps = await stage(update, bundle)
+        await ask(update, "apply", restart=False)
+        return steps
+
+    steps, _ = run(device, again)
+    assert max(step["fetched"] for step in steps) == 0
+    assert device.boot() == NEW
+
+
+def test_two_updates_without_a_restart_between(device, publisher, bundle):
+    newer = publisher.release("1.2.0", sequence=9)
+
+    async def take(update):
+        await stage(update, bundle)
+        await ask(update, "apply", restart=False)
+        await stage(update, newer)
+        return await ask(update, "apply", restart=False)
+
+    assert run(device, take)[0]["next"] == "1.2.0"
+    assert device.boot() == "1.2.0"
+
+
+def test_an_older_release_is_taken_only_when_that_is_meant(device, publisher):
+    older = publisher.release("0.9.0", sequence=3)
+
+    async def take(update):
+        with pytest.raises(MixosError) as caught:
+            await stage(update, older)
+        await stage(update, older, again=True)
+        await ask(update, "apply", restart=False)
+        return caught.value.reason
+
+    assert run(device, take)[0] == "update-older"
+    assert device.boot() == "0.9.0"
+
+
+def refused(device, path, **params):
+    async def take(update):
+        before = device.path.read_bytes()
+        with pytest.raises(MixosError) as caught:
+            await stage(update, path, **params)
+        return caught.value, device.path.read_bytes() == before
+
+    (error, same), _ = run(device, take)
+    assert same, "nothing was written"
+    return error
+
+
+def test_a_bundle_of_somebody_else_is_refused(device, tmp_path):
+    strange = Publisher(tmp_path / "strange").release(NEW)
+    assert refused(device, strange).exit_code == 12
+
+
+def test_a_bundle_below_the_floor_is_refused(device, publisher):
+    (device.tree / "usr/lib/mixos/release").write_text(f"MIXOS_VERSION={OLD}\nMIXOS_SEQUENCE=8\nMIXOS_FLOOR=8\n")
+    found, _ = run(device, lambda update: ask(update, "status"))
+    assert found["floor"] == 8, "raised when the version was called good"
+    assert refused(device, publisher.release("1.3.0", sequence=7)).reason == "release-downgrade"
+
+
+def test_what_is_no_bundle_is_refused(device, tmp_path):
+    odd = tmp_path / "odd.mixb"
+    odd.write_bytes(b"no bundle" * 1000)
+    assert refused(device, odd).reason == "bundle-magic"
+
+
+def test_a_version_that_failed_is_not_staged_again(device, bundle):
+    async def take(update):
+        await stage(update, bundle)
+        await ask(update, "apply", restart=False)
+
+    run(device, take)
+    for _ in range(3):
+        assert device.boot() == NEW
+    assert device.boot() == OLD
+    assert refused(device, bundle).reason == "update-blocked"
+
+
+def test_nothing_to_apply(device):
+    async def apply(update):
+        with pytest.raises(MixosError) as caught:
+            await ask(update, "apply")
+        return caught.value.reason
+
+    assert run(device, apply)[0] == "update-not-staged"
+
+
+def test_a_caller_who_leaves_ends_the_work_and_a_retry_goes_on(device, bundle):
+    async def leave(update):
+        task = asyncio.create_task(stage(update, bundle))
+        async with asyncio.timeout(30):
+            while update._taken is None or update._taken.progress is None:
+                await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        left = [one for one in psutil.Process().children(recursive=True) if one.status() != "zombie"]
+        progress = (await ask(update, "status"))["taking"]
+        return left, progress, (await stage(update, bundle))[-1]["step"]
+
+    assert run(device, leave)[0] == ([], None, "staged")
+
+
+def test_only_one_release_is_taken_at_a_time(device, bundle):
+    async def both(update):
+        found = await asyncio.gather(stage(update, bundle), stage(update, bundle), return_exceptions=True)
+        return sorted(one.reason if isinstance(one, MixosError) else one[-1]["step"] for one in found)
+
+    assert run(device, both)[0] == ["staged", "update-busy"]
+
+
+# -- channels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def channel(publisher, bundle):
+    """The address of one that offers NEW."""
+    with bundle.open("rb") as stream:
+        text = container.read(stream.read)[0].manifest
+    found = manifest.parse(text)
+    terms = Terms.of(found, (Wave(start=0, share=10_000),)).model_dump(mode="json", by_alias=True)
+    target = publisher.repository.targets.targets[found.target]
+    target.unrecognized_fields["custom"] = {"mixos": terms}
+    publisher.repository.bump()
+    folder = publisher.base
+    (folder / "release").mkdir(exist_ok=True)
+    (folder / file_of(found.target, target)).write_text(text)
+    for name, data in publisher.repository.files.items():
+        (folder / name).write_bytes(data)
+    with web(folder) as address:
+        yield address
+
+
+def test_a_channel_says_what_it_has(device, channel):
+    (device.tree / "etc").mkdir(exist_ok=True)
+    found, _ = run(device, lambda update: ask(update, "check"), f'channel = "{channel}/"\n')
+    assert (found["offer"]["version"], found["offer"]["whole"]) == (NEW, False)
+    assert 0 < found["offer"]["transfer"] < 10_000
+    assert (found["why"], found["channel"]) == (None, channel)
+
+
+def test_what_a_channel_offers_is_staged_by_name_of_nothing(device, channel):
+    steps, _ = run(device, lambda update: ask(update, "fetch"), f'channel = "{channel}"\n')
+    assert (steps[-1]["step"], steps[-1]["version"]) == ("staged", NEW)
+
+
+def test_without_a_channel_nothing_is_asked(device):
+    async def check(update):
+        with pytest.raises(MixosError) as caught:
+            await ask(update, "check")
+        return caught.value.reason
+
+    assert run(device, check)[0] == "update-no-channel"
+
+
+def test_a_channel_that_is_not_there_is_told(device, monkeypatch):
+    async def check(update):
+        with pytest.raises(MixosError) as caught:
+            await ask(update, "check")
+        return caught.value
+
+    with web(device.tree) as address:
+        error, _ = run(device, check, f'channel = "{address}/nothing"\n')
+    assert error.reason == "release-missing"
+
+
+def soon(monkeypatch):
+    monkeypatch.setattr(automatic.Automatic, "_share", lambda self: 0.0)
+
+
+async def until(condition):
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def test_the_schedule_fetches_and_applies(device, channel, monkeypatch):
+    soon(monkeypatch)
+
+    async def wait(update):
+        await until(lambda: any(one.what == "installed" for one in update.records.now.history))
+        await asyncio.sleep(0.3)
+
+    _, asked = run(device, wait, f'channel = "{channel}"\napply = "window"\nwhen = ["00:00-24:00"]\n')
+    assert asked == [signal.SIGTERM]
+    assert device.boot() == NEW
+
+
+def test_the_schedule_leaves_the_restart_to_others(device, channel, monkeypatch):
+    soon(monkeypatch)
+
+    async def wait(update):
+        await until(lambda: any(one.what == "installed" for one in update.records.now.history))
+        return await ask(update, "status")
+
+    found, asked = run(device, wait, f'channel = "{channel}"\napply = "reboot"\n')
+    assert (found["next"], found["version"], asked) == (NEW, OLD, [])
+
+
+@pytest.mark.parametrize("held", ['fetch = "manual"', "max-bytes = 10", 'fetch = "window"\nwhen = ["LATER"]'])
+def test_what_is_not_allowed_waits(device, channel, monkeypatch, held):
+    soon(monkeypatch)
+    hour = datetime.now().hour  # windows are in local time
+    held = held.replace("LATER", f"{(hour + 2) % 24:02}:00-{(hour + 3) % 24:02}:00")
+
+    async def wait(update):
+        await until(lambda: update.checked is not None)
+        await asyncio.sleep(0.5)
+        return await ask(update, "status")
+
+    found, _ = run(device, wait, f'channel = "{channel}"\n{held}\n')
+    assert (found["staged"], found["taking"], found["checked"]["offer"]["version"]) == (None, None, NEW)
