@@ -107,12 +107,12 @@ def repair(bundle: str | None, check: bool, rate: int | None, as_json: bool) -> 
     out = sys.stderr if bundle == "-" else sys.stdout
     with contextlib.ExitStack() as stack:
         meter = stack.enter_context(Meter("taken"))
-        if check:
-            steps = follow("update.examine")
-        elif bundle is None or bundle.startswith(("http://", "https://")):
+        if bundle is not None and not bundle.startswith(("http://", "https://")):
+            steps = follow("update.repair", {"content": 0}, descriptors=[stack.enter_context(served(bundle))])
+        elif not check:
             steps = follow("update.repair", {"url": bundle, "rate": rate})
         else:
-            steps = follow("update.repair", {"content": 0}, descriptors=[stack.enter_context(served(bundle))])
+            steps = follow("update.examine")
         for step in steps:
             if as_json:
                 click.echo(json.dumps(step), file=out)
