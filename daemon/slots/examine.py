@@ -29,16 +29,12 @@ _STEM = len(image_name(bytes(32)))
 
 @dataclass(frozen=True)
 class File:
-    """An entry of the loader, of a slot. sound: its content is the kernel image of that slot; named: a name that is
-    counted, as ours are."""
+    """An entry of the loader, of a slot. path: on the ESP; sound: its content is the kernel image of that slot; named:
+    a name that is counted, as ours are."""
 
+    path: str
     entry: Entry
     sound: bool
-
-    @property
-    def path(self) -> str:
-        """On the ESP."""
-        return f"{FOLDER}/{self.entry.name}"
 
     @property
     def named(self) -> bool:
@@ -117,7 +113,7 @@ class Report:
             for name in ("data", "tree", "kernel", "entry"):
                 if (state := getattr(held, name)) in ("damaged", "missing"):
                     found.append(f"slot-{held.slot.name} {name} {state}")
-            found += [f"slot-{held.slot.name} file {one.entry.name}" for one in held.files if one is not held.file]
+            found += [f"slot-{held.slot.name} file {one.path}" for one in held.files if one is not held.file]
         return tuple(found)
 
     def as_json(self) -> dict[str, Any]:
@@ -214,7 +210,7 @@ def _named(disk: Disk, boot: Boot, held: Held, root: Path) -> uki.VerityTarget |
 
 def _head(esp: Editor, image: Image) -> uki.Uki:
     path = f"{FOLDER}/{image.entry.name}"
-    size = esp.files()[path]
+    size = next(size for one, size in esp.files().items() if one.lower() == path.lower())
     return uki.read_head(esp.read(path, 0, min(size, uki.HEAD)), size)
 
 
@@ -231,24 +227,28 @@ def _with_files(held: Held, boot: Boot, esp: Editor) -> Held:
     """With the entries that lead to a slot, and those that its name says do."""
     if held.target is None:
         return held
-    known = {image.entry.name: image.entry for image in boot.images if image.root_hash == held.root_hash}
-    others = {image.entry.name for image in boot.images if image.slot not in (None, held.slot.name)}
+    listed = {image.entry.name.lower(): (place, image) for place, image in enumerate(boot.images)}  # FAT has no case
+    found: list[tuple[bool, int, File]] = []
     for path in esp.files():
         folder, _, name = path.rpartition("/")
-        entry = read_name(name) if folder == FOLDER and name not in others else None
-        if entry is not None and entry.stem == image_name(held.root_hash):
-            known.setdefault(name, entry)
-    running = boot.running.entry.name if boot.running else None
-    files = [File(entry, _sound(esp, held, name)) for name, entry in known.items()]
-    files.sort(key=lambda one: one.entry.name != running)
+        entry = read_name(name) if folder == FOLDER else None
+        if entry is None:
+            continue
+        place, image = listed.get(entry.name.lower(), (len(listed), None))
+        if image is not None and image.root_hash == held.root_hash:
+            runs = image is boot.running
+            found.append((not runs, place, File(path, image.entry, _sound(esp, held, path))))
+        elif (image is None or image.slot is None) and entry.stem == image_name(held.root_hash):
+            found.append((True, place, File(path, entry, sound=False)))
+    files = tuple(file for _, _, file in sorted(found, key=lambda one: one[:2]))
     version = next((image.version for image in boot.images if image.root_hash == held.root_hash), "")
     if not version and (image := kernel(held)):
         version = uki.read_uki(image).identity("IMAGE_VERSION")
-    return replace(held, files=tuple(files), version=version)
+    return replace(held, files=files, version=version)
 
 
-def _sound(esp: Editor, held: Held, name: str) -> bool:
-    image = content(esp, f"{FOLDER}/{name}")
+def _sound(esp: Editor, held: Held, path: str) -> bool:
+    image = content(esp, path)
     if image is None:
         return False
     if held.note:
@@ -280,8 +280,9 @@ def content(esp: Editor, path: str) -> bytes | None:
 
 def _others(esp: Editor, boot: Boot, held: tuple[Held, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """In the loader's folder: what belongs to nothing, and what is not ours."""
-    ours = {file.entry.name for one in held for file in one.files}
-    lost = {image.entry.name for image in boot.images if image.root_hash is not None} | {COMING}
-    names = {path.removeprefix(f"{FOLDER}/") for path in esp.files() if path.startswith(f"{FOLDER}/")}
-    names -= ours | {RESCUE}
-    return tuple(sorted(names & lost)), tuple(sorted(names - lost))
+    ours = {file.path for one in held for file in one.files} | {f"{FOLDER}/{RESCUE}"}
+    lost = {image.entry.name.lower() for image in boot.images if image.root_hash is not None} | {COMING.lower()}
+    names = sorted(
+        path.removeprefix(f"{FOLDER}/") for path in esp.files() if path.startswith(f"{FOLDER}/") and path not in ours
+    )
+    return tuple(one for one in names if one.lower() in lost), tuple(one for one in names if one.lower() not in lost)

@@ -137,7 +137,7 @@ def _mend_entry(esp: Editor, held: Held, before: Entry | None, *, runs: bool) ->
             esp.add(f"{FOLDER}/{COMING}", [image], len(image), epoch=created)
             esp.rename(f"{FOLDER}/{COMING}", entry.name)
     for other in held.files:
-        if other.entry.name != entry.name:
+        if other is not file and other.path.lower() != f"{FOLDER}/{entry.name}".lower():
             esp.remove(other.path)
     return entry
 
