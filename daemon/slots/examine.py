@@ -242,8 +242,8 @@ def _with_files(held: Held, boot: Boot, esp: Editor) -> Held:
             found.append((True, place, File(path, entry, sound=False)))
     files = tuple(file for _, _, file in sorted(found, key=lambda one: one[:2]))
     version = next((image.version for image in boot.images if image.root_hash == held.root_hash), "")
-    if not version and (image := kernel(held)):
-        version = uki.read_uki(image).identity("IMAGE_VERSION")
+    if not version and (kept_image := kernel(held)):
+        version = uki.read_uki(kept_image).identity("IMAGE_VERSION")
     return replace(held, files=files, version=version)
 
 
