@@ -16,6 +16,7 @@ import pytest
 
 from common.bundle.manifest import Manifest
 from common.disk import fatread, gpt, verity
+from common.efi import uki
 from common.efi.entries import FOLDER, Entry
 from common.errors import DiskError, FormatError, RefusedError
 from daemon.parts.update.boot import Boot, Disk, look
@@ -315,7 +316,7 @@ def test_what_belongs_to_nothing_goes(both: Both) -> None:
 
 def by_bundle(both: Both, bundle: Offered) -> tuple[Report, tuple[str, ...], int]:
     """Repaired; and bytes that were fetched."""
-    running = both.look().root_hash
+    running = uki.root_hash((both.tree / "proc/cmdline").read_text())
     assert running is not None
     order = order_for(bundle[1], bundle[2], running)
     fetched = [0]
