@@ -58,6 +58,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 OWN: Mapping[str, frozenset[str]] = {
     "backup restore": frozenset({"file", "plain", "passphrase-file"}),
     "config put": frozenset({"file"}),
+    "update stage": frozenset({"detach"}),
     "firewall block": frozenset({"file"}),
     "proxy set": frozenset({"url"}),  # for http and https
     "vpn add-peer": frozenset({"qr"}),

@@ -245,6 +245,35 @@ def test_a_release_comes_from_a_web_server(device, bundle):
     assert steps[-1]["step"] == "staged"
 
 
+def test_a_release_is_taken_with_nobody_waiting(device, bundle):
+    """As over D-Bus: begun, followed by events, and ended."""
+
+    async def take(update):
+        heard = []
+        publish = update.context.events.publish
+
+        def hear(topic, subject, /, **data):
+            heard.append((topic, subject, data))
+            publish(topic, subject, **data)
+
+        with pytest.MonkeyPatch.context() as patch, web(bundle.parent) as address:
+            patch.setattr(update.context.events, "publish", hear)
+            assert await ask(update, "take", url=f"{address}/{bundle.name}") is True
+            with pytest.raises(MixosError) as caught:
+                await ask(update, "take", url=f"{address}/{bundle.name}")
+            await until(lambda: update._background.done())
+            assert await ask(update, "take", url=f"{address}/nothing.mixb") is True
+            await until(lambda: update.trouble is not None)
+        assert await ask(update, "stop") is False
+        return heard, caught.value.reason
+
+    (heard, reason), _ = run(device, take)
+    assert reason == "update-busy"
+    topics = [topic for topic, _, _ in heard]
+    assert topics.index("update.progress") < topics.index("update.staged") < topics.index("update.not-staged")
+    assert {"step", "done", "of", "fetched", "transfer"} <= heard[0][2].keys()
+
+
 def test_an_update_back_and_forth(device, bundle):
     """Update, rollback, update: nothing is fetched twice that is there."""
 
@@ -350,13 +379,15 @@ def test_nothing_to_apply(device):
 
 def test_a_caller_who_leaves_ends_the_work_and_a_retry_goes_on(device, bundle):
     async def leave(update):
+        before = psutil.Process().children(recursive=True)
         task = asyncio.create_task(stage(update, bundle))
         async with asyncio.timeout(30):
             while update._taken is None or update._taken.progress is None:
                 await asyncio.sleep(0.005)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        left = [one for one in psutil.Process().children(recursive=True) if one.status() != "zombie"]
+        running = psutil.Process().children(recursive=True)
+        left = [one for one in running if one not in before and one.status() != "zombie"]
         progress = (await ask(update, "status"))["taking"]
         return left, progress, (await stage(update, bundle))[-1]["step"]
 

@@ -142,6 +142,7 @@ Status = TypedDict(
         "floor": Annotated[int, "the lowest sequence that may be installed"],
         "staged": Annotated[str | None, "the version that `update apply` has the next boot start"],
         "checked": Annotated[Checked | None, "what the channel said last"],
+        "trouble": Annotated[str | None, "why a release that nobody waited for was not asked for, staged or applied"],
         "taking": Annotated[Progress | None, "how far the release is that is being taken"],
         "last": Annotated[HistoryRow | None, "what happened last"],
         "data-problem": Annotated[str | None, "why settings and state are not as this version needs them"],

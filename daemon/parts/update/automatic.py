@@ -53,8 +53,10 @@ class Automatic:
             settings = await asyncio.to_thread(self._part.settings)
             if settings.channel and self._part.well:
                 await self._step(settings)
+                self._part.trouble = None
             self._pause = AGAIN
         except (MixosError, OSError) as error:
+            self._part.trouble = str(error)
             self._log("err", str(error))
             self._not_before, self._pause = time.monotonic() + self._pause, min(2 * self._pause, EVERY)
 

@@ -134,6 +134,8 @@ class Update:
         self._slots, self._release, self._fetcher, self._ask_init = slots, release, fetch, ask_init
         self._taken: Taking | None = None
         self.checked: Checked | None = None
+        self.trouble: str | None = None  # why what nobody waited for has failed
+        self._background: asyncio.Task[None] | None = None
         self.records = Records(context.state / "update" / "record.json")
         self.data = Data(context, root)
         self.disk: Disk | None = None
@@ -160,9 +162,10 @@ class Update:
 
     async def stop(self) -> None:
         """Leave all as it is."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._background] if self._background else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def status(self) -> Mapping[str, Any]:
         """What runs, what comes next, what is wrong."""
@@ -202,6 +205,15 @@ class Update:
                 Fetch,
                 changes=True,
             ),
+            Method(
+                "update.take",
+                "Begin to stage a release that is on a web server; events and update.status tell how far it is.",
+                self._take,
+                OPERATORS,
+                Fetch,
+                changes=True,
+            ),
+            Method("update.stop", "End what update.take has begun.", self._stop, OPERATORS, changes=True),
             Method(
                 "update.apply",
                 "Have the next boot start what was staged, and restart.",
@@ -405,6 +417,7 @@ class Update:
             "floor": record.floor,
             "staged": record.staged.version if record.staged else None,
             "checked": self.checked,
+            "trouble": self.trouble,
             "taking": cast("Progress | None", self._taken.progress if self._taken else None),
             "last": _happened(record.history[-1]) if record.history else None,
             "data-problem": self.data.problem(),
@@ -441,10 +454,42 @@ class Update:
             os.close(source)
 
     async def _fetch(self, _caller: Caller, params: Fetch) -> AsyncIterator[Progress]:
+        async with aclosing(self._wanted(params)) as steps:
+            async for step in steps:
+                yield step
+
+    async def _wanted(self, params: Fetch) -> AsyncGenerator[Progress]:
         again = params.again or params.url is None  # of what a channel offers the number decides, not the name
         async with aclosing(self.fetch(params.url or await self._offered(), again, params.rate)) as steps:
             async for step in steps:
                 yield step
+
+    async def _take(self, _caller: Caller, params: Fetch) -> bool:
+        self._usable()
+        if self._background is not None and not self._background.done():
+            raise RefusedError("another release is being taken", reason="update-busy", retryable=True)
+        self._background = asyncio.create_task(self._taken_alone(params), name="update take")
+        return True
+
+    async def _taken_alone(self, params: Fetch) -> None:
+        """As `update.fetch`, with nobody who listens: events tell how it goes."""
+        self.trouble = None
+        try:
+            async with aclosing(self._wanted(params)) as steps:
+                async for _ in steps:
+                    pass
+        except (MixosError, OSError) as error:
+            self.trouble = str(error)
+            log("err", f"update: {error}")
+            self.context.events.publish("update.not-staged", params.url or "", reason=self.trouble)
+
+    async def _stop(self, _caller: Caller, _params: Nothing) -> bool:
+        task = self._background
+        if task is None or task.done():
+            return False
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return True
 
     async def fetch(self, url: str, again: bool = False, rate: int | None = None) -> AsyncGenerator[Progress]:
         """Stage the bundle at an address. Raises what `Taking.stage` raises."""
@@ -508,11 +553,14 @@ class Update:
     async def _staged(self, source: int, again: bool) -> AsyncGenerator[Progress]:
         async with self._turn:
             await asyncio.to_thread(self._look)
+        told = None
         async with aclosing(self._taking().stage(self.boot, source, again)) as steps:
             async for step in steps:
                 yield cast("Progress", step)
                 if step["step"] == "staged":
                     self.context.events.publish("update.staged", step["version"])
+                elif told != (told := (step["step"], step["done"] * 20 // max(1, step["of"]))):  # each twentieth
+                    self.context.events.publish("update.progress", step["version"], **_without_version(step))
 
     async def _examine(self, _caller: Caller, _params: Nothing) -> AsyncIterator[Repairing]:
         async with aclosing(self._taking().examine()) as steps:
@@ -671,6 +719,10 @@ class Update:
         found = facts.text(self._trial)
         up = facts.uptime(self.root)
         return None if found is None or not found.isdigit() or up is None else max(0.0, round(int(found) - up, 1))
+
+
+def _without_version(step: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in step.items() if name != "version"}
 
 
 def _state(image: Image | None) -> State:

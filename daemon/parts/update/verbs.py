@@ -56,9 +56,10 @@ def check(as_json: bool) -> None:
 @update.command()
 @click.argument("bundle", required=False)
 @click.option("--again", is_flag=True, help="Also a version that is not newer than the one that runs.")
+@click.option("--detach", is_flag=True, help="Return at once: `mixctl update status` tells how far it is.")
 @click.option("--rate", type=click.IntRange(min=4096), help="Bytes per second that are taken from a web server.")
 @json_option
-def stage(bundle: str | None, again: bool, rate: int | None, as_json: bool) -> None:
+def stage(bundle: str | None, again: bool, detach: bool, rate: int | None, as_json: bool) -> None:
     """Verify a BUNDLE and put it into the slot that does not run: a file, or the http:// or https:// address of one (-:
     somebody answers for its ranges on standard input and output; default: what the channel offers). Nothing starts it
     before `apply`.
@@ -68,13 +69,20 @@ def stage(bundle: str | None, again: bool, rate: int | None, as_json: bool) -> N
       mixctl update stage mixos-1.4.0.mixb && mixctl update apply
       mixctl update stage https://example.org/mixos-1.4.0.mixb --rate 200000
     """
+    remote = bundle is None or bundle.startswith(("http://", "https://"))
+    if detach and not remote:
+        raise click.UsageError("--detach is for what is on a web server")
+    if detach:
+        begun = ask("update.take", {"url": bundle, "again": again, "rate": rate})
+        show(begun, as_json, lambda _: "begun: mixctl update status")
+        return
     out = sys.stderr if bundle == "-" else sys.stdout
     with contextlib.ExitStack() as stack:
         meter = stack.enter_context(Meter("taken"))
-        if bundle is None or bundle.startswith(("http://", "https://")):
+        if remote:
             steps = follow("update.fetch", {"url": bundle, "again": again, "rate": rate})
         else:
-            channel = stack.enter_context(served(bundle))
+            channel = stack.enter_context(served(bundle or "-"))
             steps = follow("update.stage", {"content": 0, "again": again}, descriptors=[channel])
         for step in steps:
             if as_json:
@@ -120,6 +128,18 @@ def repair(bundle: str | None, check: bool, rate: int | None, as_json: bool) -> 
                 click.echo(_repaired(step["report"], step["mended"]), file=out)
             else:
                 meter.at(step["fetched"], step["transfer"])
+
+
+@update.command()
+@json_option
+def stop(as_json: bool) -> None:
+    """End a release that is being taken with nobody waiting for it. What is there stays, and a retry goes on.
+
+    \b
+    Example:
+      mixctl update stop
+    """
+    show(ask("update.stop"), as_json, lambda ended: "ended" if ended else "no release is being taken")
 
 
 @update.command()
@@ -285,6 +305,8 @@ def _status(found: Mapping[str, Any]) -> str:
     if found["taking"]:
         taking = found["taking"]
         rows.append(("taking", f"{taking['version']}: {taking['step']}, {size(taking['fetched'])} fetched"))
+    if found["trouble"]:
+        rows.append(("trouble", found["trouble"]))
     rows.append(("next boot", _next(found).partition(": ")[2]))
     if found["last"] is not None:
         last = found["last"]
