@@ -1,4 +1,5 @@
-"""What a FAT32 that we made keeps twice, boot sector and allocation table: one copy restores the other.
+"""What a FAT32 that we made keeps twice, boot sector and allocation table: one copy restores the other. And what
+follows from the rest: the names `.` and `..` of folders.
 
 A power cut leaves both boot sectors, and the first table sound for all names that are there (`common.disk.fatedit`);
 so these faults are the disk's. In every other case the first table counts.
@@ -7,13 +8,15 @@ so these faults are the disk's. In every other case the first table counts.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from common.disk import fat, fatread
-from common.disk.fat import SECTOR, FatError
+from common.disk.fat import SECTOR, SLOT, FatError
 from common.disk.fatread import BAD_CLUSTER, Volume
 
 _BACKUP = 6  # the sector in which the copy of the boot sector is
+_MAX_FOLDERS = 1000
 _CLEAN = slice(65, 66)  # of the boot sector: what drivers note for themselves
 
 
@@ -47,7 +50,34 @@ def faults(fd: int, offset: int, size: int, block: int = SECTOR) -> list[Fault]:
                 for at in range(0, volume.fat_size, block)
                 if tables[0][at : at + block] != tables[1][at : at + block]
             ]
-    return found
+    return found or (list(_dots(volume, block)) if sound[0] else [])
+
+
+def _dots(volume: Volume, block: int) -> Iterator[Fault]:
+    """The first two names of each folder, which say where it and the one above it are."""
+    queue, seen = [(volume.root, 0)], {volume.root}
+    while queue:
+        first, above = queue.pop()
+        try:
+            folder = fatread.read_folder(volume, first, "")
+        except FatError:
+            folder = None
+        if first != volume.root:
+            place = volume.place(first)
+            sector = fatread.pread(volume.fd, place - place % block, block)
+            at = place % block
+            slots = bytearray(sector[at : at + 2 * SLOT])
+            for start, name, cluster in ((0, b".", first), (SLOT, b"..", above)):
+                slots[start : start + 12] = name.ljust(11) + bytes([fat.DIRECTORY])
+                slots[start + 20 : start + 22] = (cluster >> 16).to_bytes(2, "little")
+                slots[start + 26 : start + 28] = (cluster & 0xFFFF).to_bytes(2, "little")
+            if slots != sector[at : at + 2 * SLOT]:
+                yield Fault("folder", place - at, sector[:at] + bytes(slots) + sector[at + 2 * SLOT :])
+                continue  # what else is in it is read then
+        for entry in folder.entries if folder else ():
+            if entry.directory and entry.first not in seen and len(seen) < _MAX_FOLDERS:
+                seen.add(entry.first)
+                queue.append((entry.first, 0 if first == volume.root else first))
 
 
 def mend(fd: int, offset: int, size: int, block: int = SECTOR) -> list[Fault]:

@@ -62,6 +62,15 @@ def test_nothing_is_made_of_two_damaged_boot_sectors(disk: tuple[int, int]) -> N
     assert caught.value.reason == "fat-magic"
 
 
+def test_the_first_two_names_of_a_folder_follow_from_where_it_is(disk: tuple[int, int]) -> None:
+    descriptor, sector = disk
+    volume = fatread.open_volume(descriptor, 1 << 20, SIZES[sector])
+    for folder in list(fatread.folders(volume))[1:]:
+        for at in (0, 1, 11, 26, 32, 43, 59):
+            flip(descriptor, volume.place(folder.clusters[0]) + at, 3)
+            assert mended(disk) == ["folder"]
+
+
 def test_both_at_once(disk: tuple[int, int]) -> None:
     descriptor, sector = disk
     volume = fatread.open_volume(descriptor, 1 << 20, SIZES[sector])
