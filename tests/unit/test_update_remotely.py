@@ -1,0 +1,159 @@
+"""`mixos update`: the end that has the bundle, with a device at the far end of SSH that says what devices say."""
+
+import json
+import sys
+import textwrap
+
+import pytest
+
+from buildsys import update
+from buildsys.cli.main import main
+from common.errors import MixosError, UnreachableError, UsageError
+from tests.hostpackages import ROOT
+
+FAR = """
+import json, sys
+sys.path.insert(0, {root!r})
+from common.bundle.ranges import Ranges
+def say(**values):
+    sys.stderr.write(json.dumps(values) + "\\n")
+    sys.stderr.flush()
+words = sys.argv[sys.argv.index("--") + 1:]
+"""
+
+
+@pytest.fixture
+def device(tmp_path, monkeypatch):
+    """Makes an `ssh` of what the device does; gives the command, with the host."""
+    monkeypatch.setattr(update, "_POLL", 0.01)
+
+    def make(does):
+        path = tmp_path / "ssh"
+        path.write_text(f"#!{sys.executable}\n{FAR.format(root=str(ROOT))}{textwrap.dedent(does)}")
+        path.chmod(0o755)
+        return update.command([str(path)], "device")
+
+    return make
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    path = tmp_path / "mixos-1.1.0.mixb"
+    path.write_bytes(bytes(range(256)) * 10_000)
+    return path
+
+
+TAKES = """
+ranges = Ranges(0, 1)
+assert words[:4] == ["mixctl", "update", "stage", "-"], words
+assert ranges.read(48, 300) == (bytes(range(256)) * 3)[48:348]
+say(version="1.1.0", slot=None, step="root", done=1, of=2, fetched=300, transfer=400)
+sys.stderr.write("a banner of the server\\n")
+assert len(ranges.read(0, 2_560_000)) == 2_560_000
+say(version="1.1.0", slot="b", step="staged", done=1, of=1, fetched=0, transfer=400)
+"""
+
+
+def test_the_device_has_what_it_asks_for(device, bundle):
+    steps = []
+    staged = update.stage(device(TAKES), bundle, again=False, step=steps.append)
+    assert (staged["version"], staged["slot"]) == ("1.1.0", "b")
+    assert [one.get("step") for one in steps] == ["root", None, "staged"]
+    assert steps[1] == {"words": "a banner of the server"}
+
+
+def test_again_is_passed_on(device, bundle):
+    does = f'assert "--again" in words\n{textwrap.dedent(TAKES)}'
+    assert update.stage(device(does), bundle, again=True, step=lambda step: None)["step"] == "staged"
+
+
+REFUSED = {"error": "it is too old", "reason": "release-downgrade", "hint": "take another", "exit_code": 12}
+
+
+def test_why_the_device_refuses_is_told(device, bundle):
+    ssh = device(f"say(**{REFUSED!r})\nsys.exit(12)")
+    with pytest.raises(MixosError) as caught:
+        update.stage(ssh, bundle, again=False, step=lambda step: None)
+    assert (caught.value.message, caught.value.reason, caught.value.exit_code) == (
+        "it is too old",
+        "release-downgrade",
+        12,
+    )
+
+
+@pytest.mark.parametrize("does", ["sys.exit(255)", "sys.stderr.write('No route to host\\n')\nsys.exit(255)", "pass"])
+def test_a_device_that_cannot_be_reached(device, bundle, does):
+    with pytest.raises(UnreachableError) as caught:
+        update.stage(device(does), bundle, again=False, step=lambda step: None)
+    assert caught.value.reason == "update-ssh"
+
+
+def test_a_device_that_asks_for_nonsense(device, bundle):
+    with pytest.raises(MixosError) as caught:
+        update.stage(device("sys.stdout.write('Welcome to the device' * 10)"), bundle, False, lambda step: None)
+    assert caught.value.reason in {"source-protocol", "update-ssh"}
+
+
+@pytest.mark.parametrize("host", ["", "-oProxyCommand=touch /tmp/no", "--"])
+def test_what_is_no_host(host):
+    with pytest.raises(UsageError):
+        update.command(["ssh"], host)
+
+
+STATUS = """
+import pathlib
+state = pathlib.Path({state!r})
+answers = json.loads(state.read_text())
+answer = answers.pop(0) if len(answers) > 1 else answers[0]
+state.write_text(json.dumps(answers))
+if answer is None:
+    sys.exit(255)
+print(json.dumps(answer))
+"""
+
+
+def waiting(device, tmp_path, *answers):
+    """Wait for 1.1.0, with a device that gives these answers one after the other, the last one again and again."""
+    (tmp_path / "answers").write_text(json.dumps(answers))
+    told = []
+    ssh = device(STATUS.format(state=str(tmp_path / "answers")))
+    return lambda seconds=20.0: update.wait(ssh, "1.1.0", seconds, told.append), told
+
+
+OLD, TRIAL, GOOD = ({"version": version, "state": state} for version, state in [
+    ("1.0.0", "good"), ("1.1.0", "trial"), ("1.1.0", "good")])  # fmt: skip
+
+
+def test_it_waits_until_the_version_is_good(device, tmp_path):
+    wait, told = waiting(device, tmp_path, OLD, None, {**TRIAL, "problem": "web is starting"}, TRIAL, GOOD)
+    assert wait()["state"] == "good"
+    assert told == [
+        "1.0.0: good",
+        "restarting",
+        "1.1.0: trial, waits for: web is starting",
+        "1.1.0: trial",
+        "1.1.0: good",
+    ]
+
+
+def test_a_device_that_fell_back_says_why(device, tmp_path):
+    wait, _ = waiting(device, tmp_path, None, {**OLD, "blocked": {"1.1.0": "after 3 starts: kernel panic"}})
+    with pytest.raises(MixosError) as caught:
+        wait()
+    assert caught.value.reason == "update-fell-back"
+    assert "kernel panic" in caught.value.message
+
+
+def test_it_does_not_wait_for_ever(device, tmp_path):
+    wait, _ = waiting(device, tmp_path, TRIAL)
+    with pytest.raises(MixosError) as caught:
+        wait(0.5)
+    assert (caught.value.reason, caught.value.retryable) == ("update-not-good", True)
+
+
+def test_a_bundle_that_is_not_there(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mixos", "-C", str(ROOT), "update", "device", "nothing.mixb", "--json"])
+    with pytest.raises(SystemExit) as caught:
+        sys.exit(main())
+    assert caught.value.code == 2
+    assert json.loads(capsys.readouterr().out)["reason"] == "no-bundle"
