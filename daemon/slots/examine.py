@@ -6,6 +6,7 @@ root (`daemon.slots.kept`), an entry of the loader, or, of the slot that runs, t
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -189,7 +190,8 @@ def _held(disk: Disk, boot: Boot, name: str, root: Path, step: Step, number: int
     tree = _tree(slot, target)
     if tree is None or tree.root != root_hash:
         return replace(held, data="damaged")
-    with opened(slot.tree, os.O_RDONLY) as descriptor:
+    same = False
+    with opened(slot.tree, os.O_RDONLY) as descriptor, contextlib.suppress(OSError):
         forget(descriptor)
         same = read_all(descriptor, slot.tree[1], len(tree.hashes)) == tree.hashes
     return replace(held, data="sound", tree="sound" if same else "damaged", hashes=tree)
@@ -219,7 +221,7 @@ def _tree(slot: Slot, target: uki.VerityTarget) -> verity.Tree | None:
         forget(descriptor)
         try:
             return verity.build(descriptor, target.blocks * verity.BLOCK, target.salt, slot.root[1])
-        except FormatError:
+        except (FormatError, OSError):  # a block that cannot be read is a damaged one
             return None
 
 

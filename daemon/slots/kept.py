@@ -7,6 +7,7 @@ firmware starts a kernel image is decided by the image's signature.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -71,8 +72,9 @@ def fits(slot: Slot, root_size: int, kernel_size: int) -> bool:
 
 
 def read(slot: Slot) -> Note | None:
-    """The note of a slot; None without one that can be true. Raises OSError."""
-    with opened(slot.root, os.O_RDONLY) as descriptor:
+    """The note of a slot; None without one that can be read, and be true."""
+    note = None
+    with opened(slot.root, os.O_RDONLY) as descriptor, contextlib.suppress(OSError):
         forget(descriptor)
         note = parse(read_all(descriptor, _place(slot), BLOCK))
     return note if note and fits(slot, note.blocks * verity.BLOCK, note.size) else None
@@ -96,8 +98,9 @@ def of_order(order: Order) -> Note:
 
 
 def kernel(slot: Slot, note: Note) -> bytes | None:
-    """The kernel image that is kept, read past the cache; None when it is not what the note says. Raises OSError."""
-    with opened(slot.root, os.O_RDONLY) as descriptor:
+    """The kernel image that is kept, read past the cache; None when it cannot be read or is not what the note says."""
+    image = b""
+    with opened(slot.root, os.O_RDONLY) as descriptor, contextlib.suppress(OSError):
         forget(descriptor)
         image = read_all(descriptor, slot.root[1] + kernel_place(note.blocks * verity.BLOCK), note.size)
     return image if hashlib.sha256(image).digest() == note.sha256 else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import mmap
 import os
 import random
 import tempfile
@@ -382,6 +384,41 @@ def test_what_is_not_there_is_not_repaired(left: Both, tmp_path: Path) -> None:
     with pytest.raises(RefusedError) as caught:
         by_bundle(left, offer(tmp_path, "1.2.0"))
     assert caught.value.reason == "update-not-there"
+
+
+@pytest.mark.parametrize("place", ["root", "tree", "kernel", "note"])
+def test_a_sector_that_cannot_be_read_is_damaged_until_it_is_written(
+    both: Both, back: Offered, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    slot, bad = both.slot("a"), mmap.mmap(-1, 1)  # also of processes that this one forks
+    note = kept.read(slot)
+    assert note is not None
+    at = {
+        "root": slot.root[1] + 8192,
+        "tree": slot.tree[1],
+        "kernel": slot.root[1] + kernel_place(note.blocks * verity.BLOCK) + 512,
+        "note": slot.root[1] + slot.root[2] - 512,
+    }[place]
+    bad[0] = 1
+    read, write = os.pread, os.pwrite
+
+    def fails(fd: int, size: int, offset: int) -> bytes:
+        if bad[0] and offset <= at < offset + size:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(fd, size, offset)
+
+    def remaps(fd: int, data: bytes, offset: int) -> int:
+        if offset <= at < offset + len(data):
+            bad[0] = 0
+        return write(fd, data, offset)
+
+    monkeypatch.setattr(os, "pread", fails)
+    monkeypatch.setattr(os, "pwrite", remaps)
+    name = {"root": "data"}.get(place, place)
+    how = "missing" if place == "note" else "damaged"
+    assert both.problems() == (f"slot-a {name.replace('note', 'kernel')} {how}",)
+    report, _, _ = by_bundle(both, back) if place == "root" else (*both.repair(), 0)
+    assert (report.problems, bad[0]) == ((), 0)
 
 
 # -- one bit -----------------------------------------------------------------------------------------------------------
