@@ -30,7 +30,8 @@ class Exported:
     size_report: Path
 
 
-SHOWN = ("disk", "rootfs", "kernel", "kernel-config", "root-image")  # actions whose outputs end up in out/
+# Actions whose outputs end up in out/, or are counted there; the last two where the image has a rescue entry.
+SHOWN = ("disk", "rootfs", "kernel", "kernel-config", "root-image", "initramfs", "rescue")
 
 
 def export(session: Session, results: dict[str, Result], begun: Revision) -> Exported:
@@ -45,15 +46,16 @@ def export(session: Session, results: dict[str, Result], begun: Revision) -> Exp
     out = project.out
     out.mkdir(parents=True, exist_ok=True)
     files = Exported(project.image_file, out / "manifest.json", out / "kernel.config", out / "sizes.txt")
-    wanted = {name: results[name].output for name in SHOWN}
+    shown = [name for name in SHOWN if name in results]
+    wanted = {name: results[name].output for name in shown}
     revision = Revision.of(project)
     if revision != begun:
         revision = Revision(begun.commit, ("what changed while it was built",))
     if _is_current(files, wanted, out / RECORD):
         _note(files.manifest, revision)
         return files
-    results = session.sound(SHOWN)  # the store's trees were not read since they were written
-    wanted = {name: results[name].output for name in SHOWN}
+    results = session.sound(shown)  # the store's trees were not read since they were written
+    wanted = {name: results[name].output for name in shown}
     (out / RECORD).unlink(missing_ok=True)
     trees = {name: session.executor.store.tree(digest) for name, digest in wanted.items()}
     copy_sparse(next(trees["disk"].glob("*.img")), files.image)
@@ -111,6 +113,18 @@ def _sizes(manifest: dict[str, Any], trees: dict[str, Path], image: Path) -> str
         f"{units.size(sum(sums.values())):>12}  root file system, unpacked",
         f"{units.size(root.stat().st_size):>12}  root file system, compressed",
         f"{units.size((trees['kernel'] / 'bzImage').stat().st_size):>12}  kernel",
+        *_rescue_sizes(trees),
         f"{units.size(image.stat().st_size):>12}  disk image ({units.size(image.stat().st_blocks * 512)} on disk)",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _rescue_sizes(trees: dict[str, Path]) -> list[str]:
+    if "rescue" not in trees:
+        return []
+    unpacked = sum(int(row.split(" ", 1)[0]) for row in (trees["initramfs"] / "files").read_text("utf-8").splitlines())
+    whole = (trees["rescue"] / "rescue.efi").stat().st_size
+    return [
+        f"{units.size(unpacked):>12}  rescue entry, its files in memory",
+        f"{units.size(whole):>12}  rescue entry, with the kernel",
+    ]

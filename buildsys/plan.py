@@ -7,6 +7,8 @@
     base-files                            ─┘                                       │
     kernel-config  →  kernel  ─────────────────────────────────────────────────────┘
 
+    rootfs  →  initramfs  →  rescue  →  disk
+
 Building a plan executes nothing and reads only files of the checkout.
 """
 
@@ -267,7 +269,7 @@ def _root(project: Project) -> Iterator[Action]:
     }
     installed = [project.recipes[name][1] for name in names if name not in OWN_PACKAGES]
     waivers = [waiver.model_dump() for recipe in installed for waiver in recipe.elf_waivers]
-    elf = {"machine": project.arch.elf_machine, "interpreter": project.arch.musl_loader, "waivers": waivers}
+    elf = {**_elf(project), "waivers": waivers}
     yield Action(
         "rootfs",
         Call("rootfs.compose:compose", {"packages": names, "version": config.image.version, "elf": elf}),
@@ -282,6 +284,11 @@ def _root(project: Project) -> Iterator[Action]:
         {"root": FromAction("rootfs")},
         tools=("zstd",) if config.image.filesystem == "squashfs" else ("mkfs.erofs", "fsck.erofs"),
     )
+
+
+def _elf(project: Project) -> dict[str, str]:
+    """What programs of the image are compiled for."""
+    return {"machine": project.arch.elf_machine, "interpreter": project.arch.musl_loader}
 
 
 def seed(project: Project) -> str:
@@ -305,19 +312,25 @@ def _disk(project: Project) -> Iterator[Action]:
     root = FromAction("root-image")
     yield Action("verity", Call("image.assemble:verity", common), {"root": root})
     words = (*PROFILE_WORDS[config.image.profile], *config.kernel.cmdline)
+    boot: dict[str, Input] = {
+        "kernel": FromAction("kernel"),
+        "cmdline": FromAction("kernel-config", "cmdline"),
+        "systemd-stub-efi": FromSource("systemd-stub-efi"),
+    }
     yield Action(
         "uki",
         Call(
             "image.assemble:uki",
             {**common, "cmdline": " ".join(words), "login-until": project.settings.login_until},
         ),
-        {
-            "verity": FromAction("verity"),
-            "kernel": FromAction("kernel"),
-            "cmdline": FromAction("kernel-config", "cmdline"),
-            "systemd-stub-efi": FromSource("systemd-stub-efi"),
-        },
+        {"verity": FromAction("verity"), **boot},
     )
+    rescue: dict[str, Input] = {}
+    if config.image.rescue != "none":
+        rescue["rescue"] = FromAction("rescue")
+        menu = {**common, "cmdline": " ".join([*words, f"mixos.rescue={config.image.rescue}"])}
+        yield Action("initramfs", Call("rootfs.rescue:initramfs", {"elf": _elf(project)}), _initramfs(project))
+        yield Action("rescue", Call("image.assemble:rescue", menu), {"initramfs": FromAction("initramfs"), **boot})
     yield Action(
         IMAGE_TARGET,
         Call("image.assemble:disk", common),
@@ -325,6 +338,16 @@ def _disk(project: Project) -> Iterator[Action]:
             "root": root,
             "verity": FromAction("verity"),
             "uki": FromAction("uki"),
+            **rescue,
             "systemd-boot-efi": FromSource("systemd-boot-efi"),
         },
     )
+
+
+def _initramfs(project: Project) -> dict[str, Input]:
+    folder = project.root / "rootfs"
+    return {
+        "root": FromAction("rootfs"),
+        "rescue": FromPath(folder / "rescue"),
+        "rescue.toml": FromPath(folder / "rescue.toml"),
+    }

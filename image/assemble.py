@@ -1,10 +1,11 @@
 """The actions that turn a root file system and a kernel into a bootable disk image.
 
-verity: hash tree over the root. uki: stub, kernel, command line with the root hash. disk: GPT image of everything.
+verity: hash tree over the root. uki: stub, kernel, command line with the root hash. rescue: the same with an
+initramfs in place of a root. disk: GPT image of everything.
 All are pure: the same inputs and parameters give the same bytes. No root, no loop devices, no external tools.
 
 Inputs: root/root.squashfs, kernel/{bzImage,release}, cmdline (file: words for the kernel), systemd-stub-efi and
-systemd-boot-efi (.deb files), verity, uki (outputs of the actions here).
+systemd-boot-efi (.deb files), initramfs (output of `rootfs.rescue`), verity, uki, rescue (outputs of the actions here).
 Parameters: version, seed, layout (table of layout.toml), and optionally cmdline (more words for the kernel), efi-arch
 (default "x64"), arch, root-file (default "root.squashfs"; its suffix is the file system), login-until (default ""),
 os-release (text).
@@ -21,6 +22,7 @@ from buildsys.files import data_ranges
 from buildsys.job import Job
 from common.disk import gpt
 from common.disk import verity as verity_format
+from common.efi import entries
 from common.efi import uki as uki_format
 from common.errors import ImageError
 from image import deb, esp, layout
@@ -28,9 +30,12 @@ from image.host import copy_range, image_errors, opened
 
 ROOT_FILE = "root.squashfs"
 TREE_FILE = "verity.img"
-UKI_FILE = "mixos.efi"
+UKI_FILE, RESCUE_FILE = "mixos.efi", "rescue.efi"
+INITRAMFS_FILE = "rescue.cpio.zst"
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.~^-]{0,62}")
-_FIXED_CMDLINE = "root=/dev/dm-0 ro rootfstype={fstype} rootwait=20"
+# rdinit: of an initramfs, which only the rescue entry has, nothing would be started.
+_FIXED_CMDLINE = "root=/dev/dm-0 ro rootfstype={fstype} rootwait=20 rdinit=/none"
+_ALWAYS = ("panic=10", "oops=panic")
 _BOOT_DIR = "usr/lib/systemd/boot/efi"
 
 
@@ -85,11 +90,15 @@ def cmdline(job: Job) -> str:
     words = [
         *_FIXED_CMDLINE.format(fstype=fstype).split(),
         f'dm-mod.create="{record["dm_create"]}"',
-        *("init=/sbin/init", "panic=10", "oops=panic"),
-        *job.inputs["cmdline"].read_text("utf-8").split(),
-        *_text(job, "cmdline", "").split(),
+        "init=/sbin/init",
+        *_words(job),
     ]
     return " ".join(dict.fromkeys(words))  # what boot itself needs is often in the kernel's list too
+
+
+def _words(job: Job) -> list[str]:
+    """What every kernel of an image is told."""
+    return [*_ALWAYS, *job.inputs["cmdline"].read_text("utf-8").split(), *_text(job, "cmdline", "").split()]
 
 
 def os_release(version: str, release: str, login_until: str) -> str:
@@ -97,26 +106,42 @@ def os_release(version: str, release: str, login_until: str) -> str:
 
     What writes an image reads there until when its keys let somebody in (`Settings.login_until`).
     """
+    return f'{_identity("MixOS", entries.SORT_KEY, version, release)}MIXOS_LOGIN_UNTIL="{login_until}"\n'
+
+
+def _identity(name: str, image_id: str, version: str, release: str) -> str:
     return (
-        f'ID=mixos\nNAME="MixOS"\nPRETTY_NAME="MixOS {version}"\nVERSION_ID="{version}"\n'
-        f'IMAGE_ID=mixos\nIMAGE_VERSION="{version}"\nMIXOS_KERNEL="{release}"\nMIXOS_LOGIN_UNTIL="{login_until}"\n'
+        f'ID=mixos\nNAME="MixOS"\nPRETTY_NAME="{name} {version}"\nVERSION_ID="{version}"\n'
+        f'IMAGE_ID={image_id}\nIMAGE_VERSION="{version}"\nMIXOS_KERNEL="{release}"\n'
     )
 
 
 def uki(job: Job) -> None:
     """Out: mixos.efi, cmdline (as text, for people and for direct kernel boots)."""
-    efi_arch = _text(job, "efi-arch", "x64")
-    package = job.inputs["systemd-stub-efi"]
-    kernel = job.inputs["kernel"]
-    release = (kernel / "release").read_text("utf-8").strip()
-    stub_path = f"{_BOOT_DIR}/linux{efi_arch}.efi.stub"
     line = cmdline(job)
-    identity = _text(job, "os-release", os_release(_version(job), release, _text(job, "login-until", "")))
-    with image_errors("unified kernel image"):
-        stub = deb.read_files(package, [stub_path])[stub_path]
-        image = uki_format.build(stub, (kernel / "bzImage").read_bytes(), line, identity, release)
-    (job.out / UKI_FILE).write_bytes(image)
+    identity = os_release(_version(job), _release(job), _text(job, "login-until", ""))
+    (job.out / UKI_FILE).write_bytes(_build(job, line, _text(job, "os-release", identity)))
     (job.out / "cmdline").write_text(line + "\n")
+
+
+def rescue(job: Job) -> None:
+    """Out: rescue.efi, which needs nothing of a disk."""
+    line = " ".join(dict.fromkeys(_words(job)))
+    identity = _identity("MixOS rescue", entries.RESCUE_SORT_KEY, _version(job), _release(job))
+    initramfs = (job.inputs["initramfs"] / INITRAMFS_FILE).read_bytes()
+    (job.out / RESCUE_FILE).write_bytes(_build(job, line, identity, initramfs))
+
+
+def _release(job: Job) -> str:
+    return (job.inputs["kernel"] / "release").read_text("utf-8").strip()
+
+
+def _build(job: Job, line: str, identity: str, initramfs: bytes = b"") -> bytes:
+    stub_path = f"{_BOOT_DIR}/linux{_text(job, 'efi-arch', 'x64')}.efi.stub"
+    kernel = (job.inputs["kernel"] / "bzImage").read_bytes()
+    with image_errors("unified kernel image"):
+        stub = deb.read_files(job.inputs["systemd-stub-efi"], [stub_path])[stub_path]
+        return uki_format.build(stub, kernel, line, identity, _release(job), initramfs)
 
 
 def disk(job: Job) -> None:
@@ -130,10 +155,14 @@ def disk(job: Job) -> None:
     image_path = job.out / disk_name(version, _text(job, "arch", "x86_64"))
     with opened(image_path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd, image_errors("disk image"):
         loader = deb.read_files(job.inputs["systemd-boot-efi"], [loader_path])[loader_path]
-        contents = esp.files(root_hash, loader, (job.inputs["uki"] / UKI_FILE).read_bytes(), efi_arch)
+        emergency = {entries.RESCUE: job.inputs["rescue"] / RESCUE_FILE} if "rescue" in job.inputs else {}
+        version_entry = {esp.new_name(root_hash): job.inputs["uki"] / UKI_FILE}
+        contents: dict[str, dict[str, bytes]] = {}
         os.truncate(fd, table.sectors * gpt.SECTOR)
-        volume_id = int.from_bytes(layout.derive(seed, "fat-volume")[:4], "big")
-        esp.write(fd, table.find("mixos-esp"), contents, volume_id, job.epoch)
+        for name, found in ((esp.NAME, {**version_entry, **emergency}), (esp.SECOND, emergency)):
+            contents[name] = esp.files(loader, efi_arch, {entry: path.read_bytes() for entry, path in found.items()})
+            volume_id = int.from_bytes(layout.derive(seed, f"fat-volume:{name}")[:4], "big")
+            esp.write(fd, table.find(name), contents[name], volume_id, job.epoch)
         _copy_into(_root(job), fd, table.find("mixos-root-a"))
         _copy_into(job.inputs["verity"] / TREE_FILE, fd, table.find("mixos-verity-a"))
         gpt.write(fd, table)
@@ -144,7 +173,7 @@ def disk(job: Job) -> None:
         "root_hash": root_hash.hex(),
         "disk_id": str(table.disk_id),
         "sectors": table.sectors,
-        "esp": {path: len(data) for path, data in sorted(contents.items())},
+        "esp": {path: len(data) for path, data in sorted(contents[esp.NAME].items())},
         "partitions": [
             {
                 "number": p.index,

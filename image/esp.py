@@ -16,6 +16,7 @@ from common.errors import ImageError
 from image.host import image_errors, opened
 
 NAME = "mixos-esp"  # label of the partition
+SECOND = "mixos-esp-b"  # of the one that firmware falls back to when it cannot read the first
 PRESEED = "mixos-preseed.toml"
 MAX_PRESEED = 64 << 10  # bytes
 LABEL = "MIXOS-ESP"
@@ -34,12 +35,17 @@ def loader_path(efi_arch: str) -> str:
     return f"EFI/BOOT/BOOT{efi_arch.upper()}.EFI"
 
 
-def files(root_hash: bytes, loader: bytes, uki: bytes, efi_arch: str) -> dict[str, bytes]:
-    """All files of a fresh ESP. root_hash: of the root that `uki` starts."""
+def new_name(root_hash: bytes) -> str:
+    """The entry of an image that was never started. root_hash: of the root that it starts."""
+    return Entry(image_name(root_hash), TRIES).name
+
+
+def files(loader: bytes, efi_arch: str, entries: Mapping[str, bytes]) -> dict[str, bytes]:
+    """All files of a fresh ESP. entries: name → unified kernel image."""
     return {
         loader_path(efi_arch): loader,
         f"EFI/systemd/systemd-boot{efi_arch}.efi": loader,
-        f"{FOLDER}/{Entry(image_name(root_hash), TRIES).name}": uki,
+        **{f"{FOLDER}/{name}": image for name, image in entries.items()},
         "loader/loader.conf": LOADER_CONF.encode(),
     }
 

@@ -14,13 +14,15 @@ from common.errors import ConfigError, ImageError
 
 MIB = 1 << 20
 DEFAULT = Path(__file__).with_name("layout.toml")
-ESP, ROOT_A, VERITY_A, ROOT_B, VERITY_B, DATA = range(1, 7)  # partition numbers
+ESP, ROOT_A, VERITY_A, ROOT_B, VERITY_B, ESP_B, DATA = range(1, 8)  # partition numbers; the last one grows
+ESP_B_SIZE = 64  # MiB: the loader, the rescue entry, and a kernel image or two
 NAMES = {
     ESP: "mixos-esp",
     ROOT_A: "mixos-root-a",
     VERITY_A: "mixos-verity-a",
     ROOT_B: "mixos-root-b",
     VERITY_B: "mixos-verity-b",
+    ESP_B: "mixos-esp-b",
     DATA: "mixos-data",
 }
 _TYPES = {
@@ -29,6 +31,7 @@ _TYPES = {
     VERITY_A: gpt.TYPE_ROOT_VERITY_X86_64,
     ROOT_B: gpt.TYPE_ROOT_X86_64,
     VERITY_B: gpt.TYPE_ROOT_VERITY_X86_64,
+    ESP_B: gpt.TYPE_ESP,
     DATA: gpt.TYPE_LINUX_DATA,
 }
 
@@ -59,6 +62,7 @@ class Layout(BaseModel):
             VERITY_A: self.verity,
             ROOT_B: self.slot,
             VERITY_B: self.verity,
+            ESP_B: ESP_B_SIZE,
             DATA: self.data,
         }
 

@@ -28,6 +28,7 @@ from buildsys.files import data_ranges
 from buildsys.run import find_tool, run
 from common.disk import fatread, gpt
 from common.efi import eventlog, measure, pe, pkcs7, siglist
+from common.efi import uki as uki_format
 from common.efi.entries import FOLDER
 from common.errors import ImageError
 from image import esp
@@ -238,8 +239,8 @@ def sign_disk(
     policy: Signer | None = None,
     force: bool = False,
 ) -> None:
-    """Make a signed disk image from an unsigned one: the boot manager and the unified kernel images on its ESP are
-    signed, `files` (from `enrolment`) are added, and nothing else differs.
+    """Make a signed disk image from an unsigned one: the boot manager and the unified kernel images on its ESPs are
+    signed, `files` (from `enrolment`) are added to the first, and nothing else differs.
 
     epoch: time of the files on the ESP, seconds. policy: whose TPM policy the unified kernel images get. force: also
     hardware enrols by itself in setup mode, after 15 seconds; else only virtual machines do, and hardware asks at the
@@ -252,10 +253,12 @@ def sign_disk(
             os.truncate(target, length)
             for start, end in data_ranges(source, length):
                 copy_range(source, target, start, end, start)
-            part = gpt.read(target).find(esp.NAME)
-            contents = {**signed_files(esp.read(target, part), signer, policy=policy, force=force), **files}
-            volume = fatread.open_volume(target, part.offset, part.size)
-            esp.write(target, part, contents, volume.volume_id, epoch)
+            table = gpt.read(target)
+            for name, added in ((esp.NAME, files), (esp.SECOND, {})):
+                part = table.find(name)
+                contents = {**signed_files(esp.read(target, part), signer, policy=policy, force=force), **added}
+                volume = fatread.open_volume(target, part.offset, part.size)
+                esp.write(target, part, contents, volume.volume_id, epoch)
             os.fsync(target)
         fresh.replace(signed)
     finally:
@@ -271,8 +274,9 @@ def signed_files(
     for path, data in contents.items():
         if path.lower().startswith("efi/") and path.lower().endswith(".efi"):
             if data not in by_content:
-                uki = path.startswith(f"{FOLDER}/")
-                by_content[data] = sign(with_policy(data, policy) if policy and uki else data, signer)
+                # The rescue entry has no policy: who is at the console does not get what is sealed for the device.
+                slot = path.startswith(f"{FOLDER}/") and uki_format.read_uki(data).root_hash is not None
+                by_content[data] = sign(with_policy(data, policy) if policy and slot else data, signer)
             found[path] = by_content[data]
     if not by_content:
         raise ImageError("the ESP holds nothing that could be signed", reason="secureboot-empty")

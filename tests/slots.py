@@ -15,8 +15,8 @@ from pathlib import Path
 from common.disk import gpt, verity
 from common.disk.fatedit import Editor
 from common.efi import uki
-from common.efi.entries import FOLDER, Entry, image_name
-from daemon.parts.update.boot import SLOTS, Disk
+from common.efi.entries import FOLDER, RESCUE, RESCUE_SORT_KEY, Entry, image_name
+from daemon.parts.update.boot import SLOTS, Disk, Image
 from image import layout
 from tests.images import SMALL, STUB, Bench, kernel
 
@@ -50,9 +50,9 @@ class Device:
         esp = gpt.read(descriptor).find("mixos-esp")
         return Editor(descriptor, esp.offset, esp.size)
 
-    def install(self, version: str, slot: str, entry: Entry | None = None) -> bytes:
+    def install(self, version: str, slot: str, entry: Entry | None = None, root: bytes | None = None) -> bytes:
         """Put another version into a slot; gives its root hash."""
-        root = root_image(version)
+        root = root or root_image(version)
         descriptor = os.open(self.path, os.O_RDWR)
         try:
             table = gpt.read(descriptor)
@@ -71,6 +71,27 @@ class Device:
             os.close(descriptor)
         return tree.root
 
+    def rescue(self) -> None:
+        """Put the rescue entry beside the versions."""
+        identity = f'ID=mixos\nIMAGE_ID={RESCUE_SORT_KEY}\nIMAGE_VERSION="1.0"\n'
+        data = uki.build(STUB, kernel(), "panic=10 mixos.rescue=menu", identity, "6.6.8-mixos", b"files")
+        descriptor = os.open(self.path, os.O_RDWR)
+        try:
+            self.editor(descriptor).add(f"{FOLDER}/{RESCUE}", [data], len(data), epoch=0)
+        finally:
+            os.close(descriptor)
+
+    def boot_rescue(self) -> None:
+        """What is seen from the rescue entry."""
+        assert self.next().entry.name.upper() == RESCUE
+        (self.tree / EFIVARS / COUNTED).unlink(missing_ok=True)
+        (self.tree / "run/mixos/slot").unlink(missing_ok=True)
+        (self.tree / "proc/cmdline").write_text("panic=10 mixos.rescue=menu\n")
+
+    def next(self) -> Image:
+        """What the loader starts next."""
+        return Disk.at(self.path).images()[0]
+
     def names(self) -> list[str]:
         """The files of the loader's entries."""
         descriptor = os.open(self.path, os.O_RDONLY)
@@ -81,8 +102,9 @@ class Device:
         return sorted(path.removeprefix(f"{FOLDER}/") for path in files if path.startswith(f"{FOLDER}/"))
 
     def starts(self) -> dict[str, tuple[int | None, int]]:
-        """Version → starts that are left, and that were made."""
-        return {image.version: (image.entry.left, image.entry.done) for image in Disk.at(self.path).images()}
+        """Version → starts that are left, and that were made; the rescue entry does not count."""
+        images = [image for image in Disk.at(self.path).images() if image.root_hash is not None]
+        return {image.version: (image.entry.left, image.entry.done) for image in images}
 
     def boot(self) -> str:
         """Start what the loader starts: count it down, tell what it was; gives the version."""

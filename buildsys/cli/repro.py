@@ -8,7 +8,7 @@ from buildsys.cli.context import Context, build_options, emit, options, pass_con
 from buildsys.session import open_session
 from common.errors import CheckError
 
-QUICK = ("base-files", "daemon", "rootfs", "root-image", "verity", "uki", "disk")
+QUICK = ("base-files", "daemon", "rootfs", "root-image", "verity", "uki", "initramfs", "rescue", "disk")
 
 
 @click.command()

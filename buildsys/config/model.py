@@ -60,6 +60,7 @@ class Image(Strict):
     floor: Annotated[int, Field(ge=0, lt=1 << 53)] = 0  # below which a device takes nothing once this was called good
     variant: Annotated[str, worded(r"[a-z0-9][a-z0-9_-]{0,30}", "a word in lower case is expected")] = "default"
     profile: Literal["release", "debug"] = "release"
+    rescue: Literal["menu", "shell", "none"] = "menu"  # what who is at the console gets when no version starts
     filesystem: Literal["squashfs", "erofs"] = "squashfs"
     max_root: Size = 64 << 20  # budget for the compressed root file system
 

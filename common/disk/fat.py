@@ -5,7 +5,8 @@ partition is written here: every byte follows from the files, the volume id and 
 Blocks that hold nothing are not written, so a sparse image stays sparse.
 
 The sectors of a file system must not be smaller than those of its disk, or Linux does not mount it; a cluster has at
-least one. So 256 MiB hold a FAT32 with sectors of 512 bytes, and just not one with sectors of 4096.
+least one. So 256 MiB hold a FAT32 with sectors of 512 bytes, and just not one with sectors of 4096. A small file system
+has small clusters, so that there are enough of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from common.errors import FormatError
 
 RESERVED = 32  # sectors before the first FAT
 SECTOR = 512  # bytes of the smallest sector
-CLUSTER = 2048  # bytes, where sectors are not larger
+CLUSTER = 2048  # bytes, where sectors are not larger and there is room for enough of them
 MIN_CLUSTERS = 65525  # fewer would make it FAT16 by definition
 MAX_CLUSTERS = 0x0FFFFFF5
 END_OF_CHAIN = 0x0FFFFFFF
@@ -41,17 +42,14 @@ class FatError(FormatError):
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where things lie, in sectors of `sector` bytes from the start of the file system; clusters: those of data."""
+    """Where things lie, in sectors of `sector` bytes from the start of the file system; clusters: those of data, of
+    `cluster` bytes each."""
 
     sector: int
     sectors: int
     fat_sectors: int
     clusters: int
-
-    @property
-    def cluster(self) -> int:
-        """Bytes of a cluster."""
-        return max(CLUSTER, self.sector)
+    cluster: int
 
     def place(self, cluster: int) -> int:
         """The byte at which a cluster begins; the first one is number 2."""
@@ -63,6 +61,8 @@ def geometry(size: int, sector: int) -> Geometry:
     FAT32."""
     sectors = size // sector
     cluster = max(CLUSTER, sector)
+    while cluster > sector and size < MIN_CLUSTERS * (cluster + 8) + (RESERVED + 8) * sector:
+        cluster //= 2
     per_cluster = cluster // sector
     # Each cluster takes its sectors plus 4 bytes in both FATs; round the FATs so that the data stay 4 KiB aligned.
     fat_sectors = -(-(sectors - RESERVED + 2 * per_cluster) * 4 // (cluster + 8))
@@ -72,7 +72,7 @@ def geometry(size: int, sector: int) -> Geometry:
         raise FatError(f"{size} bytes do not make a FAT32 file system in sectors of {sector}", "fat-size")
     if (clusters + 2) * 4 > fat_sectors * sector:
         raise FatError(f"{size} bytes: the FAT came out too small", "fat-size")
-    return Geometry(sector, sectors, fat_sectors, clusters)
+    return Geometry(sector, sectors, fat_sectors, clusters, cluster)
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Unified kernel images: the systemd stub with kernel, command line and identity as PE sections (UAPI group, UKI spec).
 
-The order is .osrel .cmdline .uname .linux, the kernel last: stubs up to v252 may start it in place, and nothing that it
-overwrites while unpacking may follow it. `.cmdline` carries the verity root hash, so signing the file signs the system.
+The order is .osrel .cmdline .uname [.initrd] .linux, the kernel last: stubs up to v252 may start it in place, and
+nothing that it overwrites while unpacking may follow it. `.cmdline` carries the verity root hash, so signing the file
+signs the system; `.initrd` is the whole system of an entry that has no root on a disk.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def without_smbios(stub: bytes) -> bytes:
     return stub
 
 
-def build(stub: bytes, kernel: bytes, cmdline: str, os_release: str, uname: str) -> bytes:
+def build(stub: bytes, kernel: bytes, cmdline: str, os_release: str, uname: str, initrd: bytes = b"") -> bytes:
     """A UKI as bytes, the same for the same parts. Raises UkiError or pe.PeError."""
     if not cmdline.isascii() or not cmdline.isprintable() or len(cmdline) > MAX_CMDLINE:
         raise UkiError(
@@ -101,8 +102,10 @@ def build(stub: bytes, kernel: bytes, cmdline: str, os_release: str, uname: str)
         raise UkiError(f"{uname!r} is no kernel release", "uki-uname")
     if kernel_release(kernel) != uname:
         raise UkiError(f"the kernel says it is {kernel_release(kernel)!r}, not {uname!r}", "uki-uname")
-    parts = (os_release.encode(), cmdline.encode(), uname.encode(), kernel)
-    return pe.append(without_smbios(stub), list(zip(SECTIONS, parts, strict=True)))
+    parts = list(zip(SECTIONS, (os_release.encode(), cmdline.encode(), uname.encode(), kernel), strict=True))
+    if initrd:
+        parts.insert(3, (".initrd", initrd))
+    return pe.append(without_smbios(stub), parts)
 
 
 def kernel_release(kernel: bytes) -> str:

@@ -83,13 +83,34 @@ def forget(descriptor: int) -> None:
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def found(root: Path) -> tuple[Disk, Boot]:
-    """The boot disk, and what runs. Raises DiskError; RefusedError `update-slot` when that is not known."""
+def found(root: Path, wanted: bytes = b"") -> tuple[Disk, Boot]:
+    """The boot disk, and what runs. Raises DiskError; RefusedError `update-slot` when that is not known.
+
+    From the rescue entry no slot runs: then it is the one that is kept when a release of root hash `wanted` comes.
+    """
     disk = Disk.find(root)
     boot = look(disk, facts.slot(root), root)
-    if boot.slot not in SLOTS or boot.root_hash is None:
-        raise RefusedError("it is not known which slot runs: this system has no verified root", reason="update-slot")
-    return disk, boot
+    if boot.slot in SLOTS and boot.root_hash is not None:
+        return disk, boot
+    if in_rescue(root):
+        return disk, spared(boot, wanted)
+    raise RefusedError("it is not known which slot runs: this system has no verified root", reason="update-slot")
+
+
+def in_rescue(root: Path) -> bool:
+    """Whether the rescue entry runs, by its command line."""
+    return any(word.startswith("mixos.rescue=") for word in (facts.text(root / "proc/cmdline") or "").split())
+
+
+def spared(boot: Boot, wanted: bytes) -> Boot:
+    """As if the slot ran that is not to be written: to be written is the one that holds `wanted`, else one that holds
+    nothing, else the one that the loader would start last."""
+    held = {image.slot: image for image in reversed(boot.images) if image.slot is not None}
+    order = sorted(SLOTS, key=lambda slot: boot.images.index(held[slot]) if slot in held else len(boot.images))
+    target = next((slot for slot in order if slot in held and held[slot].root_hash == wanted), order[-1])
+    slot = next(one for one in SLOTS if one != target)
+    running = held.get(slot)
+    return replace(boot, slot=slot, root_hash=running.root_hash if running else None, running=running)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from daemon.slots.stage import check_room, check_tree, kernel, verified
 
 def seal(root: Path, order: Order) -> str:
     """The slot. Raises DiskError, `slots-readback` when it does not hold what was ordered; RefusedError."""
-    disk, boot = found(root)
+    disk, boot = found(root, order.root_hash)
     if order.root_hash == boot.root_hash:
         raise RefusedError(f"{order.version} is what runs", reason="update-same")
     target = Slot.of(disk, next(name for name in SLOTS if name != boot.slot))

@@ -31,6 +31,7 @@ from daemon.slots.disk import (
     Slot,
     forget,
     found,
+    in_rescue,
     invalidate,
     kernel_place,
     locked,
@@ -54,11 +55,11 @@ class Stage:
         """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`,
         `update-refused`; DiskError; what the worker tells."""
         order = self._order
-        disk, boot = found(self._root)
+        disk, boot = found(self._root, order.root_hash)
         assert boot.slot is not None
         if order.root_hash == boot.root_hash:
             raise RefusedError(f"{order.version} is what runs", reason="update-same")
-        if boot.running is None or not boot.running.entry.good:
+        if not in_rescue(self._root) and (boot.running is None or not boot.running.entry.good):
             hint = "wait until it is, or have it with 'mixctl update commit'"
             raise RefusedError(
                 "what runs was not called good yet: the other slot is kept", reason="update-trial", hint=hint

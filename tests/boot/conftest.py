@@ -39,6 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "reset",
         "update",
         "taking",
+        "rescue",
         "secureboot",
         "hardware",
     ]

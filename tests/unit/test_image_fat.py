@@ -13,6 +13,7 @@ from common.disk import fat, fatread
 
 SIZE = 160 << 20
 LARGE = 260 << 20  # enough for sectors of 4096 bytes
+SMALL = 64 << 20
 EPOCH = 1703030400
 FILES = {
     "EFI/BOOT/BOOTX64.EFI": b"loader" * 5000,
@@ -31,7 +32,7 @@ def make(path: Path, files: dict[str, bytes], offset: int = 0, size: int = SIZE,
     return fd
 
 
-@pytest.mark.parametrize(("sector", "cluster", "size"), [(512, 2048, SIZE), (4096, 4096, LARGE)])
+@pytest.mark.parametrize(("sector", "cluster", "size"), [(512, 2048, SIZE), (512, 512, SMALL), (4096, 4096, LARGE)])
 def test_round_trip_at_an_offset(tmp_path: Path, sector: int, cluster: int, size: int) -> None:
     fd = make(tmp_path / "fat", FILES, 1 << 20, size, sector)
     assert fatread.read_files(fd, 1 << 20, size) == FILES
@@ -103,7 +104,15 @@ def test_refused_files(tmp_path: Path, files: dict[str, bytes], reason: str) -> 
 
 @pytest.mark.parametrize(
     ("size", "sector"),
-    [(0, 512), (64 << 20, 512), ((160 << 20) + 1, 512), (1 << 45, 512), (256 << 20, 4096), ((260 << 20) + 512, 4096)],
+    [
+        (0, 512),
+        (32 << 20, 512),
+        (64 << 20, 1024),
+        ((160 << 20) + 1, 512),
+        (1 << 45, 512),
+        (256 << 20, 4096),
+        ((260 << 20) + 512, 4096),
+    ],
 )
 def test_refused_sizes(size: int, sector: int) -> None:
     with pytest.raises(fat.FatError) as caught:

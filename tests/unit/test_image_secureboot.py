@@ -149,9 +149,9 @@ def test_a_bare_replacement_needs_a_reason(monkeypatch: pytest.MonkeyPatch) -> N
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
 
-def on_esp(disk: Path) -> dict[str, bytes]:
+def on_esp(disk: Path, name: str = esp.NAME) -> dict[str, bytes]:
     with opened(disk) as descriptor:
-        return esp.read(descriptor, gpt.read(descriptor).find(esp.NAME))
+        return esp.read(descriptor, gpt.read(descriptor).find(name))
 
 
 def test_a_signed_disk_differs_in_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +174,15 @@ def test_a_signed_disk_differs_in_nothing_else(tmp_path: Path, monkeypatch: pyte
     with opened(image) as one, opened(signed) as other:
         table = gpt.read(one)
         assert gpt.read(other) == table
-    part = table.find(esp.NAME)
+    plain, found = on_esp(image, esp.SECOND), on_esp(signed, esp.SECOND)
+    assert set(found) == set(plain)
+    assert all(pe.parse(data).signed for path, data in found.items() if path.lower().endswith(".efi"))
     after = signed.read_bytes()
-    assert (after[: part.offset], after[part.offset + part.size :]) == (
-        before[: part.offset],
-        before[part.offset + part.size :],
-    )
+    end = 0
+    for part in (*map(table.find, (esp.NAME, esp.SECOND)), None):
+        start = part.offset if part else len(before)
+        assert after[end:start] == before[end:start]
+        end = part.offset + part.size if part else start
 
 
 def test_a_disk_that_cannot_be_signed_leaves_nothing(tmp_path: Path) -> None:

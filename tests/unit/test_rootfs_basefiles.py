@@ -136,7 +136,8 @@ def test_sshd_takes_keys_only(base):
 
 @pytest.mark.integration
 def test_shell_scripts():
-    folders = [ROOTFS / "skeleton/usr/lib/mixos/init", ROOTFS / "skeleton/etc/profile.d"]
+    places = ("skeleton/usr/lib/mixos/init", "skeleton/etc/profile.d", "rescue/usr/lib/mixos/rescue")
+    folders = [ROOTFS / place for place in places]
     scripts = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     assert {path.parent for path in scripts} >= set(folders)
     run([find_tool("shellcheck"), "-s", "dash", *scripts], cwd=ROOTFS)

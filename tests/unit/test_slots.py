@@ -316,3 +316,57 @@ def test_databases_of_a_firmware_that_enforces_nothing_are_not_asked(device, bun
     assert firmware.refusal(image, device.tree) is None
     knows(device)
     assert firmware.refusal(image, device.tree) is not None
+
+
+# --- from the rescue entry --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rescued(tmp_path):
+    """1.0.0 in slot a and 1.0.1 in slot b were started in vain."""
+    return in_vain(tmp_path, "1.0.0", "1.0.1")
+
+
+def in_vain(base, first, second):
+    device = Device(base, first, root_of(first))
+    device.install(second, "b", root=root_of(second))
+    device.rescue()
+    for _ in range(6):
+        device.boot()
+    device.boot_rescue()
+    return device
+
+
+def kept_hash(device, version):
+    return next(image.root_hash for image in Disk.at(device.path).images() if image.version == version)
+
+
+def test_from_the_rescue_entry_the_older_version_is_replaced(rescued, bundle):
+    path, found, payload = bundle
+    order = order_for(found, payload, kept_hash(rescued, "1.0.1"))
+    with served(path) as ranges:
+        assert Stage(rescued.tree, order, lambda *step: None, "nobody").run(ranges) == "a"
+    assert rescued.starts() == {"1.0.1": (0, 3)}, "nothing starts what is only staged"
+    assert seal(rescued.tree, order) == "a"
+    assert rescued.starts() == {"1.1.0": (3, 0), "1.0.1": (0, 3)}
+    assert rescued.boot() == "1.1.0"
+
+
+def test_from_the_rescue_entry_a_version_is_repaired_where_it_is(tmp_path, bundle):
+    path, found, payload = bundle
+    device = in_vain(tmp_path, "1.1.0", "1.0.1")
+    order = order_for(found, payload, kept_hash(device, "1.0.1"))
+    with served(path) as ranges:
+        assert Stage(device.tree, order, lambda *step: None, "nobody").run(ranges) == "a"
+    assert seal(device.tree, order) == "a"
+    assert device.starts() == {"1.1.0": (3, 0), "1.0.1": (0, 3)}
+
+
+def test_without_a_slot_that_runs_nothing_is_written_but_from_the_rescue_entry(rescued, bundle):
+    path, found, payload = bundle
+    (rescued.tree / "proc/cmdline").write_text("root=/dev/vda2\n")
+    before = rescued.path.read_bytes()
+    with served(path) as ranges, pytest.raises(RefusedError) as caught:
+        Stage(rescued.tree, order_for(found, payload, b""), lambda *step: None, "nobody").run(ranges)
+    assert caught.value.reason == "update-slot"
+    assert rescued.path.read_bytes() == before

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from common.efi.entries import image_name
+from common.efi.entries import RESCUE, image_name
 from common.errors import MixosError
 from daemon import migrations
 from daemon.core.change.files import Trees
@@ -122,17 +122,57 @@ def test_one_that_was_good_gets_its_starts_back_at_each_boot(device):
     assert device.starts() == {"1.0": (4, 0)}
 
 
-def test_what_is_not_well_is_not_called_good(device):
-    device.boot()
+def unwell(device, check="units"):
+    """Look at a boot in which something does not come up."""
 
     async def wait(update):
         await until(lambda: update.problem)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.2)
         return await status(update)
 
-    found = run(device, wait, findings=lambda: [Finding("units", "critical", "web is not up")])
+    return run(device, wait, findings=lambda: [Finding(check, "critical", "web is not up")])
+
+
+def test_what_is_not_well_is_not_called_good(device):
+    device.boot()
+    run(device, become_good)
+    device.install("1.1", "b")
+    device.boot()
+    found = unwell(device)
     assert (found["state"], found["problem"]) == ("trial", "web is not up")
+    assert device.starts() == {"1.0": (4, 0), "1.1": (2, 1)}
+
+
+def test_the_last_version_is_not_left_for_the_rescue_entry_while_it_comes_up(device):
+    """It can be reached, and somebody who has to go to the device cannot do more there."""
+    device.rescue()
+    for _ in range(5):
+        assert device.boot() == "1.0"
+        assert unwell(device)["state"] == "trial"
+        assert device.starts() == {"1.0": (3, 0)}
+    device.boot()
+    unwell(device, "parts")
     assert device.starts() == {"1.0": (2, 1)}
+
+
+def test_the_last_version_that_never_comes_up_ends_in_the_rescue_entry(device):
+    device.rescue()
+    fail(device)
+    assert device.next().entry.name.upper() == RESCUE
+    assert device.starts() == {"1.0": (0, 3)}
+
+
+def test_the_rescue_entry_is_neither_counted_nor_another_version(device):
+    device.rescue()
+    device.boot()
+    found = run(device, become_good)
+    assert [(one["file"].upper(), one["state"], one["slot"]) for one in found["images"]] == [
+        (f"{image_name(device.root_hash)}+4.efi".upper(), "good", "a"),
+        (RESCUE, "uncounted", None),
+    ]
+    with pytest.raises(MixosError) as caught:
+        run(device, lambda update: ask(update, "rollback"))
+    assert caught.value.reason == "update-no-other"
 
 
 def test_a_version_that_never_gets_well_is_left_and_told(device):

@@ -14,7 +14,9 @@ ImageRow = TypedDict(
     {
         "version": Annotated[str, "of the image"],
         "kernel": Annotated[str, "its release"],
-        "slot": Annotated[str | None, "that holds its root, a or b; none: no slot does, and it cannot boot"],
+        "slot": Annotated[
+            str | None, "that holds its root, a or b; none: it is the rescue entry, or no slot does and it cannot boot"
+        ],
         "file": Annotated[str, "on the EFI system partition"],
         "state": Annotated[State, "good: it was called good; trial: it has starts left to become so; bad: it has none"],
         "starts-left": Annotated[int | None, "until it counts as bad; none: it is not counted"],

@@ -3,7 +3,9 @@
 A start uses up one of those that the image has (`common.efi.entries`). When it is well, its entry gets them back: a new
 one after everything has been well for a while, one that was good before as soon as the daemon's parts are up. A new
 image that does not get well is restarted by the keeper (`daemon/native/keeper`), and has no starts left in the end:
-then the loader takes the other one, and this part says there why.
+then the loader takes the other one, and this part says there why. One behind which there is no other, only the rescue
+entry, has its starts back as soon as the daemon's parts are up: a device that can be reached beats one that waits for
+somebody to come.
 """
 
 from __future__ import annotations
@@ -145,6 +147,7 @@ class Update:
         self._trial = context.run / "trial"  # see the keeper
         self._tasks: list[asyncio.Task[None]] = []
         self._settled = False  # whether it was called good in this boot, or left
+        self._renewed = False  # whether it got its starts back in this boot without being called good
         self._turn = asyncio.Lock()  # for the disk and the record
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -337,19 +340,41 @@ class Update:
                     await asyncio.to_thread(self._note, problem)
             since = None if problem else since or time.monotonic()
             new = self.boot.running is not None and not self.boot.running.entry.good
-            if not self._settled and since is not None and time.monotonic() - since >= (STABLE if new else 0.0):
-                try:
+            try:
+                if not self._settled and since is not None and time.monotonic() - since >= (STABLE if new else 0.0):
                     await self._commit()
-                except (MixosError, OSError) as error:
-                    log("err", f"update: cannot call this version good: {error}")
+                elif not self._settled and not self._renewed and self._parts_down() is None and self._is_last():
+                    await self._renew()
+            except (MixosError, OSError) as error:
+                log("err", f"update: the starts of this version cannot be written: {error}")
             await asyncio.sleep(PAUSE)
+
+    def _parts_down(self) -> str | None:
+        return next((one.text for one in self.context.figures.findings() if one.check == "parts"), None)
+
+    def _is_last(self) -> bool:
+        """Whether the loader has nothing else to start, but the rescue entry."""
+        return self.boot.other is None or self.boot.other.entry.bad
+
+    async def _renew(self) -> None:
+        """Give the running image the starts that it had. Raises MixosError, OSError."""
+        async with self._turn:
+            await asyncio.to_thread(self._look)
+            running = self.boot.running
+            if running is not None and not self._settled and self._is_last():
+                if running.entry != running.entry.renewed():
+                    await self._count(running.entry, running.entry.renewed())
+                    await asyncio.to_thread(self._look)
+                self._renewed = True
 
     def _unwell(self) -> str | None:
         """What keeps the running image from being called good."""
         running = self.boot.running
         assert running is not None
+        if (down := self._parts_down()) is not None:
+            return down
         for finding in self.context.figures.findings():
-            if finding.check == "parts" or (finding.state == "critical" and not running.entry.good):
+            if finding.state == "critical" and not running.entry.good:
                 return finding.text
         record = self.records.now
         if not running.entry.good:

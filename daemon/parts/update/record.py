@@ -18,7 +18,7 @@ from common.files import read_regular, write_atomically
 from daemon.linux.log import log
 
 MAX_HISTORY = 200
-_MAX_BYTES = 8 << 20
+MAX_BYTES = 8 << 20
 What = Literal["installed", "committed", "failed", "fell-back", "rolled-back", "given-up", "cleared", "repaired"]
 
 
@@ -93,7 +93,7 @@ class Records:
     def load(self) -> None:
         """Read the file; one that is damaged is kept beside and begun anew."""
         try:
-            self.now = Record.model_validate_json(read_regular(self.path, _MAX_BYTES))
+            self.now = Record.model_validate_json(read_regular(self.path, MAX_BYTES))
         except FileNotFoundError:
             self.now = Record()
         except (OSError, ValidationError) as error:

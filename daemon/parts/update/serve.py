@@ -22,27 +22,41 @@ def served(bundle: str) -> Iterator[int]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(theirs)
         stack.enter_context(ours)
+        waiting = None  # for the end of a file's thread: who mounted it can unmount it then
         if bundle == "-":
-            _run(_pump, 0, ours.fileno())
-            _run(_pump, ours.fileno(), 1)
+            _run(_pump, os.dup(0), ours)
+            _run(_pump, os.dup(ours.fileno()), 1)
         else:
-            _run(_answer, _opened(bundle, stack), ours.fileno())
+            waiting = _run(_answer, _opened(bundle), ours)
         yield theirs.fileno()
         with contextlib.suppress(OSError):
             ours.shutdown(socket.SHUT_RDWR)
+        if waiting is not None:
+            waiting.join()
 
 
-def _run(function: Callable[[int, int], None], one: int, other: int) -> None:
-    threading.Thread(target=function, args=(one, other), daemon=True).start()
+def _run(function: Callable[[int, int], None], one: int, other: socket.socket | int) -> threading.Thread:
+    """In a thread with descriptors of its own (`one`, and a copy of `other`): it may end later than we do, and a number
+    that is closed is given to the next file that is opened."""
+    copy = os.dup(other if isinstance(other, int) else other.fileno())
+
+    def work() -> None:
+        try:
+            function(one, copy)
+        finally:
+            os.close(one)
+            os.close(copy)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
 
 
-def _opened(bundle: str, stack: contextlib.ExitStack) -> int:
+def _opened(bundle: str) -> int:
     try:
-        descriptor = os.open(bundle, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(bundle, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise MixosError(f"{bundle}: {error.strerror}", reason="file-unreadable") from error
-    stack.callback(os.close, descriptor)
-    return descriptor
 
 
 def _answer(descriptor: int, channel: int) -> None:
