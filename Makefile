@@ -20,7 +20,8 @@ test: bootstrap
 	$(PYTEST) $(PARALLEL)
 
 test-long: fuzz
-	MIXOS_WHOLE=1 $(PYTEST) $(PARALLEL) tests/unit/test_update_cuts.py tests/unit/test_update_bits.py tests/unit/test_update_remote.py
+	MIXOS_WHOLE=1 $(PYTEST) $(PARALLEL) tests/unit/test_update_cuts.py tests/unit/test_update_bits.py tests/unit/test_update_remote.py \
+		tests/unit/test_slots_repair.py
 
 fuzz: bootstrap
 	.venv/bin/python -m tests.fuzzing 1000000

@@ -65,6 +65,12 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture
+def record_property(record_property: Callable[[str, object], None]) -> Callable[[str, object], None]:
+    """The same for values of any kind: between processes that run tests only plain ones go."""
+    return lambda name, value: record_property(name, value if isinstance(value, int | float | str) else str(value))
+
+
+@pytest.fixture
 def port() -> Iterator[int]:
     """A TCP port that this test holds; a server with SO_REUSEADDR can listen on it."""
     with held_port() as number:

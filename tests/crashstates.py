@@ -342,11 +342,11 @@ class Start:
 
 
 class Starts:
-    """Looks at the states of a disk whose partitions stay where `disk` has them."""
+    """Looks at the states of a disk whose partitions stay where `disk` has them. esp: one of them."""
 
     def __init__(self, disk: Path, copy: Path) -> None:
         table = gpt.read(disk)
-        self._esp = table.find("mixos-esp")
+        self.esp = table.find("mixos-esp")
         ends = gpt.Geometry().first_usable * gpt.SECTOR
         size = table.sectors * gpt.SECTOR
         self._tables = ((0, ends), (size - ends, ends))
@@ -355,7 +355,7 @@ class Starts:
 
     def look(self) -> Start:
         """What is there now. Raises FormatError when the partition table or the ESP cannot be read."""
-        scratch, esp = self.scratch, self._esp
+        scratch, esp = self.scratch, self.esp
         table = scratch.once(gpt.read, self._tables, scratch.fd)
         found: dict[str, list[str]] = {"good": [], "broken": [], "lost": []}
         ukis = scratch.once(_ukis, [(esp.offset, esp.size)], scratch.fd, esp)

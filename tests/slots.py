@@ -122,11 +122,12 @@ class Device:
         place = f"\\EFI\\Linux\\{entry.name}\0".encode("utf-16-le")
         (self.tree / EFIVARS / COUNTED).write_bytes(b"\6\0\0\0" + place)
         assert image.root_hash is not None
-        size = 64  # nobody asks for it here
-        target = f"verity 1 PARTUUID=x PARTUUID=y 4096 4096 {size // 8} 0 sha256 {image.root_hash.hex()} aa 1"
-        (self.tree / "proc/cmdline").write_text(
-            f'root=/dev/dm-0 dm-mod.create="root,,,ro,0 {size} {target}" panic=10\n'
-        )
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            head = uki.read_uki(self.editor(descriptor).read(f"{FOLDER}/{entry.name}"))
+        finally:
+            os.close(descriptor)
+        (self.tree / "proc/cmdline").write_text(f"{head.cmdline}\n")
         (self.tree / "proc/sys/kernel/random/boot_id").write_text(f"{uuid.uuid4()}\n")
         (self.tree / "proc/uptime").write_text("30.00 40.00\n")
         (self.tree / "run/mixos/slot").write_text(f"{image.slot}\n")

@@ -507,7 +507,7 @@ def readers() -> list[Reader]:
         Reader("plan", [windows.MAGIC + plan[8:]], windows.read_plan, bundle),
         Reader("numbers of a plan", [_numbers(plan)], _plan, bundle),
         Reader("windows of a plan", [_parts(plan, payload)], _made, bundle),
-        Reader("recipes of windows", [b"1"], _recipe, bundle, 5),
+        Reader("recipes of windows", [bytes(32)], _recipe, bundle, 5),
         *(
             Reader(f"TUF, {role}", [channel.files[name]], channel.changed(name), trust, 20)
             for role, name in channel.names

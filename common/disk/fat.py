@@ -119,7 +119,7 @@ def write(
     fat = _fat([node for node, _ in chains], shape)
     for copy in range(2):
         put(fd, offset + (RESERVED + copy * shape.fat_sectors) * sector, fat)
-    boot = _boot_sector(shape, volume_id, short_label, offset // sector)
+    boot = boot_sector(shape, volume_id, short_label, offset // sector)
     info = struct.pack("<I480sIII12sI", 0x41615252, b"", 0x61417272, shape.clusters - used, 2 + used, b"", 0xAA550000)
     third = bytes(510) + b"\x55\xaa"
     region = bytearray(RESERVED * sector)
@@ -129,7 +129,8 @@ def write(
     put(fd, offset, bytes(region))
 
 
-def _boot_sector(shape: Geometry, volume_id: int, label: str, hidden: int) -> bytes:
+def boot_sector(shape: Geometry, volume_id: int, label: str, hidden: int) -> bytes:
+    """hidden: sectors before it on the disk."""
     head = struct.pack(
         "<3s8sHBHBHHBHHHII", b"\xeb\x58\x90", b"MIXOS   ", shape.sector, shape.cluster // shape.sector,
         *(RESERVED, 2, 0, 0, _MEDIA, 0),

@@ -123,26 +123,36 @@ class Editor:
 
     def clean(self) -> Cleaned:
         """Remove what cuts have left behind. Of names that share one content none is dropped: that is the caller's."""
+        return self._cleaned(change=True)
+
+    def leftovers(self) -> Cleaned:
+        """What `clean` would find. Nothing is changed."""
+        return self._cleaned(change=False)
+
+    def _cleaned(self, *, change: bool) -> Cleaned:
         volume = self._volume
         names: dict[int, list[str]] = defaultdict(list)
         slots = 0
         for folder in list(fatread.folders(volume)):
             slots += len(folder.orphans) + sum(map(bool, folder.raw[folder.end * SLOT :: SLOT]))
-            folder = self._ended(folder)
-            self._put_folder(folder, _without(folder.raw, folder.orphans), descending=True)
+            if change:
+                ended = self._ended(folder)
+                self._put_folder(ended, _without(ended.raw, ended.orphans), descending=True)
             for entry in folder.entries:
                 if entry.first and not entry.directory:
                     names[entry.first].append(folder.prefix + entry.name)
         used, chain = self._used(), volume.chain
         taken = compress(range(len(chain)), chain)
         lost = [at for at in taken if not used[at] and chain[at] != fatread.BAD_CLUSTER]
-        self._set(dict.fromkeys(lost, 0))
+        if change:
+            self._set(dict.fromkeys(lost, 0))
         first, second = (fatread.pread(self._fd, table, len(chain) * 4) for table in volume.fats)
         differing = [at for at in range(0, len(first), SECTOR) if first[at : at + SECTOR] != second[at : at + SECTOR]]
-        for at in differing:
-            self._write(volume.fats[1] + at, first[at : at + SECTOR])
-        self._hint()
-        os.fsync(self._fd)
+        if change:
+            for at in differing:
+                self._write(volume.fats[1] + at, first[at : at + SECTOR])
+            self._hint()
+            os.fsync(self._fd)
         shared = tuple(tuple(paths) for paths in names.values() if len(paths) > 1)
         return Cleaned(slots, len(lost), len(differing), shared)
 

@@ -107,7 +107,7 @@ def open_volume(fd: int, offset: int, size: int) -> Volume:
         info=offset + info * sector if 0 < info < reserved else 0,
         volume_id=volume_id,
         sector=sector,
-        chain=_table(pread(fd, tables, (clusters + 2) * 4)),
+        chain=table(pread(fd, tables, (clusters + 2) * 4)),
     )
 
 
@@ -228,7 +228,7 @@ def display_name(short: bytes, case: int = 0) -> str:
     return f"{base}.{extension}" if extension else base
 
 
-def _table(raw: bytes) -> array[int]:
+def table(raw: bytes) -> array[int]:
     """The entries of an allocation table, the four reserved bits of each cleared."""
     entries = bytearray(raw)
     entries[3::4] = entries[3::4].translate(_LOW_NIBBLE)

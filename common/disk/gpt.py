@@ -19,7 +19,7 @@ import stat
 import struct
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -304,21 +304,25 @@ def read(disk: int | str | os.PathLike[str]) -> Table:
             return read(fd)
         finally:
             os.close(fd)
+    return _of_disk(disk, _check_mbr)
+
+
+def _of_disk(disk: int, check_mbr: Callable[[bytes], None]) -> Table:
     if stat.S_ISBLK(os.fstat(disk).st_mode):
-        return _read(disk, int.from_bytes(fcntl.ioctl(disk, _BLKSSZGET, bytes(4)), sys.byteorder))
+        return _read(disk, int.from_bytes(fcntl.ioctl(disk, _BLKSSZGET, bytes(4)), sys.byteorder), check_mbr)
     try:
-        return _read(disk, SECTOR)
+        return _read(disk, SECTOR, check_mbr)
     except GptError:
         with suppress(GptError):
-            return _read(disk, SECTORS[1])
+            return _read(disk, SECTORS[1], check_mbr)
         raise
 
 
-def _read(fd: int, sector: int) -> Table:
+def _read(fd: int, sector: int, check_mbr: Callable[[bytes], None]) -> Table:
     sectors = os.lseek(fd, 0, os.SEEK_END) // sector
     if sectors < min_sectors(sector):
         raise GptError(f"{sectors} sectors hold no partition table", "gpt-disk-too-small")
-    _check_mbr(_read_at(fd, 0, 512))
+    check_mbr(_read_at(fd, 0, 512))
     problems: list[str] = []
     primary: Table | None = None
     backup_at = sectors - 1
@@ -340,6 +344,26 @@ def _read(fd: int, sector: int) -> Table:
     if (backup.disk_id, backup.partitions) != (primary.disk_id, primary.partitions):
         problems.append("backup-differs")
     return replace(primary, problems=tuple(problems))
+
+
+def faults(fd: int) -> tuple[str, ...]:
+    """What is not as it should be of a table that some copy of is sound: `Table.problems`, and "mbr" when that is not
+    the protective one. Raises GptError when neither copy is sound."""
+    table = _of_disk(fd, lambda _: None)
+    mbr = _read_at(fd, 0, 512)
+    ours = encode_mbr(table.sectors)
+    sound = (mbr[446:458], mbr[462:]) == (ours[446:458], ours[462:])  # its length may be that of a smaller disk
+    return table.problems if sound else (*table.problems, "mbr")
+
+
+def mend(fd: int) -> tuple[str, ...]:
+    """Write both copies of the table and the MBR again where one is not as it should be (`faults`, which it gives).
+
+    Raises GptError when neither copy is sound, OSError."""
+    found = faults(fd)
+    if found:
+        write(fd, replace(_of_disk(fd, lambda _: None), problems=()))
+    return found
 
 
 def _check_mbr(mbr: bytes) -> None:

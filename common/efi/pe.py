@@ -220,6 +220,15 @@ def _body_end(data: bytes, image: Image) -> int:
     return start
 
 
+def extent(data: bytes, most: int) -> int:
+    """How long the image is of which this is the beginning, `most` bytes at most. Raises PeError."""
+    image = parse(data, most)
+    ends = [image.headers_size, sum(image.certificates), *(one.offset + one.stored for one in image.sections)]
+    if max(ends) > most:
+        raise PeError("the image is longer than it may be", "pe-bounds")
+    return max(ends)
+
+
 def signatures(data: bytes) -> list[bytes]:
     """The Authenticode signatures (PKCS #7, DER, perhaps with padding) of an image. Raises PeError."""
     image = parse(data)

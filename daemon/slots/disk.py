@@ -29,6 +29,7 @@ TABLE, SLOT = 0, 1  # what is locked: the partition table and the ESP; the slot 
 _PATIENCE = 20.0  # seconds for who holds a lock
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2)
 _ALIGN = 1 << 20
+_PIECE = 1 << 20  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,34 @@ def kernel_place(root_size: int) -> int:
     return -(-root_size // _ALIGN) * _ALIGN
 
 
-def found(root: Path, wanted: bytes) -> tuple[Disk, Boot]:
+@contextlib.contextmanager
+def opened(place: tuple[Path, int, int], flags: int) -> Iterator[int]:
+    """A descriptor of the device of a place. Raises OSError."""
+    descriptor = os.open(place[0], flags | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_all(descriptor: int, offset: int, size: int) -> bytes:
+    """Exactly so many bytes. Raises DiskError `slots-io` at the end of the device, OSError."""
+    out = bytearray()
+    while len(out) < size:
+        piece = os.pread(descriptor, min(_PIECE, size - len(out)), offset + len(out))
+        if not piece:
+            raise DiskError("the disk ends before the slot does", reason="slots-io")
+        out += piece
+    return bytes(out)
+
+
+def forget(descriptor: int) -> None:
+    """What is in the cache, once it is on the disk (posix_fadvise(2)): the disk is to be read, not what was written."""
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def found(root: Path, wanted: bytes = b"") -> tuple[Disk, Boot]:
     """The boot disk, and what runs. Raises DiskError; RefusedError `update-slot` when that is not known.
 
     From the rescue entry no slot runs: then it is the one that is kept when a release of root hash `wanted` comes.
@@ -65,7 +93,7 @@ def found(root: Path, wanted: bytes) -> tuple[Disk, Boot]:
     if boot.slot in SLOTS and boot.root_hash is not None:
         return disk, boot
     if in_rescue(root):
-        return disk, kept(boot, wanted)
+        return disk, spared(boot, wanted)
     raise RefusedError("it is not known which slot runs: this system has no verified root", reason="update-slot")
 
 
@@ -74,7 +102,7 @@ def in_rescue(root: Path) -> bool:
     return any(word.startswith("mixos.rescue=") for word in (facts.text(root / "proc/cmdline") or "").split())
 
 
-def kept(boot: Boot, wanted: bytes) -> Boot:
+def spared(boot: Boot, wanted: bytes) -> Boot:
     """As if the slot ran that is not to be written: to be written is the one that holds `wanted`, else one that holds
     nothing, else the one that the loader would start last."""
     held = {image.slot: image for image in reversed(boot.images) if image.slot is not None}
@@ -86,9 +114,9 @@ def kept(boot: Boot, wanted: bytes) -> Boot:
 
 
 @contextlib.contextmanager
-def locked(disk: Disk, what: int, patience: float = _PATIENCE) -> Iterator[None]:
+def locked(disk: Disk | Path, what: int, patience: float = _PATIENCE) -> Iterator[None]:
     """Alone with a part of the disk, among those who use this. Raises DiskError `slots-busy` (retryable)."""
-    descriptor = os.open(disk.path, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = os.open(disk if isinstance(disk, Path) else disk.path, os.O_RDWR | os.O_CLOEXEC)
     try:
         end = time.monotonic() + patience
         while not _lock(descriptor, what):

@@ -1,8 +1,9 @@
-"""`mixos-slots count OLD NEW | stage ORDER | seal ORDER | reset erase|overwrite|cancel`.
+"""`mixos-slots count OLD NEW | stage ORDER | seal ORDER | examine | repair [ORDER] | reset erase|overwrite|cancel`.
 
-ORDER is the number of a descriptor with what is to be installed (`common.bundle.order`). `stage` asks for the bundle on
-standard input, which is a socket (`common.bundle.ranges`). What it says is JSON, a line each: `{"step": …, "done": …,
-"of": …, "fetched": …}` while it works; in the end `{"slot": …}` and status 0, or `{"error": …}` with its exit code.
+ORDER is the number of a descriptor with what is to be installed (`common.bundle.order`). `stage`, and `repair` with an
+order, ask for the bundle on standard input, which is a socket (`common.bundle.ranges`). What it says is JSON, a line
+each: `{"step": …, "done": …, "of": …, "fetched": …}` while it works; in the end `{"slot": …}`, or `{"report": …,
+"mended": […]}` (`daemon.slots.examine.Report`) and status 0, or `{"error": …}` with its exit code.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ from common.errors import DiskError, MixosError, UsageError
 from common.streams import open_missing
 from daemon.parts.update.boot import Disk
 from daemon.slots.disk import count, reset
+from daemon.slots.examine import Report, examine
+from daemon.slots.repair import repair, repair_by
 from daemon.slots.seal import seal
 from daemon.slots.stage import Stage
 
-USAGE = "usage: mixos-slots count OLD NEW | stage ORDER | seal ORDER | reset erase|overwrite|cancel"
+USAGE = (
+    "usage: mixos-slots count OLD NEW | stage ORDER | seal ORDER | examine | repair [ORDER] | "
+    "reset erase|overwrite|cancel"
+)
 
 
 def main(argv: Sequence[str], root: Path = Path("/")) -> int:
@@ -37,6 +43,12 @@ def main(argv: Sequence[str], root: Path = Path("/")) -> int:
                 _say(slot=Stage(root, _order(int(number)), _step).run(Ranges(0, 0)))
             case ["seal", number] if number.isdigit():
                 _say(slot=seal(root, _order(int(number))))
+            case ["examine"]:
+                _report(examine(root, _step), ())
+            case ["repair"]:
+                _report(*repair(root, _step))
+            case ["repair", number] if number.isdigit():
+                _report(*repair_by(root, _order(int(number)), Ranges(0, 0), _step))
             case ["reset", ("erase" | "overwrite" | "cancel") as how]:
                 reset(Disk.find(root), None if how == "cancel" else how)
             case _:
@@ -57,6 +69,10 @@ def _order(descriptor: int) -> orders.Order:
 
 def _step(step: str, done: int, of: int, fetched: int) -> None:
     _say(step=step, done=done, of=of, fetched=fetched)
+
+
+def _report(report: Report, mended: Sequence[str]) -> None:
+    _say(report=report.as_json(), mended=list(mended))
 
 
 def _say(**values: Any) -> None:

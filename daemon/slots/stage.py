@@ -24,9 +24,21 @@ from common.disk import verity
 from common.efi.entries import FOLDER
 from common.errors import DiskError, MixosError, RefusedError
 from common.safe import one_line
-from daemon.parts.update.boot import SLOTS
-from daemon.slots import firmware, worker
-from daemon.slots.disk import SLOT, Slot, found, in_rescue, invalidate, kernel_place, locked, startable
+from daemon.parts.update.boot import SLOTS, Boot, Disk
+from daemon.slots import firmware, kept, worker
+from daemon.slots.disk import (
+    SLOT,
+    Slot,
+    forget,
+    found,
+    in_rescue,
+    invalidate,
+    kernel_place,
+    locked,
+    opened,
+    read_all,
+    startable,
+)
 
 Step = Callable[[str, int, int, int], None]  # (step, done, of, bytes fetched)
 _MAX_LINE = 4096
@@ -56,25 +68,30 @@ class Stage:
         check_room(target, order)
         with locked(disk, SLOT, patience=0.0):
             invalidate(disk, boot, target.name)
-            running = Slot.of(disk, boot.slot)
-            esp = disk.esp()
-            places = worker.Places(
-                running=running.root,
-                esp=(esp.device, esp.offset, esp.size),
-                entry=f"{FOLDER}/{boot.running.entry.stem}" if boot.running else "",
-                target=target.root,
-            )
-            for one in _working(order, places, ranges, boot.root_hash, self._account):
-                self._step(*one)
+            make_windows(disk, boot, target, order, ranges, self._step, self._account)
             write_tree(self._root, target, order, self._step)
         return target.name
 
 
+def make_windows(disk: Disk, boot: Boot, target: Slot, order: Order, ranges: Ranges, step: Step, account: str) -> None:
+    """Those that are not there, by the process that does that. Raises what it tells, or DiskError `slots-worker`."""
+    assert boot.slot is not None
+    esp = disk.esp()
+    places = worker.Places(
+        running=Slot.of(disk, boot.slot).root,
+        esp=(esp.device, esp.offset, esp.size),
+        entry=f"{FOLDER}/{boot.running.entry.stem}" if boot.running else "",
+        target=target.root,
+    )
+    for one in _working(order, places, ranges, boot.root_hash, account):
+        step(*one)
+
+
 def check_room(target: Slot, order: Order) -> None:
     """Raises RefusedError `update-size` for a release that the slot cannot hold."""
-    needed = kernel_place(order.root.size) + order.uki.size, verity.tree_blocks(order.root.size // verity.BLOCK)
-    if needed[0] > target.root[2] or needed[1] * verity.BLOCK > target.tree[2]:
-        message = f"{order.version} needs {needed[0] >> 20} MiB in a slot, which has {target.root[2] >> 20} MiB"
+    if not kept.fits(target, order.root.size, order.uki.size):
+        needed = kernel_place(order.root.size) + order.uki.size >> 20
+        message = f"{order.version} needs {needed} MiB in a slot, and a little more; it has {target.root[2] >> 20} MiB"
         raise RefusedError(message, reason="update-size")
 
 
@@ -83,19 +100,25 @@ def write_tree(root: Path, target: Slot, order: Order, step: Step) -> None:
     step("verify", 0, 1, 0)
     tree = verified(target, order)
     kernel(root, target, order)
+    put_tree(target, tree)
+    check_tree(target, tree)
+    kept.write(target, kept.of_order(order))
+    step("verify", 1, 1, 0)
+
+
+def put_tree(target: Slot, tree: verity.Tree) -> None:
+    """Make a tree durable. Raises OSError."""
     with opened(target.tree, os.O_RDWR) as descriptor:
         at = target.tree[1]
         for start in range(0, len(tree.hashes), _PIECE):
             os.pwrite(descriptor, tree.hashes[start : start + _PIECE], at + start)
         os.fsync(descriptor)
-    check_tree(target, tree)
-    step("verify", 1, 1, 0)
 
 
 def verified(target: Slot, order: Order) -> verity.Tree:
     """The tree over what is on the disk. Raises DiskError `slots-readback` unless it is what was ordered."""
     with opened(target.root, os.O_RDONLY) as descriptor:
-        _forget(descriptor)
+        forget(descriptor)
         tree = verity.build(descriptor, order.root.size, order.salt, target.root[1])
     if tree.root != order.root_hash:
         raise _differs(target)
@@ -105,7 +128,7 @@ def verified(target: Slot, order: Order) -> verity.Tree:
 def check_tree(target: Slot, tree: verity.Tree) -> None:
     """Raises DiskError `slots-readback` unless the tree is on the disk."""
     with opened(target.tree, os.O_RDONLY) as descriptor:
-        _forget(descriptor)
+        forget(descriptor)
         if read_all(descriptor, target.tree[1], len(tree.hashes)) != tree.hashes:
             raise _differs(target)
 
@@ -114,7 +137,7 @@ def kernel(root: Path, target: Slot, order: Order) -> bytes:
     """The kernel image that is kept in a slot. Raises DiskError: `slots-readback`, `slots-kernel`; RefusedError
     `update-refused` for one that the firmware of this machine would not start."""
     with opened(target.root, os.O_RDONLY) as descriptor:
-        _forget(descriptor)
+        forget(descriptor)
         image = read_all(descriptor, target.root[1] + kernel_place(order.root.size), order.uki.size)
     if hashlib.sha256(image).digest() != order.uki.sha256:
         raise _differs(target)
@@ -129,33 +152,6 @@ def _differs(target: Slot) -> DiskError:
     message = f"slot {target.name} does not hold what was written to it"
     hint = "try again; if it stays so, the disk is failing: see 'mixctl storage status'"
     return DiskError(message, reason="slots-readback", hint=hint, retryable=True)
-
-
-@contextlib.contextmanager
-def opened(place: tuple[Path, int, int], flags: int) -> Iterator[int]:
-    """A descriptor of the device of a place. Raises OSError."""
-    descriptor = os.open(place[0], flags | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def read_all(descriptor: int, offset: int, size: int) -> bytes:
-    """Exactly so many bytes. Raises DiskError `slots-io` at the end of the device, OSError."""
-    out = bytearray()
-    while len(out) < size:
-        piece = os.pread(descriptor, min(_PIECE, size - len(out)), offset + len(out))
-        if not piece:
-            raise DiskError("the disk ends before the slot does", reason="slots-io")
-        out += piece
-    return bytes(out)
-
-
-def _forget(descriptor: int) -> None:
-    """What is in the cache, once it is on the disk (posix_fadvise(2)): the disk is to be read, not what was written."""
-    os.fsync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 # -- the other process -------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def _make(
     total = sum(len(file.target.windows) for _, file, _, _ in jobs)
     done = 0
     for name, file, at, old in jobs:
-        read_target = _reader(target, at)
+        read_target = partial(_as_it_is, _reader(target, at))
         wanted = windows.missing(file.target, read_target)
         done += len(file.target.windows) - len(wanted)
         tell(step=name, done=done, of=total, fetched=ranges.fetched)
@@ -165,6 +165,14 @@ def _payload(ranges: Ranges, start: int, offset: int, length: int) -> bytes:
 
 def _nothing(offset: int, length: int) -> bytes:
     return b""
+
+
+def _as_it_is(read: Read, offset: int, length: int) -> bytes:
+    """Nothing where a disk cannot read any more: what is written there anew it can."""
+    try:
+        return read(offset, length)
+    except OSError:
+        return b""
 
 
 def _reader(descriptor: int, at: int) -> Read:

@@ -50,6 +50,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "storage quota set": {"limit": "size"},
     "top": {"interval": "seconds"},
     "update apply": {"no-restart": "restart"},
+    "update repair": {"bundle": "url"},
     "update stage": {"bundle": "url"},
     "metrics": {"history": "minutes"},
 }
@@ -65,6 +66,7 @@ OWN: Mapping[str, frozenset[str]] = {
     "vpn rotate": frozenset({"qr"}),
     "audit verify": frozenset({"anchor"}),
     "metrics": frozenset({"prometheus", "health", "reload"}),
+    "update repair": frozenset({"check"}),
     "service disable": frozenset({"now"}),
     "service enable": frozenset({"now"}),
     "service graph": frozenset({"dot", "order"}),
@@ -88,6 +90,7 @@ LEFT_OUT: Mapping[str, frozenset[str]] = {
     "sandbox run": frozenset({"environment", "input", "overlay"}),
     "storage quota clear": frozenset({"size"}),
     "metrics": frozenset({"seconds"}),
+    "update repair": frozenset({"content"}),
 }
 
 

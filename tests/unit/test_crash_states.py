@@ -187,7 +187,7 @@ def test_an_update_leaves_a_disk_that_starts_at_every_cut(
         assert start.good, state
         assert not start.broken, state
         found |= {(state.step, start.good), *start.problems}
-    record_property("states", dict(Counter(seen)))
+    record_property("states", Counter(seen))
     assert starts.scratch.same(tmp_path / "disk")
     assert starts.look() == Start(tuple(sorted((two, three))), (), (), ())
     assert len(seen) > 1000

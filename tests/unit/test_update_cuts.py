@@ -193,7 +193,7 @@ def test_no_change_of_counters_leaves_what_starts_nothing(
     """Blessed, left (rollback), and given its starts again after it had failed."""
     while min(walk.seen[kind] for kind in ("bless", "leave", "renew")) < STATES:
         walk.step()
-    record_property("states", str((walk.seen, walk.torn, walk.changed)))
+    record_property("states", (walk.seen, walk.torn, walk.changed))
     assert walk.torn.total() > STATES // 5
     for kind in ("bless", "leave", "renew"):
         assert STATES // 10 < walk.changed[kind] < walk.seen[kind]
@@ -328,7 +328,7 @@ def test_no_cut_of_an_update_leaves_what_starts_nothing(
         again[begun] += 1
         if updated.restarted() != OLD:
             updated = Updated(tmp_path / str(next(folders)), offered)
-    record_property("states", str((seen, torn, again)))
+    record_property("states", (seen, torn, again))
     assert min(torn.values()) > STATES // 4
     assert {("stage", 2, OTHER), ("stage", 1, OLD), ("seal", 1, OLD)} <= found
     assert {("seal", 2, NEW), "primary-entries-crc", "backup-entries-crc", "backup-differs"} <= found

@@ -47,6 +47,42 @@ class Progress(TypedDict):
     transfer: Annotated[Bytes, "that are fetched when nothing is there yet"]
 
 
+Found = Literal["sound", "damaged", "missing", "unknown"]
+
+SlotRow = TypedDict(
+    "SlotRow",
+    {
+        "slot": Annotated[str, "a or b"],
+        "version": Annotated[str | None, "that it holds; none: nothing that is known"],
+        "root-hash": Annotated[str | None, "of its root, in hex"],
+        "data": Annotated[Found, "its root, read whole; unknown: it holds nothing"],
+        "tree": Annotated[Found, "the verity tree beside it"],
+        "kernel": Annotated[Found, "the kernel image that is kept behind the root, from which an entry is made again"],
+        "entry": Annotated[Found, "of the loader"],
+        "file": Annotated[str | None, "of that entry, on the EFI system partition"],
+    },
+)
+
+
+class Report(TypedDict):
+    running: Annotated[str | None, "the slot that runs"]
+    problems: Annotated[list[str], "all that is wrong: where, what, how"]
+    bundle: Annotated[list[str], "slots that only the bundle of what they hold repairs"]
+    slots: Annotated[list[SlotRow], "what they hold"]
+    unknown: Annotated[list[str], "files among the loader's entries that are not ours; they are left alone"]
+
+
+class Repairing(TypedDict):
+    version: Annotated[str | None, "whose bundle it is repaired by"]
+    step: Annotated[Literal["start", "root", "kernel", "verify", "done"], "what is being done"]
+    done: Annotated[int, "windows of 4 MiB that are there, or slots that were read"]
+    of: Annotated[int, "of so many"]
+    fetched: Annotated[Bytes, "of the bundle, so far"]
+    transfer: Annotated[Bytes, "that are fetched at most"]
+    report: Annotated[Report | None, "how the disk is now; in the last item"]
+    mended: Annotated[list[str], "what was wrong before and is not any more; in the last item"]
+
+
 Why = Literal["runs", "older", "machine", "variant", "floor", "minimum", "blocked", "paused", "wave", "clock", "form"]
 
 Offer = TypedDict(

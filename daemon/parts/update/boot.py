@@ -77,10 +77,15 @@ class Disk:
     @classmethod
     def find(cls, root: Path = ROOT) -> Disk:
         """The disk that init found behind the root. Raises DiskError."""
+        return cls.at(cls.device(root))
+
+    @staticmethod
+    def device(root: Path = ROOT) -> Path:
+        """Its device. Raises DiskError."""
         named = _DISK.search(text(root / "run/mixos/disk") or "")
         if named is None:
             raise DiskError("the disk that this system was started from is not known", reason="disk-unknown")
-        return cls.at(root / "dev" / named[1])
+        return root / "dev" / named[1]
 
     @classmethod
     def at(cls, path: Path) -> Disk:

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.disk.fatedit import Editor
+from common.disk import fatmend
+from common.disk.fatedit import Cleaned, Editor
 from common.errors import DiskError, FormatError
 
 _BLKSSZGET = 0x1268  # linux/fs.h: bytes of a logical sector
@@ -33,22 +34,35 @@ class Esp:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Editor]:
         """To look at it. Raises DiskError."""
-        with self._open(os.O_RDONLY) as found:
-            yield found
+        with self._open(os.O_RDONLY) as descriptor:
+            yield self._editor(descriptor)
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[Editor]:
-        """To change it; what a cut has left is cleaned first. Raises DiskError, `esp-busy` while it is mounted."""
-        with self._open(os.O_RDWR | os.O_EXCL) as found:  # O_EXCL of a block device: it is not mounted (open(2))
+        """To change it; what the disk has lost of one of two copies is restored, and what a cut has left is cleaned
+        first. Raises DiskError, `esp-busy` while it is mounted."""
+        with self._open(os.O_RDWR | os.O_EXCL) as descriptor:  # O_EXCL of a block device: it is not mounted (open(2))
+            fatmend.mend(descriptor, self.offset, self.size, _sector(descriptor))
+            found = self._editor(descriptor)
             found.clean()
             yield found
 
+    def faults(self) -> tuple[tuple[str, ...], Cleaned]:
+        """What `changing` would restore, and what it would clean. Raises DiskError."""
+        with self._open(os.O_RDONLY) as descriptor:
+            found = fatmend.faults(descriptor, self.offset, self.size, _sector(descriptor))
+            names = tuple(dict.fromkeys(one.name for one in found))
+            return names, Cleaned(0, 0, 0, ()) if names else self._editor(descriptor).leftovers()
+
+    def _editor(self, descriptor: int) -> Editor:
+        return Editor(descriptor, self.offset, self.size, _sector(descriptor))
+
     @contextlib.contextmanager
-    def _open(self, flags: int) -> Iterator[Editor]:
+    def _open(self, flags: int) -> Iterator[int]:
         descriptor = -1
         try:
             descriptor = os.open(self.device, flags | os.O_CLOEXEC)
-            yield Editor(descriptor, self.offset, self.size, _sector(descriptor))
+            yield descriptor
         except OSError as error:
             if error.errno == errno.EBUSY:
                 message = f"{self.device} is mounted: unmount it"

@@ -42,7 +42,17 @@ from daemon.parts.update.verdict import failures, panic_line
 
 if TYPE_CHECKING:
     from common.settings.update import Update as UpdateSettings
-    from daemon.parts.update.answers import Changed, Checked, ConflictRow, HistoryRow, ImageRow, Progress, State, Status
+    from daemon.parts.update.answers import (
+        Changed,
+        Checked,
+        ConflictRow,
+        HistoryRow,
+        ImageRow,
+        Progress,
+        Repairing,
+        State,
+        Status,
+    )
     from daemon.parts.update.taking import Taking
 
 PAUSE = 2.0  # seconds between two looks at whether all is well
@@ -75,6 +85,20 @@ class Fetch(Strict):
         description="of a bundle, such as https://example.org/mixos-1.4.0.mixb; none: what the channel offers",
     )
     again: bool = Field(default=False, description="also a version that is not newer than what runs")
+    rate: int | None = Field(default=None, ge=4096, description="bytes per second that are taken at most")
+
+
+class Repair(Strict):
+    """Parameters of `update.repair`."""
+
+    content: Annotated[Content, Accepts(None, idle=None)] | None = Field(
+        default=None,
+        description="a socket at whose other end somebody answers for ranges of the bundle of the other slot; without "
+        "it and without an address, what is on the disk must do",
+    )
+    url: Annotated[str, Field(max_length=2000, pattern=r"^https?://[!-?A-~]+$")] | None = Field(
+        default=None, description="of that bundle"
+    )
     rate: int | None = Field(default=None, ge=4096, description="bytes per second that are taken at most")
 
 
@@ -131,7 +155,11 @@ class Update:
     async def start(self) -> None:
         """Look at the disk, tell what failed before, and watch until this boot is called good."""
         await asyncio.to_thread(self._begin)
-        if self.boot.running is not None and self.boot.running.entry.left is not None:
+        self._watched()
+
+    def _watched(self) -> None:
+        """What runs is watched once it is known."""
+        if not self._tasks and self.boot.running is not None and self.boot.running.entry.left is not None:
             self._tasks.append(background("update", self._watch))
             self._tasks.append(background("update channel", Automatic(self).run))
 
@@ -197,6 +225,15 @@ class Update:
                 Apply,
                 changes=True,
                 seconds=300.0,
+            ),
+            Method("update.examine", "Read the boot disk whole, and tell what is wrong.", self._examine, OPERATORS),
+            Method(
+                "update.repair",
+                "Restore what is damaged on the boot disk; what runs stays what is started.",
+                self._repair,
+                OPERATORS,
+                Repair,
+                changes=True,
             ),
             Method(
                 "update.commit",
@@ -549,6 +586,43 @@ class Update:
                     self.context.events.publish("update.staged", step["version"])
                 elif told != (told := (step["step"], step["done"] * 20 // max(1, step["of"]))):  # each twentieth
                     self.context.events.publish("update.progress", step["version"], **_without_version(step))
+
+    async def _examine(self, _caller: Caller, _params: Nothing) -> AsyncIterator[Repairing]:
+        async with aclosing(self._taking().examine()) as steps:
+            async for step in steps:
+                yield cast("Repairing", step)
+
+    async def _repair(self, caller: Caller, params: Repair) -> AsyncIterator[Repairing]:
+        async with contextlib.AsyncExitStack() as stack:
+            source = None
+            if params.content is not None:
+                source = params.content.socket()
+                stack.callback(os.close, source)
+            elif params.url is not None:
+                source = await stack.enter_async_context(self._served("ranges", params.url, params.rate))
+            if source is not None:
+                self._usable()
+                async with self._turn:
+                    await asyncio.to_thread(self._look)
+            steps = await stack.enter_async_context(aclosing(self._taking().repair(self.boot, source)))
+            async for step in steps:
+                if step["mended"]:
+                    await self._repaired(caller.name, step)
+                yield cast("Repairing", step)
+
+    async def _repaired(self, who: str, step: Mapping[str, Any]) -> None:
+        """Keep what was mended, and see the disk as it is now."""
+        async with self._turn:
+            version = step["version"] or facts.release(self.root).get("MIXOS_VERSION", "")
+            happened = self.records.happened("repaired", version, None, f"by {who}: {', '.join(step['mended'])}"[:500])
+            await asyncio.to_thread(self.records.change, history=self.records.history(happened))
+            if self._error is None:
+                await asyncio.to_thread(self._look)
+            else:
+                self._error = None
+                await asyncio.to_thread(self._begin)
+            self._watched()
+        self.context.events.publish("update.repaired", version, mended=list(step["mended"]))
 
     async def _apply(self, caller: Caller, params: Apply) -> Changed:
         await self.apply(caller.name, params.restart)

@@ -74,6 +74,49 @@ class Taking:
             self.progress = None
         yield {**self._at(order, "staged", 1, 1, 0), "slot": staged.slot}
 
+    async def examine(self) -> AsyncGenerator[dict[str, Any]]:
+        """Items of progress, then with a report. Raises what the program raises."""
+        async with aclosing(programs.lines([*self._slots, "examine"])) as found:
+            async for line in found:
+                yield self._mending(None, line)
+
+    async def repair(self, boot: Boot, source: int | None) -> AsyncGenerator[dict[str, Any]]:
+        """Items of progress, then with a report. source: a socket where the bundle of the other slot comes from; None:
+        with what is on the disk.
+
+        Raises RefusedError: `update-busy`, `update-same`; what the programs raise.
+        """
+        if self._busy.locked():
+            raise RefusedError("another release is being taken", reason="update-busy", retryable=True)
+        async with self._busy:
+            order = None if source is None else await self._verified(boot, source)
+            if order is not None and order.root_hash == boot.root_hash:
+                hint = "start the other version, and repair this one from there"
+                raise RefusedError(f"{order.version} is what runs", reason="update-same", hint=hint)
+            if order is not None:
+                yield self._mending(order, {"step": "start", "done": 0, "of": 1, "fetched": 0})
+            if order is not None and self._only_staged(boot, order):
+                argv = [*self._slots, "stage"]  # nothing starts it before or afterwards
+            else:
+                argv = [*self._slots, "repair"]
+            async with aclosing(programs.lines(argv, order.dump() if order else "", source)) as found:
+                async for line in found:
+                    if "slot" not in line:
+                        yield self._mending(order, line)
+            if argv[-1] == "stage":
+                async with aclosing(self.examine()) as steps:
+                    async for step in steps:
+                        yield step
+
+    def _only_staged(self, boot: Boot, order: Order) -> bool:
+        staged, digest = self._records.now.staged, order.root_hash.hex()
+        return staged is not None and staged.root_hash == digest and all(one.digest != digest for one in boot.images)
+
+    def _mending(self, order: Order | None, line: dict[str, Any]) -> dict[str, Any]:
+        of_bundle = {"version": order.version if order else None, "transfer": order.transfer if order else 0}
+        last = {"step": "done", "done": 1, "of": 1, "fetched": 0} if "report" in line else {}
+        return {**of_bundle, "report": None, "mended": [], **last, **line}
+
     async def seal(self, boot: Boot) -> Staged:
         """Have what was staged started with the next boot. Raises NotFoundError `update-not-staged`; RefusedError
         `update-busy`, `update-blocked`; what the program raises."""

@@ -96,6 +96,41 @@ def stage(bundle: str | None, again: bool, detach: bool, rate: int | None, as_js
 
 
 @update.command()
+@click.argument("bundle", required=False)
+@click.option("--check", is_flag=True, help="Only read the disk, and tell what is wrong.")
+@click.option("--rate", type=click.IntRange(min=4096), help="Bytes per second that are taken from a web server.")
+@json_option
+def repair(bundle: str | None, check: bool, rate: int | None, as_json: bool) -> None:
+    """Restore what is damaged on the boot disk, from what it has twice; with the BUNDLE of the version in the other
+    slot (a file, or the http:// or https:// address of one, or -) that slot as well, of which only what is damaged is
+    fetched. What runs stays what is started.
+
+    \b
+    Examples:
+      mixctl update repair --check
+      mixctl update repair https://example.org/mixos-1.3.0.mixb
+    """
+    if check and bundle is not None:
+        raise click.UsageError("--check needs no bundle")
+    out = sys.stderr if bundle == "-" else sys.stdout
+    with contextlib.ExitStack() as stack:
+        meter = stack.enter_context(Meter("taken"))
+        if bundle is not None and not bundle.startswith(("http://", "https://")):
+            steps = follow("update.repair", {"content": 0}, descriptors=[stack.enter_context(served(bundle))])
+        elif not check:
+            steps = follow("update.repair", {"url": bundle, "rate": rate})
+        else:
+            steps = follow("update.examine")
+        for step in steps:
+            if as_json:
+                click.echo(json.dumps(step), file=out)
+            elif step["report"] is not None:
+                click.echo(_repaired(step["report"], step["mended"]), file=out)
+            else:
+                meter.at(step["fetched"], step["transfer"])
+
+
+@update.command()
 @json_option
 def stop(as_json: bool) -> None:
     """End a release that is being taken with nobody waiting for it. What is there stays, and a retry goes on.
@@ -224,6 +259,23 @@ _IMAGES = Listing(
 def _next(found: Mapping[str, Any]) -> str:
     slot = f" (slot {found['next-slot']})" if found["next-slot"] else ""
     return f"next boot: {found['next'] or 'nothing'}{slot}"
+
+
+def _repaired(report: Mapping[str, Any], mended: Sequence[str]) -> str:
+    lines = [f"mended: {one}" for one in mended]
+    lines += [f"wrong: {one}" for one in report["problems"]]
+    for slot in report["bundle"]:
+        how = "start the other version, then: " if slot == report["running"] else ""
+        lines.append(f"slot {slot} needs the bundle of its version: {how}mixctl update repair BUNDLE")
+    lines += [f"not ours: EFI/Linux/{one}" for one in report["unknown"]]
+    if not lines:
+        lines.append("nothing is wrong")
+    for row in report["slots"]:
+        state = ", ".join(f"{name} {row[name]}" for name in ("data", "tree", "kernel", "entry"))
+        lines.append(
+            f"slot {row['slot']}: {printable(word(row['version']))}" + (f" ({state})" if row["version"] else "")
+        )
+    return "\n".join(lines if lines else ["nothing is wrong"])
 
 
 def _conflicts(found: Sequence[Mapping[str, Any]]) -> str:
