@@ -69,10 +69,11 @@ def data_device(disk: Disk) -> Path | None:
 
 @dataclass(frozen=True)
 class Version:
-    """An image of a slot, and why it is not started; None when it would be."""
+    """An image of a slot, and why it is not started; None when it would be. left: somebody went back from it."""
 
     image: Image
     why: str | None
+    left: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def look(disk: Disk, root: Path = ROOT) -> Found:
         problems.append(f"what was recorded of versions cannot be read: {_told(error)}")
     panic = last_words(root)
     slots = [one for one in images if one.root_hash is not None]
-    return Found(tuple(Version(one, _why(one, record, panic)) for one in slots), tuple(problems))
+    left = record.given_up
+    return Found(tuple(Version(one, _why(one, record, panic), one.digest in left) for one in slots), tuple(problems))
 
 
 def _why(image: Image, record: Record, panic: str | None) -> str | None:

@@ -28,10 +28,12 @@ _LOG_LINES = 40
 Ask = Callable[[str], str]
 
 
-def main() -> int:
+def main(argv: Sequence[str] = ()) -> int:
     """One menu on the terminal that is our standard input; returns the exit code. Ends when the console goes away, and
-    with Ctrl-C, after which init begins another one."""
+    with Ctrl-C, after which init begins another one. `back`: see `back`."""
     open_missing()
+    if list(argv) == ["back"]:
+        return back()
     menu = Menu()
     try:
         menu.begin()
@@ -39,6 +41,24 @@ def main() -> int:
             menu.turn()
     except (EOFError, KeyboardInterrupt):
         return 0
+
+
+def back(root: Path = facts.ROOT) -> int:
+    """Without anybody: have a version started that somebody went back from, when what they went to is not well. 0: the
+    machine is to be restarted; 1: a person must see to it."""
+    try:
+        disks = found.wait_for_disks(root)
+        if len(disks) != 1:
+            return 1
+        found.choose(disks[0], root)
+        image = repair.go_back(disks[0], found.look(disks[0], root).versions)
+    except (MixosError, OSError) as error:
+        say(f"mixos: {_told(error)}\n")
+        return 1
+    if image is None:
+        return 1
+    say(f"mixos: no version is left to start; {image.version}, which was good, is started again\n")
+    return 0
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.bundle import order as orders
 from common.bundle.order import Order
-from common.efi.entries import Entry
+from common.efi.entries import TRIES, Entry
 from common.errors import DiskError, MixosError
 from common.files import read_regular
 from daemon.linux import process, programs
@@ -33,6 +33,23 @@ ACCOUNT = "update"
 _MAX_TRUSTED = 16, 8 << 20  # files, and bytes of one
 _FILE_SYSTEMS = ("vfat", "ext4")
 _MOST = 50  # bundles that are offered
+
+
+def go_back(disk: Disk, versions: Sequence[found.Version]) -> Image | None:
+    """Give starts to a version that was good, and that somebody went back from, now that no other is left: the image,
+    None when there is none.
+
+    They are fewer than a new version has, and so tell that this was done: a version that does not come up ends here for
+    good. Raises MixosError.
+    """
+    if any(one.why is None for one in versions):
+        return None
+    for one in versions:
+        entry = one.image.entry
+        if one.left and one.image.slot is not None and entry.bad and entry.good:
+            _count(entry, replace(entry, left=TRIES - 1, done=0))
+            return one.image
+    return None
 
 
 def start_first(disk: Disk, image: Image) -> None:

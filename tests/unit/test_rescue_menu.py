@@ -10,8 +10,9 @@ import pytest
 from common.errors import MixosError
 from daemon.linux import programs
 from daemon.parts.update.boot import Disk
-from daemon.rescue import found, repair
+from daemon.rescue import found, menu, repair
 from daemon.rescue.menu import Menu
+from daemon.slots.disk import count
 from tests.hostpackages import ROOT
 from tests.slots import Device
 
@@ -76,11 +77,11 @@ class Person:
 def use(device, capsys, *answers):
     """What is shown to somebody who answers so, until they go away."""
     person = Person(capsys, *answers)
-    menu = Menu(person, device.tree)
+    one = Menu(person, device.tree)
     with contextlib.suppress(EOFError):
-        menu.begin()
+        one.begin()
         while True:
-            menu.turn()
+            one.turn()
     return person.shown + capsys.readouterr().out
 
 
@@ -247,3 +248,58 @@ def test_a_bundle_is_verified_staged_and_sealed(device, data, capsys, monkeypatc
     assert (facts["sequence"], facts["variant"], facts["floor"], facts["root-hash"]) == (7, "kiosk", 41, "")
     assert calls[1][1] == calls[2][1] == order
     assert (device.tree / repair.TRUST / "root.json").read_text() == "trusted"
+
+
+# -- without anybody ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def went_back(tmp_path, data):
+    """1.0 was good, and left for 1.1 by somebody; 1.1 was started in vain."""
+    made = Device(tmp_path)
+    made.boot()
+    entry = made.running
+    old = Disk.at(made.path).images()[0].digest
+    bless = entry.blessed()
+    count(Disk.at(made.path), entry.name, bless.name)
+    count(Disk.at(made.path), bless.name, bless.given_up().name)
+    remember(data, given_up=[old])
+    made.install("1.1", "b")
+    made.rescue()
+    for _ in range(3):
+        assert made.boot() == "1.1"
+    made.boot_rescue()
+    (made.tree / "sys/block/vda").mkdir(parents=True)
+    return made
+
+
+def test_a_version_that_was_only_left_is_started_again(went_back, capsys):
+    assert menu.back(went_back.tree) == 0
+    assert "1.0, which was good, is started again" in capsys.readouterr().out
+    assert went_back.boot() == "1.0"
+
+
+def test_once_only(went_back):
+    """It does not come up either: a machine that restarts for ever helps nobody."""
+    assert menu.back(went_back.tree) == 0
+    assert [went_back.boot(), went_back.boot()] == ["1.0", "1.0"]
+    went_back.boot_rescue()
+    assert menu.back(went_back.tree) == 1
+
+
+def test_versions_that_failed_are_for_a_person(device, data):
+    names = device.names()
+    assert menu.back(device.tree) == 1
+    assert device.names() == names
+
+
+def test_a_rescue_that_somebody_chose_changes_nothing(went_back):
+    went_back.install("1.2", "b")
+    assert menu.back(went_back.tree) == 1
+    assert went_back.boot() == "1.2"
+
+
+def test_without_a_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(found, "PATIENCE", 0.0)
+    monkeypatch.setattr(found, "wait_for_disks", lambda root: [])
+    assert menu.back(tmp_path) == 1
