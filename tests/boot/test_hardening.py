@@ -70,7 +70,6 @@ def test_root_is_read_only_and_verified(guest: Guest, manifest: dict[str, Any]) 
         ("/run", {"nosuid", "nodev", "noexec"}),
         ("/run/mixos", {"nosuid", "nodev", "noexec"}),
         ("/tmp", {"nosuid", "nodev", "noexec"}),
-        ("/boot", {"ro", "nosuid", "nodev", "noexec"}),
         ("/sys/firmware/efi/efivars", {"ro", "nosuid", "nodev", "noexec"}),
         ("/data", {"nosuid", "nodev", "errors=remount-ro"}),
         ("/etc", {"nosuid", "nodev", "noexec"}),
