@@ -1,7 +1,9 @@
 """What lies on the EFI system partition: systemd-boot, its configuration, unified kernel images, an optional preseed.
 
-No `default` entry is ever set (it would override boot counting) and no random seed is written by the loader. When
-firmware refuses an entry that has starts left, the loader restarts the machine, and so comes to the next one.
+No `default` entry is ever set (it would override boot counting). When firmware refuses an entry that has starts left,
+the loader restarts the machine, and so comes to the next one. The loader writes a seed for the kernel's random numbers at
+each start where firmware has some, whatever its configuration says: the file is there from the beginning, so that all it
+changes is one sector of content and the file's time.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ SECOND = "mixos-esp-b"  # of the one that firmware falls back to when it cannot 
 PRESEED = "mixos-preseed.toml"
 MAX_PRESEED = 64 << 10  # bytes
 LABEL = "MIXOS-ESP"
+SEED, SEED_SIZE = "loader/random-seed", 32  # the loader's; zeros are one that nobody has written yet
 LOADER_CONF = """\
 timeout 0
 editor no
 auto-entries no
 auto-firmware no
-random-seed-mode off
 reboot-on-error auto
 """
 
@@ -47,6 +49,7 @@ def files(loader: bytes, efi_arch: str, entries: Mapping[str, bytes]) -> dict[st
         f"EFI/systemd/systemd-boot{efi_arch}.efi": loader,
         **{f"{FOLDER}/{name}": image for name, image in entries.items()},
         "loader/loader.conf": LOADER_CONF.encode(),
+        SEED: bytes(SEED_SIZE),
     }
 
 

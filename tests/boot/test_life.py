@@ -129,8 +129,10 @@ def test_power_button_ends_it_cleanly(off: Off) -> None:
     assert not incompatible & EXT4_NEEDS_RECOVERY
 
 
-def test_the_device_wrote_only_the_counter_to_the_esp(shared: Shared, off: Off) -> None:
-    assert sorted(shared.esp.values()) == sorted(off.files.values())
+def test_the_device_wrote_only_the_counter_and_the_seed_to_the_esp(shared: Shared, off: Off) -> None:
+    files = dict(off.files)
+    assert len(files.pop(esp.SEED)) == esp.SEED_SIZE
+    assert sorted(files.values()) == sorted(data for path, data in shared.esp.items() if path != esp.SEED)
 
 
 def test_the_boot_manager_counts(

@@ -136,7 +136,7 @@ def test_preseed_goes_onto_the_esp(tmp_path: Path) -> None:
     with image.open("rb") as disk:
         files = esp.read(disk.fileno(), before.find("mixos-esp"))
     assert files["mixos-preseed.toml"] == b"hostname = 'two'\n"
-    assert len(files) == 5
+    assert len(files) == 6
     assert gpt.read(image) == before
     with pytest.raises(ImageError) as caught:
         esp.inject_preseed(image, "#" * (esp.MAX_PRESEED + 1), 0)
