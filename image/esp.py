@@ -1,9 +1,9 @@
 """What lies on the EFI system partition: systemd-boot, its configuration, unified kernel images, an optional preseed.
 
 No `default` entry is ever set (it would override boot counting). When firmware refuses an entry that has starts left,
-the loader restarts the machine, and so comes to the next one. The loader writes a seed for the kernel's random numbers at
-each start where firmware has some, whatever its configuration says: the file is there from the beginning, so that all it
-changes is one sector of content and the file's time.
+the loader restarts the machine, and so comes to the next one. At each start where firmware has random numbers the
+loader writes a seed for the kernel's, whatever its configuration says: the file is there from the beginning, so that
+all it changes is one sector of content and the file's time.
 """
 
 from __future__ import annotations
