@@ -118,7 +118,8 @@ def test_a_disk_with_sectors_of_4096_bytes(make_guest: MakeGuest, image: Path, t
     guest.wait_serial("grown to ")
     guest.wait_daemon()
     assert guest.run("cat /sys/block/vda/queue/logical_block_size") == "4096"
-    assert guest.run("grep -c ' /boot vfat ' /proc/self/mounts") == "1"
+    (entry,) = [one for one in json.loads(guest.run("mixctl update status --json"))["images"] if one["running"]]
+    assert (entry["slot"], entry["next"]) == ("a", True)
     (boot,) = [disk for disk in json.loads(guest.run("mixctl storage disks --json")) if disk["boot"]]
     assert (boot["sector"], boot["slot"]) == (4096, "a")
     assert guest.status()["data"]["persistent"]

@@ -138,10 +138,10 @@ def test_the_device_wrote_only_the_counter_and_the_seed_to_the_esp(shared: Share
 def test_the_boot_manager_counts(
     manifest: dict[str, Any], first: FirstBoot, rebooted: Seen, off: Off, third: Seen
 ) -> None:
-    """From 3 until it is called good, then from 4 at each boot."""
+    """From 3 until it is called good, then from 4 at each boot; one that is the last keeps its 3 when it comes up."""
     stem = f"{FOLDER}/{image_name(bytes.fromhex(manifest['image']['root_hash']))}+"
     assert len([path for path in off.files if path.startswith(stem)]) == 1
-    for seen, counters in ((first, ("2-1",)), (rebooted, ("1-2", "3-1")), (third, ("0-3", "3-1"))):
+    for seen, counters in ((first, ("2-1",)), (rebooted, ("2-1", "3-1")), (third, ("2-1", "3-1"))):
         assert seen.counted.replace("\\", "/") in [f"/{stem}{counter}.efi" for counter in counters]
 
 
