@@ -12,6 +12,7 @@ import tomllib
 from typing import Any
 
 from common.lines import split_lines
+from common.nesting import deeper
 
 TOMLDecodeError = tomllib.TOMLDecodeError
 DEPTH = 64  # parts of a key, and levels of a document
@@ -41,7 +42,8 @@ def loads(text: str) -> dict[str, Any]:
         raise TOMLDecodeError("A number has too many digits") from error
     except RecursionError as error:
         raise TOMLDecodeError("It is nested too deeply") from error
-    _check_depth(found)
+    if deeper(found, DEPTH):
+        raise TOMLDecodeError("It is nested too deeply")
     return found
 
 
@@ -54,17 +56,3 @@ def explained(error: TOMLDecodeError, name: object, text: str) -> str:
     lines = split_lines(text)
     spot = f"{found[1]}:{found[2]}" if found[1] else f"{len(lines) or 1}:{len(lines[-1]) + 1 if lines else 1}"
     return f"{name}:{spot}: not valid TOML: {what[: found.start()]}"
-
-
-def _check_depth(document: dict[str, Any]) -> None:
-    layer: list[Any] = [document]
-    for _ in range(DEPTH):
-        layer = [
-            inner
-            for one in layer
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
-        ]
-        if not layer:
-            return
-    raise TOMLDecodeError("It is nested too deeply")

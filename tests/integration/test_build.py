@@ -120,9 +120,12 @@ def test_what_runs_in_a_shell_cannot_type_into_its_terminal(build: Builder):
             command = enter_command(descriptor)
             pid, terminal = pty.fork()
             if not pid:
-                for number in (descriptor, *spec.fds):
-                    os.set_inheritable(number, True)
-                os.execv(command[0], command)
+                try:
+                    for number in (descriptor, *spec.fds):
+                        os.set_inheritable(number, True)
+                    os.execv(command[0], command)
+                finally:
+                    os._exit(127)  # our copy must not go on with the tests
             said = b""
             with contextlib.suppress(OSError):  # how the end of a terminal is told
                 while piece := os.read(terminal, 4096):

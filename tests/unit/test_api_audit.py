@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.core.audit import START, Audit, AuditError, Place, seal, unseal
+from tests.forking import forked
 from tests.waiting import ended
 
 
@@ -231,13 +232,15 @@ def test_entries_of_one_moment_share_a_sync(tmp_path, monkeypatch):
 def test_kill_at_any_moment_leaves_a_chain(tmp_path, after):
     """A writer that is killed while it writes, rotates and drops: what it had reported as durable is there."""
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def write() -> None:
         audit = Audit(tmp_path, max_file=3000, keep=4)
         audit.open()
         while True:
             seq = asyncio.run(audit.record("intent", method="m"))
             os.write(writer, b"%d\n" % seq)
+
+    child = forked(write)
     os.close(writer)
     with os.fdopen(reader) as reported:
         for _ in range(after * 7 + 1):

@@ -48,7 +48,7 @@ class Gadget:
         self.file = f"etc/mixos/{name}.toml"
         self.kernel = context.run / f"{name}.kernel"
         self.text: str | None = None
-        self.stuck = False
+        self.stuck: bool | Exception = False
 
     def owns(self, name: str) -> bool:
         return name == self.file
@@ -79,7 +79,7 @@ class Gadget:
 
     async def undo(self, before: Mapping[str, Any], view: View) -> None:
         if self.stuck:
-            raise OSError("stuck")
+            raise self.stuck if isinstance(self.stuck, Exception) else OSError("stuck")
         self.text = view.text(self.file)
         self._write(before.get("kernel", self.text or ""))
 
@@ -358,6 +358,40 @@ def test_an_undo_that_fails_is_said_and_tried_again(tmp_path, monkeypatch):
         await asyncio.sleep(0)
         box.parts[0].stuck = False
         await asyncio.wait_for(ended, 30)
+
+    box.run(work)
+    assert state(tmp_path) == ("one", "one")
+
+
+def test_a_defect_of_one_part_keeps_neither_the_others_nor_the_deadline(tmp_path, monkeypatch):
+    """Nobody foresaw it. What was tried must end all the same: it may be what keeps everybody out."""
+    monkeypatch.setattr("daemon.core.change.engine._LONGEST", 0.01)
+    box = Box(tmp_path, parts=("gadget", "widget"))
+
+    async def work(changes: Changes) -> None:
+        contents = {one.file: b"two" for one in box.parts}
+        box.parts[1].stuck = KeyError("before")  # undone first
+        await changes.make(CALLER, Wish(confirm=1), "both", contents)
+        ended = asyncio.ensure_future(anext(changes.context.events.listen("change.reverted")))
+        await eventually(lambda: any("KeyError" in text for text in changes.problems))
+        assert state(tmp_path)[1] == ""
+        box.parts[1].stuck = False
+        await asyncio.wait_for(ended, 30)
+
+    box.run(work)
+    assert [state(tmp_path, name) for name in ("gadget", "widget")] == [(None, "")] * 2
+    assert left(tmp_path) == []
+
+
+def test_a_defect_while_an_earlier_trial_goes_back_is_tried_again(tmp_path, monkeypatch):
+    box = over(tmp_path, monkeypatch)
+    box.parts[0].stuck = KeyError("before")
+
+    async def work(changes: Changes) -> None:
+        assert [row["state"] for row in changes.rows()] == ["undoing"]
+        assert "KeyError" in changes.problems[-1]
+        box.parts[0].stuck = False
+        await eventually(lambda: not changes.rows())
 
     box.run(work)
     assert state(tmp_path) == ("one", "one")

@@ -14,6 +14,7 @@ from daemon.core.method import Role
 from daemon.core.transfer import Accepts, Content
 from daemon.linux import foreign
 from tests.daemons import answers, connected, request, running
+from tests.forking import forked
 from tests.waiting import PATIENCE
 
 
@@ -70,12 +71,13 @@ def test_one_within_a_content(tmp_path):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(tmp_path / "s"))
         listener.listen()
-        pid = os.fork()
-        if pid == 0:  # another process, whose connection is taken for content
+
+        def connect() -> None:
             with socket.socket(socket.AF_UNIX) as stream:
                 stream.connect(os.fspath(tmp_path / "s"))
                 socket.send_fds(stream, [b"x"], [one.fileno()])
-            os._exit(0)
+
+        pid = forked(connect)  # another process, whose connection is taken for content
         theirs, _ = listener.accept()
         os.waitpid(pid, 0)
     one.close()

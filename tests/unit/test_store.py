@@ -18,6 +18,7 @@ from buildsys.cli.cache import kept_outputs
 from buildsys.files import data_ranges, remove_tree
 from buildsys.store import Store
 from common.errors import StoreError
+from tests.forking import forked
 from tests.waiting import ended
 
 STEPS = ("settled", "listed", "renamed", "recorded")
@@ -56,16 +57,13 @@ def test_the_same_bytes_are_stored_once(tmp_path: Path):
 @pytest.mark.parametrize("step", STEPS)
 def test_kill_at_every_step_leaves_nothing_or_everything(tmp_path: Path, step: str):
     reached = tmp_path / "reached"
-    child = os.fork()
-    if child == 0:
 
-        def hook(name: str) -> None:
-            if name == step:
-                reached.write_text(name)
-                os.kill(os.getpid(), signal.SIGKILL)
+    def hook(name: str) -> None:
+        if name == step:
+            reached.write_text(name)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        commit(Store(tmp_path / "store", hook))
-        os._exit(0)
+    child = forked(lambda: commit(Store(tmp_path / "store", hook)))
     assert ended(child) == -signal.SIGKILL
     assert reached.read_text() == step  # the fault really happened
     store = Store(tmp_path / "store")
@@ -282,19 +280,15 @@ def test_waiting_for_another_build_can_be_ended(tmp_path: Path):
 
 def as_nobody(action: Callable[[], None]) -> int:
     """Run `action` in a child without any rights over others' files; its exit status."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            if os.geteuid() == 0:
-                os.setgroups([])
-                os.setgid(65534)
-                os.setuid(65534)
-            action()
-            status = 0
-        finally:
-            os._exit(status)
-    return ended(child)
+
+    def work() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        action()
+
+    return ended(forked(work))
 
 
 @pytest.fixture

@@ -185,11 +185,9 @@ class Changes:
         if record.deadline is not None:
             await asyncio.to_thread(self._refuse, applier, record)
         log("warning", f"{applier.name}: {record.why} was not confirmed; it goes back")
-        try:
-            if same_boot or getattr(applier, "lasts", False):
-                await applier.undo(record.before.get(applier.name, {}), View(self.places, record.was))
-        except (MixosError, OSError) as error:
-            self._problem(f"{applier.name}: {record.why} cannot be undone: {error}")
+        why = await self._undo(record, applier) if same_boot or getattr(applier, "lasts", False) else None
+        if why is not None:
+            self._problem(f"{applier.name}: {record.why} cannot be undone: {why}")
             self.waiting[record.number] = replace(record, state="undoing")
             return  # the record stays: it is tried again, also by the next start
         self.step(f"back {applier.name}")
@@ -403,13 +401,21 @@ class Changes:
         failed = []
         for name in reversed(names):
             if name in self._appliers:
-                try:
-                    await self._appliers[name].undo(record.before.get(name, {}), View(self.places, record.was))
-                except (MixosError, OSError) as error:
-                    failed.append(f"{name}: {error}")
-                else:
+                why = await self._undo(record, self._appliers[name])
+                if why is None:
                     self.step(f"back {name}")
+                else:
+                    failed.append(f"{name}: {why}")
         return failed
+
+    async def _undo(self, record: Record, applier: Applier) -> str | None:
+        """Why a part could not go back, None when it did. A defect of its own is a reason as any other: it must neither
+        keep the other parts as they are nor end the tries."""
+        try:
+            await applier.undo(record.before.get(applier.name, {}), View(self.places, record.was))
+        except Exception as error:  # noqa: BLE001
+            return _explained(error)
+        return None
 
     async def _after(self, record: Record, caller: Caller, also: Iterable[str] = ()) -> list[Problem]:
         """Have the other parts read changed files again, and those that somebody wants in force though they hold that
@@ -546,8 +552,8 @@ class Changes:
                     await self._revert(self.waiting.get(record.number, record), _LATE)
                 except RefusedError:
                     return  # it was settled meanwhile
-                except (MixosError, OSError) as error:
-                    self._problem(f"{error}")
+                except Exception as error:  # noqa: BLE001  # it may be what keeps everybody out
+                    self._problem(_explained(error))
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _LONGEST)
                 else:
@@ -593,6 +599,11 @@ class Changes:
         for part in record.parts:
             topic = {"made": "changed", "trial": "changed"}.get(what, what)
             self.context.events.publish(f"{part}.{topic}", part, why=record.why, **data)
+
+
+def _explained(error: Exception) -> str:
+    """In one line; of what nobody foresaw the kind as well."""
+    return str(error) if isinstance(error, MixosError | OSError) else f"{type(error).__name__}: {error}"
 
 
 def _stuck(record: Record, first: BaseException | None, failed: Sequence[str]) -> MixosError:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from common.errors import NotFoundError
+from common.nesting import deeper
 from daemon.core.rpc import strict
 
 MAX_LAST = 100_000  # records that `last` may ask for
@@ -32,7 +33,7 @@ POLL = 0.25  # seconds between two looks of `follow`
 _BLOCK = 64 << 10
 _BATCH = 64 << 10  # characters of records that a thread reads at a time
 _LONGEST = 8192 + 128  # bytes of a record
-_DEPTH = 10  # levels of the fields in a line
+_DEPTH = 10  # levels of the fields in a line: readers, and D-Bus (`doors.values`), take no more within a record
 _RECORD = re.compile(rb"(\d{1,20}) (\d{1,20}) ([0-9a-f]{8}) ([oeOEs]) (.*)", re.DOTALL)
 _STREAMS = {b"o": "stdout", b"e": "stderr", b"s": "shim"}
 _UNIT = re.compile(r"[A-Za-z0-9@_:-][A-Za-z0-9@._:-]{0,63}")
@@ -61,7 +62,7 @@ class Record:
             found = strict(self.text)
         except (ValueError, RecursionError):
             return None
-        return found if isinstance(found, dict) and _shallow(found) else None
+        return found if isinstance(found, dict) and not deeper(found, _DEPTH) else None
 
     def as_json(self) -> dict[str, Any]:
         """What `--json` prints: the members, and `fields` when there are some."""
@@ -285,19 +286,6 @@ def take(found: Iterator[Record]) -> list[Record]:
         batch.append(record)
         size += 200 + len(record.text)  # what a record is besides its text
     return batch
-
-
-def _shallow(value: object) -> bool:
-    """Whether it nests no deeper than readers and D-Bus (`doors.values`) take it within a record."""
-    layer = [value]
-    for _ in range(_DEPTH):
-        layer = [
-            inner
-            for one in layer
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
-        ]
-    return not layer
 
 
 def numbers(folder: Path) -> list[int]:
