@@ -7,6 +7,7 @@ second machine on the same disk is refused for as long as the first lives, howev
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -202,12 +203,30 @@ def _record(state: Path, pid: int, machine: Machine, chosen: accel.Acceleration)
 
 
 def _start_time(pid: int) -> int | None:
-    """Start time of a live process in clock ticks (proc(5), stat field 22); None when it is gone or a zombie."""
+    """Start time of a live process in clock ticks (proc(5), stat field 22); None when it is gone or a zombie.
+
+    It lives while one thread does, with its lock and its disk: the first one's state alone says nothing.
+    """
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL):  # none, or another one's thread
+            return None
+        raise
     try:
         fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return None if _ended(handle, 0.0) else int(fields[19])
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    finally:
+        os.close(handle)
+
+
+def _ended(handle: int, seconds: float) -> bool:
+    """Whether all threads of a pidfd's process end within that time."""
+    poller = select.poll()
+    poller.register(handle, select.POLLIN)
+    return bool(poller.poll(max(0.0, seconds) * 1000))
 
 
 def free_port() -> int:
@@ -286,11 +305,7 @@ def wait_exit(running: Running, seconds: float) -> bool:
     except ProcessLookupError:
         return True
     try:
-        if not running.alive():
-            return True
-        poller = select.poll()
-        poller.register(handle, select.POLLIN)
-        return bool(poller.poll(max(0.0, seconds) * 1000))
+        return not running.alive() or _ended(handle, seconds)
     finally:
         os.close(handle)
 
@@ -324,7 +339,10 @@ def _press(running: Running, command: str, patience: float) -> bool:
 
 
 def _kill(running: Running) -> None:
-    """SIGKILL through a pidfd whose process was checked to be the right one, so a recycled number is never hit."""
+    """SIGKILL through a pidfd whose process was checked to be the right one, so a recycled number is never hit.
+
+    Raises ImageError `vm-stuck`.
+    """
     with suppress(ProcessLookupError):
         handle = os.pidfd_open(running.pid)
         try:
@@ -332,7 +350,8 @@ def _kill(running: Running) -> None:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
         finally:
             os.close(handle)
-    wait_exit(running, 5.0)
+    if not wait_exit(running, _START_SECONDS):
+        raise ImageError(f"QEMU (process {running.pid}) does not end", reason="vm-stuck", hint="its disk does not answer")
 
 
 def _forget(running: Running) -> None:

@@ -5,6 +5,7 @@ A passphrase that comes from a descriptor goes to GnuPG through a pipe; otherwis
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +23,17 @@ EXPIRES = "5y"
 
 @contextmanager
 def opened(private: Private) -> Iterator[Any]:
-    """GnuPG on its folder. Raises HostError `tool-missing`."""
-    home = private.folder_of("openpgp")
-    gpg = gnupg.GPG(gpgbinary=str(find_tool("gpg")), gnupghome=str(home))
-    gpg.encoding = "utf-8"
-    yield gpg
-    if private.passphrase.given:  # what it was given was for this once
-        run(["gpgconf", "--homedir", str(home), "--kill", "all"], allow=ANY_STATUS)
+    """GnuPG on its folder, by a short way: its agent's socket lies beside the keys, and unix(7) has 108 bytes for the
+    path of one. The agent ends with this. Raises HostError `tool-missing`."""
+    with tempfile.TemporaryDirectory(prefix="gpg-") as short:
+        home = Path(short) / "home"
+        home.symlink_to(private.folder_of("openpgp").absolute())
+        gpg = gnupg.GPG(gpgbinary=str(find_tool("gpg")), gnupghome=str(home))
+        gpg.encoding = "utf-8"
+        try:
+            yield gpg
+        finally:
+            run(["gpgconf", "--homedir", str(home), "--kill", "all"], allow=ANY_STATUS)
 
 
 def make(private: Private, name: str) -> str:

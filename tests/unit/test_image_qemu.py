@@ -4,19 +4,21 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from buildsys.run import spawn
 from common.disk import gpt
 from common.errors import HostError, ImageError, UsageError
 from image import accel, esp, machine, qemu, qmp
 from image.accel import Acceleration
 from image.machine import Machine
 from tests.images import ROOT, Bench
-from tests.waiting import joined
+from tests.waiting import joined, until
 
 TCG = Acceleration("tcg", "test")
 
@@ -133,6 +135,30 @@ def test_finding_a_machine_again(tmp_path: Path) -> None:
     assert qemu.load(tmp_path / "s") is None
     (tmp_path / "s" / "machine.json").write_text("{")
     assert qemu.load(tmp_path / "s") is None
+
+
+LEADERLESS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+print(flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_machine_lives_while_one_of_its_threads_does(tmp_path: Path) -> None:
+    """QEMU's first thread can end before the others, which hold the lock of the state folder and the disk."""
+    process = spawn([sys.executable, "-c", LEADERLESS], split=True)
+    try:
+        assert process.stdout is not None and process.stdout.read(1)
+        state = Path(f"/proc/{process.pid}/stat")
+        until(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z")
+        running = qemu.Running(tmp_path, process.pid, int(state.read_text().rpartition(")")[2].split()[19]), None, "", "")
+        assert running.alive()
+        assert not qemu.wait_exit(running, 0.0)
+    finally:
+        process.kill()
+    assert qemu.wait_exit(running, 30)
+    process.wait()
 
 
 def test_one_machine_per_state_folder(base: Machine, tmp_path: Path) -> None:

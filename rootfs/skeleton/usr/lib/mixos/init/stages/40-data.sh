@@ -8,7 +8,7 @@ if partition mixos-data-erase || partition mixos-data-overwrite; then
     # A factory reset. Until it is through, what is there is not mounted.
     DATA=/dev/$partition
     say "FACTORY RESET: everything on the data partition is erased"
-    first_boot erase || DATA=
+    first_boot erase && fitted=yes || DATA=
 elif partition mixos-data; then
     DATA=/dev/$partition
 fi
