@@ -23,6 +23,7 @@ from common.streams import open_missing
 from daemon.linux import process
 
 PARTITION = "mixos-data"
+DATA = Path("/data")
 MKE2FS, E2FSCK, RESIZE2FS = "/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/sbin/resize2fs"
 
 _BLANK = 128 << 10  # bytes: covers the superblocks of ext4, LUKS, XFS, btrfs and a swap header
@@ -31,6 +32,7 @@ _EXT4_MAGIC = 0xEF53
 _SLACK = 128 << 20  # bytes: ext4 leaves up to a block group unused at the end
 _BLKPG = 0x1269  # linux/blkpg.h
 _BLKPG_RESIZE_PARTITION = 3
+_EXT4_IOC_RESIZE_FS = 0x40086610  # uapi/linux/ext4.h: takes the new size in blocks
 
 Run = Callable[..., int]
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
             erase(Path(disk), Path(partition))
         else:
-            process.run([RESIZE2FS, partition])
+            resize(DATA, Path(partition))
     except MixosError as error:
         sys.stderr.write(f"mixos: {partition}: {error.message} ({error.reason})\n")
         return 8
@@ -119,6 +121,20 @@ def prepare(partition: Path, run: Run = process.run) -> None:
     elif found.size + _SLACK < size:
         run([E2FSCK, "-f", "-p", str(partition)], allow=(0, 1))
         run([RESIZE2FS, str(partition)])
+
+
+def resize(mounted: Path, partition: Path) -> None:
+    """Fit the ext4 file system mounted at `mounted` to its partition. Raises OSError.
+
+    The kernel does all of it; resize2fs(8) would open the device for writing first, which kernels since 6.8 refuse for
+    one that is mounted (CONFIG_BLK_DEV_WRITE_MOUNTED).
+    """
+    size = device_size(partition)
+    folder = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(folder, _EXT4_IOC_RESIZE_FS, struct.pack("=Q", size // os.fstatvfs(folder).f_bsize))
+    finally:
+        os.close(folder)
 
 
 def inspect(partition: Path) -> FileSystem | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from buildsys.run import run
 from common.disk import gpt
 from daemon import erase
 from image.host import opened
@@ -27,9 +28,9 @@ def test_all_data_are_erased_and_the_first_boot_begins_again(make_guest: Callabl
     guest.hang_up()
     guest.wait_serial("FACTORY RESET(?s:.*)making the data file system(?s:.*)log in with", 2 * BOOT_SECONDS, start)
     guest.wait_ssh()
+    (guest.vm.state / "known_hosts").unlink()
     guest.wait_daemon()
-    new = guest.run(KEY)
-    assert new != key
+    assert guest.run(KEY) != key
     assert guest.attempt("ls /etc/mixos/marker /var/lib/marker").status != 0
     assert guest.status()["data"]["persistent"]
 
@@ -51,3 +52,12 @@ def test_a_damaged_data_partition_is_erased_as_well(make_guest: Callable[..., Gu
     with opened(guest.vm.disk) as disk:
         table = gpt.read(disk)
         assert (erase.wanted(table)[1], table.problems) == (None, ())
+
+    # A file system that is smaller than its partition is fitted while it is mounted.
+    at = f"offset={data.offset}"
+    run(["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-L", "mixos-data", "-E", at, guest.vm.disk, "65536"])
+    guest.start()
+    guest.wait_ssh()
+    (guest.vm.state / "known_hosts").unlink()
+    guest.wait_daemon()
+    assert int(guest.lines("df -m /data")[1].split()[1]) > 1000
