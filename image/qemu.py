@@ -351,7 +351,7 @@ def _kill(running: Running) -> None:
         finally:
             os.close(handle)
     if not wait_exit(running, _START_SECONDS):
-        raise ImageError(f"QEMU (process {running.pid}) does not end", reason="vm-stuck", hint="its disk does not answer")
+        raise ImageError(f"QEMU does not end (process {running.pid})", reason="vm-stuck", hint="look at its disk")
 
 
 def _forget(running: Running) -> None:

@@ -149,10 +149,14 @@ def test_a_machine_lives_while_one_of_its_threads_does(tmp_path: Path) -> None:
     """QEMU's first thread can end before the others, which hold the lock of the state folder and the disk."""
     process = spawn([sys.executable, "-c", LEADERLESS], split=True)
     try:
-        assert process.stdout is not None and process.stdout.read(1)
-        state = Path(f"/proc/{process.pid}/stat")
-        until(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z")
-        running = qemu.Running(tmp_path, process.pid, int(state.read_text().rpartition(")")[2].split()[19]), None, "", "")
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+
+        def fields() -> list[str]:
+            return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+
+        until(lambda: fields()[0] == "Z")
+        running = qemu.Running(tmp_path, process.pid, int(fields()[19]), None, "", "")
         assert running.alive()
         assert not qemu.wait_exit(running, 0.0)
     finally:
