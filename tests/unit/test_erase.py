@@ -26,6 +26,7 @@ from daemon.core.part import Context
 from daemon.erase import NAMES
 from daemon.parts.system.part import Reset, SystemPart
 from daemon.slots.main import main
+from image import layout
 from tests import crashstates
 from tests.slots import Device
 
@@ -224,7 +225,7 @@ def test_the_program_that_writes_disks_says_it_in_the_table(tmp_path: Path, caps
     device = Device(tmp_path)
     for word, name in (("erase", NAMES["erase"]), ("overwrite", NAMES["overwrite"]), ("cancel", firstboot.PARTITION)):
         assert main(["reset", word], device.tree) == 0
-        assert gpt.read(device.path).find(name).index == 6
+        assert gpt.read(device.path).find(name).index == layout.DATA
     assert main(["reset", "all"], device.tree) == 2
     assert main(["reset"], device.tree) == 2
     device.path.write_bytes(bytes(MIB))
