@@ -60,7 +60,7 @@ class Box:
             judge = (sys.executable, "-c", JUDGE % str(self.tree))
             update = Update(self.context, root=self.tree, release=judge, fetch=program())
             await update.start()
-            update.records.change(
+            update.starts.records.change(
                 blocked={digest: Blocked(version="x", reason="why", at=1.0) for digest in blocked}, given_up=left
             )
             method = next(one for one in update.methods() if one.name == "update.check")
