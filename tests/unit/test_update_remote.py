@@ -20,6 +20,7 @@ from common.bundle import ranges
 from common.bundle.ranges import Files, Ranges
 from common.errors import BundleError, MixosError, UsageError
 from daemon import fetch
+from daemon.parts.update import link
 from daemon.parts.update.http import Client, Clock, check_url, date, parse_head
 from daemon.parts.update.link import Limits, SourceError
 from daemon.parts.update.remote import AGAIN, FIRST, OPEN, Folder, Source, parse
@@ -375,6 +376,18 @@ def test_pauses_grow_and_a_sign_of_life_is_given_in_them():
     assert sum(fetch.time.pauses) == pytest.approx(0.75 * (1 + 2 + 4 + 8 + 16 + 32 + 60))
     assert max(fetch.time.pauses) <= 20
     assert fetch.alive == len(fetch.time.pauses)
+
+
+def test_addresses_of_two_families_are_tried_by_turns(monkeypatch):
+    """A name may have eight of IPv6, where only IPv4 leads anywhere."""
+    web = Web({FILE: b"abc"})
+    with web.serving() as url:
+        port = int(url.rpartition(":")[2])
+        six = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", (f"100::{number}", port, 0, 0)) for number in range(8)]
+        four = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+        monkeypatch.setattr(link, "_resolved", lambda host, port: six + four)
+        fetch = Fetch(f"http://updates.example:{port}{FILE}", Limits(address=0.1, reach=0.5, attempts=1))
+        assert fetch.read(0, 3) == b"abc"
 
 
 def test_a_name_that_is_not_found():
