@@ -166,6 +166,7 @@ def test_it_is_the_same_over_tls(authority):
             assert fetch.read(at, 70_000) == data[at : at + 70_000]
         assert fetch.told == []
         assert web.connections == 1
+        assert Fetch(url + FILE, ca=authority.own).read(0, 10) == data[:10]  # its own one is enough, whoever issued it
         error = refused(Fetch(url + FILE).read, 0, 1)  # the system does not know it
         assert (error.reason, error.retryable) == ("source-tls", True)  # its clock may be wrong
         assert refused(Fetch(url.replace("127.0.0.1", "localhost") + FILE, ca=authority.pem).read, 0, 1).reason == (
@@ -182,7 +183,7 @@ def test_it_is_the_same_over_tls(authority):
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
-    """A certificate authority (pem), and what a server with a certificate of it needs (server)."""
+    """A certificate authority (pem), what a server with a certificate of it needs (server), and that one (own)."""
     folder = tmp_path_factory.mktemp("tls")
     now = datetime.datetime.now(datetime.UTC)
 
@@ -199,14 +200,14 @@ def authority(tmp_path_factory):
     pem = made("root", root.public_key(), root, x509.BasicConstraints(ca=True, path_length=0))
     names = x509.SubjectAlternativeName([x509.IPAddress(address("127.0.0.1"))])
     private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    text = key.private_bytes(serialization.Encoding.PEM, *private) + made("server", key.public_key(), root, names)
-    (folder / "server.pem").write_bytes(text)
+    own = made("server", key.public_key(), root, names)
+    (folder / "server.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *private) + own)
 
     class Authority:
         pass
 
     found = Authority()
-    found.pem, found.server = pem.decode(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    found.pem, found.own, found.server = pem.decode(), own.decode(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     found.server.load_cert_chain(folder / "server.pem")
     return found
 
