@@ -339,13 +339,30 @@ def test_a_refusal_is_told_at_once(status, reason, retryable):
     assert (error.reason, error.retryable, len(web.asked)) == (reason, retryable, 1)
 
 
-def test_an_encoded_file_is_refused():
+@pytest.mark.parametrize("word", ["gzip", "BR", "aws-chunked, gzip", "x-gzip"])
+def test_an_encoded_file_is_refused(word):
     web = Web({FILE: content()})
-    web.faults = [webserver.encoded]
+    web.faults = [encoding(word)]
     with web.serving() as url:
         error = refused(Fetch(url + FILE).read, 0, 1)
     assert (error.reason, error.retryable) == ("source-encoded", False)
+
+
+@pytest.mark.parametrize("word", ["", "identity", "aws-chunked"])
+def test_what_a_store_keeps_of_an_upload_is_no_encoding(word):
+    data = content()
+    web = Web({FILE: data})
+    web.faults = [encoding(word)]
+    with web.serving() as url:
+        assert Fetch(url + FILE).read(0, 100) == data[:100]
     assert web.asked[0].fields["accept-encoding"] == "identity"
+
+
+def encoding(word):
+    def encoded(_web, answer):
+        answer.fields["Content-Encoding"] = word
+
+    return encoded
 
 
 @pytest.mark.parametrize("name", sorted(webserver.faults(random.Random(1))))
