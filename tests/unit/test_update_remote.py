@@ -271,6 +271,21 @@ def test_a_date_tells_it_as_well_and_a_size_alone():
             assert refused(fetch.read, 90_000, 10).reason == "source-changed"
 
 
+def test_a_tag_is_the_same_one_weak_or_not():
+    data = content()
+
+    def weak(_web, answer):
+        answer.fields["ETag"] = 'W/"one"'
+
+    web = Web({FILE: data})
+    with web.serving() as url:
+        fetch = Fetch(url + FILE)
+        web.faults = [None, weak]
+        for at in (0, 100_000, 200_000):
+            assert fetch.read(at, 10) == data[at : at + 10]
+        assert [one.fields.get("if-range") for one in web.asked] == [None, '"one"', None]
+
+
 # -- servers without ranges ------------------------------------------------------------------------------------------
 
 

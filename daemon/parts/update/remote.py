@@ -44,8 +44,10 @@ class Version(NamedTuple):
     size: int | None
 
     def other(self, than: Version) -> bool:
-        """Whether it is, as far as both say."""
-        return any(a != b for a, b in zip(self, than, strict=True) if a is not None and b is not None)
+        """Whether it is, as far as both say. A tag is the same one whether it is called weak or not (RFC 9110, section
+        8.8.3.2): some caches say one, and some the other."""
+        pairs = zip(self._replace(etag=_opaque(self.etag)), than._replace(etag=_opaque(than.etag)), strict=True)
+        return any(a != b for a, b in pairs if a is not None and b is not None)
 
     def over(self, old: Version) -> Version:
         """What it does not say, the old one does."""
@@ -245,9 +247,9 @@ class Source:
             self._reached = self._again = self._at = 0
             raise SourceError("the file has changed on the server", "source-changed", passing=False, retryable=True)
         self._version = version.over(self._version)
-        if version.etag is not None and version.etag.startswith('"'):
-            self._strong = version.etag
-        elif version.etag is None:
+        if version.etag is not None:
+            self._strong = version.etag if version.etag.startswith('"') else None
+        else:
             modified, now = date(version.modified), date(head.fields.get("date"))
             fixed = modified is not None and now is not None and now - modified >= _FIXED
             self._strong = version.modified if fixed else self._strong
@@ -267,6 +269,10 @@ class Source:
 
 
 _UNKNOWN = Version(None, None, None)
+
+
+def _opaque(etag: str | None) -> str | None:
+    return None if etag is None else etag.removeprefix("W/")
 
 
 def _range(head: Head, body: Body, offset: int, end: int | None) -> tuple[int, int, int]:
