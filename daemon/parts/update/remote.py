@@ -76,7 +76,8 @@ class Source:
         self._url = self._there = url  # where it really is, after redirects
         self._version = _UNKNOWN
         self._strong: str | None = None  # what If-Range may say
-        self._whole = False  # the server knows no ranges
+        self._whole = False  # the last answer was all of it: no ranges are known there, or a cache is still cold
+        self._ranges = False  # whether any answer was a range
         self._reached = self._again = 0  # by whole answers; how much of that was fetched again
         # The answer under way: its body, where the next byte belongs, where the last one does if that is known.
         self._body: Body | None = None
@@ -203,16 +204,14 @@ class Source:
 
     def _request(self, offset: int, wanted: int) -> bool:
         """Ask for what begins there; whether there is something. Raises OSError, SourceError."""
-        if self._whole:
-            self._afford(offset)
         if not 0 <= offset - self._at <= SKIP:
             self._ahead = FIRST
         elif self._done:
             self._ahead = min(self._ahead * 4, OPEN * 4)
         self._done = False
         end = None if self._ahead > OPEN else offset + max(wanted, self._ahead)
-        fields = {} if self._whole else {"Range": f"bytes={offset}-{'' if end is None else end - 1}"}
-        if self._strong is not None and not self._whole:
+        fields = {"Range": f"bytes={offset}-{'' if end is None else end - 1}"}
+        if self._strong is not None:
             fields["If-Range"] = self._strong
         head, body, self._there = self._client.open(self._there, fields)
         try:
@@ -224,7 +223,7 @@ class Source:
 
     def _answered(self, head: Head, body: Body, offset: int, end: int | None) -> bool:
         begin, size = 0, body.size
-        if head.status == 206 and not self._whole:
+        if head.status == 206:
             begin, self._end, size = _range(head, body, offset, end)
         elif head.status == 200:
             self._end = size
@@ -238,6 +237,9 @@ class Source:
         if head.status == 416 or size == 0:
             return False
         self._whole = head.status == 200
+        if self._whole:
+            self._afford(offset)
+        self._ranges = self._ranges or not self._whole
         self._at, self._body = begin, body
         return True
 
@@ -259,7 +261,7 @@ class Source:
         again = min(self._reached, offset)
         if self._again + again > max(AGAIN, (self._version.size or 0) // AGAIN_SHARE):
             words = "the server gives no ranges of the file, and what came of it would be fetched again"
-            raise SourceError(words, "source-no-ranges", passing=False)
+            raise SourceError(words, "source-no-ranges", passing=self._ranges)
         self._again += again
 
     def _sign(self) -> None:
