@@ -203,6 +203,7 @@ FAR, NEAR, LOCAL = (
     "eth0\t00000000\t0100A8C0\t0003\t0\t0\t100\t00000000\n",
     "eth0\t0000A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n",
 )
+NOWHERE = "*\t00000000\t00000000\t0201\t0\t0\t5\t00000000\n"  # ip route add unreachable default metric 5
 ANY = "0" * 32
 
 
@@ -213,6 +214,8 @@ ANY = "0" * 32
         (HEAD + LOCAL + NEAR, "", "eth0"),
         (HEAD + FAR + NEAR, "", "eth0"),
         (HEAD + LOCAL, "", ""),
+        (HEAD + NOWHERE + FAR, "", "wwan0"),
+        (HEAD + NOWHERE, "", ""),
         ("", f"{ANY} 00 {ANY} 00 {ANY} ffffffff 1 0 00200200 lo\n", ""),
         (HEAD, f"{ANY} 00 {ANY} 00 {'f' * 32} 00000400 1 0 00000003 eth1\n", "eth1"),
     ],

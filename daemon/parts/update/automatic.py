@@ -126,9 +126,10 @@ class Automatic:
 
 
 def way_out(root: Path) -> str:
-    """The interface of the default route (proc_pid_net(5)), the one with the least metric; "" when there is none."""
+    """The interface of the default route (proc_pid_net(5)), the one with the least metric; "" when there is none, or
+    only one that refuses or drops what comes: it has no interface (IPv4), or the loopback one."""
     rows = [line.split() for line in (facts.text(root / "proc/net/route") or "").splitlines()[1:]]
-    four = [(int(row[6]), row[0]) for row in rows if row[1] == row[7] == "00000000"]
+    four = [(int(row[6]), row[0]) for row in rows if row[1] == row[7] == "00000000" and row[0] != "*"]
     rows = [line.split() for line in (facts.text(root / "proc/net/ipv6_route") or "").splitlines()]
     six = [(int(row[5], 16), row[9]) for row in rows if row[0] == "0" * 32 and row[1] == "00" and row[9] != "lo"]
     return min(four or six, default=(0, ""))[1]
