@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from common.efi.entries import GOOD, Entry
 from common.errors import MixosError
 from common.settings.update import Update as Settings
 from daemon.parts.update import automatic as module
@@ -25,7 +26,8 @@ class Part:
     def __init__(self, base, settings):
         self.root, self.context = base, SimpleNamespace(state=base / "state")
         self.wanted, self.well, self.checked = settings, True, None
-        self.boot = SimpleNamespace(images=[SimpleNamespace(digest="aa")])
+        running = SimpleNamespace(digest="aa", entry=Entry("aaaaa", GOOD))
+        self.boot = SimpleNamespace(images=[running], running=running)
         self.records = SimpleNamespace(now=SimpleNamespace(staged=None))
         self.answer = {"channel": "http://a", "offer": OFFER, "candidates": [row()]}
         self.failing = None
@@ -96,6 +98,14 @@ def test_an_offer_is_fetched_and_waits_for_a_person(begun, clock):
         turn(one)
     assert part.taken() == []
     clock.now += 1.1 * EVERY
+    turn(one)
+    assert part.taken() == ["check"]
+
+
+def test_after_somebody_has_gone_back_nothing_is_fetched_before_the_restart(begun):
+    """It would replace the version that the next boot is to start."""
+    part, one = begun()
+    part.boot.running.entry = part.boot.running.entry.given_up()
     turn(one)
     assert part.taken() == ["check"]
 
