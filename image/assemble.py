@@ -154,7 +154,7 @@ def disk(job: Job) -> None:
     loader_path = f"{_BOOT_DIR}/systemd-boot{efi_arch}.efi"
     image_path = job.out / disk_name(version, _text(job, "arch", "x86_64"))
     with opened(image_path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd, image_errors("disk image"):
-        loader = deb.read_files(job.inputs["systemd-boot-efi"], [loader_path])[loader_path]
+        loader = esp.without_memory(deb.read_files(job.inputs["systemd-boot-efi"], [loader_path])[loader_path])
         emergency = {entries.RESCUE: job.inputs["rescue"] / RESCUE_FILE} if "rescue" in job.inputs else {}
         version_entry = {esp.new_name(root_hash): job.inputs["uki"] / UKI_FILE}
         contents: dict[str, dict[str, bytes]] = {}

@@ -9,7 +9,7 @@ import pytest
 from common.bundle import order as orders
 from common.disk import gpt, verity
 from common.efi import pe, siglist, uki
-from common.efi.entries import Entry, read_name
+from common.efi.entries import GOOD, Entry, read_name
 from common.errors import BundleError, DiskError, MixosError, RefusedError
 from daemon.parts.update.boot import Disk, look
 from daemon.slots import firmware
@@ -208,6 +208,21 @@ def test_the_good_version_is_kept_while_another_is_on_trial(tmp_path, bundle):
     with pytest.raises(RefusedError) as caught:
         stage(device, bundle)
     assert caught.value.reason == "update-trial"
+
+
+def test_the_version_that_somebody_went_back_to_is_kept(device, bundle):
+    """What runs has no starts left: without the other version there would be nothing but the rescue entry."""
+    device.rescue()
+    device.install("0.9.0", "b", Entry("older", GOOD))
+    (running,) = [image for image in Disk.at(device.path).images() if image.version == "1.0.0"]
+    count(Disk.at(device.path), running.entry.name, running.entry.given_up().name)
+    with pytest.raises(RefusedError) as caught:
+        stage(device, bundle)
+    assert caught.value.reason == "update-left"
+    assert device.next().version == "0.9.0"
+    count(Disk.at(device.path), running.entry.given_up().name, running.entry.renewed().name)
+    assert stage(device, bundle)[0] == "b"
+    assert device.next().version == "1.0.0"
 
 
 def test_a_release_that_is_too_large_is_refused_before_anything_is_written(device, bundle):
