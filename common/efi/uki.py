@@ -30,6 +30,10 @@ _VERITY = re.compile(
 _SMBIOS_EXTRA = b"io.systemd.stub.kernel-cmdline-extra"
 _SMBIOS_TABLES = (bytes.fromhex("4415fdf294972c4a"), bytes.fromhex("312d9deb882dd311"))
 
+# Stubs since systemd 258 add what they bring to an initramfs that whoever started them has left (the name of the function
+# is in them, for its messages); the one of 257 starts nothing then.
+_FOREIGN_INITRD = b"acquire_previous_initrd"
+
 
 class UkiError(FormatError):
     """The parts do not make a bootable image."""
@@ -93,6 +97,8 @@ def without_smbios(stub: bytes) -> bytes:
 
 def build(stub: bytes, kernel: bytes, cmdline: str, os_release: str, uname: str, initrd: bytes = b"") -> bytes:
     """A UKI as bytes, the same for the same parts. Raises UkiError or pe.PeError."""
+    if _FOREIGN_INITRD in stub:
+        raise UkiError("this stub takes an initramfs that nobody has signed from whoever starts it", "uki-stub")
     if not cmdline.isascii() or not cmdline.isprintable() or len(cmdline) > MAX_CMDLINE:
         raise UkiError(
             f"the kernel command line has {len(cmdline)} characters (at most {MAX_CMDLINE} printable ASCII ones)",
