@@ -179,7 +179,7 @@ def _known(disk: Disk, root: Path) -> Known:
         "machine": os.uname().machine,
         "variant": says.get("MIXOS_VARIANT", "default"),
         "sequence": int(says.get("MIXOS_SEQUENCE", "0")),
-        "floor": record.floor,
+        "floor": record.lowest(says, good=True),  # the device began with this image
         "root-hash": "",
     }
     return Known(json.dumps(values), servers)
