@@ -25,7 +25,7 @@ from common.errors import MixosError, TrustError, UsageError
 from common.streams import open_missing
 from common.trust import ANCHORS
 from common.trust.release import Anchors, Running, verify
-from daemon.linux.become import become, keep_only
+from daemon.linux.become import become, keep_only, stay_alone
 
 ACCOUNT = "update"
 STATE = Path("var/lib/mixos/update/trust")  # what was trusted before; belongs to the account
@@ -100,6 +100,7 @@ def _confine(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     os.fchdir(descriptor)
     keep_only(())
+    stay_alone()
     if os.geteuid() == 0:
         entry = pwd.getpwnam(ACCOUNT)
         become((entry.pw_uid, entry.pw_gid), None, parent)
