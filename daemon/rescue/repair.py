@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def go_back(disk: Disk, versions: Sequence[found.Version]) -> Image | None:
     for one in versions:
         entry = one.image.entry
         if one.left and one.image.slot is not None and entry.bad and entry.good:
-            _count(entry, replace(entry, left=TRIES - 1, done=0))
+            _count(entry, entry.counted(TRIES - 1, 0))
             return one.image
     return None
 

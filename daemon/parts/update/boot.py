@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.disk import gpt
@@ -145,7 +145,7 @@ def _image(esp: Editor, name: str, size: int, held: dict[bytes, str]) -> Image |
         head = uki.read_head(esp.read(f"{FOLDER}/{name}", 0, min(size, uki.HEAD)), size)
     except FormatError:
         return None  # the loader shows no file that is no image
-    entry = Entry(entry.stem, entry.left, entry.done, head.identity("IMAGE_ID"), head.identity("IMAGE_VERSION"))
+    entry = replace(entry, sort_key=head.identity("IMAGE_ID"), version=head.identity("IMAGE_VERSION"))
     return Image(entry, head.root_hash, head.uname, held.get(head.root_hash or b""))
 
 
