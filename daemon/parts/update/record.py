@@ -81,7 +81,6 @@ class Record(_Kept):
     network: bool = False
     staged: Staged | None = None
 
-
     def lowest(self, release: Mapping[str, str], *, good: bool) -> int:
         """The lowest sequence that may be installed: what an image that was called good brings counts, whatever became
         of the file. release: its facts."""
