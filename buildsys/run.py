@@ -158,7 +158,7 @@ def inherited(patterns: Sequence[str]) -> dict[str, str]:
 
 
 def kill_group(process: Process, grace: float = 2.0) -> None:
-    """End a process and everything in its group, or, if that is ours (a terminal's), it alone: SIGTERM, `grace` seconds,
+    """End a process and everything in its group, or it alone where that is ours (with a terminal): SIGTERM, `grace` s,
     then SIGKILL."""
     for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError, PermissionError):

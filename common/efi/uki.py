@@ -30,8 +30,8 @@ _VERITY = re.compile(
 _SMBIOS_EXTRA = b"io.systemd.stub.kernel-cmdline-extra"
 _SMBIOS_TABLES = (bytes.fromhex("4415fdf294972c4a"), bytes.fromhex("312d9deb882dd311"))
 
-# Stubs since systemd 258 add what they bring to an initramfs that whoever started them has left (the name of the function
-# is in them, for its messages); the one of 257 starts nothing then.
+# Stubs since systemd 258 add what they bring to an initramfs that whoever started them has left (the function's name is
+# in them, for its messages); the one of 257 starts nothing then.
 _FOREIGN_INITRD = b"acquire_previous_initrd"
 
 
