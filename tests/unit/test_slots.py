@@ -127,6 +127,20 @@ def test_a_counter_that_is_written_otherwise_is_one(device):
     assert device.names() == [f"{old.stem}+0-4.efi"]
 
 
+@pytest.mark.parametrize("pattern", ["name", "NAME", "stem*"])
+def test_what_somebody_chose_at_the_menu_is_what_starts_next(device, pattern):
+    device.install("1.1.0", "b")
+    old = device.running.name
+    chosen = {"name": old, "NAME": old.upper(), "stem*": f"{device.running.stem}*"}[pattern]
+    variable = device.tree / EFIVARS / "LoaderEntryDefault-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+    assert look(Disk.at(device.path), "a", device.tree).next.version == "1.1.0"
+    variable.write_bytes(b"\7\0\0\0" + f"{chosen}\0".encode("utf-16-le"))
+    boot = look(Disk.at(device.path), "a", device.tree)
+    assert (boot.next.version, boot.images[0].version) == ("1.0.0", "1.1.0")
+    variable.write_bytes(b"\7\0\0\0" + "other.efi\0".encode("utf-16-le"))
+    assert look(Disk.at(device.path), "a", device.tree).next.version == "1.1.0"
+
+
 def seal_again(device, order):
     with pytest.raises(RefusedError) as caught:
         seal(device.tree, order)
