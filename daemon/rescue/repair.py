@@ -180,6 +180,7 @@ def _known(disk: Disk, root: Path) -> Known:
         "variant": says.get("MIXOS_VARIANT", "default"),
         "sequence": int(says.get("MIXOS_SEQUENCE", "0")),
         "floor": record.lowest(says, good=True),  # the device began with this image
+        "epoch": int(says.get("MIXOS_EPOCH", "0")),
         "root-hash": "",
     }
     return Known(json.dumps(values), servers)

@@ -50,7 +50,7 @@ class Image:
 @dataclass(frozen=True)
 class Boot:
     """slot, root_hash: that run; images: in the loader's order, by which it starts the first; running: the one that was
-    started, None when no entry is it; pinned: the version that somebody told the loader to start, whatever the order."""
+    started, None when no entry is it; pinned: the version that somebody told the loader to start all the same."""
 
     slot: str | None
     root_hash: bytes | None
