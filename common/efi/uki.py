@@ -17,6 +17,7 @@ from common.errors import FormatError
 
 MAX_CMDLINE = 2047  # COMMAND_LINE_SIZE of x86 is 2048 with the final NUL
 SECTIONS = (".osrel", ".cmdline", ".uname", ".linux")
+MAX_VALUE = 255  # characters: whoever can write the ESP must not have us compare versions for minutes
 HEAD = 256 << 10  # bytes: the stub and all sections before the kernel
 _VERITY = re.compile(
     r'dm-mod\.create="[^"]* verity 1 (?:\S+ ){2}4096 4096 ([0-9]{1,10}) 0 sha256 ([0-9a-f]{64}) '
@@ -54,11 +55,11 @@ class Uki:
         return root_hash(self.cmdline)
 
     def identity(self, name: str) -> str:
-        """A value of os-release(5) in `.osrel`; "" when it has none."""
+        """A value of os-release(5) in `.osrel`, at most MAX_VALUE characters of it; "" when it has none."""
         for line in self.os_release.splitlines():
             key, _, value = line.partition("=")
             if key == name:
-                return value.strip("\"'")
+                return value.strip("\"'")[:MAX_VALUE]
         return ""
 
 

@@ -24,6 +24,12 @@ def test_reads_back(image: bytes) -> None:
     assert pe.parse(image).content(image, ".linux") == kernel()
 
 
+def test_a_value_has_an_end() -> None:
+    text = f"ID=mixos\nIMAGE_VERSION='{'9.' * 60_000}'\n"
+    found = uki.read_uki(uki.build(STUB, kernel(), "quiet", text, RELEASE))
+    assert found.identity("IMAGE_VERSION") == ("9." * 60_000)[: uki.MAX_VALUE]
+
+
 def test_a_stub_takes_no_initramfs_from_others() -> None:
     stub = STUB.replace(b"codecodecodecodecodecode", b"acquire_previous_initrd\0")
     with pytest.raises(uki.UkiError) as caught:

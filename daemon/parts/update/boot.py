@@ -148,7 +148,7 @@ def _image(esp: Editor, name: str, size: int, held: dict[bytes, str]) -> Image |
     except FormatError:
         return None  # the loader shows no file that is no image
     entry = replace(entry, sort_key=head.identity("IMAGE_ID"), version=head.identity("IMAGE_VERSION"))
-    return Image(entry, head.root_hash, head.uname, held.get(head.root_hash or b""))
+    return Image(entry, head.root_hash, head.uname[: uki.MAX_VALUE], held.get(head.root_hash or b""))
 
 
 def look(disk: Disk, slot: str | None, root: Path = ROOT) -> Boot:
