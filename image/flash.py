@@ -214,7 +214,7 @@ def _check(device: Device, size: int, places: Places) -> None:
         if have == need:
             have, need = f"{device.size} B", f"{size} B"
         message = f"{device.path} holds {have} and the image needs {need}"
-        raise ImageError(message, reason="disk-too-small", hint="take a larger disk, or build with smaller [partitions]")
+        raise ImageError(message, reason="disk-too-small", hint="take a larger disk, or smaller [partitions]")
     if device.read_only:
         hint = "many cards have a switch for it; blockdev --setrw where the kernel alone says so"
         raise ImageError(f"{device.path} can only be read", reason="read-only", hint=hint)

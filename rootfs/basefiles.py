@@ -69,9 +69,7 @@ def build(job: Job) -> None:
     write_artifact(tree, job.out, metadata)
 
 
-def read_settings(
-    table: Mapping[str, Any], where: str = "settings", locate: Locate = lambda path: None
-) -> Settings:
+def read_settings(table: Mapping[str, Any], where: str = "settings", locate: Locate = lambda path: None) -> Settings:
     """The image's settings over the defaults. `where` names the file, `locate` finds the place of a dotted key.
 
     Raises ConfigError.

@@ -105,9 +105,8 @@ def list_keys(context: Context, as_json: bool) -> None:
         "pending": sorted(path.name for path in public.pending.glob("*")),
     }
     lines = [f"{r['name']:<14} {r['kind']:<12} {'here' if r['here'] else 'elsewhere':<10} {r['id']}" for r in rows]
-    lines += [
-        f"{role:<14} {'expires' if when > tuf.utc_now() else 'EXPIRED'} {when:%Y-%m-%d}" for role, when in expires.items()
-    ]
+    now = tuf.utc_now()
+    lines += [f"{role:<14} {'expires' if now < when else 'EXPIRED'} {when:%Y-%m-%d}" for role, when in expires.items()]
     lines += [f"pending: {name}" for name in data["pending"]]
     emit(data, as_json, "\n".join(lines))
 

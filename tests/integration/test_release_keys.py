@@ -331,7 +331,7 @@ def test_a_name_is_given_once(bench: Bench):
     bench.ok("revoke", "root-3")
     (bench.private.folder / "tuf" / "root-3.pem").unlink()  # it was on a stick that somebody lost
     bench.ok("rotate", "root-2", "--no-passphrase")
-    Private(bench.private.folder, Passphrase(none=True)).write("tuf", "root-5.pem", ed25519.Ed25519PrivateKey.generate())
+    bench.private.write("tuf", "root-5.pem", ed25519.Ed25519PrivateKey.generate())
     bench.ok("rotate", "root-1", "--no-passphrase")  # a cut before had left that key, and no root that names it
     assert {row["name"] for row in bench.ok("list")["keys"] if row["kind"] == "root"} == {"root-4", "root-6"}
 

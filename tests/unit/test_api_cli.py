@@ -120,7 +120,7 @@ def test_an_import_whose_file_has_too_long_a_name_says_what_to_do(tmp_path, caps
 
 
 def test_what_nobody_is_there_to_confirm_is_not_done(monkeypatch, capsys):
-    with open(os.devnull) as nobody, monkeypatch.context() as patch:
+    with Path(os.devnull).open() as nobody, monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", nobody)
         assert mixctl.main(["vpn", "delete", "wg1", "--json"]) == 2
     assert json.loads(capsys.readouterr().err)["reason"] == "not-confirmed"

@@ -11,7 +11,7 @@ from buildsys.bundle import Facts
 from common.bundle import container, manifest, windows
 from common.bundle.container import Front
 from common.disk import gpt
-from common.errors import BundleError, ImageError, UsageError
+from common.errors import ImageError, UsageError
 from tests.images import Bench
 
 FACTS = Facts(sequence=7, minimum=3, machine="x86_64", variant="default", created=1_700_000_000)
@@ -134,7 +134,8 @@ def test_a_bundle_that_is_not_all_there(images, tmp_path):
 def test_what_is_neither_an_image_nor_a_bundle_is_named(tmp_path):
     (tmp_path / "text").write_text("words\n" * 1000)
     (tmp_path / "empty").touch()
-    for path, reason in ((tmp_path / "text", "gpt-disk-too-small"), (tmp_path / "empty", "gpt-disk-too-small"), (tmp_path, "cannot-read")):
+    for name, reason in (("text", "gpt-disk-too-small"), ("empty", "gpt-disk-too-small"), ("", "cannot-read")):
+        path = tmp_path / name
         with pytest.raises(ImageError) as caught:
             bundle.load(path)
         assert (caught.value.reason, str(path) in caught.value.message) == (reason, True)

@@ -334,8 +334,7 @@ def import_(file: Any, name: str | None, as_json: bool, **values: object) -> int
         try:
             interface_name(name)
         except ValueError as error:
-            hint = "say what the interface is to be called: --name NAME"
-            raise UsageError(str(error), reason="vpn-import", hint=hint) from error
+            raise UsageError(str(error), reason="vpn-import", hint="say what it is called: --name NAME") from error
     try:
         text = file.read(MAX_BYTES + 1)
     except UnicodeDecodeError as error:
