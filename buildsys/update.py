@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ from typing import Any
 
 from buildsys.run import Process, kill_group, spawn
 from common.bundle.ranges import answer
-from common.errors import MixosError, UnreachableError, UsageError
+from common.errors import HostError, MixosError, UnreachableError, UsageError
 from common.safe import one_line
 
 Step = Callable[[dict[str, Any]], None]
@@ -31,11 +33,23 @@ _MAX_LINE = 16 << 10  # bytes of a line that a device says
 _MAX_ANSWER = 4 << 20  # bytes of an answer
 
 
-def command(program: Sequence[str], host: str) -> tuple[str, ...]:
-    """Raises UsageError for what is no host."""
+def command(program: str, host: str) -> tuple[str, ...]:
+    """program: SSH with its options, as for a shell. Raises UsageError `update-host`, `update-program`; HostError
+    `tool-missing`."""
     if not host or host.startswith("-"):
-        raise UsageError(f"{host!r} is no host", reason="update-host")
-    return (*program, host, "--")
+        hint = "a name of ssh_config, or USER@ADDRESS"
+        raise UsageError(f"{host!r} is no host", reason="update-host", hint=hint)
+    try:
+        words = shlex.split(program)
+    except ValueError:
+        words = []
+    if not words:
+        hint = "a program and its options, such as 'ssh -p 2222'"
+        raise UsageError(f"--ssh {program!r} is no command", reason="update-program", hint=hint)
+    if shutil.which(words[0]) is None:
+        hint = "--ssh names the program; the package openssh-client has ssh"
+        raise HostError(f"there is no program {words[0]}", reason="tool-missing", hint=hint)
+    return (*words, host, "--")
 
 
 def stage(ssh: Ssh, bundle: Path, again: bool, step: Step) -> dict[str, Any]:
@@ -76,14 +90,14 @@ def _reader(descriptor: int) -> Callable[[int, int], bytes]:
 
 
 def _hear(stream: Any, said: list[dict[str, Any]], step: Step) -> None:
-    """Lines of the device as they come; what is none of ours is SSH's, and for people."""
+    """Lines of the device as they come; what is none of ours is SSH's, and for people. The last is kept."""
     while line := stream.readline(_MAX_LINE):
         try:
             found = _step(json.loads(line))
         except (ValueError, TypeError, KeyError, RecursionError):
             found = {"words": one_line(line.decode("utf-8", "replace").rstrip(), 500)}
         step(found)
-        if "words" not in found:
+        if "words" not in found or not said or "words" in said[0]:
             said[:] = [found]
 
 
@@ -153,7 +167,7 @@ def _failure(status: int, said: dict[str, Any]) -> MixosError:
         )
         error.exit_code = status or 1
         return error
-    words = f": {said['error']}" if said.get("error") else ""
+    words = f": {said.get('error') or said.get('words')}" if said.get("error") or said.get("words") else ""
     hint = "does 'ssh HOST mixctl status' work?"
     return UnreachableError(f"ssh ended with status {status}{words}", reason="update-ssh", hint=hint, retryable=True)
 

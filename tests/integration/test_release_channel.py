@@ -429,6 +429,18 @@ def test_a_channel_of_others(shop: Shop):
     shop.refused("channel-other", channel, "status", shop.served)
 
 
+def test_a_folder_that_is_no_channel(shop: Shop):
+    """A name that was mistyped: nothing is signed, or made."""
+    shop.release("1.0.0", 1)
+    empty = shop.base / "empty"
+    empty.mkdir()
+    before = sorted(shop.base.rglob("*"))
+    for words in (("status",), ("pause",), ("wave", "1.0.0", "5%"), ("withdraw", "1.0.0"), ("publish",)):
+        for folder in (shop.base / "nothing", shop.folder / "mixos.toml", *([empty] if words[0] != "publish" else [])):
+            shop.refused("channel-none", channel, words[0], folder, *words[1:])
+    assert sorted(shop.base.rglob("*")) == before
+
+
 def test_without_keys(shop: Shop):
     shop.build("1.0.0", 1)
     for path in shop.keys.device.iterdir():

@@ -31,7 +31,7 @@ def device(tmp_path, monkeypatch):
         path = tmp_path / "ssh"
         path.write_text(f"#!{sys.executable}\n{FAR.format(root=str(ROOT))}{textwrap.dedent(does)}")
         path.chmod(0o755)
-        return update.command([str(path)], "device")
+        return update.command(str(path), "device")
 
     return make
 
@@ -94,10 +94,27 @@ def test_a_device_that_asks_for_nonsense(device, bundle):
     assert caught.value.reason in {"source-protocol", "update-ssh"}
 
 
+def test_what_ssh_said_last_is_told(device, bundle):
+    does = "sys.stderr.write('a banner\\nNo route to host\\n')\nsys.exit(255)"
+    with pytest.raises(UnreachableError) as caught:
+        update.stage(device(does), bundle, again=False, step=lambda step: None)
+    assert caught.value.message.endswith("No route to host")
+
+
 @pytest.mark.parametrize("host", ["", "-oProxyCommand=touch /tmp/no", "--"])
 def test_what_is_no_host(host):
-    with pytest.raises(UsageError):
-        update.command(["ssh"], host)
+    with pytest.raises(UsageError) as caught:
+        update.command("ssh", host)
+    assert caught.value.reason == "update-host"
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"), [("", "update-program"), ("ssh '", "update-program"), ("no-such-ssh -v", "tool-missing")]
+)
+def test_what_is_no_program(program, reason):
+    with pytest.raises(MixosError) as caught:
+        update.command(program, "device")
+    assert caught.value.reason == reason
 
 
 STATUS = """
@@ -190,9 +207,19 @@ def test_a_state_has_its_form_and_cannot_steer_a_terminal(device, tmp_path):
     assert "\x1b" not in "".join([*told, caught.value.message])
 
 
-def test_a_bundle_that_is_not_there(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["mixos", "-C", str(ROOT), "update", "device", "nothing.mixb", "--json"])
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        (["device", "nothing.mixb"], 2, "no-bundle"),
+        (["./nothing.img"], 2, "no-bundle"),
+        (["device", str(ROOT / "README.md")], 8, "bundle-magic"),
+        ([str(ROOT / "README.md")], 8, "bundle-magic"),
+    ],
+)
+def test_what_is_no_bundle_is_told_before_anybody_is_asked(monkeypatch, capsys, words, code, reason):
+    monkeypatch.setattr(sys, "argv", ["mixos", "-C", str(ROOT), "update", *words, "--ssh", "false", "--json"])
     with pytest.raises(SystemExit) as caught:
         sys.exit(main())
-    assert caught.value.code == 2
-    assert json.loads(capsys.readouterr().out)["reason"] == "no-bundle"
+    found = json.loads(capsys.readouterr().out)
+    assert (caught.value.code, found["reason"]) == (code, reason)
+    assert words[-1].removeprefix("./") in found["error"]
