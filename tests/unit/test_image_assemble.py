@@ -34,7 +34,8 @@ def test_whole_image(tmp_path: Path) -> None:
     assert b"default" not in files["loader/loader.conf"]
     boot = uki.read_uki(files[f"{FOLDER}/{image_name(tree.root)}+3.efi"])
     assert boot.cmdline == (
-        f'root=/dev/dm-0 ro rootfstype=squashfs rootwait=20 rdinit=/none dm-mod.create="{verity.dm_create(tree)}" '
+        "root=/dev/dm-0 ro rootfstype=squashfs rootwait=20 noinitrd rdinit=/none "
+        f'dm-mod.create="{verity.dm_create(tree)}" '
         "init=/sbin/init panic=10 oops=panic slab_nomerge pti=on console=ttyS0 quiet"
     )
     assert 'IMAGE_VERSION="1.2.3"' in boot.os_release

@@ -782,8 +782,11 @@ def test_what_is_to_be_fetched_is_told_rightly_or_not_at_all(told):
 
 def test_urls():
     assert check_url("HTTP://EXAMPLE.org/a?b#c").geturl() == "http://EXAMPLE.org/a?b"
+    assert check_url("http://[fe80::1]:8080/").hostname == "fe80::1"
+    assert check_url("https://a_b.example.org./").hostname == "a_b.example.org."
     assert check_url("../x", "https://a/b/c/d").geturl() == "https://a/b/x"
-    for text in ("http://a\n/", "http://ä/", "http://a:0/", "http://" + "a" * 5000, "x"):
+    odd = (f"https://{host}/" for host in (".a", "a..b", f"{'a' * 64}.b", "[::1", "a:b:c"))  # no name for TLS
+    for text in ("http://a\n/", "http://ä/", "http://a:0/", "http://" + "a" * 5000, "x", *odd):
         with pytest.raises(ValueError):
             check_url(text)
 

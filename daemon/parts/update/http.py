@@ -39,6 +39,7 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,12})[ \t]*(?:;[\t -~\x80-\xff]*)?\r\n")
 _DATE = re.compile(r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _URL = re.compile(r"https?://[!-~]+", re.IGNORECASE)
+_HOST = re.compile(r"(?=.{1,253}$)(?:(?:[0-9a-z_-]{1,63}\.)*[0-9a-z_-]{1,63}\.?|[0-9a-f:.]*:[0-9a-f:.]*)", re.ASCII)
 
 
 class Head(NamedTuple):
@@ -100,7 +101,7 @@ def check_url(text: str, base: str | None = None) -> SplitResult:
     if len(whole) > MAX_URL or not _URL.fullmatch(whole):
         raise ValueError("a URL begins with http:// or https:// and has no blanks")
     url = urlsplit(whole)
-    if not url.hostname or url.port == 0 or not re.fullmatch(r"[0-9a-z_.:-]{1,253}", url.hostname):
+    if not url.hostname or url.port == 0 or not _HOST.fullmatch(url.hostname):
         raise ValueError("a URL names a host")
     return url._replace(fragment="")
 
