@@ -312,6 +312,22 @@ def test_two_updates_without_a_restart_between(device, publisher, bundle):
     assert device.boot() == "1.2.0"
 
 
+@pytest.mark.parametrize("version", [NEW, "0.9.1"])
+def test_what_was_applied_can_be_taken_back_before_the_restart(device, publisher, bundle, version):
+    """What runs keeps its starts; asked again, it stays so."""
+    path = bundle if version == NEW else publisher.release(version, sequence=3)
+
+    async def take(update):
+        await stage(update, path, again=True)
+        assert (await ask(update, "apply", restart=False))["next"] == version
+        return [(await ask(update, "rollback"))["next"] for _ in range(2)]
+
+    assert run(device, take)[0] == [OLD, OLD]
+    assert device.starts()[OLD] == (4, 0)
+    assert device.boot() == OLD
+    assert run(device, lambda update: ask(update, "rollback"))[0]["next"] == version
+
+
 def test_an_older_release_is_taken_only_when_that_is_meant(device, publisher):
     older = publisher.release("0.9.0", sequence=3)
 
