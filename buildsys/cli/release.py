@@ -98,7 +98,7 @@ def release(
         plans = known.plans
     else:
         before = [making.load(one) for one in earlier]
-        before += [making.load(one) for one in channel.earlier(content.version, sequence, deltas)]
+        before += [making.load(one) for one in channel.earlier(public, content.version, sequence, deltas)]
         plans = _make(context, channel, content, _different(before), minimum, private, public, terms_for).plans
     _say(content.version, plans, channel, channel.publish(public), as_json)
 

@@ -4,6 +4,10 @@ import os
 import threading
 import time
 
+import pytest
+
+from common.bundle.ranges import Ranges
+from common.errors import MixosError
 from daemon.parts.update import serve
 
 
@@ -32,3 +36,10 @@ def test_who_serves_a_file_has_descriptors_of_its_own(tmp_path, monkeypatch):
     for other in others:
         os.close(other)
     assert not lost
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "new.mixb")
+    with serve.served(str(tmp_path / "new.mixb")) as source, pytest.raises(MixosError) as caught:
+        Ranges(source, source, 5.0).read(0, 1)
+    assert caught.value.reason == "source-unreadable"

@@ -54,7 +54,7 @@ def _run(function: Callable[[int, int], None], one: int, other: socket.socket | 
 
 def _opened(bundle: str) -> int:
     try:
-        return os.open(bundle, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(bundle, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe on somebody's disk: not waited for
     except OSError as error:
         raise MixosError(f"{bundle}: {error.strerror}", reason="file-unreadable") from error
 
