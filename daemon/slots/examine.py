@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from common.errors import DiskError, FormatError
 from daemon.linux import facts
 from daemon.parts.update.boot import SLOTS, Boot, Disk, Image, look
 from daemon.slots import kept
-from daemon.slots.disk import Slot, forget, opened, read_all
+from daemon.slots.disk import TABLE, Slot, forget, locked, opened, read_all
 
 Found = Literal["sound", "damaged", "missing", "unknown"]
 Step = Callable[[str, int, int, int], None]
@@ -132,23 +133,29 @@ def _lost(held: Held) -> bool:
     return held.data == "damaged" or ("sound" not in (held.kernel, held.entry) and held.target is not None)
 
 
-def examine(root: Path, step: Step = lambda *_: None) -> Report:
-    """Raises DiskError, OSError; where no copy of the table or of the boot sector is sound, that is in the report."""
+def examine(root: Path, step: Step = lambda *_: None, *, alone: bool = False) -> Report:
+    """Raises DiskError, OSError; where no copy of the table or of the boot sector is sound, that is in the report.
+
+    alone: the caller has the table and the ESP to itself. Otherwise others change them while the slots are read.
+    """
     path = Disk.device(root)
     running = facts.slot(root)
-    table = _table(path)
-    try:
-        disk = Disk.at(path)
-        esp, cleaned = disk.esp().faults()
-        left = [name for name, count in (("slots", cleaned.slots), ("clusters", cleaned.clusters)) if count]
-        left += ["tables-differ"] if cleaned.sectors else []
-        boot = look(disk, running, root)
-    except DiskError as error:
-        if error.reason not in ("disk-table", "esp-damaged"):
-            raise
-        return Report(running, table, () if error.reason == "disk-table" else _esp_faults(path, error))
+    apart = contextlib.nullcontext if alone else partial(locked, path, TABLE)
+    with apart():
+        table = _table(path)
+        try:
+            disk = Disk.at(path)
+            esp, cleaned = disk.esp().faults()
+            left = [name for name, count in (("slots", cleaned.slots), ("clusters", cleaned.clusters)) if count]
+            left += ["tables-differ"] if cleaned.sectors else []
+            boot = look(disk, running, root)
+        except DiskError as error:
+            if error.reason not in ("disk-table", "esp-damaged"):
+                raise
+            return Report(running, table, () if error.reason == "disk-table" else _esp_faults(path, error))
     held = tuple(_held(disk, boot, slot, root, step, number) for number, slot in enumerate(SLOTS))
-    with disk.esp().reading() as editor:
+    with apart(), disk.esp().reading() as editor:
+        boot = look(disk, running, root)
         held = tuple(_with_files(one, boot, editor) for one in held)
         files, unknown = _others(editor, boot, held)
     step("verify", len(SLOTS), len(SLOTS), 0)

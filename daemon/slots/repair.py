@@ -34,13 +34,13 @@ def repair(root: Path, step: Step = lambda *_: None) -> tuple[Report, tuple[str,
     """How the disk is now, and what was mended (of `Report.problems`). Raises DiskError, OSError."""
     path = Disk.device(root)
     with locked(path, SLOT, patience=0.0), locked(path, TABLE):
-        first = before = examine(root, step)
+        first = before = examine(root, step, alone=True)
         if before.table or before.esp:
             _mend_tables(path)
-            before = examine(root, step)
+            before = examine(root, step, alone=True)
         if before.slots:
             _mend_slots(Disk.at(path), before)
-        after = examine(root, step)
+        after = examine(root, step, alone=True)
     left = set(after.problems)
     mended = dict.fromkeys(one for one in (*first.problems, *before.problems) if one not in left)
     return after, tuple(mended)

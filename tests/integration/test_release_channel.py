@@ -101,6 +101,7 @@ class Shop:
         kernel = {"requested": "6.6.8", "source": "linux-6.6.8", "fallback": False, "note": "", "waived": []} | changes
         record = {
             "kernel": kernel,
+            "instead": {},
             "image": json.loads((bench.inputs["disk"] / "image.json").read_bytes()),
             "root": {
                 "files": [
@@ -383,6 +384,7 @@ def test_each_refusal_has_its_reason_and_a_hint(shop: Shop):
     for reason, change in (
         ("release-kernel", lambda found: found["kernel"].update(fallback=True, note="another one")),
         ("release-kernel", lambda found: found["kernel"].update(requested="path")),
+        ("release-source", lambda found: found.update(instead={"a": "b.tar"})),
         ("release-waiver", lambda found: found["kernel"].update(waived=[ended])),
         ("release-content", lambda found: found["image"].update(root_hash="00" * 32)),
         ("release-manifest", lambda found: found.pop("revision")),

@@ -157,6 +157,21 @@ def test_what_is_sound_is_not_touched(both: Both) -> None:
     ]
 
 
+def test_what_others_change_meanwhile_is_no_damage(both: Both) -> None:
+    """A version is called good while the slots are read."""
+    running = both.look().running
+    assert running is not None
+    tried = Entry(running.entry.stem, 2, 1)
+    count(Disk.at(both.device.path), running.entry.name, tried.name)
+
+    def step(_what: str, number: int, *_: int) -> None:
+        if number == 1:
+            count(Disk.at(both.device.path), tried.name, tried.blessed().name)
+
+    assert examine(both.tree, step).problems == ()
+    assert both.entry("b").good
+
+
 def test_what_was_flashed_keeps_no_kernel_image_until_it_is_repaired(tmp_path: Path) -> None:
     device = Device(tmp_path, OLD, root_of(OLD))
     device.boot()

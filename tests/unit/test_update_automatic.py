@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from common.efi.entries import GOOD, Entry
 from common.errors import MixosError
 from common.settings.update import Update as Settings
 from daemon.parts.update import automatic as module
-from daemon.parts.update.automatic import AGAIN, EVERY, FRESH, Automatic, way_out
+from daemon.parts.update.automatic import AGAIN, EVERY, FRESH, Automatic
 from daemon.parts.update.identity import FILE, identity
+from daemon.parts.update.starts import way_out
 
 OFFER = {"version": "1.1", "root-hash": "bb", "transfer": 100, "bundle": "mixos-1.1.mixb"}
 
@@ -20,12 +22,14 @@ def row(version="1.1", reason=None):
 
 
 class Part:
-    """Stands in for the part: remembers what it is asked to do."""
+    """Stands in for what it asks: remembers what it is asked to do."""
 
     def __init__(self, base, settings):
+        self.starts = self
         self.root, self.context = base, SimpleNamespace(state=base / "state")
         self.wanted, self.well, self.checked = settings, True, None
-        self.boot = SimpleNamespace(images=[SimpleNamespace(digest="aa")])
+        running = SimpleNamespace(digest="aa", entry=Entry("aaaaa", GOOD))
+        self.boot = SimpleNamespace(images=[running], running=running)
         self.records = SimpleNamespace(now=SimpleNamespace(staged=None))
         self.answer = {"channel": "http://a", "offer": OFFER, "candidates": [row()]}
         self.failing = None
@@ -69,8 +73,9 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def begun(tmp_path, clock):
+def begun(tmp_path, clock, monkeypatch):
     """Settings → the part and what turns it, after the first minutes."""
+    monkeypatch.setattr(Automatic, "_share", lambda self: 0.5)  # one device in 256 does not wait
 
     def begin(**settings):
         part = Part(tmp_path, Settings("http://a", **settings))
@@ -96,6 +101,14 @@ def test_an_offer_is_fetched_and_waits_for_a_person(begun, clock):
         turn(one)
     assert part.taken() == []
     clock.now += 1.1 * EVERY
+    turn(one)
+    assert part.taken() == ["check"]
+
+
+def test_after_somebody_has_gone_back_nothing_is_fetched_before_the_restart(begun):
+    """It would replace the version that the next boot is to start."""
+    part, one = begun()
+    part.boot.running.entry = part.boot.running.entry.given_up()
     turn(one)
     assert part.taken() == ["check"]
 
@@ -203,6 +216,7 @@ FAR, NEAR, LOCAL = (
     "eth0\t00000000\t0100A8C0\t0003\t0\t0\t100\t00000000\n",
     "eth0\t0000A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n",
 )
+NOWHERE = "*\t00000000\t00000000\t0201\t0\t0\t5\t00000000\n"  # ip route add unreachable default metric 5
 ANY = "0" * 32
 
 
@@ -213,6 +227,8 @@ ANY = "0" * 32
         (HEAD + LOCAL + NEAR, "", "eth0"),
         (HEAD + FAR + NEAR, "", "eth0"),
         (HEAD + LOCAL, "", ""),
+        (HEAD + NOWHERE + FAR, "", "wwan0"),
+        (HEAD + NOWHERE, "", ""),
         ("", f"{ANY} 00 {ANY} 00 {ANY} ffffffff 1 0 00200200 lo\n", ""),
         (HEAD, f"{ANY} 00 {ANY} 00 {'f' * 32} 00000400 1 0 00000003 eth1\n", "eth1"),
     ],

@@ -16,7 +16,7 @@ from daemon.core.method import Caller, Nothing, Role
 from daemon.core.part import Context
 from daemon.core.release.ledger import Conflict, Ledger, Move, load, save
 from daemon.core.release.switch import Migration
-from daemon.parts.update import part as module
+from daemon.parts.update import starts as module
 from daemon.parts.update.boot import Disk
 from daemon.parts.update.part import Update, Version
 from daemon.slots.disk import count
@@ -83,7 +83,7 @@ def run(device, scenario, findings=lambda: ()):
 
 
 async def become_good(update):
-    await until(lambda: update.boot.running.entry.good)
+    await until(lambda: update.starts.boot.running.entry.good)
     return await ask(update, "status")
 
 
@@ -116,7 +116,7 @@ def test_one_that_was_good_gets_its_starts_back_at_each_boot(device):
     assert device.starts() == {"1.0": (3, 1)}
 
     async def renewed(update):
-        await until(lambda: not update.boot.running.entry.done)
+        await until(lambda: not update.starts.boot.running.entry.done)
 
     run(device, renewed, findings=lambda: [Finding("units", "critical", "web is not up")])
     assert device.starts() == {"1.0": (4, 0)}
@@ -126,7 +126,7 @@ def unwell(device, check="units"):
     """Look at a boot in which something does not come up."""
 
     async def wait(update):
-        await until(lambda: update.problem)
+        await until(lambda: update.starts.problem)
         await asyncio.sleep(0.2)
         return await status(update)
 
@@ -182,7 +182,7 @@ def test_a_version_that_never_gets_well_is_left_and_told(device):
     assert device.boot() == "1.1"
 
     async def wait(update):
-        await until(lambda: update.problem)
+        await until(lambda: update.starts.problem)
 
     run(device, wait, findings=lambda: [Finding("units", "critical", "web is not up")])
     fail(device, 2)
@@ -387,7 +387,7 @@ def test_a_conflict_is_shown_until_it_is_settled(device):
     )
 
     async def scenario(update):
-        update.context.changes.places = Trees(device.tree / "etc", device.tree / "lib")
+        update.starts.context.changes.places = Trees(device.tree / "etc", device.tree / "lib")
         (device.tree / "lib").mkdir()
         first = (await ask(update, "status"))["conflicts"]
         (finding,) = update.findings()
@@ -420,7 +420,7 @@ def test_whoever_goes_back_leaves_the_other_version_what_it_would_have_by_now(de
     ledger_of(device, release=Disk.at(device.path).images()[0].digest, moves=(Move("aa", "1.0", 1.0, (1,), before),))
 
     async def scenario(update):
-        update.context.changes.places = Trees(device.tree / "etc", device.tree / "lib")
+        update.starts.context.changes.places = Trees(device.tree / "etc", device.tree / "lib")
         (device.tree / "lib/mixos").mkdir(parents=True)
         (device.tree / "lib/mixos/x.json").write_bytes(b"newer")
         await ask(update, "rollback")

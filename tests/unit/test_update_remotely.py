@@ -168,6 +168,45 @@ def test_it_does_not_wait_for_ever(device, tmp_path):
     assert (caught.value.reason, caught.value.retryable) == ("update-not-good", True)
 
 
+def test_a_device_that_is_silent_is_left(device):
+    with pytest.raises(UnreachableError):
+        update.ask(device("import time\ntime.sleep(600)"), "update", "status", seconds=0.5)
+
+
+@pytest.mark.parametrize(
+    "does", ["sys.stdout.write('x' * (9 << 20))", "sys.stderr.write('x' * (9 << 20))\nsys.exit(3)"]
+)
+def test_a_device_that_says_too_much_is_not_believed(device, does):
+    with pytest.raises(MixosError) as caught:
+        update.ask(device(does), "update", "status", seconds=30)
+    assert len(caught.value.message) < 1000
+
+
+HOSTILE = """
+say(step=1, done="x")
+say(version="\\x1b[2J", slot=["b"], step="root", done=1, of=2, fetched=3)
+sys.stderr.write("y" * 100_000 + "\\n")
+say(version="\\x1b[2J", slot="\\x1b]0;", step="staged", done=1, of=1, fetched=0)
+"""
+
+
+def test_what_a_device_says_has_its_form_and_cannot_steer_a_terminal(device, bundle):
+    steps = []
+    staged = update.stage(device(HOSTILE), bundle, again=False, step=steps.append)
+    assert not any("\x1b" in str(value) for one in (staged, *steps) for value in one.values())
+    assert [one["step"] for one in steps if "words" not in one] == ["root", "staged"]
+    assert all(len(one["words"]) <= 500 for one in steps if "words" in one)
+
+
+def test_a_state_has_its_form_and_cannot_steer_a_terminal(device, tmp_path):
+    odd = {"version": "\x1b[2J", "state": ["x"], "problem": "\x1b", "blocked": 5}
+    wait, told = waiting(device, tmp_path, odd, None, odd)
+    with pytest.raises(MixosError) as caught:
+        wait()
+    assert caught.value.reason == "update-fell-back"
+    assert "\x1b" not in "".join([*told, caught.value.message])
+
+
 @pytest.mark.parametrize(
     ("words", "code", "reason"),
     [

@@ -114,7 +114,7 @@ def test_what_is_wrong_is_told_and_mended_and_remembered(device: Device) -> None
 
 def test_nothing_is_remembered_when_nothing_was_wrong(device: Device) -> None:
     async def scenario(update: Update) -> tuple[dict[str, Any], list[str]]:
-        return await last(update, "repair"), [one.what for one in update.records.now.history]
+        return await last(update, "repair"), [one.what for one in update.starts.records.now.history]
 
     found, history = run(device, scenario)
     assert (found["report"]["problems"], found["mended"]) == ([], [])
@@ -142,8 +142,8 @@ def test_what_runs_without_an_entry_gets_one(device: Device) -> None:
         esp.remove(f"{FOLDER}/{device.names()[0]}")
 
     async def scenario(update: Update) -> tuple[bool, list[str], bool]:
-        before = update.boot.running is None
-        return before, (await last(update, "repair"))["mended"], update.boot.running is not None
+        before = update.starts.boot.running is None
+        return before, (await last(update, "repair"))["mended"], update.starts.boot.running is not None
 
     assert run(device, scenario) == (True, ["slot-a entry missing"], True)
 
@@ -157,7 +157,7 @@ def bundle(path: Path) -> Iterator[int]:
 
 async def by_bundle(update: Update, path: Path) -> list[dict[str, Any]]:
     with bundle(path) as source:
-        return [one async for one in update._taking().repair(update.boot, source)]
+        return [one async for one in update.releases._taking.repair(update.starts.boot, source)]
 
 
 def test_the_other_slot_is_repaired_by_its_bundle(device: Device, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_the_other_slot_is_repaired_by_its_bundle(device: Device, tmp_path: Path
     order = order_for(manifest, payload, Disk.at(device.path).images()[0].root_hash or b"")
 
     async def good(update: Update) -> None:
-        await update._commit()
+        await update.starts.commit()
 
     run(device, good)
     with served(path) as ranges:
@@ -189,13 +189,13 @@ def test_what_is_only_staged_stays_so(device: Device, tmp_path: Path) -> None:
     order = order_for(manifest, payload, Disk.at(device.path).images()[0].root_hash or b"")
 
     async def scenario(update: Update) -> tuple[dict[str, Any], str | None]:
-        await update._commit()
+        await update.starts.commit()
         with bundle(path) as source:
-            async for _ in update._taking().stage(update.boot, source, False):
+            async for _ in update.releases._taking.stage(update.starts.boot, source, False):
                 pass
         flip(device, Slot.of(Disk.at(device.path), "b").root[1] + 5000)
         items = await by_bundle(update, path)
-        return items[-1], update.records.now.staged.version if update.records.now.staged else None
+        return items[-1], update.starts.records.now.staged.version if update.starts.records.now.staged else None
 
     found, staged = run(device, scenario, verified(order))
     assert (found["report"]["problems"], staged) == ([], NEW)

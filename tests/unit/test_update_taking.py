@@ -25,7 +25,7 @@ from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.core.transfer import Accepts, Content
 from daemon.parts.update import automatic, taking
-from daemon.parts.update import part as module
+from daemon.parts.update import starts as module
 from daemon.parts.update.part import Update
 from tests import releases
 from tests.hostpackages import ROOT
@@ -122,7 +122,7 @@ def run(device, scenario, settings=""):
         await update.start()
         try:
             async with asyncio.timeout(60):
-                while not update.well:
+                while not update.starts.well:
                     await asyncio.sleep(0.01)
                 return await scenario(update), asked
         finally:
@@ -250,20 +250,20 @@ def test_a_release_is_taken_with_nobody_waiting(device, bundle):
 
     async def take(update):
         heard = []
-        publish = update.context.events.publish
+        publish = update.starts.context.events.publish
 
         def hear(topic, subject, /, **data):
             heard.append((topic, subject, data))
             publish(topic, subject, **data)
 
         with pytest.MonkeyPatch.context() as patch, web(bundle.parent) as address:
-            patch.setattr(update.context.events, "publish", hear)
+            patch.setattr(update.starts.context.events, "publish", hear)
             assert await ask(update, "take", url=f"{address}/{bundle.name}") is True
             with pytest.raises(MixosError) as caught:
                 await ask(update, "take", url=f"{address}/{bundle.name}")
-            await until(lambda: update._background.done())
+            await until(lambda: update.releases._background.done())
             assert await ask(update, "take", url=f"{address}/nothing.mixb") is True
-            await until(lambda: update.trouble is not None)
+            await until(lambda: update.releases.trouble is not None)
         assert await ask(update, "stop") is False
         return heard, caught.value.reason
 
@@ -350,6 +350,13 @@ def test_a_bundle_below_the_floor_is_refused(device, publisher):
     assert refused(device, publisher.release("1.3.0", sequence=7)).reason == "release-downgrade"
 
 
+def test_the_floor_of_what_runs_outlives_the_record(device, publisher):
+    (device.tree / "usr/lib/mixos/release").write_text(f"MIXOS_VERSION={OLD}\nMIXOS_SEQUENCE=8\nMIXOS_FLOOR=8\n")
+    run(device, lambda update: ask(update, "status"))
+    (device.tree / "var/lib/mixos/update/record.json").unlink()  # as a factory reset does
+    assert refused(device, publisher.release("1.3.1", sequence=7)).reason == "release-downgrade"
+
+
 def test_what_is_no_bundle_is_refused(device, tmp_path):
     odd = tmp_path / "odd.mixb"
     odd.write_bytes(b"no bundle" * 1000)
@@ -382,7 +389,7 @@ def test_a_caller_who_leaves_ends_the_work_and_a_retry_goes_on(device, bundle):
         before = psutil.Process().children(recursive=True)
         task = asyncio.create_task(stage(update, bundle))
         async with asyncio.timeout(30):
-            while update._taken is None or update._taken.progress is None:
+            while update.releases.progress is None:
                 await asyncio.sleep(0.005)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -471,7 +478,7 @@ def test_the_schedule_fetches_and_applies(device, channel, monkeypatch):
     soon(monkeypatch)
 
     async def wait(update):
-        await until(lambda: any(one.what == "installed" for one in update.records.now.history))
+        await until(lambda: any(one.what == "installed" for one in update.starts.records.now.history))
         await asyncio.sleep(0.3)
 
     _, asked = run(device, wait, f'channel = "{channel}"\napply = "window"\nwhen = ["00:00-24:00"]\n')
@@ -483,7 +490,7 @@ def test_the_schedule_leaves_the_restart_to_others(device, channel, monkeypatch)
     soon(monkeypatch)
 
     async def wait(update):
-        await until(lambda: any(one.what == "installed" for one in update.records.now.history))
+        await until(lambda: any(one.what == "installed" for one in update.starts.records.now.history))
         return await ask(update, "status")
 
     found, asked = run(device, wait, f'channel = "{channel}"\napply = "reboot"\n')
@@ -497,7 +504,7 @@ def test_what_is_not_allowed_waits(device, channel, monkeypatch, held):
     held = held.replace("LATER", f"{(hour + 2) % 24:02}:00-{(hour + 3) % 24:02}:00")
 
     async def wait(update):
-        await until(lambda: update.checked is not None)
+        await until(lambda: update.releases.checked is not None)
         await asyncio.sleep(0.5)
         return await ask(update, "status")
 

@@ -12,17 +12,16 @@ import hashlib
 import time
 from contextlib import aclosing
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import MixosError
-from daemon.linux import facts
 from daemon.linux.log import log
 from daemon.parts.update.identity import identity
+from daemon.parts.update.starts import way_out
 
 if TYPE_CHECKING:
     from common.settings.update import Update as Settings
-    from daemon.parts.update.part import Update
+    from daemon.parts.update.releases import Releases
 
 TICK = 60.0  # seconds between two looks at the settings and the time
 EVERY = 6 * 3600.0  # seconds between two questions to the channel
@@ -32,10 +31,10 @@ BY = "the schedule"
 
 
 class Automatic:
-    """Runs beside the part, and calls it as a person would."""
+    """Asks for what a person would."""
 
-    def __init__(self, part: Update) -> None:
-        self._part = part
+    def __init__(self, releases: Releases) -> None:
+        self._releases, self._starts = releases, releases.starts
         self._due: float | None = None  # when the channel is asked next
         self._asked: float | None = None  # when it last answered
         self._not_before, self._pause = 0.0, AGAIN  # after something failed
@@ -50,13 +49,13 @@ class Automatic:
 
     async def _turn(self) -> None:
         try:
-            settings = await asyncio.to_thread(self._part.settings)
-            if settings.channel and self._part.well:
+            settings = await asyncio.to_thread(self._releases.settings)
+            if settings.channel and self._starts.well:
                 await self._step(settings)
-                self._part.trouble = None
+                self._releases.trouble = None
             self._pause = AGAIN
         except (MixosError, OSError) as error:
-            self._part.trouble = str(error)
+            self._releases.trouble = str(error)
             self._log("err", str(error))
             self._not_before, self._pause = time.monotonic() + self._pause, min(2 * self._pause, EVERY)
 
@@ -66,7 +65,7 @@ class Automatic:
             self._due = now + share * 600  # not all at once when the power is back
         wanted = self._fetches(settings) or self._applies(settings)
         if now >= self._due or (wanted and not self._fresh(now)):
-            await self._part.check()
+            await self._releases.check()
             self._asked, self._due = now, now + EVERY * (0.9 + share / 5)
             self._said.clear()
         if self._fresh(now):
@@ -78,33 +77,33 @@ class Automatic:
 
     def _fetches(self, settings: Settings) -> bool:
         """Whether the last offer is one to be fetched now."""
-        found, staged = self._part.checked, self._part.records.now.staged
-        if found is None or found["offer"] is None:
+        found, staged, running = self._releases.checked, self._starts.records.now.staged, self._starts.boot.running
+        if found is None or found["offer"] is None or running is None or running.entry.bad:  # bad: it was left
             return False
         offer = found["offer"]
-        there = {image.digest for image in self._part.boot.images} | ({staged.root_hash} if staged else set())
+        there = {image.digest for image in self._starts.boot.images} | ({staged.root_hash} if staged else set())
         if offer["root-hash"] in there:  # staged, or waiting for a restart, or somebody went back from it
             return False
-        held = settings.no_fetch(datetime.now(), way_out(self._part.root), offer["transfer"])  # local time
+        held = settings.no_fetch(datetime.now(), way_out(self._starts.root), offer["transfer"])  # local time
         if held is not None:
             self._log("notice", f"{offer['version']} is offered, and not fetched now: {held}")
         return held is None
 
     def _applies(self, settings: Settings) -> bool:
         """Whether something is staged that may be applied now."""
-        return self._part.records.now.staged is not None and settings.no_apply(datetime.now()) in (None, "reboot")
+        return self._starts.records.now.staged is not None and settings.no_apply(datetime.now()) in (None, "reboot")
 
     async def _fetch(self, settings: Settings) -> None:
-        found = self._part.checked
+        found = self._releases.checked
         if found is None or found["offer"] is None or not self._fetches(settings):
             return
         address = f"{found['channel']}/{found['offer']['bundle']}"
-        async with aclosing(self._part.fetch(address, again=True)) as steps:  # newer by its number
+        async with aclosing(self._releases.fetch(address, again=True)) as steps:  # newer by its number
             async for _ in steps:
                 pass
 
     async def _apply(self, settings: Settings) -> None:
-        staged, found = self._part.records.now.staged, self._part.checked
+        staged, found = self._starts.records.now.staged, self._releases.checked
         if staged is None or found is None or not self._applies(settings):
             return
         row = next((one for one in found["candidates"] if one["version"] == staged.version), None)
@@ -112,23 +111,14 @@ class Automatic:
             why = "the channel does not offer it" if row is None else row["why"]
             self._log("notice", f"{staged.version} is staged, and not applied by itself: {why}")
             return
-        await self._part.apply(BY, restart=settings.no_apply(datetime.now()) is None)
+        await self._releases.apply(BY, restart=settings.no_apply(datetime.now()) is None)
 
     def _share(self) -> float:
         """0 to 1, another one on each device."""
-        seed = identity(self._part.context.state / "update")
+        seed = identity(self._starts.context.state / "update")
         return hashlib.sha256(f"mixos check\0{seed}".encode()).digest()[0] / 256
 
     def _log(self, level: str, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
             log(level, f"update: {text}")
-
-
-def way_out(root: Path) -> str:
-    """The interface of the default route (proc_pid_net(5)), the one with the least metric; "" when there is none."""
-    rows = [line.split() for line in (facts.text(root / "proc/net/route") or "").splitlines()[1:]]
-    four = [(int(row[6]), row[0]) for row in rows if row[1] == row[7] == "00000000"]
-    rows = [line.split() for line in (facts.text(root / "proc/net/ipv6_route") or "").splitlines()]
-    six = [(int(row[5], 16), row[9]) for row in rows if row[0] == "0" * 32 and row[1] == "00" and row[9] != "lo"]
-    return min(four or six, default=(0, ""))[1]
