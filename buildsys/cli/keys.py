@@ -293,9 +293,11 @@ def _sign_manifest(private: Any, file: Path, as_json: bool) -> None:
     from buildsys.files import atomic_write
     from buildsys.keys import openpgp
     from common.bundle import manifest
+    from image.host import image_errors
 
     text = named_file(file, manifest.MAX_BYTES + 1).decode("utf-8", "replace")
-    found = manifest.parse(text)
+    with image_errors(file):
+        found = manifest.parse(text)
     made = {one: openpgp.sign(private, text, one) for one in openpgp.held(private)}
     if not made:
         raise KeysError(f"there is no OpenPGP key in {private.folder}", reason="keys-missing")

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from common.bundle.ranges import Ranges
 from common.errors import MixosError
 from daemon.parts.update import serve
 
@@ -38,8 +37,12 @@ def test_who_serves_a_file_has_descriptors_of_its_own(tmp_path, monkeypatch):
     assert not lost
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "new.mixb")
-    with serve.served(str(tmp_path / "new.mixb")) as source, pytest.raises(MixosError) as caught:
-        Ranges(source, source, 5.0).read(0, 1)
-    assert caught.value.reason == "source-unreadable"
+@pytest.mark.parametrize("name", ["nothing.mixb", "folder", "pipe", "ftp://updates.example/a.mixb"])
+def test_what_is_no_file_is_told_with_what_could_be(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MixosError) as caught, serve.served(name):
+        pass
+    assert (caught.value.reason, name in caught.value.message) == ("file-unreadable", True)
+    assert caught.value.hint
