@@ -47,6 +47,15 @@ def public_keys(context: Context) -> Any:
     return Public(context.project.keys)
 
 
+def release_keys(context: Context) -> Any:
+    """The same, where something is to be released. Raises KeysError `keys-none`."""
+    public = public_keys(context)
+    if not public.exists:
+        hint = "make them: mixos keys make; then build the image again, so that its devices know them"
+        raise KeysError(f"{public.folder} has no keys to release with", reason="keys-none", hint=hint)
+    return public
+
+
 @keys.command()
 @click.option("--simple", is_flag=True, help="One root key instead of three of which two must sign.")
 @click.option("--no-passphrase", is_flag=True, help="Leave the private keys unencrypted.")

@@ -67,13 +67,10 @@ def release(
     from buildsys import release as gate
     from buildsys.channel import Channel, parse_share, parse_waves
     from buildsys.cli.bundle import built_file
-    from buildsys.cli.keys import private_keys, public_keys
+    from buildsys.cli.keys import private_keys, release_keys
     from buildsys.keys import tuf
 
-    project, public = context.project, public_keys(context)
-    if not public.exists:
-        hint = "make them: mixos keys make; then build the image again, so that its devices know them"
-        raise KeysError(f"{public.folder} has no keys to release with", reason="keys-none", hint=hint)
+    project, public = context.project, release_keys(context)
     path = built_file(source or project.image_file)
     parse_waves(waves, 0)
     failures = None if max_failures is None else parse_share(max_failures)
