@@ -274,6 +274,29 @@ def test_a_release_is_taken_with_nobody_waiting(device, bundle):
     assert {"step", "done", "of", "fetched", "transfer"} <= heard[0][2].keys()
 
 
+def test_whatever_is_being_staged_can_be_ended(device, bundle):
+    """Also when a caller began it, and whoever has the bundle says nothing."""
+    silent, theirs = socket.socketpair()
+
+    async def wait(update):
+        async for _ in update.releases.staged(theirs.fileno(), again=False):
+            pass
+
+    async def take(update):
+        staging = asyncio.create_task(wait(update))
+        await until(lambda: update.releases._staging)
+        await asyncio.sleep(0.2)
+        assert not staging.done()
+        assert await ask(update, "stop") is True
+        with pytest.raises(MixosError) as caught:
+            await staging
+        assert await ask(update, "stop") is False
+        return caught.value.reason, (await stage(update, bundle))[-1]["step"]
+
+    with silent, theirs:
+        assert run(device, take)[0] == ("update-stopped", "staged")
+
+
 def test_an_update_back_and_forth(device, bundle):
     """Update, rollback, update: nothing is fetched twice that is there."""
 
