@@ -22,6 +22,7 @@ from typing import Any
 
 from common.bundle.order import MAX_BOOT_FILE, Order
 from common.disk.fat import FatError
+from common.disk.fatedit import Editor
 from common.efi import uki
 from common.efi.entries import BOOT_FILES, RESCUE_SORT_KEY
 from common.errors import DiskError, FormatError, MixosError, RefusedError
@@ -36,6 +37,7 @@ _MAGIC = b"MIXOSFIL"
 _HEAD = struct.Struct("<8sI32s")  # magic, length of the text, its hash
 _TEXT = 2048  # bytes of the note; the sector behind them is the mark
 _MARK = 512
+_PIECE = 1 << 20  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def put(esp: Esp, files: dict[str, bytes], created: int) -> list[str]:
         there = {path.lower(): path for path in editor.files()}
         for name, data in files.items():
             for path in (there[one.lower()] for one in BOOT_FILES[name] if one.lower() in there):
-                if editor.files()[path] == len(data) and editor.read(path) == data:
+                if _holds(editor, path, data):
                     continue
                 try:
                     editor.replace(path, [data], len(data), epoch=created)
@@ -223,3 +225,10 @@ def put(esp: Esp, files: dict[str, bytes], created: int) -> list[str]:
                     raise RefusedError(f"{path} does not fit beside the old one: {error}", reason="esp-full") from error
                 written.append(path)
     return written
+
+
+def _holds(editor: Editor, path: str, data: bytes) -> bool:
+    pieces = range(0, len(data), _PIECE)
+    return editor.files()[path] == len(data) and all(
+        editor.read(path, at, min(_PIECE, len(data) - at)) == data[at : at + _PIECE] for at in pieces
+    )
