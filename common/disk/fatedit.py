@@ -73,6 +73,10 @@ class Editor:
         """Path → size in bytes, of all files."""
         return {path: entry.size for path, entry in fatread.files(self._volume)}
 
+    def folders(self) -> set[str]:
+        """Paths of all folders, "" among them."""
+        return {folder.prefix.rstrip("/") for folder in fatread.folders(self._volume)}
+
     def free(self) -> int:
         """Bytes that are free."""
         return self._vacant().count(1) * self._volume.cluster

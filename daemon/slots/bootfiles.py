@@ -194,7 +194,7 @@ def renew(root: Path) -> tuple[str, ...]:
     written: list[str] = []
     failed: MixosError | None = None
     with locked(disk, TABLE):
-        for partition in (one for one in ESPS if any(one == part.name for part in disk.table.partitions)):
+        for partition in partitions(disk):
             try:
                 written += [f"{partition}:{path}" for path in put(disk.esp(partition), found, note.created)]
             except MixosError as error:  # a second one that is damaged keeps nothing from the first
@@ -203,6 +203,11 @@ def renew(root: Path) -> tuple[str, ...]:
             raise failed
         _mark(slot, note)
     return tuple(written)
+
+
+def partitions(disk: Disk) -> list[str]:
+    """The EFI system partitions that a disk has, in the order in which they are renewed."""
+    return [name for name in ESPS if any(part.name == name for part in disk.table.partitions)]
 
 
 def put(esp: Esp, files: dict[str, bytes], created: int) -> list[str]:

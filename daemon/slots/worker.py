@@ -109,7 +109,7 @@ def _make(
     ends = file_places(order.root.size, order.uki.size, [file.size for file in order.files.values()])
     for (name, extra), at in zip(order.files.items(), ends[:-1], strict=True):
         old = _boot_file(source, esp, places, name) if begins else None
-        jobs.append((name, extra, places.target[1] + at, old))
+        jobs.append(("files", extra, places.target[1] + at, old))
     total = sum(len(file.target.windows) for _, file, _, _ in jobs)
     done = 0
     for name, file, at, old in jobs:

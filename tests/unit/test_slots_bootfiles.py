@@ -6,6 +6,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from common.bundle.manifest import Manifest
 from common.disk import fatread, gpt
-from common.disk.fatedit import Cleaned
+from common.disk.fatedit import Cleaned, Editor
 from common.efi import pe, siglist
 from common.efi.entries import BOOT_FILES
 from common.errors import DiskError, MixosError, RefusedError
@@ -21,6 +22,8 @@ from daemon.parts.update.boot import Boot, Disk, look
 from daemon.slots import bootfiles
 from daemon.slots.bootfiles import ESPS, Kept, Note, renew
 from daemon.slots.disk import BLOCK, Slot, count
+from daemon.slots.examine import examine
+from daemon.slots.repair import repair
 from daemon.slots.seal import seal
 from daemon.slots.stage import Stage
 from tests import crashstates
@@ -266,6 +269,77 @@ def test_a_release_whose_files_the_slot_cannot_hold_is_refused(updated: Updated,
     with served(offered[0]) as ranges, pytest.raises(RefusedError) as caught:
         Stage(updated.tree, order, lambda *_: None, "nobody").run(ranges)
     assert caught.value.reason == "update-size"
+
+
+# -- repair ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def changing(updated: Updated, partition: str) -> Iterator[Editor]:
+    with Disk.at(updated.path).esp(partition).changing() as esp:
+        yield esp
+
+
+def flip(updated: Updated, partition: str, path: str, at: int) -> None:
+    with updated.path.open("r+b") as disk:
+        part = gpt.read(disk.fileno()).find(partition)
+        volume = fatread.open_volume(disk.fileno(), part.offset, part.size)
+        place = volume.place(next(entry.first for name, entry in fatread.files(volume) if name == path)) + at
+        os.pwrite(disk.fileno(), bytes([os.pread(disk.fileno(), 1, place)[0] ^ 4]), place)
+
+
+@pytest.mark.parametrize("partition", ESPS)
+def test_one_partition_restores_the_other(updated: Updated, partition: str) -> None:
+    """Of the release that runs: what its slot keeps tells which copy is the damaged one."""
+    updated.switched()
+    renew(updated.tree)
+    assert examine(updated.tree).problems == ("slot-a kernel missing",)
+    for path in PATHS:
+        flip(updated, partition, path, 700)
+        wrong = f"file {partition}:{path} damaged"
+        assert wrong in examine(updated.tree).problems
+        assert wrong in repair(updated.tree)[1]
+        assert examine(updated.tree).problems == ()
+    with changing(updated, partition) as esp:
+        esp.remove(PATHS[0])
+    assert repair(updated.tree)[1] == (f"file {partition}:{PATHS[0]} missing",)
+    assert set(updated.versions().values()) == {NEW}
+
+
+def test_both_copies_are_restored_from_the_slot(updated: Updated) -> None:
+    updated.switched()
+    renew(updated.tree)
+    for number, partition in enumerate(ESPS):
+        flip(updated, partition, PATHS[0], 900 + number)
+    assert len([one for one in repair(updated.tree)[1] if one.endswith("RESCUE.EFI damaged")]) == 2
+    assert set(updated.versions().values()) == {NEW}
+
+
+def test_between_two_that_nothing_tells_apart_nobody_chooses(updated: Updated) -> None:
+    """Rescue entries as they were flashed, without a signature; of the loader there are four."""
+    flip(updated, ESPS[0], PATHS[0], 700)
+    assert not [one for one in examine(updated.tree).problems if one.startswith("file")]
+    flip(updated, ESPS[1], PATHS[1], 700)
+    assert f"file {ESPS[1]}:{PATHS[1]} damaged" in repair(updated.tree)[1]
+    assert updated.versions()[f"{ESPS[1]}:{PATHS[1]}"] == OLD
+
+
+def test_half_a_renewal_is_no_damage(updated: Updated) -> None:
+    updated.switched()
+    with changing(updated, ESPS[0]) as esp:
+        for path, data in zip(PATHS, [boot_files(NEW)[0], *[boot_files(NEW)[1]] * 2], strict=True):
+            esp.replace(path, [data], len(data), epoch=0)
+    repair(updated.tree)
+    versions = updated.versions()
+    assert {versions[f"{ESPS[0]}:{path}"] for path in PATHS} == {NEW}
+
+
+def test_the_boot_sector_of_the_second_partition_is_restored(updated: Updated) -> None:
+    offset = gpt.read(updated.path).find(ESPS[0]).offset
+    with updated.path.open("r+b") as disk:
+        os.pwrite(disk.fileno(), b"\xff", offset + 14)
+    assert "esp-b boot-sector" in repair(updated.tree)[1]
+    assert set(updated.versions().values()) == {OLD}
 
 
 # -- the note ----------------------------------------------------------------------------------------------------------
