@@ -97,7 +97,8 @@ def _of_bundle(path: Path) -> Content:
 
         way = next(one for one in found.plans if one.source is None)
         root, uki = (_made(read, blob, target) for blob, target in ((way.root, found.root), (way.uki, found.uki)))
-        files = {file.name: _made(read, blob, file) for blob, file in zip(way.files, found.files, strict=True)}
+        pairs = zip(way.files, found.files, strict=True)
+        files: dict[str, bytes] = {file.name: _made(read, blob, file) for blob, file in pairs}
     salt = bytes.fromhex(found.root.salt)
     return Content(found.version, found.kernel, root, uki, bytes.fromhex(found.root.root_hash), salt, files)
 
