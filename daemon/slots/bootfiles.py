@@ -118,6 +118,16 @@ def write(slot: Slot, note: Note) -> None:
         os.fsync(descriptor)
 
 
+def restore(slot: Slot, kept: Kept, data: bytes) -> None:
+    """Write a file that a slot keeps anew. Raises OSError."""
+    with opened(slot.root, os.O_RDWR) as descriptor:
+        for at in range(0, len(data), _PIECE):
+            piece = data[at : at + _PIECE]
+            padded = piece.ljust(-(-len(piece) // BLOCK) * BLOCK, b"\0")
+            os.pwrite(descriptor, padded, slot.root[1] + kept.offset + at)
+        os.fsync(descriptor)
+
+
 def _mark(slot: Slot, note: Note) -> None:
     """Say that all is in place; nothing else of the note is written. Raises OSError."""
     mark = replace(note, done=True).dump()[_TEXT:][:_MARK]

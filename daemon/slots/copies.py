@@ -37,7 +37,8 @@ class Copy:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A copy that is not what it must be. digest: SHA-256 of what it must be."""
+    """A copy that is not what it must be. partition: of a slot for what that keeps; digest: SHA-256 of what it must
+    be."""
 
     name: str
     partition: str
@@ -51,19 +52,28 @@ class Wrong:
 
 def wrong(disk: Disk) -> tuple[Wrong, ...]:
     """Raises DiskError, OSError; a partition that cannot be read has no copies."""
+    lost: list[Wrong] = []
     kept, placed = defaultdict[str, set[bytes]](set), dict[str, bytes]()
     for slot in SLOTS:
-        note = bootfiles.read(Slot.of(disk, slot), disk.holds(slot))
-        for one in note.files if note else ():
-            kept[one.name].add(one.sha256)
-            if note and note.done:
-                placed[one.name] = one.sha256
+        place = Slot.of(disk, slot)
+        note = bootfiles.read(place, disk.holds(slot))
+        if note is None:
+            continue
+        kept_here = {one.name: one.sha256 for one in note.files}
+        for name, digest in kept_here.items():
+            kept[name].add(digest)
+        if note.done:
+            placed |= kept_here
+        for name, data in bootfiles.contents(place, note):
+            if data is None:
+                lost.append(Wrong(name, f"mixos-root-{slot}", name, "damaged", kept_here[name]))
     copies = defaultdict[str, list[Copy]](list)
     for partition in bootfiles.partitions(disk):
         with contextlib.suppress(DiskError), disk.esp(partition).reading() as esp:
             for name, copy in _copies(esp, partition):
                 copies[name].append(copy)
-    return tuple(one for name, found in copies.items() for one in _judged(name, found, kept[name], placed.get(name)))
+    judged = (one for name, found in copies.items() for one in _judged(name, found, kept[name], placed.get(name)))
+    return (*judged, *lost)
 
 
 def _judged(name: str, copies: list[Copy], kept: set[bytes], placed: bytes | None) -> Iterator[Wrong]:
@@ -119,12 +129,23 @@ def mend(disk: Disk, found: tuple[Wrong, ...]) -> None:
         data = _sound(disk, one)
         if data is None:
             continue
+        if one.partition not in bootfiles.ESPS:
+            _restore(disk, one, data)
+            continue
         with disk.esp(one.partition).changing() as esp:
             there = next((path for path in esp.files() if path.lower() == one.path.lower()), None)
             if there is not None:
                 esp.replace(there, [data], len(data), epoch=0)
             else:
                 esp.add(one.path, [data], len(data), epoch=0)
+
+
+def _restore(disk: Disk, wanted: Wrong, data: bytes) -> None:
+    for slot in (Slot.of(disk, name) for name in SLOTS if wanted.partition == f"mixos-root-{name}"):
+        note = bootfiles.read(slot, disk.holds(slot.name))
+        for kept in note.files if note else ():
+            if (kept.name, kept.sha256) == (wanted.name, wanted.digest):
+                bootfiles.restore(slot, kept, data)
 
 
 def _sound(disk: Disk, wanted: Wrong) -> bytes | None:

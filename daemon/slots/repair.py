@@ -25,7 +25,7 @@ from common.efi import uki
 from common.efi.entries import COMING, FOLDER, TRIES, Entry, image_name, in_order
 from common.errors import DiskError, FormatError, RefusedError
 from daemon.parts.update.boot import SLOTS, Disk
-from daemon.slots import copies, kept, worker
+from daemon.slots import bootfiles, copies, kept, worker
 from daemon.slots.disk import SLOT, TABLE, Slot, found, identify, locked, remove_unfinished
 from daemon.slots.examine import SECOND, Held, Report, Step, content, examine, kernel
 from daemon.slots.stage import check_room, check_tree, make_windows, put_tree, write_tree
@@ -73,8 +73,9 @@ def repair_by(
         before = examine(root, step)
         target = Slot.of(disk, name)
         check_room(target, order)
+        note = bootfiles.read(target, order.root_hash)
         make_windows(disk, boot, target, order, ranges, step, account)
-        write_tree(root, target, order, step)
+        write_tree(root, target, order, step, placed=note is not None and note.done)
         if not held:
             with locked(disk, TABLE):
                 identify(disk, name, verity.partition_ids(order.root_hash))

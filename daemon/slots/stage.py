@@ -16,6 +16,7 @@ import hashlib
 import os
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from common import said
@@ -102,12 +103,13 @@ def check_room(target: Slot, order: Order) -> None:
         raise RefusedError(message, reason="update-size")
 
 
-def write_tree(root: Path, target: Slot, order: Order, step: Step) -> None:
-    """Read the slot back, compare, and write its tree. Raises as `verified` and `kernel` do."""
+def write_tree(root: Path, target: Slot, order: Order, step: Step, *, placed: bool = False) -> None:
+    """Read the slot back, compare, and write its tree. placed: its files are on the ESP already, or newer ones. Raises
+    as `verified` and `kernel` do."""
     step("verify", 0, 1, 0)
     tree = verified(target, order)
     kernel(root, target, order)
-    note = bootfiles.of_order(order)
+    note = replace(bootfiles.of_order(order), done=placed)
     bootfiles.check(target, note)
     put_tree(target, tree)
     check_tree(target, tree)

@@ -23,7 +23,7 @@ from daemon.slots import bootfiles
 from daemon.slots.bootfiles import ESPS, Kept, Note, renew
 from daemon.slots.disk import BLOCK, Slot, count
 from daemon.slots.examine import examine
-from daemon.slots.repair import repair
+from daemon.slots.repair import repair, repair_by
 from daemon.slots.seal import seal
 from daemon.slots.stage import Stage
 from tests import crashstates
@@ -322,6 +322,42 @@ def test_between_two_that_nothing_tells_apart_nobody_chooses(updated: Updated) -
     flip(updated, ESPS[1], PATHS[1], 700)
     assert f"file {ESPS[1]}:{PATHS[1]} damaged" in repair(updated.tree)[1]
     assert updated.versions()[f"{ESPS[1]}:{PATHS[1]}"] == OLD
+
+
+def test_what_the_slot_keeps_is_restored_from_the_partitions(updated: Updated) -> None:
+    """Once it was put there; before that only the bundle has it."""
+    updated.switched()
+    slot, kept = updated.slot("b"), updated.note().files[0]
+    wrong = f"file mixos-root-b:{kept.name} damaged"
+    for renewed in (False, True):
+        if renewed:
+            renew(updated.tree)
+        with updated.path.open("r+b") as disk:
+            at = slot.root[1] + kept.offset + 50
+            byte = os.pread(disk.fileno(), 1, at)[0]
+            os.pwrite(disk.fileno(), bytes([byte ^ 1]), at)
+            report, mended = repair(updated.tree)
+            assert (wrong in report.problems, wrong in mended) == (not renewed, renewed)
+            os.pwrite(disk.fileno(), bytes([byte]), at)
+    assert updated.note().done
+
+
+def test_a_slot_that_a_bundle_repairs_brings_no_older_ones(updated: Updated, offered: Offered) -> None:
+    """It remembers that its files were put in place."""
+    updated.switched()
+    renew(updated.tree)
+    new = updated.look().running
+    assert new is not None
+    count(Disk.at(updated.path), new.entry.name, new.entry.given_up().name)
+    assert updated.device.boot() == OLD
+    updated.bless()
+    for kept in updated.note().files:
+        with updated.path.open("r+b") as disk:
+            os.pwrite(disk.fileno(), b"?", updated.slot("b").root[1] + kept.offset)
+    with served(offered[0]) as ranges:
+        report, _ = repair_by(updated.tree, updated.order, ranges, lambda *_: None, "nobody")
+    assert not [one for one in report.problems if "file" in one]
+    assert updated.note().done
 
 
 def test_half_a_renewal_is_no_damage(updated: Updated) -> None:
