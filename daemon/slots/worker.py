@@ -27,7 +27,7 @@ from common.disk.fat import FatError
 from common.efi.entries import BOOT_FILES, read_name
 from common.errors import BundleError, DiskError, MixosError
 from daemon.linux.become import become, has_apparmor, keep_only
-from daemon.slots.disk import file_places, kernel_place
+from daemon.slots.disk import BLOCK, file_places, kernel_place
 
 ACCOUNT, PROFILE = "update", "update-windows"
 _MEMORY = 256 << 20  # bytes of address space
@@ -124,6 +124,8 @@ def _make(
             tell(step=name, done=done, of=total, fetched=ranges.fetched)
 
         def write(offset: int, data: memoryview, at: int = at) -> None:
+            if rest := -len(data) % BLOCK:  # whole sectors: one that cannot be read is not to be read for it
+                data = memoryview(bytes(data) + bytes(rest))
             while data:
                 written = os.pwrite(target, data, at + offset)
                 data, offset = data[written:], offset + written
