@@ -151,9 +151,9 @@ def contents(slot: Slot, note: Note) -> Iterator[tuple[str, bytes | None]]:
             yield one.name, data if hashlib.sha256(data).digest() == one.sha256 else None
 
 
-def check(slot: Slot, note: Note) -> None:
-    """Raises DiskError: `slots-readback` unless the files are in the slot, `slots-kernel` for one that is no such
-    file."""
+def checked(slot: Slot, note: Note) -> Iterator[tuple[str, bytes]]:
+    """Each file. Raises DiskError: `slots-readback` for one that is not in the slot, `slots-kernel` for one that is no
+    such file."""
     for name, data in contents(slot, note):
         if data is None:
             hint = "try again; if it stays so, the disk is failing: see 'mixctl storage status'"
@@ -161,6 +161,7 @@ def check(slot: Slot, note: Note) -> None:
             raise DiskError(message, reason="slots-readback", hint=hint, retryable=True)
         if not fitting(name, data):
             raise DiskError(f"the file {name} of the release is none", reason="slots-kernel")
+        yield name, data
 
 
 def fitting(name: str, data: bytes) -> bool:
@@ -194,8 +195,7 @@ def renew(root: Path) -> tuple[str, ...]:
     note = read(slot, boot.root_hash)
     if note is None or note.done:
         return ()
-    check(slot, note)
-    found = {name: data for name, data in contents(slot, note) if data is not None}
+    found = dict(checked(slot, note))
     for name, data in found.items():
         if name != "loader-conf" and (why := firmware.refusal(data, root)):
             hint = "the old ones stay; it must be signed with a key that this machine's db has: see docs/secureboot.md"
@@ -244,6 +244,8 @@ def put(esp: Esp, files: dict[str, bytes], created: int) -> list[str]:
 
 def _holds(editor: Editor, path: str, data: bytes) -> bool:
     pieces = range(0, len(data), _PIECE)
-    return editor.files()[path] == len(data) and all(
-        editor.read(path, at, min(_PIECE, len(data) - at)) == data[at : at + _PIECE] for at in pieces
-    )
+    with contextlib.suppress(FatError):  # one that cannot be read is another one
+        return editor.files()[path] == len(data) and all(
+            editor.read(path, at, min(_PIECE, len(data) - at)) == data[at : at + _PIECE] for at in pieces
+        )
+    return False

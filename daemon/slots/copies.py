@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.bundle.order import MAX_BOOT_FILE
+from common.disk.fat import FatError
 from common.disk.fatedit import Editor
 from common.efi import pe
 from common.efi.entries import BOOT_FILES
@@ -124,7 +125,7 @@ def _signed(data: bytes) -> bool:
 
 
 def mend(disk: Disk, found: tuple[Wrong, ...]) -> None:
-    """Restore copies as far as what they must be is somewhere. Raises DiskError, OSError."""
+    """Restore copies as far as what they must be is somewhere, and fits. Raises DiskError, OSError."""
     for one in found:
         data = _sound(disk, one)
         if data is None:
@@ -134,10 +135,14 @@ def mend(disk: Disk, found: tuple[Wrong, ...]) -> None:
             continue
         with disk.esp(one.partition).changing() as esp:
             there = next((path for path in esp.files() if path.lower() == one.path.lower()), None)
-            if there is not None:
-                esp.replace(there, [data], len(data), epoch=0)
-            else:
-                esp.add(one.path, [data], len(data), epoch=0)
+            try:
+                if there is not None:
+                    esp.replace(there, [data], len(data), epoch=0)
+                else:
+                    esp.add(one.path, [data], len(data), epoch=0)
+            except FatError as error:
+                if error.reason != "fat-full":
+                    raise
 
 
 def _restore(disk: Disk, wanted: Wrong, data: bytes) -> None:

@@ -110,7 +110,8 @@ def write_tree(root: Path, target: Slot, order: Order, step: Step, *, placed: bo
     tree = verified(target, order)
     kernel(root, target, order)
     note = replace(bootfiles.of_order(order), done=placed)
-    bootfiles.check(target, note)
+    for _ in bootfiles.checked(target, note):
+        pass
     put_tree(target, tree)
     check_tree(target, tree)
     bootfiles.write(target, note)

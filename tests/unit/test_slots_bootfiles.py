@@ -163,6 +163,21 @@ def test_files_that_are_there_already_are_not_written(updated: Updated) -> None:
     assert set(updated.versions().values()) == {NEW}
 
 
+def test_an_old_one_that_cannot_be_read_is_replaced(updated: Updated) -> None:
+    """Its chain of clusters ends too early."""
+    updated.switched()
+    with updated.path.open("r+b") as disk:
+        part = gpt.read(disk.fileno()).find("mixos-esp")
+        volume = fatread.open_volume(disk.fileno(), part.offset, part.size)
+        first = next(entry.first for name, entry in fatread.files(volume) if name == PATHS[0])
+        for table in volume.fats:
+            os.pwrite(disk.fileno(), b"\xff\xff\xff\x0f", table + first * 4)
+    with pytest.raises(DiskError), Disk.at(updated.path).esp().reading() as esp:
+        esp.read(PATHS[0])
+    renew(updated.tree)
+    assert set(updated.versions().values()) == {NEW}
+
+
 def test_where_there_is_no_such_file_none_is_made(updated: Updated) -> None:
     """An image without a rescue entry, a table without a second partition."""
     updated.switched()
@@ -187,6 +202,8 @@ def test_a_full_partition_keeps_the_old_ones(updated: Updated, partition: str) -
     assert versions[f"{partition}:EFI/Linux/RESCUE.EFI"] == OLD
     assert "" not in versions.values()
     assert not updated.note().done
+    repair(updated.tree)
+    assert "" not in updated.versions().values()
     with Disk.at(updated.path).esp(partition).changing() as esp:
         esp.remove("EFI/Linux/FULL.BIN")
     renew(updated.tree)
