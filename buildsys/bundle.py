@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from buildsys.files import atomic_write
@@ -17,7 +17,7 @@ from common.bundle import container, manifest, plan, windows
 from common.bundle.container import Front
 from common.disk import fatread, gpt, verity
 from common.efi import uki as uki_format
-from common.efi.entries import FOLDER, RESCUE
+from common.efi.entries import BOOT_FILES, FOLDER, RESCUE
 from common.errors import BundleError, FormatError, ImageError, UsageError
 from image.host import image_errors, opened
 
@@ -26,7 +26,7 @@ Sign = Callable[[str], Front]
 
 @dataclass(frozen=True)
 class Content:
-    """A release as bytes. salt: of its verity tree."""
+    """A release as bytes. salt: of its verity tree; files: of the ESP, by name (`BOOT_FILES`)."""
 
     version: str
     kernel: str
@@ -34,6 +34,7 @@ class Content:
     uki: bytes
     root_hash: bytes
     salt: bytes
+    files: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def installed(self) -> manifest.Installed:
@@ -103,7 +104,8 @@ def _of_image(descriptor: int, path: Path) -> Content:
     esp, place = table.find("mixos-esp"), table.find("mixos-root-a")
     volume = fatread.open_volume(descriptor, esp.offset, esp.size)
     rescue = f"{FOLDER}/{RESCUE}"
-    found = [entry for path, entry in fatread.files(volume) if path.startswith(f"{FOLDER}/") and path != rescue]
+    there = dict(fatread.files(volume))
+    found = [entry for path, entry in there.items() if path.startswith(f"{FOLDER}/") and path != rescue]
     if len(found) != 1:
         raise ImageError(f"{path}: {len(found)} entries of the loader, not one", reason="bundle-image")
     uki = fatread.read(volume, found[0])
@@ -115,7 +117,8 @@ def _of_image(descriptor: int, path: Path) -> Content:
     tree = verity.build(descriptor, len(root), target.salt, place.offset)
     if tree.root != target.root:
         raise ImageError(f"{path}: its root is not the one that its kernel image starts", reason="bundle-image")
-    return Content(head.identity("IMAGE_VERSION"), head.uname, root, uki, tree.root, target.salt)
+    files = {name: fatread.read(volume, there[paths[0]]) for name, paths in BOOT_FILES.items() if paths[0] in there}
+    return Content(head.identity("IMAGE_VERSION"), head.uname, root, uki, tree.root, target.salt, files)
 
 
 def _of_bundle(descriptor: int) -> Content:
@@ -123,11 +126,15 @@ def _of_bundle(descriptor: int) -> Content:
     found, read = _opened(descriptor)
     way = next(one for one in found.plans if one.source is None)
     root, uki = (_made(read, blob, target) for blob, target in ((way.root, found.root), (way.uki, found.uki)))
+    pairs = zip(way.files, found.files, strict=True)
+    files: dict[str, bytes] = {file.name: _made(read, blob, file) for blob, file in pairs}
     salt = bytes.fromhex(found.root.salt)
-    return Content(found.version, found.kernel, root, uki, bytes.fromhex(found.root.root_hash), salt)
+    return Content(found.version, found.kernel, root, uki, bytes.fromhex(found.root.root_hash), salt, files)
 
 
-def _made(read: windows.Read, blob: manifest.PlanBlob, target: manifest.Root | manifest.Uki) -> bytes:
+def _made(
+    read: windows.Read, blob: manifest.PlanBlob, target: manifest.Root | manifest.Uki | manifest.BootFile
+) -> bytes:
     recipe = windows.read_plan(read(blob.offset, blob.size))
     wanted = windows.Target(target.size, tuple(map(bytes.fromhex, target.windows.sha256)))
     out = bytearray(target.size)
@@ -155,12 +162,12 @@ def make(
             hint = "name an earlier release by --from, or build one with another version"
             raise ImageError(f"{old.version} has the root of {new.version} itself", reason="bundle-same", hint=hint)
     payload = plan.Payload()
-    root, uki = plan.parse(new.root, jobs=jobs), plan.parse(new.uki, jobs=jobs)
-    whole = _way(None, root, uki, payload, jobs)
+    parsed = {name: plan.parse(data, jobs=jobs) for name, data in _parts(new).items()}
+    whole = _way(None, parsed, payload, jobs)
     ways = [whole]
     for old in earlier:
         kept = payload.size, len(payload.pieces)
-        way = _way(old, root, uki, payload, jobs)
+        way = _way(old, parsed, payload, jobs)
         if way.transfer < whole.transfer:
             ways.append(way)
         else:
@@ -178,6 +185,7 @@ def make(
             "kernel": new.kernel,
             "root": {**_target(new.root), "root-hash": new.root_hash.hex(), "salt": new.salt.hex()},
             "uki": _target(new.uki),
+            "files": [{"name": name, **_target(data)} for name, data in new.files.items()],
             "plans": [way.model_dump(mode="json", by_alias=True) for way in ways],
             "hooks": [],
         }
@@ -193,18 +201,23 @@ def _target(data: bytes) -> dict[str, object]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "windows": sizes}
 
 
-def _way(old: Content | None, root: plan.New, uki: plan.New, payload: plan.Payload, jobs: int) -> manifest.Plan:
-    sources = (old.root, old.uki) if old else (None, None)
-    blobs, transfer = [], 0
-    for new, source in zip((root, uki), sources, strict=True):
-        data = plan.make_plan(new, source, payload, jobs)
+def _parts(content: Content) -> dict[str, bytes]:
+    return {"root": content.root, "uki": content.uki, **content.files}
+
+
+def _way(old: Content | None, parsed: Mapping[str, plan.New], payload: plan.Payload, jobs: int) -> manifest.Plan:
+    sources = _parts(old) if old else {}
+    blobs, transfer = {}, 0
+    for name, new in parsed.items():
+        data = plan.make_plan(new, sources.get(name), payload, jobs)
         transfer += len(data) + windows.read_plan(data).transfer
-        blobs.append({"offset": payload.add(data), "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        blobs[name] = {"offset": payload.add(data), "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     return manifest.Plan.model_validate(
         {
             "from": old.installed.model_dump(mode="json", by_alias=True) if old else None,
-            "root": blobs[0],
-            "uki": blobs[1],
+            "root": blobs.pop("root"),
+            "uki": blobs.pop("uki"),
+            "files": list(blobs.values()),
             "transfer": transfer,
         }
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from backports import zstd
 from buildsys.job import Job
 from buildsys.run import Completed, run
 from common import toml
+from common.bundle import frames
 from common.errors import CheckError
 from packages.mix import elf
 from packages.mix.artifact import glob_pattern
@@ -29,7 +31,12 @@ from rootfs.cpio import write_cpio
 
 FILE = "rescue.cpio.zst"
 LEVEL = 12  # 19 takes ten times as long, and saves 10 %
-_WINDOW = 23  # bits: the kernel's decompressor has room for 8 MiB, whatever its version
+_LARGE: dict[int, int] = {
+    zstd.CompressionParameter.compression_level: LEVEL,
+    zstd.CompressionParameter.window_log: 23,  # bits: a decompressor of any version has room for 8 MiB
+}
+_HEADER = 128  # bytes of an archive's entry besides its name and content, and more
+_EVERY = 32  # files of an archive, about
 _BUSYBOX = "usr/bin/busybox"
 _OURS = "usr/lib/mixos/python/"
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -52,15 +59,35 @@ def initramfs(job: Job) -> None:
     files = [chosen[path] for path in sorted(chosen, key=sort_key)]
     _check_libraries(files, job.params["elf"])
     _check_modules(files, job)
-    # One frame with its length in front, made by one thread: always the same.
-    data = b"".join(write_cpio(files, job.epoch))
-    options: dict[int, int] = {
-        zstd.CompressionParameter.compression_level: LEVEL,
-        zstd.CompressionParameter.window_log: _WINDOW,
-    }
-    (job.out / FILE).write_bytes(zstd.compress(data, options=options))
+    (job.out / FILE).write_bytes(b"".join(pack(files, job.epoch)))
     rows = [f"{file.entry.size} {file.entry.path}\n" for file in files]
     (job.out / "files").write_text("".join(rows), encoding="utf-8")
+
+
+def pack(files: Iterable[RootFile], epoch: int) -> Iterator[bytes]:
+    """Archives, each in a zstd frame of its own, which the kernel unpacks one after the other.
+
+    What changes in one is not in the others, and a delta unpacks those of up to 1 MiB (`common.bundle.frames`). Where
+    one ends follows from the path that begins the next, so that a file that grows moves little.
+    """
+    for group in _groups(files):
+        data = b"".join(write_cpio(group, epoch))
+        yield frames.pack(data, LEVEL) if len(data) <= frames.MAX_PLAIN else zstd.compress(data, options=_LARGE)
+
+
+def _groups(files: Iterable[RootFile]) -> Iterator[list[RootFile]]:
+    group: list[RootFile] = []
+    size = 0
+    for file in files:
+        length = file.entry.size + len(file.entry.path.encode()) + len(file.entry.target) + _HEADER
+        begins = zlib.crc32(file.entry.path.encode()) % _EVERY == 0 or size + length > frames.MAX_PLAIN - 2 * _HEADER
+        if group and begins:
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += length
+    if group:
+        yield group
 
 
 def _chosen(root: Mapping[str, RootFile], globs: Sequence[str]) -> dict[str, RootFile]:

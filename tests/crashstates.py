@@ -27,7 +27,7 @@ from unittest import mock
 
 from common.disk import fatread, gpt, verity
 from common.efi import uki
-from common.efi.entries import FOLDER, Entry, in_order, read_name
+from common.efi.entries import FOLDER, RESCUE, Entry, in_order, read_name
 from common.errors import FormatError
 
 FLUSH, FUA, DISCARD, MARK, METADATA = 1, 2, 4, 8, 16
@@ -387,12 +387,12 @@ _VERITY = re.compile(r" verity 1 \S+ \S+ 4096 4096 (\d+) 0 sha256 ([0-9a-f]{64})
 
 
 def _ukis(fd: int, esp: gpt.Partition) -> dict[str, Root]:
-    """The entries of the boot manager, in its order: name → root. What is no UKI is left out."""
+    """The versions among the entries of the boot manager, in its order: name → root."""
     found: dict[Entry, Root] = {}
     for path, content in fatread.read_files(fd, esp.offset, esp.size).items():
         folder, _, name = path.rpartition("/")
         entry = read_name(name)
-        if folder != FOLDER or entry is None:
+        if folder != FOLDER or entry is None or name == RESCUE:
             continue
         head = uki.read_uki(content)
         match = _VERITY.search(head.cmdline)

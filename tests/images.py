@@ -82,13 +82,20 @@ class Bench:
         (base / "kernel" / "bzImage").write_bytes(kernel())
         (base / "kernel" / "release").write_text(RELEASE + "\n")
         (base / "cmdline").write_text("panic=10\nslab_nomerge\npti=on\n")
-        self.inputs = {
+        self.inputs: dict[str, Path] = {
             "root": base / "root",
             "kernel": base / "kernel",
             "cmdline": base / "cmdline",
             "systemd-stub-efi": package(base / "stub.deb", {f"{BOOT}/linuxx64.efi.stub": STUB}),
             "systemd-boot-efi": package(base / "boot.deb", {f"{BOOT}/systemd-bootx64.efi": LOADER}),
         }
+
+    def boot_files(self, rescue: bytes, loader: bytes) -> None:
+        """With a rescue entry, and another loader."""
+        (self.base / "rescue").mkdir()
+        (self.base / "rescue" / assemble.RESCUE_FILE).write_bytes(rescue)
+        self.inputs["rescue"] = self.base / "rescue"
+        self.inputs["systemd-boot-efi"] = package(self.base / "boot.deb", {f"{BOOT}/systemd-bootx64.efi": loader})
 
     def run(self, name: str) -> Path:
         out = self.base / f"out-{name}"

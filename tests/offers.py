@@ -15,7 +15,9 @@ from common.bundle import container, manifest
 from common.bundle.container import Front
 from common.bundle.order import Order
 from common.bundle.ranges import Ranges, answer
-from tests.images import SMALL, Bench
+from common.efi import uki
+from common.efi.entries import RESCUE_SORT_KEY
+from tests.images import RELEASE, SMALL, STUB, Bench, kernel, pe_image
 
 FACTS = Facts(sequence=7, minimum=3, machine="x86_64", variant="default", created=1_700_000_000)
 Answer = Callable[[int, int], bytes]
@@ -27,9 +29,19 @@ def root_of(version: str) -> bytes:
     return noise[: 1 << 20] + (version.encode() * 40).ljust(8192, b".") + noise[(1 << 20) + 8192 :]
 
 
-def image(base: Path, version: str) -> Path:
+def boot_files(version: str) -> tuple[bytes, bytes]:
+    """The rescue entry of a release, of which a part is of the version, and its loader."""
+    identity = f'ID=mixos\nIMAGE_ID={RESCUE_SORT_KEY}\nIMAGE_VERSION="{version}"\n'
+    files = b"".join(bytes([at % 239, at % 11]) * 256 for at in range(400)) + version.encode() * 400
+    rescue = uki.build(STUB, kernel(), "panic=10 mixos.rescue=menu", identity, RELEASE, files)
+    return rescue, pe_image([(".text", f"loader of {version}".encode() * 500)])
+
+
+def image(base: Path, version: str, files: tuple[bytes, bytes] | None = None) -> Path:
     """A disk image of that release."""
     bench = Bench(base / version, root_of(version), version=version, layout=SMALL)
+    if files is not None:
+        bench.boot_files(*files)
     for name in ("verity", "uki", "disk"):
         bench.run(name)
     return bench.inputs["disk"] / f"mixos-{version}-x86_64.img"
@@ -41,11 +53,22 @@ def unsigned(text: str) -> Front:
 
 
 def offer(
-    base: Path, version: str, earlier: str | None = None, sign: Sign = unsigned, facts: Facts = FACTS
+    base: Path,
+    version: str,
+    earlier: str | None = None,
+    sign: Sign = unsigned,
+    facts: Facts = FACTS,
+    *,
+    rescue: bool = False,
 ) -> tuple[Path, manifest.Manifest, int]:
-    """The bundle of a release, its manifest, and where its payload begins."""
-    new = bundle.load(image(base, version))
-    before = [] if earlier is None else [bundle.load(image(base / f"before-{version}", earlier))]
+    """The bundle of a release, its manifest, and where its payload begins. rescue: with a rescue entry and a loader of
+    the version (`boot_files`)."""
+
+    def content(base: Path, version: str) -> bundle.Content:
+        return bundle.load(image(base, version, boot_files(version) if rescue else None))
+
+    new = content(base, version)
+    before = [] if earlier is None else [content(base / f"before-{version}", earlier)]
     path = base / f"mixos-{version}.mixb"
     bundle.make(new, before, facts, sign, path)
     with path.open("rb") as stream:

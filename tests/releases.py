@@ -149,7 +149,8 @@ def document(**changes: Any) -> dict[str, Any]:
             "windows": {"size": 4 << 20, "sha256": ["55" * 32, "66" * 32, "77" * 32]},
         },
         "uki": {"size": 1 << 20, "sha256": "88" * 32, "windows": {"size": 4 << 20, "sha256": ["99" * 32]}},
-        "plans": [{"from": None, "root": blob, "uki": blob, "transfer": 200}],
+        "files": [],
+        "plans": [{"from": None, "root": blob, "uki": blob, "files": [], "transfer": 200}],
         "hooks": [],
         **changes,
     }

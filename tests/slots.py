@@ -30,10 +30,19 @@ def root_image(version: str) -> bytes:
 
 
 class Device:
-    """See the module. tree: /proc, /sys, /run and /dev as far as the part `update` reads them."""
+    """See the module. tree: /proc, /sys, /run and /dev as far as the part `update` reads them; boot_files: rescue entry
+    and loader of its image."""
 
-    def __init__(self, base: Path, version: str = "1.0", root: bytes | None = None) -> None:
+    def __init__(
+        self,
+        base: Path,
+        version: str = "1.0",
+        root: bytes | None = None,
+        boot_files: tuple[bytes, bytes] | None = None,
+    ) -> None:
         bench = Bench(base / "made", root or root_image(version), version=version, layout=SMALL)
+        if boot_files is not None:
+            bench.boot_files(*boot_files)
         for name in ("verity", "uki", "disk"):
             bench.run(name)
         self.tree = base / "tree"

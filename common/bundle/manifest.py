@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from common.bundle import windows
-from common.bundle.order import File, Order, Piece
+from common.bundle.order import MAX_BOOT_FILE, File, Order, Piece
 from common.disk import verity
 from common.errors import BundleError
 from common.safe import one_line
@@ -78,6 +78,13 @@ class Uki(_Target):
     size: Annotated[int, Field(gt=0, le=MAX_UKI)]
 
 
+class BootFile(_Target):
+    """A file of the EFI system partition: the rescue entry, the loader, the loader's configuration."""
+
+    name: Literal["rescue", "loader", "loader-conf"]
+    size: Annotated[int, Field(gt=0, le=MAX_BOOT_FILE)]
+
+
 class Blob(Exact):
     """Bytes of the payload: where they begin, counted from its start, how many, and their hash."""
 
@@ -101,11 +108,13 @@ class Installed(Exact):
 
 
 class Plan(Exact):
-    """One way to the release. source: what must run for it, None: anything. transfer: bytes to be fetched."""
+    """One way to the release. source: what must run for it, None: anything. transfer: bytes to be fetched. files: in
+    the order of the manifest's."""
 
     source: Annotated[Installed | None, Field(alias="from")]
     root: PlanBlob
     uki: PlanBlob
+    files: Annotated[tuple[PlanBlob, ...], Field(max_length=3, strict=False)]
     transfer: Annotated[int, Field(ge=0, le=MAX_PAYLOAD)]
 
 
@@ -133,6 +142,7 @@ class Manifest(Exact):
     kernel: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z._+-]{0,63}$")]
     root: Root
     uki: Uki
+    files: Annotated[tuple[BootFile, ...], Field(max_length=3, strict=False)]
     plans: Annotated[tuple[Plan, ...], Field(min_length=1, max_length=64, strict=False)]
     hooks: Annotated[tuple[Hook, ...], Field(max_length=8, strict=False)]
 
@@ -146,6 +156,10 @@ class Manifest(Exact):
         hashes = [source.root_hash for source in sources if source]
         if len(set(hashes)) + 1 != len(sources):
             raise ValueError("two plans begin with the same release")
+        if len({file.name for file in self.files}) < len(self.files):
+            raise ValueError("two files of one name")
+        if any(len(plan.files) != len(self.files) for plan in self.plans):
+            raise ValueError("a plan that has not the files of the manifest")
         if self.root.root_hash in hashes:
             raise ValueError("a plan begins with this release itself")
         return self
@@ -176,6 +190,9 @@ class Manifest(Exact):
             salt=bytes.fromhex(self.root.salt),
             root=_file(self.root, [plan.root for plan in plans]),
             uki=_file(self.uki, [plan.uki for plan in plans]),
+            files={
+                file.name: _file(file, [plan.files[number] for plan in plans]) for number, file in enumerate(self.files)
+            },
         )
 
 

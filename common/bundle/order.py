@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.bundle.windows import MAX_PLAN, MAX_SIZE, Target
+from common.efi.entries import BOOT_FILES
 from common.errors import BundleError
 
 MAX_BYTES = 4 << 20
+MAX_BOOT_FILE = 64 << 20  # bytes
 _MAX_NUMBER = 1 << 53
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.~^-]{0,62}")
 _KERNEL = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]{0,63}")
@@ -47,7 +49,8 @@ class File:
 @dataclass(frozen=True)
 class Order:
     """payload: where the bundle's payload begins, from which the offsets in plans count; source: root hash of what runs
-    if there are plans that begin with it; transfer: bytes that are fetched; created: seconds since 1970."""
+    if there are plans that begin with it; transfer: bytes that are fetched; created: seconds since 1970; files: of the
+    ESP, by name (`BOOT_FILES`)."""
 
     version: str
     sequence: int
@@ -60,6 +63,7 @@ class Order:
     salt: bytes
     root: File
     uki: File
+    files: dict[str, File]
 
     def dump(self) -> str:
         """Its JSON text."""
@@ -84,13 +88,14 @@ def parse(text: str) -> Order:
             salt=_bytes(found["salt"], 256),
             root=_file(found["root"]),
             uki=_file(found["uki"]),
+            files={name: _file(found["files"][name], MAX_BOOT_FILE) for name in BOOT_FILES if name in found["files"]},
         )
     except (ValueError, TypeError, KeyError, RecursionError, BundleError) as error:
         raise BundleError("what is to be installed is not told as it must be", "order") from error
 
 
-def _file(found: Any) -> File:
-    target = Target(_number(found["target"]["size"], MAX_SIZE), tuple(map(_hash, found["target"]["windows"])))
+def _file(found: Any, most: int = MAX_SIZE) -> File:
+    target = Target(_number(found["target"]["size"], most), tuple(map(_hash, found["target"]["windows"])))
     target.check()
     plans = tuple(
         Piece(_number(one["offset"]), _number(one["size"], MAX_PLAN), _hash(one["sha256"])) for one in found["plans"]

@@ -4,7 +4,8 @@ Used on an unmounted EFI system partition, where the kernel's driver promises no
 
 - A write of one sector (512 bytes, or the disk's larger one) happens or not; of all writes between two fsyncs, any may
   have happened. Each step below ends with an fsync.
-- Content and chain of a new file are written before the sector that names it; a chain is freed after its last name.
+- Content and chain of a new file are written, and the content read back past the cache, before the sector that names
+  it is; a chain is freed after its last name.
 - All slots of one name lie in one sector of 512 bytes if they fit into one (names up to 195 characters). Then `add`,
   `remove` and `rename` take effect by one sector write, and so does the content of a name in `replace`.
 - Where the first room for the new name of a file is not in the sector of the old one, both are there for a while. A
@@ -20,6 +21,7 @@ the first counts. `clean` removes that; until then the space is not free. The nu
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import os
 import struct
@@ -35,6 +37,7 @@ from common.disk.fatread import Entry, Folder
 
 _UNIT = SECTOR // SLOT  # slots that one sector write changes at once
 _DELETED = b"\xe5".ljust(SLOT, b"\0")
+_PIECE = 1 << 20  # bytes read at once
 _FREE_COUNT = 488  # byte in the FSInfo sector
 
 
@@ -69,6 +72,10 @@ class Editor:
     def files(self) -> dict[str, int]:
         """Path → size in bytes, of all files."""
         return {path: entry.size for path, entry in fatread.files(self._volume)}
+
+    def folders(self) -> set[str]:
+        """Paths of all folders, "" among them."""
+        return {folder.prefix.rstrip("/") for folder in fatread.folders(self._volume)}
 
     def free(self) -> int:
         """Bytes that are free."""
@@ -225,9 +232,11 @@ class Editor:
     # --- content ------------------------------------------------------------------------------------------------------
 
     def _store(self, path: str, chunks: Iterable[bytes], size: int, more: int) -> int:
-        """Write content and chain of a file and make them durable; gives the first cluster (0: empty).
+        """Write content and chain of a file, make them durable, and read the content back past the cache; gives the
+        first cluster (0: empty).
 
-        more: clusters that are needed besides. Raises FatError, before anything is written, when they are not free.
+        more: clusters that are needed besides. Raises FatError: `fat-full`, before anything is written, when they are
+        not free; `fat-readback`.
         """
         if not 0 <= size < 1 << 32:
             raise FatError(f"{path!r}: {size} bytes", "fat-size")
@@ -238,11 +247,20 @@ class Editor:
         whole = vacant.find(b"\1" * count)  # in one piece if there is one
         places = range(whole, whole + count) if whole > 0 else compress(range(len(vacant)), vacant)
         clusters = list(islice(places, count))
+        written, there = hashlib.sha256(), hashlib.sha256()
         for piece, place in zip(_pieces(path, chunks, size, cluster), clusters, strict=False):
             self._write(self._volume.place(place), piece)
+            written.update(piece)
         self._set(dict(zip(clusters, [*clusters[1:], END_OF_CHAIN], strict=False)))
         self._hint()
         os.fsync(self._fd)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for first, length in fatread.runs(clusters):
+            begin, left = self._volume.place(first), length * cluster
+            for at in range(0, left, _PIECE):
+                there.update(fatread.pread(self._fd, begin + at, min(_PIECE, left - at)))
+        if there.digest() != written.digest():
+            raise FatError(f"{path!r} is on the disk with another content than was written", "fat-readback")
         return clusters[0] if clusters else 0
 
     def _vacant(self) -> bytes:

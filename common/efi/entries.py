@@ -20,6 +20,11 @@ FOLDER = "EFI/Linux"
 TRIES, GOOD = 3, 4  # starts of a version that is new, and of one that was called good: the name tells which it is
 SORT_KEY = "mixos"  # IMAGE_ID of an image's .osrel
 RESCUE, RESCUE_SORT_KEY = "RESCUE.EFI", "mixos-rescue"  # the file that is started when no other is left, not counted
+BOOT_FILES = {  # what a release brings for the ESP besides its kernel image, and where that lies
+    "rescue": (f"{FOLDER}/{RESCUE}",),
+    "loader": ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi"),
+    "loader-conf": ("loader/loader.conf",),
+}
 COMING = "COMING.NEW"  # a file that becomes an entry once it is whole; the loader does not look at it
 _NAME = re.compile(
     r"(?P<stem>[^+]*(?:\+(?![0-9]+(?:-[0-9]+)?\.efi$)[^+]*)*?)(?:\+(?P<left>[0-9]+)(?:-(?P<done>[0-9]+))?)?\.efi", re.I

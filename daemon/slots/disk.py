@@ -7,7 +7,7 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TABLE, SLOT = 0, 1  # what is locked: the partition table and the ESP; the slot that does not run
 _PATIENCE = 20.0  # seconds for who holds a lock
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2)
+BLOCK = 4096  # bytes of a note that a slot keeps, and what such files are aligned to
 _ALIGN = 1 << 20
 _PIECE = 1 << 20  # bytes read at once
 
@@ -54,6 +55,18 @@ def _place(disk: Disk, part: gpt.Partition) -> tuple[Path, int, int]:
 def kernel_place(root_size: int) -> int:
     """Where in a slot its kernel image is kept, behind the root of so many bytes."""
     return -(-root_size // _ALIGN) * _ALIGN
+
+
+def file_places(root_size: int, kernel_size: int, sizes: Sequence[int]) -> list[int]:
+    """Where in a slot files of these sizes are kept, behind the kernel image, and where they end."""
+    places = [_up(kernel_place(root_size) + kernel_size)]
+    for size in sizes:
+        places.append(_up(places[-1] + size))
+    return places
+
+
+def _up(at: int) -> int:
+    return -(-at // BLOCK) * BLOCK
 
 
 @contextlib.contextmanager

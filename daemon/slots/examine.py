@@ -21,11 +21,12 @@ from common.efi.entries import COMING, FOLDER, RESCUE, Entry, image_name, read_n
 from common.errors import DiskError, FormatError
 from daemon.linux import facts
 from daemon.parts.update.boot import SLOTS, Boot, Disk, Image, look
-from daemon.slots import kept
+from daemon.slots import bootfiles, copies, kept
 from daemon.slots.disk import TABLE, Slot, forget, locked, opened, read_all
 
 Found = Literal["sound", "damaged", "missing", "unknown"]
 Step = Callable[[str, int, int, int], None]
+SECOND = bootfiles.ESPS[0]
 _STEM = len(image_name(bytes(32)))
 
 
@@ -97,7 +98,8 @@ class Held:
 @dataclass(frozen=True)
 class Report:
     """table, esp: what is wrong with the partition table and the EFI system partition; files: on it, that belong to
-    nothing; unknown: files that are not ours."""
+    nothing; unknown: files that are not ours; second: as `esp`, of the other one; copies: of the rescue
+    entry and the loader."""
 
     running: str | None
     table: tuple[str, ...]
@@ -105,6 +107,8 @@ class Report:
     slots: tuple[Held, ...] = ()
     files: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    second: tuple[str, ...] = ()
+    copies: tuple[copies.Wrong, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -116,6 +120,7 @@ class Report:
                 if (state := getattr(held, name)) in ("damaged", "missing"):
                     found.append(f"slot-{held.slot.name} {name} {state}")
             found += [f"slot-{held.slot.name} file {one.path}" for one in held.files if one is not held.file]
+        found += [f"esp-b {one}" for one in self.second] + [f"file {one}" for one in self.copies]
         return tuple(found)
 
     def as_json(self) -> dict[str, Any]:
@@ -158,8 +163,9 @@ def examine(root: Path, step: Step = lambda *_: None, *, alone: bool = False) ->
         boot = look(disk, running, root)
         held = tuple(_with_files(one, boot, editor) for one in held)
         files, unknown = _others(editor, boot, held)
+        second, differing = _second(disk), copies.wrong(disk)
     step("verify", len(SLOTS), len(SLOTS), 0)
-    return Report(running, table, (*esp, *left), held, files, unknown)
+    return Report(running, table, (*esp, *left), held, files, unknown, second, differing)
 
 
 def _table(path: Path) -> tuple[str, ...]:
@@ -179,6 +185,18 @@ def _esp_faults(path: Path, error: DiskError) -> tuple[str, ...]:
     except DiskError:
         names = ()
     return names or ("damaged",)
+
+
+def _second(disk: Disk) -> tuple[str, ...]:
+    """What is wrong with the EFI system partition that firmware falls back to."""
+    if SECOND not in bootfiles.partitions(disk):
+        return ()
+    try:
+        names, cleaned = disk.esp(SECOND).faults()
+    except DiskError:
+        return ("damaged",)
+    left = {"slots": cleaned.slots, "clusters": cleaned.clusters, "tables-differ": cleaned.sectors}
+    return (*names, *(name for name, count in left.items() if count))
 
 
 def _held(disk: Disk, boot: Boot, name: str, root: Path, step: Step, number: int) -> Held:

@@ -17,9 +17,8 @@ from common.bundle.order import Order
 from common.disk import verity
 from common.efi import pe, uki
 from common.errors import DiskError, FormatError
-from daemon.slots.disk import Slot, forget, kernel_place, opened, read_all
+from daemon.slots.disk import BLOCK, Slot, forget, kernel_place, opened, read_all
 
-BLOCK = 4096  # bytes of the note
 MAX_KERNEL = 256 << 20
 _MAGIC = b"MIXOSKPT"
 _HEAD = struct.Struct("<8sIIQQ32s32sI")  # magic, format, created, blocks, bytes of kernel, its hash, root hash, salt's

@@ -1,9 +1,10 @@
-"""`mixos-slots count OLD NEW | stage ORDER | seal ORDER | examine | repair [ORDER] | reset erase|overwrite|cancel`.
+"""`mixos-slots count OLD NEW | stage ORDER | seal ORDER | renew | examine | repair [ORDER] | reset HOW`.
 
 ORDER is the number of a descriptor with what is to be installed (`common.bundle.order`). `stage`, and `repair` with an
 order, ask for the bundle on standard input, which is a socket (`common.bundle.ranges`). What it says is JSON, a line
-each: `{"step": …, "done": …, "of": …, "fetched": …}` while it works; in the end `{"slot": …}`, or `{"report": …,
-"mended": […]}` (`daemon.slots.examine.Report`) and status 0, or `{"error": …}` with its exit code.
+each: `{"step": …, "done": …, "of": …, "fetched": …}` while it works; in the end `{"slot": …}`, `{"written": […]}`, or
+`{"report": …, "mended": […]}` (`daemon.slots.examine.Report`) and status 0, or `{"error": …}` with its exit code. HOW
+is `erase`, `overwrite` or `cancel`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from common.bundle.ranges import Ranges
 from common.errors import DiskError, MixosError, UsageError
 from common.streams import open_missing
 from daemon.parts.update.boot import Disk
+from daemon.slots.bootfiles import renew
 from daemon.slots.disk import count, reset
 from daemon.slots.examine import Report, examine
 from daemon.slots.repair import repair, repair_by
@@ -27,7 +29,7 @@ from daemon.slots.seal import seal
 from daemon.slots.stage import Stage
 
 USAGE = (
-    "usage: mixos-slots count OLD NEW | stage ORDER | seal ORDER | examine | repair [ORDER] | "
+    "usage: mixos-slots count OLD NEW | stage ORDER | seal ORDER | renew | examine | repair [ORDER] | "
     "reset erase|overwrite|cancel"
 )
 
@@ -43,6 +45,8 @@ def main(argv: Sequence[str], root: Path = Path("/")) -> int:
                 _say(slot=Stage(root, _order(int(number)), _step).run(Ranges(0, 0)))
             case ["seal", number] if number.isdigit():
                 _say(slot=seal(root, _order(int(number))))
+            case ["renew"]:
+                _say(written=renew(root))
             case ["examine"]:
                 _report(examine(root, _step), ())
             case ["repair"]:

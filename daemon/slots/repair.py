@@ -12,6 +12,7 @@ that was left.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +23,11 @@ from common.disk import gpt, verity
 from common.disk.fatedit import Editor
 from common.efi import uki
 from common.efi.entries import COMING, FOLDER, TRIES, Entry, image_name, in_order
-from common.errors import FormatError, RefusedError
+from common.errors import DiskError, FormatError, RefusedError
 from daemon.parts.update.boot import SLOTS, Disk
-from daemon.slots import kept, worker
+from daemon.slots import bootfiles, copies, kept, worker
 from daemon.slots.disk import SLOT, TABLE, Slot, found, identify, locked, remove_unfinished
-from daemon.slots.examine import Held, Report, Step, content, examine, kernel
+from daemon.slots.examine import SECOND, Held, Report, Step, content, examine, kernel
 from daemon.slots.stage import check_room, check_tree, make_windows, put_tree, write_tree
 
 
@@ -35,11 +36,12 @@ def repair(root: Path, step: Step = lambda *_: None) -> tuple[Report, tuple[str,
     path = Disk.device(root)
     with locked(path, SLOT, patience=0.0), locked(path, TABLE):
         first = before = examine(root, step, alone=True)
-        if before.table or before.esp:
+        if before.table or before.esp or before.second:
             _mend_tables(path)
             before = examine(root, step, alone=True)
         if before.slots:
             _mend_slots(Disk.at(path), before)
+            copies.mend(Disk.at(path), before.copies)
         after = examine(root, step, alone=True)
     left = set(after.problems)
     mended = dict.fromkeys(one for one in (*first.problems, *before.problems) if one not in left)
@@ -71,8 +73,9 @@ def repair_by(
         before = examine(root, step)
         target = Slot.of(disk, name)
         check_room(target, order)
+        note = bootfiles.read(target, order.root_hash)
         make_windows(disk, boot, target, order, ranges, step, account)
-        write_tree(root, target, order, step)
+        write_tree(root, target, order, step, placed=note is not None and note.done)
         if not held:
             with locked(disk, TABLE):
                 identify(disk, name, verity.partition_ids(order.root_hash))
@@ -90,7 +93,10 @@ def _mend_tables(path: Path) -> None:
         return
     finally:
         os.close(descriptor)
-    with Disk.at(path).esp().changing():
+    disk = Disk.at(path)
+    with disk.esp().changing():
+        pass
+    with contextlib.suppress(DiskError, FormatError), disk.esp(SECOND).changing():
         pass
 
 

@@ -2,7 +2,8 @@
 
 1. Its entries and identities go (`daemon.slots.disk.invalidate`).
 2. A process that has given up everything else makes the windows (`daemon.slots.worker`): the root at the begin of the
-   slot, the kernel image behind it, where it stays as a copy. Windows that are there already are not made again.
+   slot, the kernel image behind it, where it stays as a copy, and behind that the files for the ESP, which wait there
+   until the release was called good (`daemon.slots.bootfiles`). Windows that are there already are not made again.
 3. All is read back, past the cache; the verity tree made of it must have the root hash that was ordered; it is written.
 
 A cut or a failure anywhere leaves a slot that is not started, and a retry goes on where this one was.
@@ -15,6 +16,7 @@ import hashlib
 import os
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from common import said
@@ -25,10 +27,12 @@ from common.efi.entries import FOLDER
 from common.errors import DiskError, MixosError, RefusedError
 from common.safe import one_line
 from daemon.parts.update.boot import SLOTS, Boot, Disk
-from daemon.slots import firmware, kept, worker
+from daemon.slots import bootfiles, firmware, kept, worker
 from daemon.slots.disk import (
+    BLOCK,
     SLOT,
     Slot,
+    file_places,
     forget,
     found,
     in_rescue,
@@ -87,11 +91,14 @@ def make_windows(disk: Disk, boot: Boot, target: Slot, order: Order, ranges: Ran
     """Those that are not there, by the process that does that. Raises what it tells, or DiskError `slots-worker`."""
     assert boot.slot is not None
     esp = disk.esp()
+    running = Slot.of(disk, boot.slot)
+    note = bootfiles.read(running, boot.root_hash) if boot.root_hash else None
     places = worker.Places(
-        running=Slot.of(disk, boot.slot).root,
+        running=running.root,
         esp=(esp.device, esp.offset, esp.size),
         entry=f"{FOLDER}/{boot.running.entry.stem}" if boot.running else "",
         target=target.root,
+        files={one.name: (one.offset, one.size) for one in note.files} if note else {},
     )
     for one in _working(order, places, ranges, boot.root_hash, account):
         step(*one)
@@ -99,19 +106,25 @@ def make_windows(disk: Disk, boot: Boot, target: Slot, order: Order, ranges: Ran
 
 def check_room(target: Slot, order: Order) -> None:
     """Raises RefusedError `update-size` for a release that the slot cannot hold."""
-    if not kept.fits(target, order.root.size, order.uki.size):
-        needed = kernel_place(order.root.size) + order.uki.size >> 20
+    end = file_places(order.root.size, order.uki.size, [file.size for file in order.files.values()])[-1]
+    if not kept.fits(target, order.root.size, order.uki.size) or end + 2 * BLOCK > target.root[2]:
+        needed = end >> 20
         message = f"{order.version} needs {needed} MiB in a slot, and a little more; it has {target.root[2] >> 20} MiB"
         raise RefusedError(message, reason="update-size")
 
 
-def write_tree(root: Path, target: Slot, order: Order, step: Step) -> None:
-    """Read the slot back, compare, and write its tree. Raises as `verified` and `kernel` do."""
+def write_tree(root: Path, target: Slot, order: Order, step: Step, *, placed: bool = False) -> None:
+    """Read the slot back, compare, and write its tree. placed: its files are on the ESP already, or newer ones. Raises
+    as `verified` and `kernel` do."""
     step("verify", 0, 1, 0)
     tree = verified(target, order)
     kernel(root, target, order)
+    note = replace(bootfiles.of_order(order), done=placed)
+    for _ in bootfiles.checked(target, note):
+        pass
     put_tree(target, tree)
     check_tree(target, tree)
+    bootfiles.write(target, note)
     kept.write(target, kept.of_order(order))
     step("verify", 1, 1, 0)
 

@@ -24,10 +24,10 @@ from common.bundle.order import File, Order, Piece
 from common.bundle.ranges import Ranges
 from common.disk import fatread
 from common.disk.fat import FatError
-from common.efi.entries import read_name
+from common.efi.entries import BOOT_FILES, read_name
 from common.errors import BundleError, DiskError, MixosError
 from daemon.linux.become import become, has_apparmor, keep_only, stay_alone
-from daemon.slots.disk import kernel_place
+from daemon.slots.disk import BLOCK, file_places, kernel_place
 
 ACCOUNT, PROFILE = "update", "update-windows"
 _MEMORY = 256 << 20  # bytes of address space
@@ -39,12 +39,14 @@ Read = windows.Read
 
 @dataclass(frozen=True)
 class Places:
-    """running, target: slots; esp: with the `entry` of what runs, by its path without counter."""
+    """running, target: slots; esp: with the `entry` of what runs, by its path without counter; files: those that the
+    slot that runs keeps for it (name → offset in the slot, bytes)."""
 
     running: Place
     esp: Place
     entry: str
     target: Place
+    files: dict[str, tuple[int, int]]
 
 
 def main(
@@ -101,10 +103,14 @@ def _make(
     begins = order.source is not None and order.source == running
     old_root = _reader(source, places.running[1]) if begins else None
     old_uki = _file_reader(esp, places.esp, places.entry) if begins else None
-    jobs = (
+    jobs = [
         ("root", order.root, places.target[1], old_root),
         ("kernel", order.uki, places.target[1] + kernel_place(order.root.size), old_uki),
-    )
+    ]
+    ends = file_places(order.root.size, order.uki.size, [file.size for file in order.files.values()])
+    for (name, extra), at in zip(order.files.items(), ends[:-1], strict=True):
+        old = _boot_file(source, esp, places, name) if begins else None
+        jobs.append(("files", extra, places.target[1] + at, old))
     total = sum(len(file.target.windows) for _, file, _, _ in jobs)
     done = 0
     for name, file, at, old in jobs:
@@ -119,6 +125,8 @@ def _make(
             tell(step=name, done=done, of=total, fetched=ranges.fetched)
 
         def write(offset: int, data: memoryview, at: int = at) -> None:
+            if rest := -len(data) % BLOCK:  # whole sectors: one that cannot be read is not to be read for it
+                data = memoryview(bytes(data) + bytes(rest))
             while data:
                 written = os.pwrite(target, data, at + offset)
                 data, offset = data[written:], offset + written
@@ -180,13 +188,30 @@ def _reader(descriptor: int, at: int) -> Read:
     return lambda offset, length: os.pread(descriptor, length, at + offset)
 
 
+def _boot_file(source: int, esp: int, places: Places, name: str) -> Read | None:
+    """Of a file that came with what runs: out of its slot, else from the ESP."""
+    if name in places.files:
+        at, size = places.running[1] + places.files[name][0], places.files[name][1]
+        return lambda offset, length: os.pread(source, max(0, min(length, size - offset)), at + offset)
+    wanted = BOOT_FILES[name][0].lower()
+    return _on_esp(esp, places.esp, lambda path: path.lower() == wanted)
+
+
 def _file_reader(descriptor: int, esp: Place, path: str) -> Read | None:
     """Of an entry of the loader, whatever its counter is now and becomes; None without one."""
     folder, _, wanted = path.rpartition("/")
+
+    def is_it(place: str) -> bool:
+        found = read_name(place.removeprefix(f"{folder}/"))
+        return found is not None and found.stem == wanted
+
+    return _on_esp(descriptor, esp, is_it)
+
+
+def _on_esp(descriptor: int, esp: Place, wanted: Callable[[str], bool]) -> Read | None:
     with contextlib.suppress(FatError):
         volume = fatread.open_volume(descriptor, esp[1], esp[2])
         for place, entry in fatread.files(volume):
-            found = read_name(place.removeprefix(f"{folder}/"))
-            if found is not None and found.stem == wanted:
+            if wanted(place):
                 return partial(fatread.read, volume, entry)
     return None

@@ -1,6 +1,7 @@
 """The rescue entry's initramfs: which files and modules it has, the archive, and the image around it."""
 
 import json
+import random
 import stat
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from backports import zstd
 
 from buildsys.job import Job
 from buildsys.run import run
+from common.bundle import frames, windows
+from common.bundle import plan as planning
 from common.efi import entries, uki
 from common.errors import CheckError
 from image import assemble
@@ -115,6 +118,34 @@ def test_attributes_have_no_place(tmp_path):
     with pytest.raises(CheckError) as caught:
         b"".join(write_cpio([file], EPOCH))
     assert caught.value.reason == "cpio-attributes"
+
+
+def test_what_changes_in_a_file_changes_one_frame(tmp_path):
+    """A file that grows, and one that is larger than a frame that a delta unpacks."""
+
+    def packed(word):
+        files = []
+        for number in range(200):
+            path = tmp_path / f"file{number}"
+            path.write_bytes((f"content of {number}. " * 800 + (word if number == 77 else "")).encode())
+            files.append(RootFile(Entry(path.name, "file", 0o644, size=path.stat().st_size), "", path))
+        large = tmp_path / "large"
+        large.write_bytes(random.Random(1).randbytes(3 << 20))
+        files.append(RootFile(Entry("large", "file", 0o644, size=3 << 20), "", large))
+        return list(rescue.pack(files, EPOCH))
+
+    old, new = packed(""), packed("a new word " * 3000)
+    assert len(old) > 4
+    assert len(set(new) - set(old)) <= 2
+    names = []
+    for frame in old:
+        archive = zstd.decompress(frame)
+        names += run(["cpio", "-t", "--quiet"], stdin=archive).text.split()
+        assert len(archive) <= frames.MAX_PLAIN or names[-1] == "large"
+    assert names == [*(f"file{number}" for number in range(200)), "large"]
+    source, target = b"".join(old), b"".join(new)
+    plan = planning.make_plan(planning.parse(target), source, planning.Payload())
+    assert windows.read_plan(plan).transfer < 2000
 
 
 # --- the entry --------------------------------------------------------------------------------------------------------

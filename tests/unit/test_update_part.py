@@ -97,6 +97,41 @@ def fail(device, times=3):
         device.boot()
 
 
+def test_what_came_for_the_esp_is_put_in_place_once_the_version_is_good(device, tmp_path, monkeypatch):
+    """A refusal is a finding, and the version stays good."""
+    asked, fits = tmp_path / "asked", tmp_path / "fits"
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from common.errors import RefusedError
+from daemon.slots import main
+def renew(root):
+    with Path({str(asked)!r}).open("a") as stream:
+        stream.write("renew ")
+    if not Path({str(fits)!r}).exists():
+        raise RefusedError("there is no room", reason="esp-full")
+    return ("mixos-esp:EFI/Linux/RESCUE.EFI",)
+main.renew = renew
+sys.exit(main.main(sys.argv[1:], Path({str(device.tree)!r})))
+"""
+    monkeypatch.setitem(globals(), "counter", lambda _root: (sys.executable, "-c", code))
+
+    async def settled(update):
+        await become_good(update)
+        await until(lambda: update.starts.stale or (fits.exists() and asked.read_text() == "renew renew "))
+        await asyncio.sleep(0.1)
+        return [one.text for one in update.findings()]
+
+    device.boot()
+    assert run(device, settled) == ["rescue entry and loader are not those of this version: there is no room"]
+    assert asked.read_text() == "renew ", "once in a boot"
+    assert device.starts() == {"1.0": (4, 0)}
+    fits.touch()
+    device.boot()
+    assert run(device, settled) == []
+
+
 def test_a_new_version_that_is_well_is_called_good(device):
     assert device.boot() == "1.0"
     assert device.starts() == {"1.0": (2, 1)}

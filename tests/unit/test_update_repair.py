@@ -180,7 +180,7 @@ def test_the_other_slot_is_repaired_by_its_bundle(device: Device, tmp_path: Path
     items = run(device, scenario, verified(order))
     assert items[-1]["mended"] == ["slot-b data damaged"]
     assert items[-1]["report"]["problems"] == []
-    assert {one["step"] for one in items} == {"start", "root", "kernel", "verify", "done"}
+    assert {one["step"] for one in items} == {"start", "root", "kernel", "files", "verify", "done"}
     assert {one["version"] for one in items} == {NEW}
 
 

@@ -40,7 +40,7 @@ class HistoryRow(TypedDict):
 class Progress(TypedDict):
     version: Annotated[str, "that is taken"]
     slot: Annotated[str | None, "that it is in, once it is staged"]
-    step: Annotated[Literal["start", "root", "kernel", "verify", "staged"], "what is being done"]
+    step: Annotated[Literal["start", "root", "kernel", "files", "verify", "staged"], "what is being done"]
     done: Annotated[int, "windows of 4 MiB that are there"]
     of: Annotated[int, "windows in all"]
     fetched: Annotated[Bytes, "of the bundle, so far"]
@@ -74,7 +74,7 @@ class Report(TypedDict):
 
 class Repairing(TypedDict):
     version: Annotated[str | None, "whose bundle it is repaired by"]
-    step: Annotated[Literal["start", "root", "kernel", "verify", "done"], "what is being done"]
+    step: Annotated[Literal["start", "root", "kernel", "files", "verify", "done"], "what is being done"]
     done: Annotated[int, "windows of 4 MiB that are there, or slots that were read"]
     of: Annotated[int, "of so many"]
     fetched: Annotated[Bytes, "of the bundle, so far"]

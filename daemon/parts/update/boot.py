@@ -111,9 +111,9 @@ class Disk:
         """The root hash that the identities of a slot are; of nothing in particular when it is empty."""
         return self.partition("root", slot).id.bytes + self.partition("verity", slot).id.bytes
 
-    def esp(self) -> Esp:
-        """Its EFI system partition: by its own device, whose cache is not the disk's."""
-        found = self.table.find("mixos-esp")
+    def esp(self, name: str = "mixos-esp") -> Esp:
+        """An EFI system partition of it: by its own device, whose cache is not the disk's. Raises GptError."""
+        found = self.table.find(name)
         device = node(self.path, found.index)
         return Esp(self.path, found.offset, found.size) if device is None else Esp(device, 0, found.size)
 

@@ -146,8 +146,8 @@ class Update:
         }
 
     def findings(self) -> Iterator[Finding]:
-        """What is not well with the data since the version was changed."""
-        return self.starts.data.findings()
+        """What is not well since the version was changed."""
+        return self.starts.findings()
 
     def methods(self) -> Sequence[Method]:
         """What can be called."""

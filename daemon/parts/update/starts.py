@@ -13,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.efi.entries import Entry
 from common.errors import DiskError, MixosError, NotFoundError, RefusedError
+from daemon.core.figures import Finding
 from daemon.core.part import Context
 from daemon.linux import facts, programs
 from daemon.linux.log import log
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 PAUSE = 2.0  # seconds between two looks at whether all is well
 STABLE = 20.0  # seconds for which it must be, in a new image
+_PLACE = 600.0  # seconds for some 100 MiB that are read and written
 _MAX_PANIC = 1 << 20  # bytes of a kernel's last words
 
 
@@ -39,8 +42,8 @@ class Starts:
     """root: the tree to read from; slots: the program that writes to disks (`daemon.slots`).
 
     boot: what `look` found last; records: what is kept; data: the device's own, between two versions; problem: what
-    keeps the running image from being called good; error: why nothing is known of the disk; turn: for the disk and the
-    record.
+    keeps the running image from being called good; error: why nothing is known of the disk; stale: why the rescue entry
+    and the loader are not those that came with it; turn: for the disk and the record.
     """
 
     def __init__(self, context: Context, root: Path, slots: Sequence[str]) -> None:
@@ -50,9 +53,11 @@ class Starts:
         self.boot = Boot(None, None, (), None)
         self.problem: str | None = None
         self.error: MixosError | None = None
+        self.stale: MixosError | None = None
         self.turn = asyncio.Lock()
         self.settled = False  # whether it was called good in this boot, or left
         self._renewed = False  # whether it got its starts back in this boot without being called good
+        self._placed = False  # whether that was tried in this boot
         self._disk: Disk | None = None
         self._trial = context.run / "trial"  # see the keeper
 
@@ -154,9 +159,36 @@ class Starts:
                     await self.commit()
                 elif not self.settled and not self._renewed and self._parts_down() is None and self._is_last():
                     await self._renew()
+                if self.well and not self._placed:
+                    self._placed = True
+                    await self._place()
             except (MixosError, OSError) as error:
                 log("err", f"update: the starts of this version cannot be written: {error}")
             await asyncio.sleep(PAUSE)
+
+    async def _place(self) -> None:
+        """Have what came with the running image for the EFI system partitions put there, now that it is good. What
+        fails is a finding, and is tried again at the next start."""
+        written: list[str] = []
+        try:
+            async with asyncio.timeout(_PLACE), aclosing(programs.lines([*self._slots, "renew"])) as heard:
+                async for line in heard:
+                    written = line.get("written", [])
+        except TimeoutError:
+            self.stale = MixosError(f"not done within {_PLACE:g} s", reason="program-timeout")
+        except MixosError as error:
+            self.stale = error
+        if self.stale is not None:
+            log("err", f"update: rescue entry and loader are not renewed: {self.stale.message}")
+        for path in written:
+            log("notice", f"update: {path} is that of this version")
+
+    def findings(self) -> Iterator[Finding]:
+        """See `daemon.core.figures`."""
+        if self.stale is not None:
+            text = f"rescue entry and loader are not those of this version: {self.stale.message}"
+            yield Finding("boot-files", "warning", text[:300])
+        yield from self.data.findings()
 
     def _parts_down(self) -> str | None:
         return next((one.text for one in self.context.figures.findings() if one.check == "parts"), None)
