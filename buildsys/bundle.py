@@ -73,7 +73,7 @@ def check(path: Path) -> manifest.Manifest:
     with opened(path) as descriptor, image_errors(path):
         found, read = _opened(descriptor)
         for way in found.plans:
-            for blob in (way.root, way.uki):
+            for blob in (way.root, way.uki, *way.files):
                 if hashlib.sha256(read(blob.offset, blob.size)).hexdigest() != blob.sha256:
                     raise BundleError("the bundle is damaged: copy it again", "bundle-damaged")
     return found
