@@ -135,6 +135,12 @@ class DiskError(MixosError):
     exit_code = 8
 
 
+class TpmError(MixosError):
+    """The TPM is not there, refuses, or answers what makes no sense. Reasons begin with `tpm-`."""
+
+    exit_code = 14
+
+
 class UnreachableError(MixosError):
     """The daemon does not answer."""
 

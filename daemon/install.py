@@ -27,6 +27,7 @@ PROGRAMS = {
     "mixos-console": "usr/libexec",
     "mixos-fetch": "usr/libexec",
     "mixos-firstboot": "usr/libexec",
+    "mixos-floor": "usr/libexec",
     "mixos-handover": "usr/libexec",
     "mixos-preseed": "usr/libexec",
     "mixos-release": "usr/libexec",

@@ -26,9 +26,11 @@ from common import said
 from common.bundle import container, frames, manifest, order, ranges, windows
 from common.disk import fat, fatread, gpt
 from common.efi import eventlog, pe, pkcs7, siglist, uki
-from common.errors import BundleError, FormatError, MixosError, TrustError
+from common.errors import BundleError, FormatError, MixosError, TpmError, TrustError
 from common.trust import openpgp
 from common.trust.metadata import Kept, Trusted
+from daemon import floor
+from daemon.linux.tpm import WRITELOCKED, WRITTEN, Tpm
 from daemon.slots import stage
 from image import secureboot
 from tests.fuzzing import Reader
@@ -482,6 +484,29 @@ def _names(descriptor: int, size: int) -> object:
     return [(path, entry.size) for path, entry in fatread.files(fatread.open_volume(descriptor, 0, size))]
 
 
+def _tpm(data: bytes) -> object:
+    """Answers of a TPM, each with its length in front, to whoever asks which floor it keeps."""
+    ours, other = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    with ours, other:
+        for _ in range(4):
+            (length,) = _LENGTH.unpack_from(data.ljust(_LENGTH.size, b"\0"))
+            answer, data = data[_LENGTH.size :][:length], data[_LENGTH.size :][length:]
+            other.sendall(answer[:8192])
+        other.shutdown(socket.SHUT_WR)
+        return floor.kept(Tpm(ours.fileno(), 0.0))
+
+
+def _tpm_answers() -> bytes:
+    """It keeps a floor in one place, and nothing in the other."""
+    state = floor.ATTRIBUTES | WRITTEN | WRITELOCKED
+    public = struct.pack(">HIHIHH", 14, floor.PLACES[0], 0xB, state, 0, floor.CONTENT.size)
+    public += struct.pack(">HH", 34, 0xB) + bytes(32)
+    content = struct.pack(">IH", 18, 16) + floor.CONTENT.pack(floor.MAGIC, 8) + bytes(5)
+    answers = (0x8001, 0, public), (0x8002, 0, content), (0x8001, 0x18B, b"")
+    whole = [struct.pack(">HII", tag, 10 + len(body), code) + body for tag, code, body in answers]
+    return b"".join(_LENGTH.pack(len(one)) + one for one in whole)
+
+
 def _pe(data: bytes) -> object:
     uki.read_uki(data)
     return pe.append(data, [(".more", b"more")])
@@ -532,6 +557,7 @@ def readers() -> list[Reader]:
         Reader("signature list", [_databases()], _judged, form),
         Reader("update of a variable", [_update()], siglist.read_update, form),
         Reader("event log", [log], eventlog.option_roms, form),
+        Reader("TPM", [_tpm_answers()], _tpm, (TpmError,)),
         Reader("GPT and MBR", [_disk(512)[3]], _table(512), form),
         Reader("GPT of large sectors", [_disk(4096)[3]], _table(4096), form),
         Reader("FAT", [_pieces()], _fat(lambda descriptor, size: fatread.read_files(descriptor, 0, size)), form),

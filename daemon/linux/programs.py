@@ -1,4 +1,4 @@
-"""The programs that take a release (`daemon.release`, `daemon.slots`): started, heard line by line, ended with us."""
+"""Our programs that work for others (`daemon.release`, `daemon.slots`, …): started, heard by lines, ended with us."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.errors import MixosError
 from daemon.linux.log import log
 
 FETCH, RELEASE = ("/usr/libexec/mixos-fetch",), ("/usr/libexec/mixos-release",)
-SLOTS = ("/usr/libexec/mixos-slots",)
+FLOOR, SLOTS = ("/usr/libexec/mixos-floor",), ("/usr/libexec/mixos-slots",)
 _MAX_LINE = 6 << 20  # an order has a hash for each 4 MiB
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin", "LC_ALL": "C.UTF-8"}
 
@@ -70,11 +70,14 @@ async def lines(argv: Sequence[str], given: str = "", source: int | None = None)
         raise MixosError(f"{argv[0]} ended with status {status}", reason="program-failed", retryable=True)
 
 
-async def ended(argv: Sequence[str], given: str = "", seconds: float = 60.0) -> None:
-    """Run a program to its end. Raises as `lines`, and MixosError `program-timeout`."""
+async def ended(argv: Sequence[str], given: str = "", seconds: float = 60.0) -> dict[str, Any]:
+    """Run a program to its end; what it said last, nothing when it said nothing. Raises as `lines`, and MixosError
+    `program-timeout`."""
+    last: dict[str, Any] = {}
     try:
         async with asyncio.timeout(seconds), aclosing(lines(argv, given)) as heard:
-            async for _ in heard:
-                pass
+            async for line in heard:
+                last = line
     except TimeoutError as error:
         raise MixosError(f"{argv[0]} did not end within {seconds:g} s", reason="program-timeout") from error
+    return last

@@ -20,6 +20,7 @@ from common.errors import DiskError, MixosError
 from common.files import read_regular
 from daemon.linux import process, programs
 from daemon.linux.facts import ROOT, release, text
+from daemon.linux.tpm import DEVICE
 from daemon.parts.update.boot import Disk, Image
 from daemon.parts.update.fetching import fetching, settings
 from daemon.parts.update.record import Record
@@ -122,9 +123,11 @@ def install(disk: Disk, bundle: Bundle | str, say: Say, root: Path = ROOT) -> st
 
 async def _install(known: Known, bundle: Bundle | str, say: Say, root: Path) -> Order:
     order: Order | None = None
+    floor = await _floor_in_tpm(root, say)
     async with _source(bundle, known, root) as source:
         say("verifying ...\n")
-        async with aclosing(programs.lines([*programs.RELEASE, "verify"], known.facts, source)) as lines:
+        facts = json.dumps({**known.facts, "floor": max(known.facts["floor"], floor)})
+        async with aclosing(programs.lines([*programs.RELEASE, "verify"], facts, source)) as lines:
             async for line in lines:
                 order = orders.parse(line["order"])
         if order is None:
@@ -156,7 +159,7 @@ async def _source(bundle: Bundle | str, known: Known, root: Path) -> AsyncIterat
 class Known:
     """facts: by which a release is judged (`daemon.release`); servers: as `fetching.settings` says."""
 
-    facts: str
+    facts: dict[str, Any]
     servers: dict[str, Any]
 
 
@@ -183,7 +186,19 @@ def _known(disk: Disk, root: Path) -> Known:
         "epoch": int(says.get("MIXOS_EPOCH", "0")),
         "root-hash": "",
     }
-    return Known(json.dumps(values), servers)
+    return Known(values, servers)
+
+
+async def _floor_in_tpm(root: Path, say: Say) -> int:
+    """0 when there is none; what a TPM does not tell is said, and counts for nothing."""
+    if not (root / DEVICE).exists():
+        return 0
+    try:
+        found = (await programs.ended([*programs.FLOOR, "read"])).get("floor")
+    except MixosError as error:
+        say(f"the downgrade floor in the TPM is not known: {error.message}\n")
+        return 0
+    return found if type(found) is int else 0
 
 
 def reset(disk: Disk) -> None:

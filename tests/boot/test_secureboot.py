@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -23,8 +24,10 @@ from image.machine import VARIABLES
 from tests.boot.guest import BOOT_SECONDS, DISK_SIZE, Guest
 from tests.boot.versions import rewritten
 from tests.secureboot import keys, signer
+from tests.waiting import until
 
 MakeGuest = Callable[..., Guest]
+Floor = tuple[int, bool, str | None]  # what it is, whether the TPM keeps it, what is wrong with that
 
 EFIVARS = "/sys/firmware/efi/efivars"
 TPM = "/sys/class/tpm/tpm0"
@@ -34,6 +37,15 @@ SMBIOS = (
     *("-smbios", f"type=11,value=io.systemd.stub.kernel-cmdline-extra={WORDS}"),
     *("-smbios", f"type=11,value=io.systemd.boot.kernel-cmdline-extra={WORDS}"),
 )
+REMOVE_FLOOR = """cd /usr/lib/mixos/python; python3 -c '
+import os
+from daemon import floor
+from daemon.linux.tpm import Tpm
+tpm = Tpm(os.open("/dev/tpmrm0", os.O_RDWR))
+for place in (floor._look(tpm, handle) for handle in floor.PLACES):
+    if place.state == "kept":
+        tpm.undefine(place.handle)
+'"""
 REFUSED = r"(?i)(access denied|security violation)"
 
 
@@ -75,6 +87,7 @@ class Enrolled:
     cmdline: str
     pcrs: dict[str, str]
     log: bytes
+    floors: dict[str, Floor]
 
     @property
     def started(self) -> bytes:
@@ -127,6 +140,7 @@ def enrolled(make_guest: MakeGuest, image: Path, signed: Path, tmp_path_factory:
             for number in (11, 12)
         },
         _bytes(guest, "/sys/kernel/security/tpm0/binary_bios_measurements"),
+        floors(guest),
     )
     guest.discard()
     shutil.copyfile(guest.vm.state / VARIABLES, found.variables)
@@ -137,6 +151,46 @@ def _bytes(guest: Guest, path: str) -> bytes:
     done = guest.attempt(f"cat {path}")
     assert done.status == 0, done
     return done.stdout
+
+
+def floors(guest: Guest) -> dict[str, Floor]:
+    """The downgrade floor that the device tells: at first, when the data have one, when the data have lost it, and when
+    somebody has removed it from the TPM as well."""
+    guest.run("mixctl update commit")
+    found = {"first": floor(guest, lambda said: not said[0])}
+    record = "/var/lib/mixos/update/record.json"
+    for when, change, done in (
+        ("data", f"sed -i '1s/{{/{{\"floor\": 2026,/' {record}", lambda said: said[1]),
+        ("lost", f"rm {record}", lambda said: said[1]),
+        ("removed", REMOVE_FLOOR, lambda said: said[2]),
+    ):
+        guest.run(f"{change} && kill -KILL $(head -n 1 /run/mixos/mixosd.lock)")
+        found[when] = floor(guest, done)
+    return found
+
+
+def floor(guest: Guest, done: Callable[[Floor], object]) -> Floor:
+    """Once the daemon is there (again), and the TPM has done what it was asked."""
+    said: list[Floor] = []
+
+    def there() -> bool:
+        answer = guest.attempt("mixctl update status --json")
+        if answer.status == 0:
+            status = json.loads(answer.stdout)
+            said.append((status["floor"], status["floor-in-tpm"], status["floor-problem"]))
+        return answer.status == 0 and bool(done(said[-1]))
+
+    until(there, BOOT_SECONDS)
+    return said[-1]
+
+
+def test_the_tpm_keeps_the_downgrade_floor(enrolled: Enrolled) -> None:
+    assert enrolled.floors == {
+        "first": (0, False, None),
+        "data": (2026, True, None),
+        "lost": (2026, True, None),
+        "removed": (0, False, "the TPM kept 2026, and does not any more"),
+    }
 
 
 def test_a_machine_in_setup_mode_enrols_the_keys_of_the_image(enrolled: Enrolled) -> None:

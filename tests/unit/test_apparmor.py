@@ -170,6 +170,16 @@ def test_what_fetches_releases_writes_nothing_and_starts_nothing(policy):
     assert found.may("/dev/vda", owner=True) == ""
 
 
+def test_the_tpm_is_for_the_program_that_keeps_the_floor_there(policy):
+    assert policy["mixos-floor"].may("/dev/tpmrm0") == "rwa"
+    for name in set(NAMES) - {"mixos-floor"}:
+        assert "w" not in policy[name].may("/dev/tpmrm0", owner=True)
+    for path in ("/dev/tpm0", "/dev/vda", "/run/mixos/mixosd.sock", "/var/lib/mixos/x", "/tmp/x"):
+        assert policy["mixos-floor"].may(path, owner=True) == ""
+    for path in ("/usr/bin/busybox", "/usr/libexec/mixos-slots", "/usr/bin/mixosd"):
+        assert not set(policy["mixos-floor"].may(path, owner=True)) & set("xwi")
+
+
 def test_every_process_of_a_part_has_its_profile_and_account():
     processes = [one.process for one in manifests() if one.process is not None] + [PROCESS]
     accounts = {line.split(":")[0] for line in (SKELETON / "etc/passwd").read_text().splitlines()}
@@ -191,8 +201,10 @@ def test_the_daemon_administers(policy):
     assert daemon.may("/usr/bin/busybox").endswith("mix")
     for helper in ("shim", "sandbox"):
         assert daemon.may(f"/usr/libexec/mixos/{helper}").endswith("ux")
-    for confined in ("/usr/sbin/nft", "/usr/bin/dbus-daemon", "/usr/libexec/mixos-fetch", "/usr/libexec/mixos-slots"):
+    for confined in ("/usr/sbin/nft", "/usr/bin/dbus-daemon"):
         assert daemon.may(confined).endswith("px")
+    for name in ("fetch", "floor", "release", "slots"):
+        assert daemon.may(f"/usr/libexec/mixos-{name}").endswith("px")
 
 
 def test_the_daemon_stays_out_of_the_kernel_and_the_disks(policy):

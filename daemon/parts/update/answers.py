@@ -142,6 +142,8 @@ Status = TypedDict(
         "images": Annotated[list[ImageRow], "entries of the loader, in its order"],
         "blocked": Annotated[dict[str, str], "version → why it is not installed again, until `update clear`"],
         "floor": Annotated[int, "the lowest sequence that may be installed"],
+        "floor-in-tpm": Annotated[bool, "it is kept in a TPM, not on the data partition alone"],
+        "floor-problem": Annotated[str | None, "why the TPM does not keep it, or that it lost it"],
         "staged": Annotated[str | None, "the version that `update apply` has the next boot start"],
         "checked": Annotated[Checked | None, "what the channel said last"],
         "trouble": Annotated[str | None, "why a release that nobody waited for was not asked for, staged or applied"],

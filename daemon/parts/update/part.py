@@ -96,8 +96,8 @@ class Settled(Strict):
 
 
 class Update:
-    """See the module. root: the tree to read from; slots, release, fetch: the programs (`daemon.slots`,
-    `daemon.release`, `daemon.fetch`)."""
+    """See the module. root: the tree to read from; slots, release, fetch, floor: the programs (`daemon.slots`,
+    `daemon.release`, `daemon.fetch`, `daemon.floor`)."""
 
     name = "update"
 
@@ -108,17 +108,20 @@ class Update:
         slots: Sequence[str] = programs.SLOTS,
         release: Sequence[str] = programs.RELEASE,
         fetch: Sequence[str] = programs.FETCH,
+        floor: Sequence[str] = programs.FLOOR,
         ask_init: Callable[[int], None] = lambda number: os.kill(1, number),
     ) -> None:
-        self.starts = Starts(context, root, slots)
+        self.starts = Starts(context, root, slots, floor)
         self.releases = Releases(self.starts, release, slots, fetch, ask_init)
         self._tasks: list[asyncio.Task[None]] = []
+        self._floor: asyncio.Task[None] | None = None
 
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Look at the disk, tell what failed before, and watch until this boot is called good."""
         await asyncio.to_thread(self.starts.begin)
+        self._floor = background("update floor", self.starts.floor.run)
         self._watch()
 
     def _watch(self) -> None:
@@ -130,9 +133,10 @@ class Update:
 
     async def stop(self) -> None:
         """Leave all as it is."""
-        for task in self._tasks:
+        tasks = [*self._tasks, self._floor] if self._floor else self._tasks
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, self.releases.stop(), return_exceptions=True)
+        await asyncio.gather(*tasks, self.releases.stop(), return_exceptions=True)
 
     def status(self) -> Mapping[str, Any]:
         """What runs, what comes next, what is wrong."""
@@ -146,8 +150,9 @@ class Update:
         }
 
     def findings(self) -> Iterator[Finding]:
-        """What is not well since the version was changed."""
-        return self.starts.findings()
+        """What is not well since the version was changed, and with the downgrade floor."""
+        yield from self.starts.findings()
+        yield from self.starts.floor.findings()
 
     def methods(self) -> Sequence[Method]:
         """What can be called."""
@@ -252,7 +257,9 @@ class Update:
             "next-slot": following.slot if following else None,
             "images": [self._image(image) for image in starts.boot.images],
             "blocked": {one.version: one.reason for one in record.blocked.values()},
-            "floor": record.floor,
+            "floor": starts.floor.now,
+            "floor-in-tpm": starts.floor.in_tpm,
+            "floor-problem": starts.floor.lost or starts.floor.problem,
             "staged": record.staged.version if record.staged else None,
             "checked": releases.checked,
             "trouble": releases.trouble,

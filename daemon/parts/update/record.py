@@ -69,7 +69,8 @@ class Staged(_Kept):
 
 class Record(_Kept):
     """The file. installed_in: the boot-ID in which the last image was installed: a commit needs another one; floor: the
-    lowest sequence that may be installed; network: whether there was a way out when it was installed."""
+    lowest sequence that may be installed; in_tpm: the floor that a TPM was last seen to keep; network: whether there
+    was a way out when it was installed."""
 
     format: Literal[1] = 1
     history: tuple[Happened, ...] = ()
@@ -78,6 +79,7 @@ class Record(_Kept):
     trial: Trial | None = None
     installed_in: str | None = None
     floor: int = 0
+    in_tpm: int = 0
     network: bool = False
     staged: Staged | None = None
 

@@ -53,7 +53,7 @@ class Releases:
         from daemon.parts.update.taking import Taking
 
         starts, (release, slots) = self.starts, self._programs
-        return Taking(starts.context, starts.records, starts.root, release, slots)
+        return Taking(starts.context, starts.records, starts.floor, starts.root, release, slots)
 
     @property
     def progress(self) -> Progress | None:

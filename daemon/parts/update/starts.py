@@ -26,6 +26,7 @@ from daemon.linux import facts, programs
 from daemon.linux.log import log
 from daemon.parts.update.boot import Boot, Disk, Image, look
 from daemon.parts.update.data import Data
+from daemon.parts.update.floor import Floor
 from daemon.parts.update.record import Blocked, Records, Trial
 from daemon.parts.update.verdict import failures, panic_line
 
@@ -39,14 +40,15 @@ _MAX_PANIC = 1 << 20  # bytes of a kernel's last words
 
 
 class Starts:
-    """root: the tree to read from; slots: the program that writes to disks (`daemon.slots`).
+    """root: the tree to read from; slots, floor: the programs (`daemon.slots`, `daemon.floor`).
 
     boot: what `look` found last; records: what is kept; data: the device's own, between two versions; problem: what
     keeps the running image from being called good; error: why nothing is known of the disk; stale: why the rescue entry
-    and the loader are not those that came with it; turn: for the disk and the record.
+    and the loader are not those that came with it; turn: for the disk and the record; floor: below which nothing is
+    installed.
     """
 
-    def __init__(self, context: Context, root: Path, slots: Sequence[str]) -> None:
+    def __init__(self, context: Context, root: Path, slots: Sequence[str], floor: Sequence[str]) -> None:
         self.context, self.root, self._slots = context, root, slots
         self.records = Records(context.state / "update" / "record.json")
         self.data = Data(context, root)
@@ -55,6 +57,7 @@ class Starts:
         self.error: MixosError | None = None
         self.stale: MixosError | None = None
         self.turn = asyncio.Lock()
+        self.floor = Floor(root, self.records, self.turn, self._good, floor)
         self.settled = False  # whether it was called good in this boot, or left
         self._renewed = False  # whether it got its starts back in this boot without being called good
         self._placed = False  # whether that was tried in this boot
@@ -136,10 +139,13 @@ class Starts:
         up = facts.uptime(self.root)
         return None if found is None or not found.isdigit() or up is None else max(0.0, round(int(found) - up, 1))
 
+    def _good(self) -> bool:
+        return self.boot.running is not None and self.boot.running.entry.good
+
     @property
     def well(self) -> bool:
         """Whether what runs was called good, so that the other slot is free for a release."""
-        return self.boot.running is not None and self.boot.running.entry.good and self.settled
+        return self._good() and self.settled
 
     # -- is it good? -------------------------------------------------------------------------------------------------
 
@@ -256,11 +262,11 @@ class Starts:
             await asyncio.to_thread(self.look)
         if new:
             happened = self.records.happened("committed", running.version, running.slot)
-            floor = max(self.records.now.floor, int(facts.release(self.root).get("MIXOS_FLOOR", "0")))
-            self.records.change(trial=None, floor=floor, history=self.records.history(happened))
+            self.records.change(trial=None, floor=self.floor.here, history=self.records.history(happened))
             self.context.events.publish("update.committed", running.version, slot=running.slot)
             log("notice", f"update: {running.version} is good")
         self._trial.unlink(missing_ok=True)
+        self.floor.keep()
 
     async def _count(self, old: Entry, new: Entry) -> None:
         """Have the counter of an entry written, by the program that may write to disks. Raises MixosError."""

@@ -23,6 +23,7 @@ from common.errors import MixosError, NotFoundError, RefusedError
 from daemon.core.part import Context
 from daemon.linux import facts, programs
 from daemon.parts.update.boot import Boot
+from daemon.parts.update.floor import Floor
 from daemon.parts.update.identity import identity
 from daemon.parts.update.record import Records, Staged
 
@@ -36,11 +37,12 @@ class Taking:
         self,
         context: Context,
         records: Records,
+        floor: Floor,
         root: Path = facts.ROOT,
         release: Sequence[str] = programs.RELEASE,
         slots: Sequence[str] = programs.SLOTS,
     ) -> None:
-        self._context, self._records, self._root = context, records, root
+        self._context, self._records, self._floor, self._root = context, records, floor, root
         self._release, self._slots = release, slots
         self._busy = asyncio.Lock()
         self._judging = asyncio.Lock()  # what was trusted before is one file
@@ -155,7 +157,7 @@ class Taking:
             "machine": os.uname().machine,
             "variant": release.get("MIXOS_VARIANT", "default"),
             "sequence": int(release.get("MIXOS_SEQUENCE", "0")),
-            "floor": self._records.now.lowest(release, good=boot.running is not None and boot.running.entry.good),
+            "floor": await self._floor.known(),
             "epoch": int(release.get("MIXOS_EPOCH", "0")),
             "root-hash": (boot.root_hash or b"").hex(),
         }

@@ -294,6 +294,12 @@ def _checked(found: Mapping[str, Any]) -> str:
     return text if why is None else f"{text}\n{why['version']}: {why['why']}"
 
 
+def _floor(found: Mapping[str, Any]) -> str:
+    where = "data and TPM" if found["floor-in-tpm"] else "data alone"
+    why = f": {found['floor-problem']}" if found["floor-problem"] else ""
+    return f"number {found['floor']} (kept in {where}{why})"
+
+
 def _status(found: Mapping[str, Any]) -> str:
     rows = [("running", f"{word(found['version'])} (slot {word(found['slot'])}), {found['state']}")]
     if found["problem"]:
@@ -312,6 +318,8 @@ def _status(found: Mapping[str, Any]) -> str:
         last = found["last"]
         why = f": {last['reason']}" if last["reason"] else ""
         rows.append(("last", f"{clock(last['at'])} {last['what']} {last['version']}{why}"))
+    if found["floor-problem"] or found["floor"]:
+        rows.append(("floor", _floor(found)))
     if found["data-problem"]:
         rows.append(("data", found["data-problem"]))
     if found["conflicts"]:
