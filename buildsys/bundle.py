@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,16 @@ from pathlib import Path
 from buildsys.files import atomic_write
 from common.bundle import container, manifest, plan, windows
 from common.bundle.container import Front
+from common.bundle.order import MAX_HOOK, MAX_HOOK_SECONDS, MAX_HOOKS, WHENS, When
 from common.disk import fatread, gpt, verity
 from common.efi import uki as uki_format
 from common.efi.entries import FOLDER, RESCUE
-from common.errors import BundleError, ImageError
+from common.errors import BundleError, ImageError, UsageError
+from common.files import read_regular
 from image.host import image_errors, opened
 
 Sign = Callable[[str], Front]
+_SECONDS = 30  # of a hook, unless they are named
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ class Content:
 
 
 @dataclass(frozen=True)
+class Hook:
+    """A program that a device runs before a step, and that may refuse it; seconds: after which it has."""
+
+    when: When
+    data: bytes
+    seconds: int
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a release says of itself besides its content; see the manifest."""
 
@@ -53,6 +66,35 @@ class Facts:
     machine: str
     variant: str
     created: int
+    hooks: tuple[Hook, ...] = ()
+
+
+def read_hooks(given: Sequence[str]) -> tuple[Hook, ...]:
+    """The programs that `WHEN[:SECONDS]=FILE` name. Raises UsageError `bundle-hook`."""
+    found = tuple(map(_read_hook, given))
+    if len(found) > MAX_HOOKS:
+        raise UsageError(f"more than {MAX_HOOKS} hooks", reason="bundle-hook")
+    for when in WHENS:
+        if sum(one.seconds for one in found if one.when == when) > MAX_HOOK_SECONDS:
+            raise UsageError(f"hooks {when} take more than {MAX_HOOK_SECONDS} s together", reason="bundle-hook")
+    return found
+
+
+def _read_hook(text: str) -> Hook:
+    before, _, file = text.partition("=")
+    name, colon, digits = before.partition(":")
+    seconds = int(digits) if re.fullmatch("[0-9]{1,4}", digits) else 0 if colon else _SECONDS
+    when = next((one for one in WHENS if one == name), None)
+    if when is None or not file or not 0 < seconds <= MAX_HOOK_SECONDS:
+        hint = f"WHEN is {' or '.join(WHENS)}, SECONDS at most {MAX_HOOK_SECONDS}"
+        raise UsageError(f"--hook {text}: WHEN[:SECONDS]=FILE is expected", reason="bundle-hook", hint=hint)
+    try:
+        data = read_regular(Path(file), MAX_HOOK + 1)
+    except OSError as error:
+        raise UsageError(f"--hook {text}: {error.strerror}", reason="bundle-hook") from error
+    if not 0 < len(data) <= MAX_HOOK:
+        raise UsageError(f"--hook {text}: a hook has 1 to {MAX_HOOK} bytes", reason="bundle-hook")
+    return Hook(when, data, seconds)
 
 
 def load(path: Path) -> Content:
@@ -131,6 +173,7 @@ def make(
             ways.append(way)
         else:
             payload.cut(*kept)
+    hooks = [_hook(one, payload) for one in facts.hooks]
     found = manifest.Manifest.model_validate(
         {
             "format": 1,
@@ -145,7 +188,7 @@ def make(
             "root": {**_target(new.root), "root-hash": new.root_hash.hex(), "salt": new.salt.hex()},
             "uki": _target(new.uki),
             "plans": [way.model_dump(mode="json", by_alias=True) for way in ways],
-            "hooks": [],
+            "hooks": hooks,
         }
     )
     front = sign(manifest.dump(found))
@@ -159,13 +202,21 @@ def _target(data: bytes) -> dict[str, object]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "windows": sizes}
 
 
+def _hook(one: Hook, payload: plan.Payload) -> dict[str, object]:
+    return {"when": one.when, "seconds": one.seconds, **_blob(one.data, payload)}
+
+
+def _blob(data: bytes, payload: plan.Payload) -> dict[str, object]:
+    return {"offset": payload.add(data), "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 def _way(old: Content | None, root: plan.New, uki: plan.New, payload: plan.Payload, jobs: int) -> manifest.Plan:
     sources = (old.root, old.uki) if old else (None, None)
     blobs, transfer = [], 0
     for new, source in zip((root, uki), sources, strict=True):
         data = plan.make_plan(new, source, payload, jobs)
         transfer += len(data) + windows.read_plan(data).transfer
-        blobs.append({"offset": payload.add(data), "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        blobs.append(_blob(data, payload))
     return manifest.Plan.model_validate(
         {
             "from": old.installed.model_dump(mode="json", by_alias=True) if old else None,

@@ -12,6 +12,14 @@ from buildsys.cli.keys import passphrase_option
 from common.errors import KeysError, UsageError
 from common.units import size
 
+hook_option = click.option(
+    "--hook",
+    "hooks",
+    multiple=True,
+    metavar="WHEN[:SECONDS]=FILE",
+    help="A program that devices run, confined, before-stage or before-apply, and that may refuse. May be repeated.",
+)
+
 
 @click.command()
 @click.argument("image", required=False, type=click.Path(path_type=Path))
@@ -23,6 +31,7 @@ from common.units import size
     help="A release that devices run, an image or a bundle: they fetch what differs. May be repeated.",
 )
 @click.option("--minimum", type=click.IntRange(min=0), default=0, help="Sequence that a device must run to take it.")
+@hook_option
 @passphrase_option
 @json_option
 @pass_context
@@ -31,6 +40,7 @@ def bundle(
     image: Path | None,
     earlier: tuple[Path, ...],
     minimum: int,
+    hooks: tuple[str, ...],
     passphrase_fd: int | None,
     as_json: bool,
 ) -> None:
@@ -43,7 +53,7 @@ def bundle(
     from buildsys.keys import tuf
     from buildsys.keys.sign import sign_release
 
-    project, public = context.project, public_keys(context)
+    programs, project, public = making.read_hooks(hooks), context.project, public_keys(context)
     if not public.exists:
         hint = "make them: mixos keys make; then build the image again, so that its devices know them"
         raise KeysError(f"{public.folder} has no keys to release with", reason="keys-none", hint=hint)
@@ -55,7 +65,7 @@ def bundle(
     found = project.config.image
     begun = public.begun(new.version)  # one whose signatures had to be waited for goes on as it was
     created = begun.created if begun is not None else int(now.timestamp())
-    facts = making.Facts(found.sequence, minimum, project.config.machine.arch, found.variant, created)
+    facts = making.Facts(found.sequence, minimum, project.config.machine.arch, found.variant, created, programs)
     target = project.out / f"mixos-{new.version}.mixb"
     target.parent.mkdir(parents=True, exist_ok=True)
     jobs = os.cpu_count() or 1

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from common.bundle import windows
-from common.bundle.order import File, Order, Piece
+from common.bundle.order import MAX_HOOK, MAX_HOOK_SECONDS, MAX_HOOKS, WHENS, File, Order, Piece, When
+from common.bundle.order import Hook as OrderHook
 from common.disk import verity
 from common.errors import BundleError
 from common.safe import one_line
@@ -25,7 +26,6 @@ MAX_BYTES = 2 << 20  # of a manifest's text: 64 GiB in windows and some plans ar
 MAX_ROOT = 64 << 30
 MAX_UKI = 512 << 20
 MAX_PLAN = 4 << 20
-MAX_HOOK = 1 << 20
 MAX_PAYLOAD = 1 << 40
 _MAX_NUMBER = 1 << 53  # what every reader of JSON has exactly (RFC 8259, section 6)
 
@@ -109,14 +109,12 @@ class Plan(Exact):
     transfer: Annotated[int, Field(ge=0, le=MAX_PAYLOAD)]
 
 
-class Hook(Exact):
+class Hook(Blob):
     """A program of the payload that runs sandboxed: when, and after how many seconds it has failed."""
 
-    when: Literal["before-write", "after-write", "before-commit"]
+    when: When
     size: Annotated[int, Field(gt=0, le=MAX_HOOK)]
-    offset: Annotated[int, Field(ge=0, lt=MAX_PAYLOAD)]
-    sha256: Hash
-    seconds: Annotated[int, Field(gt=0, le=600)]
+    seconds: Annotated[int, Field(gt=0, le=MAX_HOOK_SECONDS)]
 
 
 class Manifest(Exact):
@@ -134,7 +132,7 @@ class Manifest(Exact):
     root: Root
     uki: Uki
     plans: Annotated[tuple[Plan, ...], Field(min_length=1, max_length=64, strict=False)]
-    hooks: Annotated[tuple[Hook, ...], Field(max_length=8, strict=False)]
+    hooks: Annotated[tuple[Hook, ...], Field(max_length=MAX_HOOKS, strict=False)]
 
     @model_validator(mode="after")
     def _sensible(self) -> Manifest:
@@ -148,6 +146,8 @@ class Manifest(Exact):
             raise ValueError("two plans begin with the same release")
         if self.root.root_hash in hashes:
             raise ValueError("a plan begins with this release itself")
+        if any(sum(hook.seconds for hook in self.hooks if hook.when == when) > MAX_HOOK_SECONDS for when in WHENS):
+            raise ValueError(f"hooks that take more than {MAX_HOOK_SECONDS} s together")
         return self
 
     @property
@@ -176,13 +176,17 @@ class Manifest(Exact):
             salt=bytes.fromhex(self.root.salt),
             root=_file(self.root, [plan.root for plan in plans]),
             uki=_file(self.uki, [plan.uki for plan in plans]),
+            hooks=tuple(OrderHook(hook.when, hook.seconds, _piece(hook)) for hook in self.hooks),
         )
 
 
 def _file(target: _Target, plans: Iterable[PlanBlob]) -> File:
-    pieces = tuple(Piece(plan.offset, plan.size, bytes.fromhex(plan.sha256)) for plan in plans)
     digests = tuple(map(bytes.fromhex, target.windows.sha256))
-    return File(bytes.fromhex(target.sha256), windows.Target(target.size, digests), pieces)
+    return File(bytes.fromhex(target.sha256), windows.Target(target.size, digests), tuple(map(_piece, plans)))
+
+
+def _piece(blob: Blob) -> Piece:
+    return Piece(blob.offset, blob.size, bytes.fromhex(blob.sha256))
 
 
 def parse(text: str) -> Manifest:
