@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +28,7 @@ from daemon.parts.update import hooks
 from daemon.parts.update.hooks import Hooks
 from tests.native import native
 from tests.releases import text
-from tests.waiting import processes, until
+from tests.waiting import ended, processes, until
 
 pytestmark = pytest.mark.integration
 
@@ -158,6 +160,19 @@ def test_who_leaves_ends_it(context: Context) -> None:
     asyncio.run(leave())
     until(lambda: not any(processes("65123")))
     assert list(context.run.glob("sandbox/*")) == []
+
+
+def test_it_ends_with_the_daemon(context: Context) -> None:
+    policy = hooks.load_profile(context, hooks.PROFILE)
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            asyncio.run(module.confined(context, policy, b"#!/bin/sh\nsleep 65987 & sleep 65987\n", 100))
+        os._exit(1)
+    until(lambda: any(processes("65987")))
+    os.kill(child, signal.SIGKILL)
+    ended(child)
+    until(lambda: not any(processes("65987")))
 
 
 def test_without_what_it_must_have_it_does_not_run(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,10 +39,33 @@ def test_hooks_are_what_a_device_is_told_to_ask():
     hooks = [hook(), hook(when="before-apply", offset=1, seconds=120)]
     found = manifest.parse(text(hooks=hooks))
     assert manifest.dump(found) == text(hooks=hooks)
+    one = f'"seconds":120,"sha256":"{"11" * 32}","size":1,"when":"before-apply"'
+    assert f'{{"offset":1,{one}}}],"kernel":' in text(hooks=hooks)
     told = order.parse(found.order(4096, "ab" * 32).dump()).hooks
     assert [(one.when, one.seconds, one.piece.offset) for one in told] == [
         ("before-stage", 1, 0),
         ("before-apply", 120, 1),
+    ]
+
+
+@given(
+    st.lists(
+        st.builds(
+            hook,
+            when=st.sampled_from(order.WHENS),
+            offset=st.integers(0, (1 << 40) - 1),
+            size=st.integers(1, order.MAX_HOOK),
+            seconds=st.integers(1, order.MAX_HOOK_SECONDS // order.MAX_HOOKS),
+        ),
+        max_size=order.MAX_HOOKS,
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_hooks_are_told_as_they_are(hooks: list[dict[str, Any]]):
+    asked = manifest.parse(text(hooks=hooks)).order(4096, "ab" * 32)
+    assert order.parse(asked.dump()) == asked
+    assert [(one.when, one.seconds, one.piece.offset, one.piece.size) for one in asked.hooks] == [
+        (one["when"], one["seconds"], one["offset"], one["size"]) for one in hooks
     ]
 
 

@@ -72,6 +72,7 @@ def test_what_is_not_its_hash_is_not_there(kept, words, monkeypatch):
 def test_a_disk_that_takes_nothing(kept, context):
     (context.state / "update").mkdir(parents=True)
     (context.state / "update/hooks").write_bytes(b"no folder")
+    assert kept.there() == []
     with pytest.raises(DiskError) as caught:
         kept.keep([order_of(b"a")], given(b"a"))
     assert caught.value.reason == "update-hook-kept"

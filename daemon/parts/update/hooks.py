@@ -83,7 +83,7 @@ class Hooks:
     def _names(self) -> list[str]:
         try:
             return sorted(os.listdir(self._folder))
-        except FileNotFoundError:
+        except OSError:  # most of all: there never were any
             return []
 
     def _read(self, name: str) -> bytes | None:
