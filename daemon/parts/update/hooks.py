@@ -21,6 +21,7 @@ from common.safe import one_line
 from daemon.core.manifest import function
 from daemon.core.part import Context
 from daemon.core.profiles import load_profile
+from daemon.linux.log import log
 
 PROFILE = "update-hook"
 MAX_SAID = 64 << 10  # bytes that a hook may say
@@ -79,6 +80,7 @@ class Hooks:
             raise _refused(order, hook, f"it did not end within {wall:g} s")
         if found.code:
             raise _refused(order, hook, _words(found))
+        log("notice", f"update: {order.version} passes its hook {hook.when}")
 
     def _names(self) -> list[str]:
         try:
