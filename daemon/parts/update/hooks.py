@@ -6,6 +6,7 @@ run in the sandbox profile `update-hook`: all that they do is to say a line for 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import contextlib
@@ -60,7 +61,7 @@ class Hooks:
         Raises RefusedError: `update-hook`, with its own words; `update-hook-sandbox` when it could not be confined, so
         that it did not run; `update-hook-lost` when it is not what was verified any more.
         """
-        program = self._read(hook.piece.sha256.hex())
+        program = await asyncio.to_thread(self._read, hook.piece.sha256.hex())
         if program is None:
             message = f"{order.version}: its hook {hook.when} is not there as it was verified"
             raise RefusedError(message, reason="update-hook-lost", hint="stage the release again")
