@@ -62,7 +62,7 @@ def offer(public: Public, version: str) -> Terms:
     found = {one.version: one.terms for one in listed(public) if one.terms is not None}
     terms = found.get(version)
     if terms is None:
-        hint = f"offered are: {', '.join(found) or 'none'}"
+        hint = f"offered are: {', '.join(found) or 'none'}; 'mixos release' offers one"
         raise CheckError(f"the channel does not offer {version}", reason="channel-unknown", hint=hint)
     return terms
 
@@ -99,6 +99,14 @@ class Channel:
             if stream.read(len(container.MAGIC)) != container.MAGIC:
                 return None
         return _front(path)
+
+    def check_there(self, public: Public) -> None:
+        """Raise CheckError `channel-none` unless this folder is a channel; those of `check_origin`."""
+        if not (self.folder / "timestamp.json").exists():
+            hint = "name the folder that 'mixos release --channel' has made"
+            message = f"{self.folder} is no channel: it has no timestamp.json"
+            raise CheckError(message, reason="channel-none", hint=hint)
+        self.check_origin(public)
 
     def check_origin(self, public: Public) -> None:
         """Raise CheckError unless this folder follows from that project's keys: `channel-other`, `channel-newer`."""
@@ -168,8 +176,8 @@ class Channel:
         return True
 
     def status(self, public: Public, now: datetime) -> dict[str, Any]:
-        """What devices see, and when it must be signed anew."""
-        self.check_origin(public)
+        """What devices see, and when it must be signed anew. Raises CheckError as `check_there`."""
+        self.check_there(public)
         served, ours = self.folder / "timestamp.json", public.tuf / "timestamp.json"
         roles = {role: public.newest(role) for role in ("targets", "snapshot", "timestamp")}
         expires = {role: one.signed.expires for role, one in roles.items() if one} | {

@@ -34,11 +34,13 @@ AGAIN = "build it again: mixos build"
 
 @dataclass(frozen=True)
 class Built:
-    """What a build says of its image. kernel: as `kernelsource.describe`, and what is `waived`; anchors: file name →
+    """What a build says of its image. kernel: as `kernelsource.describe`, and what is `waived`; instead: source → file
+    that stood in for it; anchors: file name →
     SHA-256 of what the image trusts releases by."""
 
     root_hash: str
     kernel: dict[str, Any]
+    instead: dict[str, str]
     revision: Revision
     anchors: dict[str, str]
 
@@ -55,7 +57,7 @@ class Built:
                 if one["path"].startswith(folder) and one["type"] == "file"
             }
             found = Revision(said["commit"], tuple(said["changes"]))
-            return cls(data["image"]["root_hash"], data["kernel"], found, anchors)
+            return cls(data["image"]["root_hash"], data["kernel"], dict(data["instead"]), found, anchors)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             message = f"{path} does not say how the image was built"
             raise CheckError(message, reason="release-manifest", hint=AGAIN) from error
@@ -77,11 +79,12 @@ class Candidate:
 def check(one: Candidate) -> None:
     """Raise CheckError for all that is wrong; of several mistakes the first decides the reason.
 
-    `release-content` (the build speaks of another image), `release-kernel`, `release-waiver`, `release-anchors` (the
-    image's devices would not take the next release), `release-tree`, `release-tag`, `release-sequence`.
+    `release-content` (the build speaks of another image), `release-kernel`, `release-source`, `release-waiver`,
+    `release-anchors` (the image's devices would not take the next release), `release-tree`, `release-tag`,
+    `release-sequence`.
     """
     found: list[MixosError] = []
-    steps: Iterable[Callable[[Candidate], None]] = (_content, _kernel, _waivers, _anchors, _tree, _sequence)
+    steps: Iterable[Callable[[Candidate], None]] = (_content, _kernel, _sources, _waivers, _anchors, _tree, _sequence)
     for step in steps:
         try:
             step(one)
@@ -115,6 +118,13 @@ def _kernel(one: Candidate) -> None:
         message = f"its kernel was built from files of this computer: {kernel.get('source')}"
         hint = "pin that source in sources.lock, so that others can build the same, and build again"
         raise CheckError(message, reason="release-kernel", hint=hint)
+
+
+def _sources(one: Candidate) -> None:
+    if one.built.instead:
+        rows = ", ".join(f"{file} for {name}" for name, file in sorted(one.built.instead.items()))
+        hint = "get the pinned files (mixos lock --check tells where they are) and build again, or pin what you have"
+        raise CheckError(f"other sources than the pinned ones: {rows}", reason="release-source", hint=hint)
 
 
 def _waivers(one: Candidate) -> None:

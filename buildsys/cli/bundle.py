@@ -21,6 +21,14 @@ hook_option = click.option(
 )
 
 
+def built_file(path: Path) -> Path:
+    """The path of an image or a bundle. Raises UsageError `no-image`."""
+    if not path.is_file():
+        what = "is no file" if path.exists() else "is not there"
+        raise UsageError(f"the image {path} {what}", reason="no-image", hint="build it first: mixos build")
+    return path
+
+
 @click.command()
 @click.argument("image", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -57,9 +65,7 @@ def bundle(
     if not public.exists:
         hint = "make them: mixos keys make; then build the image again, so that its devices know them"
         raise KeysError(f"{public.folder} has no keys to release with", reason="keys-none", hint=hint)
-    path = image or project.image_file
-    if not path.is_file():
-        raise UsageError(f"{path}: no such image", reason="no-image", hint="build it first: mixos build")
+    path = built_file(image or project.image_file)
     new, before = making.load(path), [making.load(one) for one in earlier]
     private, now = private_keys(context, passphrase_fd), tuf.utc_now()
     found = project.config.image

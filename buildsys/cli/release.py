@@ -11,7 +11,7 @@ import click
 from buildsys.cli.bundle import hook_option
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.cli.keys import passphrase_option
-from common.errors import KeysError, UsageError
+from common.errors import KeysError
 from common.units import size
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def release(
     from buildsys import bundle as making
     from buildsys import release as gate
     from buildsys.channel import Channel, parse_share, parse_waves
+    from buildsys.cli.bundle import built_file
     from buildsys.cli.keys import private_keys, public_keys
     from buildsys.keys import tuf
 
@@ -76,9 +77,7 @@ def release(
     if not public.exists:
         hint = "make them: mixos keys make; then build the image again, so that its devices know them"
         raise KeysError(f"{public.folder} has no keys to release with", reason="keys-none", hint=hint)
-    path = source or project.image_file
-    if not path.is_file():
-        raise UsageError(f"{path}: no such image", reason="no-image", hint="build it first: mixos build")
+    path = built_file(source or project.image_file)
     parse_waves(waves, 0)
     failures = None if max_failures is None else parse_share(max_failures)
     now, channel = tuf.utc_now(), Channel(folder.absolute())

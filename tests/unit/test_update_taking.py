@@ -356,6 +356,13 @@ def test_a_bundle_below_the_floor_is_refused(device, publisher):
     assert refused(device, publisher.release("1.3.0", sequence=7)).reason == "release-downgrade"
 
 
+def test_the_floor_of_what_runs_outlives_the_record(device, publisher):
+    (device.tree / "usr/lib/mixos/release").write_text(f"MIXOS_VERSION={OLD}\nMIXOS_SEQUENCE=8\nMIXOS_FLOOR=8\n")
+    run(device, lambda update: ask(update, "status"))
+    (device.tree / "var/lib/mixos/update/record.json").unlink()  # as a factory reset does
+    assert refused(device, publisher.release("1.3.1", sequence=7)).reason == "release-downgrade"
+
+
 def test_what_is_no_bundle_is_refused(device, tmp_path):
     odd = tmp_path / "odd.mixb"
     odd.write_bytes(b"no bundle" * 1000)

@@ -311,9 +311,11 @@ def state(image: Image | None) -> State:
 
 def way_out(root: Path) -> str:
     """The interface of the default route that is up (proc_pid_net(5); the flag is RTF_UP), the one with the least
-    metric; "" when there is none."""
+    metric; "" when there is none, or only one that refuses or drops what comes: it has no interface (IPv4), or the
+    loopback one."""
     rows = [line.split() for line in (facts.text(root / "proc/net/route") or "").splitlines()[1:]]
-    four = [(int(row[6]), row[0]) for row in rows if row[1] == row[7] == "00000000" and int(row[3], 16) & 1]
+    rows = [row for row in rows if row[0] != "*" and int(row[3], 16) & 1]
+    four = [(int(row[6]), row[0]) for row in rows if row[1] == row[7] == "00000000"]
     rows = [line.split() for line in (facts.text(root / "proc/net/ipv6_route") or "").splitlines()]
     six = [(int(row[5], 16), row[9]) for row in rows if row[0] == "0" * 32 and row[1] == "00" and row[9] != "lo"]
     return min(four or six, default=(0, ""))[1]
