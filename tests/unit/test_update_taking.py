@@ -547,6 +547,18 @@ def test_a_hook_that_is_damaged_on_its_way_is_refused(device, publisher, confine
     assert confined.asked == []
 
 
+def test_a_repair_asks_no_hook(device, publisher, confined):
+    path = hooked(publisher, "1.9.1", before_stage=b"passes 0")
+
+    async def take(update):
+        await stage(update, path)
+        with web(path.parent) as address:
+            return await ask(update, "repair", url=f"{address}/{path.name}")
+
+    assert run(device, take)[0][-1]["step"] == "done"
+    assert confined.asked == [("before-stage", b"passes 0")]
+
+
 # -- channels ----------------------------------------------------------------------------------------------------------
 
 
