@@ -83,10 +83,14 @@ class Channel:
                 continue
         return dict(sorted(found.items(), key=lambda one: one[1].sequence, reverse=True))
 
-    def earlier(self, version: str, sequence: int, count: int) -> list[Path]:
-        """The newest bundles of earlier releases, as sources of deltas; devices may run withdrawn ones, too."""
-        older = [path for path, one in self.bundles().items() if one.sequence < sequence and one.version != version]
-        return older[:count]
+    def earlier(self, public: Public, version: str, sequence: int, count: int) -> list[Path]:
+        """The newest bundles of earlier releases of this project, as sources of deltas; devices may run withdrawn ones,
+        too. What others have put into the folder is not unpacked where releases are signed."""
+        ours = list(public.manifests().values())
+        found = self.bundles().items()
+        return [path for path, one in found if one in ours and one.sequence < sequence and one.version != version][
+            :count
+        ]
 
     def bundle(self, version: str) -> Path:
         """The file of a release."""

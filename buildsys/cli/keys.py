@@ -47,6 +47,15 @@ def public_keys(context: Context) -> Any:
     return Public(context.project.keys)
 
 
+def release_keys(context: Context) -> Any:
+    """The same, where something is to be released. Raises KeysError `keys-none`."""
+    public = public_keys(context)
+    if not public.exists:
+        hint = "make them: mixos keys make; then build the image again, so that its devices know them"
+        raise KeysError(f"{public.folder} has no keys to release with", reason="keys-none", hint=hint)
+    return public
+
+
 @keys.command()
 @click.option("--simple", is_flag=True, help="One root key instead of three of which two must sign.")
 @click.option("--no-passphrase", is_flag=True, help="Leave the private keys unencrypted.")
@@ -293,9 +302,11 @@ def _sign_manifest(private: Any, file: Path, as_json: bool) -> None:
     from buildsys.files import atomic_write
     from buildsys.keys import openpgp
     from common.bundle import manifest
+    from image.host import image_errors
 
     text = named_file(file, manifest.MAX_BYTES + 1).decode("utf-8", "replace")
-    found = manifest.parse(text)
+    with image_errors(file):
+        found = manifest.parse(text)
     made = {one: openpgp.sign(private, text, one) for one in openpgp.held(private)}
     if not made:
         raise KeysError(f"there is no OpenPGP key in {private.folder}", reason="keys-missing")

@@ -11,7 +11,7 @@ import click
 from buildsys.cli.bundle import hook_option
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.cli.keys import passphrase_option
-from common.errors import KeysError, UsageError
+from common.errors import UsageError
 from common.units import size
 
 if TYPE_CHECKING:
@@ -70,13 +70,10 @@ def release(
     from buildsys import release as gate
     from buildsys.channel import Channel, parse_share, parse_waves
     from buildsys.cli.bundle import built_file
-    from buildsys.cli.keys import private_keys, public_keys
+    from buildsys.cli.keys import private_keys, release_keys
     from buildsys.keys import tuf
 
-    programs, project, public = making.read_hooks(hooks), context.project, public_keys(context)
-    if not public.exists:
-        hint = "make them: mixos keys make; then build the image again, so that its devices know them"
-        raise KeysError(f"{public.folder} has no keys to release with", reason="keys-none", hint=hint)
+    programs, project, public = making.read_hooks(hooks), context.project, release_keys(context)
     path = built_file(source or project.image_file)
     parse_waves(waves, 0)
     failures = None if max_failures is None else parse_share(max_failures)
@@ -103,7 +100,7 @@ def release(
         plans = known.plans
     else:
         before = [making.load(one) for one in earlier]
-        before += [making.load(one) for one in channel.earlier(content.version, sequence, deltas)]
+        before += [making.load(one) for one in channel.earlier(public, content.version, sequence, deltas)]
         before = _different(before)
         plans = _make(context, channel, content, before, minimum, programs, private, public, terms_for).plans
     _say(content.version, plans, channel, channel.publish(public), as_json)

@@ -185,8 +185,11 @@ def _working(
     os.close(theirs)
     failed: MixosError | None = None
     complete = False
+    most = 2 * (len(order.root.target.windows) + len(order.uki.target.windows)) + 8  # lines: one for each window, about
     try:
-        for line in _lines(ours):
+        for number, line in enumerate(_lines(ours)):
+            if number == most:
+                raise ValueError("a report without end")
             try:
                 one = _progress(line)
             except MixosError as error:

@@ -21,7 +21,7 @@ from buildsys.keys import sign
 from buildsys.keys.private import Passphrase, Private
 from buildsys.keys.public import Public
 from buildsys.run import ANY_STATUS, run
-from common.errors import KeysError, TrustError, UsageError
+from common.errors import ImageError, KeysError, TrustError, UsageError
 from common.trust import openpgp
 from common.trust.release import Anchors, Running, verify
 from tests.releases import text
@@ -374,5 +374,8 @@ def test_a_mistake_changes_nothing(bench: Bench, tmp_path: Path):
         assert isinstance(error, UsageError)
         assert error.hint
     bench.refused("keys-damaged", "rotate", "root-1", "--public", tmp_path / "mixos.toml")
+    error = bench.run("sign", tmp_path / "mixos.toml").exception
+    assert isinstance(error, ImageError)
+    assert "mixos.toml" in error.message
     bench.refused("keys-missing", "export", "root-1", "nope", "--to", tmp_path / "stick")
     assert sorted(bench.folder.rglob("*")) == before

@@ -12,7 +12,7 @@ from common.efi import pe, siglist, uki
 from common.efi.entries import COMING, FOLDER, GOOD, Entry, image_name, read_name
 from common.errors import BundleError, DiskError, MixosError, RefusedError
 from daemon.parts.update.boot import Disk, look
-from daemon.slots import firmware
+from daemon.slots import firmware, worker
 from daemon.slots.disk import Slot, count, entry, invalidate, kernel_place
 from daemon.slots.examine import examine
 from daemon.slots.seal import seal
@@ -160,6 +160,19 @@ def test_a_process_that_is_killed_while_it_makes_windows_is_told(device, bundle,
     with pytest.raises(DiskError) as caught:
         stage(device, bundle)
     assert (caught.value.reason, caught.value.retryable) == ("slots-worker", True)
+
+
+def test_a_process_that_talks_without_end_is_ended(device, bundle, monkeypatch):
+    line = b'{"step": "root", "done": 1, "of": 2, "fetched": 3}\n'
+
+    def talk(*told):
+        while True:
+            os.write(told[4], line)
+
+    monkeypatch.setattr(worker, "main", talk)
+    with pytest.raises(DiskError) as caught:
+        stage(device, bundle)
+    assert caught.value.reason == "slots-worker"
 
 
 def test_a_counter_that_changes_meanwhile_does_not_matter(device, bundle, monkeypatch):
