@@ -11,7 +11,7 @@ import click
 from buildsys.cli.bundle import hook_option
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.cli.keys import passphrase_option
-from common.errors import UsageError
+from common.errors import KeysError, UsageError
 from common.units import size
 
 if TYPE_CHECKING:
