@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,16 @@ from pathlib import Path
 from buildsys.files import atomic_write
 from common.bundle import container, manifest, plan, windows
 from common.bundle.container import Front
+from common.bundle.order import MAX_HOOK, MAX_HOOK_SECONDS, MAX_HOOKS, WHENS, When
 from common.disk import fatread, gpt, verity
 from common.efi import uki as uki_format
 from common.efi.entries import BOOT_FILES, FOLDER, RESCUE
 from common.errors import BundleError, FormatError, ImageError, UsageError
+from common.files import read_regular
 from image.host import image_errors, opened
 
 Sign = Callable[[str], Front]
+_SECONDS = 30  # of a hook, unless they are named
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,15 @@ class Content:
 
 
 @dataclass(frozen=True)
+class Hook:
+    """A program that a device runs before a step, and that may refuse it; seconds: after which it has."""
+
+    when: When
+    data: bytes
+    seconds: int
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a release says of itself besides its content; see the manifest."""
 
@@ -54,6 +67,35 @@ class Facts:
     machine: str
     variant: str
     created: int
+    hooks: tuple[Hook, ...] = ()
+
+
+def read_hooks(given: Sequence[str]) -> tuple[Hook, ...]:
+    """The programs that `WHEN[:SECONDS]=FILE` name. Raises UsageError `bundle-hook`."""
+    found = tuple(map(_read_hook, given))
+    if len(found) > MAX_HOOKS:
+        raise UsageError(f"more than {MAX_HOOKS} hooks", reason="bundle-hook")
+    for when in WHENS:
+        if sum(one.seconds for one in found if one.when == when) > MAX_HOOK_SECONDS:
+            raise UsageError(f"hooks {when} take more than {MAX_HOOK_SECONDS} s together", reason="bundle-hook")
+    return found
+
+
+def _read_hook(text: str) -> Hook:
+    before, _, file = text.partition("=")
+    name, colon, digits = before.partition(":")
+    seconds = int(digits) if re.fullmatch("[0-9]{1,4}", digits) else 0 if colon else _SECONDS
+    when = next((one for one in WHENS if one == name), None)
+    if when is None or not file or not 0 < seconds <= MAX_HOOK_SECONDS:
+        hint = f"WHEN is {' or '.join(WHENS)}, SECONDS at most {MAX_HOOK_SECONDS}"
+        raise UsageError(f"--hook {text}: WHEN[:SECONDS]=FILE is expected", reason="bundle-hook", hint=hint)
+    try:
+        data = read_regular(Path(file), MAX_HOOK + 1)
+    except OSError as error:
+        raise UsageError(f"--hook {text}: {error.strerror}", reason="bundle-hook") from error
+    if not 0 < len(data) <= MAX_HOOK:
+        raise UsageError(f"--hook {text}: a hook has 1 to {MAX_HOOK} bytes", reason="bundle-hook")
+    return Hook(when, data, seconds)
 
 
 def load(path: Path) -> Content:
@@ -72,10 +114,10 @@ def check(path: Path) -> manifest.Manifest:
     bundle that is cut off (each plan lies behind what it needs), and one whose plans are damaged."""
     with opened(path) as descriptor, image_errors(path):
         found, read = _opened(descriptor)
-        for way in found.plans:
-            for blob in (way.root, way.uki, *way.files):
-                if hashlib.sha256(read(blob.offset, blob.size)).hexdigest() != blob.sha256:
-                    raise BundleError("the bundle is damaged: copy it again", "bundle-damaged")
+        plans = [blob for way in found.plans for blob in (way.root, way.uki, *way.files)]
+        for blob in (*plans, *found.hooks):
+            if hashlib.sha256(read(blob.offset, blob.size)).hexdigest() != blob.sha256:
+                raise BundleError("the bundle is damaged: copy it again", "bundle-damaged")
     return found
 
 
@@ -172,6 +214,7 @@ def make(
             ways.append(way)
         else:
             payload.cut(*kept)
+    hooks = [_hook(one, payload) for one in facts.hooks]
     found = manifest.Manifest.model_validate(
         {
             "format": 1,
@@ -187,7 +230,7 @@ def make(
             "uki": _target(new.uki),
             "files": [{"name": name, **_target(data)} for name, data in new.files.items()],
             "plans": [way.model_dump(mode="json", by_alias=True) for way in ways],
-            "hooks": [],
+            "hooks": hooks,
         }
     )
     front = sign(manifest.dump(found))
@@ -201,6 +244,14 @@ def _target(data: bytes) -> dict[str, object]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "windows": sizes}
 
 
+def _hook(one: Hook, payload: plan.Payload) -> dict[str, object]:
+    return {"when": one.when, "seconds": one.seconds, **_blob(one.data, payload)}
+
+
+def _blob(data: bytes, payload: plan.Payload) -> dict[str, object]:
+    return {"offset": payload.add(data), "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 def _parts(content: Content) -> dict[str, bytes]:
     return {"root": content.root, "uki": content.uki, **content.files}
 
@@ -211,7 +262,7 @@ def _way(old: Content | None, parsed: Mapping[str, plan.New], payload: plan.Payl
     for name, new in parsed.items():
         data = plan.make_plan(new, sources.get(name), payload, jobs)
         transfer += len(data) + windows.read_plan(data).transfer
-        blobs[name] = {"offset": payload.add(data), "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        blobs[name] = _blob(data, payload)
     return manifest.Plan.model_validate(
         {
             "from": old.installed.model_dump(mode="json", by_alias=True) if old else None,

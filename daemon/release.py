@@ -4,12 +4,15 @@ FACTS`: what a channel has for it.
 A process of its own, with no account but its own and no network: it reads what strangers have written, and takes more
 memory than the rest of an update. FACTS is the number of a descriptor with what runs; standard input is a socket where
 ranges of the bundle, or files of the channel, come from (`common.bundle.ranges`). It says one line of JSON and ends
-with status 0: `{"order": …, "signers": …, "expires": …}`, or what `common.trust.channel.Checked` has; or `{"error": …}`
-and its exit code.
+with status 0: `{"order": …, "signers": …, "expires": …}`, before it `{"hook": SHA-256, "data": base64}` for each hook
+of the bundle that the member `hooks` of FACTS does not have, if there is one; or what `common.trust.channel.Checked`
+has; or `{"error": …}` and its exit code.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import pwd
@@ -20,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from common.bundle import container
+from common.bundle.order import Order
 from common.bundle.ranges import Files, Ranges
-from common.errors import MixosError, TrustError, UsageError
+from common.errors import BundleError, MixosError, TrustError, UsageError
 from common.streams import open_missing
 from common.trust import ANCHORS
 from common.trust.openpgp import utc
@@ -76,10 +80,23 @@ def _checked(facts: dict[str, Any], root: Path) -> dict[str, Any]:
 
 
 def _verified(facts: dict[str, Any], root: Path) -> dict[str, Any]:
-    front, payload = container.read(_reader(Ranges(0, 0)))
+    ranges = Ranges(0, 0)
+    front, payload = container.read(_reader(ranges))
     found = verify(front, _anchors(root), Path(), _running(facts), now(facts))
     order = found.manifest.order(payload, facts["root-hash"])
+    if "hooks" in facts:
+        _hooks(order, facts["hooks"], ranges)
     return {"order": order.dump(), "signers": sorted(found.signers), "expires": found.expires.timestamp()}
+
+
+def _hooks(order: Order, there: Sequence[str], ranges: Ranges) -> None:
+    for piece in {hook.piece.sha256: hook.piece for hook in order.hooks}.values():
+        if piece.sha256.hex() in there:
+            continue
+        data = ranges.read(order.payload + piece.offset, piece.size)
+        if hashlib.sha256(data).digest() != piece.sha256:
+            raise BundleError("a hook is not the one that the manifest names", "bundle-damaged")
+        _say(hook=piece.sha256.hex(), data=base64.b64encode(data).decode())
 
 
 def _reader(ranges: Ranges) -> Callable[[int], bytes]:

@@ -156,6 +156,11 @@ def document(**changes: Any) -> dict[str, Any]:
     }
 
 
+def hook(**changes: Any) -> dict[str, Any]:
+    """A hook of a manifest."""
+    return {"when": "before-stage", "offset": 0, "size": 1, "sha256": "11" * 32, "seconds": 1, **changes}
+
+
 def text(**changes: Any) -> str:
     """Its text."""
     return manifest.canonical(document(**changes))

@@ -36,7 +36,7 @@ from image import secureboot
 from tests.fuzzing import Reader
 from tests.images import RELEASE, STUB, kernel, pe_image
 from tests.plans import LEVEL, applied, image, planned, text
-from tests.releases import NOW, Repository, Signer, served, signed
+from tests.releases import NOW, Repository, Signer, hook, served, signed
 from tests.releases import text as manifest_text
 from tests.secureboot import signer
 
@@ -137,7 +137,9 @@ def _order() -> bytes:
     ]
     numbers = {"sequence": 5, "created": 1_700_000_000, "payload": 4096, "transfer": 999}
     hashes = {"source": bytes(32), "root_hash": bytes(32), "salt": b"salt"}
-    return order.Order("1.2.3", kernel=RELEASE, root=files[0], uki=files[1], **numbers, **hashes).dump().encode()
+    hooks = (order.Hook("before-stage", 30, order.Piece(0, 100, bytes(32))),)
+    whole = order.Order("1.2.3", kernel=RELEASE, root=files[0], uki=files[1], hooks=hooks, **numbers, **hashes)
+    return whole.dump().encode()
 
 
 # -- who vouches for them ----------------------------------------------------------------------------------------------
@@ -527,7 +529,12 @@ def readers() -> list[Reader]:
     return [
         Reader("bundle", [front], _header, bundle),
         Reader("front of a bundle", [front[48:]], _front, bundle),
-        Reader("manifest", [channel.message.encode()], lambda data: manifest.parse(data.decode("latin-1")), bundle),
+        Reader(
+            "manifest",
+            [channel.message.encode(), manifest_text(hooks=[hook()]).encode()],
+            lambda data: manifest.parse(data.decode("latin-1")),
+            bundle,
+        ),
         Reader("order", [_order()], lambda data: order.parse(data.decode("latin-1")), bundle),
         Reader("plan", [windows.MAGIC + plan[8:]], windows.read_plan, bundle),
         Reader("numbers of a plan", [_numbers(plan)], _plan, bundle),

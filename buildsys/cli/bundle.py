@@ -12,6 +12,14 @@ from buildsys.cli.keys import passphrase_option
 from common.errors import UsageError
 from common.units import size
 
+hook_option = click.option(
+    "--hook",
+    "hooks",
+    multiple=True,
+    metavar="WHEN[:SECONDS]=FILE",
+    help="A program that devices run, confined, before-stage or before-apply, and that may refuse. May be repeated.",
+)
+
 
 def built_file(path: Path) -> Path:
     """The path of an image or a bundle. Raises UsageError `no-image`."""
@@ -31,6 +39,7 @@ def built_file(path: Path) -> Path:
     help="A release that devices run, an image or a bundle: they fetch what differs. May be repeated.",
 )
 @click.option("--minimum", type=click.IntRange(min=0), default=0, help="Sequence that a device must run to take it.")
+@hook_option
 @passphrase_option
 @json_option
 @pass_context
@@ -39,6 +48,7 @@ def bundle(
     image: Path | None,
     earlier: tuple[Path, ...],
     minimum: int,
+    hooks: tuple[str, ...],
     passphrase_fd: int | None,
     as_json: bool,
 ) -> None:
@@ -51,14 +61,14 @@ def bundle(
     from buildsys.keys import tuf
     from buildsys.keys.sign import sign_release
 
-    project, public = context.project, release_keys(context)
+    programs, project, public = making.read_hooks(hooks), context.project, release_keys(context)
     path = built_file(image or project.image_file)
     new, before = making.load(path), [making.load(one) for one in earlier]
     private, now = private_keys(context, passphrase_fd), tuf.utc_now()
     found = project.config.image
     begun = public.begun(new.version)  # one whose signatures had to be waited for goes on as it was
     created = begun.created if begun is not None else int(now.timestamp())
-    facts = making.Facts(found.sequence, minimum, project.config.machine.arch, found.variant, created)
+    facts = making.Facts(found.sequence, minimum, project.config.machine.arch, found.variant, created, programs)
     target = project.out / f"mixos-{new.version}.mixb"
     target.parent.mkdir(parents=True, exist_ok=True)
     jobs = os.cpu_count() or 1

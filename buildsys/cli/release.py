@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from buildsys.cli.bundle import hook_option
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.cli.keys import passphrase_option
-from common.errors import KeysError
+from common.errors import KeysError, UsageError
 from common.units import size
 
 if TYPE_CHECKING:
-    from buildsys.bundle import Content
+    from buildsys.bundle import Content, Hook
     from buildsys.channel import Channel
     from common.bundle.manifest import Manifest, Plan
     from common.trust.channel import Terms
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     help="From how many releases of the channel devices fetch what differs.",
 )
 @click.option("--minimum", type=click.IntRange(min=0), default=0, help="Sequence that a device must run to take it.")
+@hook_option
 @click.option("--no-secure-boot", is_flag=True, help="Do not sign the kernel image: no device enforces it.")
 @click.option("--check", "only_check", is_flag=True, help="Say what speaks against it, and sign nothing.")
 @passphrase_option
@@ -54,6 +56,7 @@ def release(
     earlier: tuple[Path, ...],
     deltas: int,
     minimum: int,
+    hooks: tuple[str, ...],
     no_secure_boot: bool,
     only_check: bool,
     passphrase_fd: int | None,
@@ -70,13 +73,15 @@ def release(
     from buildsys.cli.keys import private_keys, release_keys
     from buildsys.keys import tuf
 
-    project, public = context.project, release_keys(context)
+    programs, project, public = making.read_hooks(hooks), context.project, release_keys(context)
     path = built_file(source or project.image_file)
     parse_waves(waves, 0)
     failures = None if max_failures is None else parse_share(max_failures)
     now, channel = tuf.utc_now(), Channel(folder.absolute())
     channel.check_origin(public)
     content, known = making.load(path), channel.read(path)
+    if known is not None and hooks:
+        raise UsageError(f"{path} is a bundle, and has its hooks", reason="bundle-hook")
     sequence = project.config.image.sequence if known is None else known.sequence
     built = gate.Built.load(project.out / "manifest.json")
     gate.check(gate.Candidate(project, public, content, built, sequence, now.date(), (channel.folder,)))
@@ -96,7 +101,8 @@ def release(
     else:
         before = [making.load(one) for one in earlier]
         before += [making.load(one) for one in channel.earlier(public, content.version, sequence, deltas)]
-        plans = _make(context, channel, content, _different(before), minimum, private, public, terms_for).plans
+        before = _different(before)
+        plans = _make(context, channel, content, before, minimum, programs, private, public, terms_for).plans
     _say(content.version, plans, channel, channel.publish(public), as_json)
 
 
@@ -151,6 +157,7 @@ def _make(
     content: Content,
     before: list[Content],
     minimum: int,
+    hooks: tuple[Hook, ...],
     private: Any,
     public: Any,
     terms_for: Any,
@@ -162,7 +169,7 @@ def _make(
 
     config, begun, now = context.project.config, public.begun(content.version), tuf.utc_now()
     created = begun.created if begun is not None else int(now.timestamp())
-    facts = making.Facts(config.image.sequence, minimum, config.machine.arch, config.image.variant, created)
+    facts = making.Facts(config.image.sequence, minimum, config.machine.arch, config.image.variant, created, hooks)
 
     def sign(text: str) -> Any:
         return sign_release(text, private, public, now, terms_for(manifests.parse(text)))

@@ -70,7 +70,7 @@ def update(
         if "words" in found:
             print(found["words"], file=sys.stderr)
         elif "step" in found and live:
-            of = f"{found['done']} of {found['of']} windows, {size(found['fetched'])} fetched"
+            of = f"{found['done']} of {found['of']}, {size(found['fetched'])} fetched"
             show(f"{found['version']}: {found['step']}, {of}", end="")
 
     staged = remote.stage(ssh, path, again, step)

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from common.bundle import windows
-from common.bundle.order import MAX_BOOT_FILE, File, Order, Piece
+from common.bundle.order import MAX_BOOT_FILE, MAX_HOOK, MAX_HOOK_SECONDS, MAX_HOOKS, WHENS, File, Order, Piece, When
+from common.bundle.order import Hook as OrderHook
 from common.disk import verity
 from common.errors import BundleError
 from common.safe import one_line
@@ -25,7 +26,6 @@ MAX_BYTES = 2 << 20  # of a manifest's text: 64 GiB in windows and some plans ar
 MAX_ROOT = 64 << 30
 MAX_UKI = 512 << 20
 MAX_PLAN = 4 << 20
-MAX_HOOK = 1 << 20
 MAX_PAYLOAD = 1 << 40
 _MAX_NUMBER = 1 << 53  # what every reader of JSON has exactly (RFC 8259, section 6)
 
@@ -118,14 +118,12 @@ class Plan(Exact):
     transfer: Annotated[int, Field(ge=0, le=MAX_PAYLOAD)]
 
 
-class Hook(Exact):
+class Hook(Blob):
     """A program of the payload that runs sandboxed: when, and after how many seconds it has failed."""
 
-    when: Literal["before-write", "after-write", "before-commit"]
+    when: When
     size: Annotated[int, Field(gt=0, le=MAX_HOOK)]
-    offset: Annotated[int, Field(ge=0, lt=MAX_PAYLOAD)]
-    sha256: Hash
-    seconds: Annotated[int, Field(gt=0, le=600)]
+    seconds: Annotated[int, Field(gt=0, le=MAX_HOOK_SECONDS)]
 
 
 class Manifest(Exact):
@@ -144,7 +142,7 @@ class Manifest(Exact):
     uki: Uki
     files: Annotated[tuple[BootFile, ...], Field(max_length=3, strict=False)]
     plans: Annotated[tuple[Plan, ...], Field(min_length=1, max_length=64, strict=False)]
-    hooks: Annotated[tuple[Hook, ...], Field(max_length=8, strict=False)]
+    hooks: Annotated[tuple[Hook, ...], Field(max_length=MAX_HOOKS, strict=False)]
 
     @model_validator(mode="after")
     def _sensible(self) -> Manifest:
@@ -162,6 +160,8 @@ class Manifest(Exact):
             raise ValueError("a plan that has not the files of the manifest")
         if self.root.root_hash in hashes:
             raise ValueError("a plan begins with this release itself")
+        if any(sum(hook.seconds for hook in self.hooks if hook.when == when) > MAX_HOOK_SECONDS for when in WHENS):
+            raise ValueError(f"hooks that take more than {MAX_HOOK_SECONDS} s together")
         return self
 
     @property
@@ -193,13 +193,17 @@ class Manifest(Exact):
             files={
                 file.name: _file(file, [plan.files[number] for plan in plans]) for number, file in enumerate(self.files)
             },
+            hooks=tuple(OrderHook(hook.when, hook.seconds, _piece(hook)) for hook in self.hooks),
         )
 
 
 def _file(target: _Target, plans: Iterable[PlanBlob]) -> File:
-    pieces = tuple(Piece(plan.offset, plan.size, bytes.fromhex(plan.sha256)) for plan in plans)
     digests = tuple(map(bytes.fromhex, target.windows.sha256))
-    return File(bytes.fromhex(target.sha256), windows.Target(target.size, digests), pieces)
+    return File(bytes.fromhex(target.sha256), windows.Target(target.size, digests), tuple(map(_piece, plans)))
+
+
+def _piece(blob: Blob) -> Piece:
+    return Piece(blob.offset, blob.size, bytes.fromhex(blob.sha256))
 
 
 def parse(text: str) -> Manifest:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from common.bundle.windows import MAX_PLAN, MAX_SIZE, Target
 from common.efi.entries import BOOT_FILES
@@ -17,6 +17,11 @@ from common.errors import BundleError
 
 MAX_BYTES = 4 << 20
 MAX_BOOT_FILE = 64 << 20  # bytes
+When = Literal["before-stage", "before-apply"]
+WHENS: tuple[When, ...] = get_args(When)
+MAX_HOOKS = 8
+MAX_HOOK = 256 << 10  # bytes of one
+MAX_HOOK_SECONDS = 120  # of all those together that run at the same time
 _MAX_NUMBER = 1 << 53
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.~^-]{0,62}")
 _KERNEL = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]{0,63}")
@@ -47,6 +52,15 @@ class File:
 
 
 @dataclass(frozen=True)
+class Hook:
+    """A program that may refuse the release: when it is asked, after how many seconds it has failed, and its bytes."""
+
+    when: When
+    seconds: int
+    piece: Piece
+
+
+@dataclass(frozen=True)
 class Order:
     """payload: where the bundle's payload begins, from which the offsets in plans count; source: root hash of what runs
     if there are plans that begin with it; transfer: bytes that are fetched; created: seconds since 1970; files: of the
@@ -64,6 +78,7 @@ class Order:
     root: File
     uki: File
     files: dict[str, File]
+    hooks: tuple[Hook, ...] = ()
 
     def dump(self) -> str:
         """Its JSON text."""
@@ -76,7 +91,7 @@ def parse(text: str) -> Order:
         if len(text) > MAX_BYTES:
             raise ValueError("too long")
         found: Any = json.loads(text)
-        return Order(
+        order = Order(
             version=_matching(_VERSION, found["version"]),
             sequence=_number(found["sequence"]),
             kernel=_matching(_KERNEL, found["kernel"]),
@@ -89,7 +104,11 @@ def parse(text: str) -> Order:
             root=_file(found["root"]),
             uki=_file(found["uki"]),
             files={name: _file(found["files"][name], MAX_BOOT_FILE) for name in BOOT_FILES if name in found["files"]},
+            hooks=tuple(map(_hook, found["hooks"])),
         )
+        if len(order.hooks) > MAX_HOOKS:
+            raise ValueError("hooks")
+        return order
     except (ValueError, TypeError, KeyError, RecursionError, BundleError) as error:
         raise BundleError("what is to be installed is not told as it must be", "order") from error
 
@@ -97,12 +116,21 @@ def parse(text: str) -> Order:
 def _file(found: Any, most: int = MAX_SIZE) -> File:
     target = Target(_number(found["target"]["size"], most), tuple(map(_hash, found["target"]["windows"])))
     target.check()
-    plans = tuple(
-        Piece(_number(one["offset"]), _number(one["size"], MAX_PLAN), _hash(one["sha256"])) for one in found["plans"]
-    )
+    plans = tuple(_piece(one, MAX_PLAN) for one in found["plans"])
     if not 0 < len(plans) <= 2:
         raise ValueError("plans")
     return File(_hash(found["sha256"]), target, plans)
+
+
+def _hook(found: Any) -> Hook:
+    seconds = _number(found["seconds"], MAX_HOOK_SECONDS)
+    if found["when"] not in WHENS or not seconds:
+        raise ValueError("a hook")
+    return Hook(found["when"], seconds, _piece(found["piece"], MAX_HOOK))
+
+
+def _piece(found: Any, most: int) -> Piece:
+    return Piece(_number(found["offset"]), _number(found["size"], most), _hash(found["sha256"]))
 
 
 def _number(value: Any, most: int = _MAX_NUMBER) -> int:

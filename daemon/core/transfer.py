@@ -302,7 +302,7 @@ class Content:
         process (splice(2)). Raises BrokenPipeError when nobody reads any more."""
         if not isinstance(self._source, _Pipe):
             async for piece in self.pieces():
-                await _write(to, piece)
+                await write(to, piece)
             return
         while not self.ended:
             await writable(to)
@@ -361,7 +361,8 @@ def _poll(descriptor: int) -> None:
     found.poll(_LOOK * 1000)
 
 
-async def _write(to: int, data: bytes) -> None:
+async def write(to: int, data: bytes) -> None:
+    """Write all of it into a pipe that does not block. Raises BrokenPipeError."""
     view = memoryview(data)
     while view:
         try:

@@ -32,6 +32,16 @@ MakeGuest = Callable[..., Guest]
 
 OLD, NEW = "1.0.0", "1.1.0"
 CUTS = 12 if "MIXOS_WHOLE" in os.environ else 3
+HOOK = """#!/bin/sh
+# Passes only where it is confined.
+id=$(id -u)
+[ "$id" != 0 ] || { echo "it runs as root"; exit 1; }
+[ -n "$MIXOS_HOOK" ] && [ -n "$MIXOS_RUNNING" ] && [ -n "$MIXOS_RELEASE" ] || { echo "it was told nothing"; exit 1; }
+[ -r /usr/lib/mixos/release ] || { echo "it does not see the system"; exit 1; }
+[ ! -e /etc/mixos ] && [ ! -e /var/lib/mixos ] && [ ! -e /data ] || { echo "it sees the device's state"; exit 1; }
+grep -q eth /proc/net/dev && { echo "it has a network"; exit 1; }
+exit 0
+"""
 HOST = "10.0.2.2"  # this computer, as the guest's network has it
 
 
@@ -72,7 +82,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     found = Made(base, base / "old.img", base / "new.img", base / "out" / f"mixos-{NEW}.mixb")
     found.build(OLD, found.old)
     found.build(NEW, found.new)
-    found.mixos("bundle", str(found.new), "--from", str(found.old))
+    (base / "hook").write_text(HOOK)
+    hooks = [word for when in ("before-stage", "before-apply") for word in ("--hook", f"{when}={base}/hook")]
+    found.mixos("bundle", str(found.new), "--from", str(found.old), *hooks)
     return found
 
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.bundle import container, manifest
+from common.bundle import container, manifest, order
 from common.bundle.container import Front
 from common.errors import BundleError
-from tests.releases import document, text
+from tests.releases import document, hook, text
 
 FRONT = Front(text(), ("-----BEGIN PGP SIGNATURE-----",), {"1.root.json": "{}", "timestamp.json": "{}"})
 
@@ -35,6 +35,60 @@ def changed(*path: str | int, value: Any) -> str:
         inner = inner[part]
     inner[path[-1]] = value
     return manifest.canonical(whole)
+
+
+def test_hooks_are_what_a_device_is_told_to_ask():
+    hooks = [hook(), hook(when="before-apply", offset=1, seconds=120)]
+    found = manifest.parse(text(hooks=hooks))
+    assert manifest.dump(found) == text(hooks=hooks)
+    one = f'"seconds":120,"sha256":"{"11" * 32}","size":1,"when":"before-apply"'
+    assert f'{{"offset":1,{one}}}],"kernel":' in text(hooks=hooks)
+    told = order.parse(found.order(4096, "ab" * 32).dump()).hooks
+    assert [(one.when, one.seconds, one.piece.offset) for one in told] == [
+        ("before-stage", 1, 0),
+        ("before-apply", 120, 1),
+    ]
+
+
+@given(
+    st.lists(
+        st.builds(
+            hook,
+            when=st.sampled_from(order.WHENS),
+            offset=st.integers(0, (1 << 40) - 1),
+            size=st.integers(1, order.MAX_HOOK),
+            seconds=st.integers(1, order.MAX_HOOK_SECONDS // order.MAX_HOOKS),
+        ),
+        max_size=order.MAX_HOOKS,
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_hooks_are_told_as_they_are(hooks: list[dict[str, Any]]):
+    asked = manifest.parse(text(hooks=hooks)).order(4096, "ab" * 32)
+    assert order.parse(asked.dump()) == asked
+    assert [(one.when, one.seconds, one.piece.offset, one.piece.size) for one in asked.hooks] == [
+        (one["when"], one["seconds"], one["offset"], one["size"]) for one in hooks
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"when": "never"},
+        {"when": []},
+        {"seconds": 0},
+        {"seconds": 121},
+        {"seconds": True},
+        {"piece": {}},
+        {"piece": None},
+    ],
+)
+def test_an_order_with_other_hooks_is_refused(changes: dict[str, Any]):
+    told = json.loads(manifest.parse(text(hooks=[hook()])).order(4096, "ab" * 32).dump())
+    for hooks in ([{**told["hooks"][0], **changes}], told["hooks"] * 9, None):
+        with pytest.raises(BundleError) as caught:
+            order.parse(json.dumps({**told, "hooks": hooks}))
+        assert caught.value.reason == "order"
 
 
 def test_a_manifest_is_what_its_text_says_and_back():
@@ -89,7 +143,14 @@ def test_a_plan_is_found_by_what_runs():
         (("plans", 0, "root", "size"), (4 << 20) + 1),
         (("plans", 0, "uki", "more"), 1),
         (("more",), 1),
-        (("hooks",), [{"when": "never", "offset": 0, "size": 1, "sha256": "11" * 32, "seconds": 1}]),
+        (("hooks",), [hook(when="never")]),
+        (("hooks",), [hook(size=0)]),
+        (("hooks",), [hook(size=(256 << 10) + 1)]),
+        (("hooks",), [hook(seconds=0)]),
+        (("hooks",), [hook(seconds=121)]),
+        (("hooks",), [hook(seconds=60), hook(seconds=61)]),
+        (("hooks",), [hook(more=1)]),
+        (("hooks",), [hook()] * 9),
         (("hooks",), None),
     ],
 )

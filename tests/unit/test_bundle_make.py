@@ -79,6 +79,52 @@ def test_a_bundle_of_a_bundle(images, tmp_path):
     assert bundle.load(tmp_path / "new.mixb") == new
 
 
+def test_hooks_are_in_the_payload(images, tmp_path):
+    new, path = bundle.load(images[1]), tmp_path / "new.mixb"
+    hooks = (bundle.Hook("before-stage", b"#!/bin/sh\n", 30), bundle.Hook("before-apply", b"exit 1", 5))
+    found = bundle.make(new, [], replace(FACTS, hooks=hooks), sign, path)
+    with path.open("rb") as stream:
+        _, start = container.read(stream.read)
+    data = path.read_bytes()[start:]
+    assert [(one.when, one.seconds, data[one.offset :][: one.size]) for one in found.hooks] == [
+        (one.when, one.seconds, one.data) for one in hooks
+    ]
+    assert bundle.load(path) == new
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("before-stage",),
+        ("=FILE",),
+        ("never=FILE",),
+        ("before-stage=",),
+        ("before-stage=FILE-that-is-not-there",),
+        ("before-stage=EMPTY",),
+        ("before-stage=LARGE",),
+        ("before-stage:0=FILE",),
+        ("before-stage:121=FILE",),
+        ("before-stage:x=FILE",),
+        ("before-stage:60=FILE", "before-stage:61=FILE"),
+        ("before-stage:1=FILE",) * 9,
+    ],
+)
+def test_hooks_that_cannot_be(words, tmp_path):
+    for name, data in (("FILE", b"exit"), ("EMPTY", b""), ("LARGE", bytes((256 << 10) + 1))):
+        (tmp_path / name).write_bytes(data)
+    places = [text if text.endswith("=") else text.replace("=", f"={tmp_path}/") for text in words]
+    with pytest.raises(UsageError) as caught:
+        bundle.read_hooks(places)
+    assert caught.value.reason == "bundle-hook"
+
+
+def test_hooks_are_read(tmp_path):
+    (tmp_path / "a=b").write_bytes(b"#!/bin/sh")
+    given = [f"before-stage={tmp_path}/a=b", f"before-apply:120={tmp_path}/a=b"]
+    found = [(one.when, one.data, one.seconds) for one in bundle.read_hooks(given)]
+    assert found == [("before-stage", b"#!/bin/sh", 30), ("before-apply", b"#!/bin/sh", 120)]
+
+
 def test_the_same_bundle_again(images, tmp_path):
     old, new = map(bundle.load, images)
     for name in ("a", "b"):

@@ -14,7 +14,7 @@ from daemon.core.profiles import SHIPPED, ProfileFile, load_profile, names, read
 from daemon.linux.sandbox.compile import compile_policy
 from daemon.linux.sandbox.policy import Access, Limits
 
-SHIPPED_NAMES = ["build", "minimal", "network", "package-script", "service", "strict", "tool"]
+SHIPPED_NAMES = ["build", "minimal", "network", "package-script", "service", "strict", "tool", "update-hook"]
 
 
 @pytest.fixture

@@ -17,15 +17,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+from buildsys.bundle import Hook
 from common.bundle import container, manifest
 from common.bundle.ranges import answer
-from common.errors import MixosError
+from common.errors import MixosError, RefusedError
 from common.trust.channel import Terms, Wave, file_of
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
 from daemon.core.transfer import Accepts, Content
+from daemon.parts.sandbox.confined import Result
 from daemon.parts.update import automatic, taking
 from daemon.parts.update import starts as module
+from daemon.parts.update.hooks import MAX_SAID
 from daemon.parts.update.part import Update
 from tests import releases
 from tests.hostpackages import ROOT
@@ -143,17 +146,20 @@ async def ask(update, name, **params):
     return items
 
 
-async def stage(update, path, **params):
-    """As mixctl does for a file."""
+async def stage(update, path, heard=lambda offset: None, **params):
+    """As mixctl does for a file. heard: of each offset that is asked for."""
     ours, theirs = socket.socketpair()
     with path.open("rb") as stream, ours:
         content = Content(0, Accepts(None, idle=None))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("daemon.core.transfer._is_connected", lambda descriptor: True)
             content.attach(theirs.detach())
-        thread = threading.Thread(
-            target=_serve, args=(ours, lambda offset, length: os.pread(stream.fileno(), length, offset))
-        )
+
+        def read(offset, length):
+            heard(offset)
+            return os.pread(stream.fileno(), length, offset)
+
+        thread = threading.Thread(target=_serve, args=(ours, read))
         thread.start()
         method = next(one for one in update.methods() if one.name == "update.stage")
         params = method.params.model_construct(content=content, again=params.get("again", False))
@@ -446,6 +452,150 @@ def test_only_one_release_is_taken_at_a_time(device, bundle):
         return sorted(one.reason if isinstance(one, MixosError) else one[-1]["step"] for one in found)
 
     assert run(device, both)[0] == ["staged", "update-busy"]
+
+
+# -- hooks -------------------------------------------------------------------------------------------------------------
+
+
+class Confined:
+    """The sandbox of a device, which says of a program's words how it ends."""
+
+    def __init__(self, monkeypatch):
+        self.asked = []
+        monkeypatch.setattr("daemon.parts.update.hooks.function", {"confined": self.run}.__getitem__)
+
+    async def run(self, context, policy, program, most):
+        assert (policy.network, policy.limits.wall, most) == ("none", 30.0, MAX_SAID)
+        self.asked.append((policy.environment["MIXOS_HOOK"], program))
+        if program.startswith(b"fails"):
+            raise MixosError("no walls", reason="sandbox-refused")
+        if program.startswith(b"endless"):
+            raise MixosError("it says more than 65536 bytes", reason="program-output")
+        code = int(program.split()[-1])
+        return Result(code, code == 124, b"first\nthe disk is too small\n\n" if code == 1 else b"", b"")
+
+
+@pytest.fixture
+def confined(monkeypatch):
+    return Confined(monkeypatch)
+
+
+def hooked(publisher, version, **programs):
+    """A bundle with hooks, by when they run."""
+    found = tuple(Hook(name.replace("_", "-"), program, 30) for name, program in programs.items())
+    return publisher.release(version, sequence=9, hooks=found)
+
+
+def history(update):
+    return [(one.what, one.reason) for one in update.starts.records.now.history if one.what == "refused"]
+
+
+def test_hooks_are_asked_before_each_step(device, publisher, confined):
+    path = hooked(publisher, "1.4.0", before_stage=b"passes 0", before_apply=b"passes, too 0")
+
+    async def take(update):
+        steps = await stage(update, path)
+        asked = list(confined.asked)
+        await ask(update, "apply", restart=False)
+        return steps, asked, history(update), update.releases.progress
+
+    (steps, asked, told, progress), _ = run(device, take)
+    assert [steps[0]["step"], steps[1]["step"]] == ["before-stage", "start"]
+    assert asked == [("before-stage", b"passes 0")]
+    assert confined.asked[1:] == [("before-apply", b"passes, too 0")]
+    assert (told, progress) == ([], None)
+    assert device.boot() == "1.4.0"
+
+
+def test_a_hook_refuses_before_anything_is_written(device, publisher, bundle, confined):
+    path = hooked(publisher, "1.5.0", before_stage=b"too small 1")
+
+    async def take(update):
+        await stage(update, bundle)
+        before = device.path.read_bytes()
+        for _ in range(2):
+            with pytest.raises(RefusedError) as caught:
+                await stage(update, path)
+        assert device.path.read_bytes() == before
+        return caught.value, history(update), await ask(update, "apply", restart=False)
+
+    (error, told, applied), _ = run(device, take)
+    assert (error.reason, error.exit_code) == ("update-hook", 7)
+    assert told == [("refused", error.message)], "once"
+    assert applied["next"] == NEW, "what was staged before is left"
+
+
+def test_a_hook_refuses_before_anything_is_started(device, publisher, confined):
+    path = hooked(publisher, "1.6.0", before_apply=b"too small 1")
+
+    async def take(update):
+        await stage(update, path)
+        before = device.path.read_bytes()
+        with pytest.raises(RefusedError) as caught:
+            await ask(update, "apply", restart=False)
+        assert device.path.read_bytes() == before
+        return caught.value.reason, history(update), (await ask(update, "status"))["staged"]
+
+    (reason, told, staged), asked = run(device, take)
+    assert (reason, [what for what, _ in told], staged, asked) == ("update-hook", ["refused"], "1.6.0", [])
+    assert device.boot() == OLD
+
+
+def test_a_hook_that_is_not_what_was_verified_is_not_run(device, publisher, confined):
+    path = hooked(publisher, "1.7.0", before_apply=b"passes 0")
+
+    async def take(update):
+        for harm in (Path.unlink, lambda kept: kept.write_bytes(b"another 0")):
+            await stage(update, path)  # and so it comes again
+            (kept,) = (device.tree / "var/lib/mixos/update/hooks").iterdir()
+            harm(kept)
+            with pytest.raises(RefusedError) as caught:
+                await ask(update, "apply", restart=False)
+            assert (caught.value.reason, confined.asked) == ("update-hook-lost", [])
+        await stage(update, path)
+        await ask(update, "apply", restart=False)
+
+    run(device, take)
+    assert confined.asked == [("before-apply", b"passes 0")]
+
+
+def test_hooks_are_fetched_once_and_others_go(device, publisher, confined):
+    paths = [hooked(publisher, f"1.8.{number}", before_stage=b"%d refuses 1" % number) for number in range(2)]
+    folder = device.tree / "var/lib/mixos/update/hooks"
+
+    async def take(update):
+        for path in paths:
+            with pytest.raises(RefusedError):
+                await stage(update, path)
+        names = [one.read_bytes() for one in folder.iterdir()]
+        asked = []
+        with path.open("rb") as stream:
+            front, start = container.read(stream.read)
+        place = start + manifest.parse(front.manifest).hooks[0].offset
+        with pytest.raises(RefusedError):
+            await stage(update, path, asked.append)
+        return names, place in asked
+
+    assert run(device, take)[0] == ([b"1 refuses 1"], False)
+
+
+def test_a_hook_that_is_damaged_on_its_way_is_refused(device, publisher, confined):
+    path = hooked(publisher, "1.9.0", before_stage=b"passes 0")
+    path.write_bytes(path.read_bytes().replace(b"passes 0", b"passes 1"))
+    assert refused(device, path).reason == "bundle-damaged"
+    assert confined.asked == []
+
+
+def test_a_repair_asks_no_hook(device, publisher, confined):
+    path = hooked(publisher, "1.9.1", before_stage=b"passes 0")
+
+    async def take(update):
+        await stage(update, path)
+        with web(path.parent) as address:
+            return await ask(update, "repair", url=f"{address}/{path.name}")
+
+    assert run(device, take)[0][-1]["step"] == "done"
+    assert confined.asked == [("before-stage", b"passes 0")]
 
 
 # -- channels ----------------------------------------------------------------------------------------------------------

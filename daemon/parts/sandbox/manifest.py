@@ -17,6 +17,7 @@ MANIFEST = Manifest(
         tells=("sandbox.denied",),
     ),
     verbs={"sandbox": Verb("verbs", "Run a command confined; say what is enforced.")},
+    functions={"confined": "confined:confined"},
     names={"profile": Names("sandbox.profiles")},
     backup={"units": ("etc/mixos/profiles",)},
 )

@@ -16,13 +16,12 @@ import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from common.errors import MixosError, RefusedError
 from common.files import write_atomically
 from daemon.core.manifest import function
 from daemon.core.part import Context
-from daemon.core.transfer import Content
 from daemon.core.worker.worker import Worker
 from daemon.linux.cgroup import Leaf, Limits, Tree
 from daemon.linux.sandbox.compile import compile_policy
@@ -60,12 +59,20 @@ class Ended(NamedTuple):
     facts: dict[str, Any]
 
 
+class Given(Protocol):
+    """What a command finds on its standard input, such as a `daemon.core.transfer.Content`."""
+
+    async def copy(self, to: int) -> None:
+        """Write all of it into a pipe of ours that does not block. Raises BrokenPipeError when nobody reads any
+        more."""
+
+
 class Input:
     """The command's standard input: a pipe of ours, never the caller's own descriptor. Through that, a sandbox could
     move an offset that others share, open the file behind it again for writing (proc_pid_fd(5)), or type into a
     terminal (ioctl_tty(2), TIOCSTI)."""
 
-    def __init__(self, given: Content | None) -> None:
+    def __init__(self, given: Given | None) -> None:
         self.reader, self._writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._writer, False)
         self._given = given
@@ -76,7 +83,7 @@ class Input:
         self.reader = -1
 
     async def feed(self) -> None:
-        """Write all of it, and close. Raises what `Content.copy` does, but nothing when the command does not read."""
+        """Write all of it, and close. Raises what `Given.copy` does, but nothing when the command does not read."""
         if self._given is not None:
             with contextlib.suppress(BrokenPipeError):
                 await self._given.copy(self._writer)
@@ -101,14 +108,18 @@ class Place(NamedTuple):
 class Runner:
     """Starts sandboxes of this daemon and knows those that run."""
 
-    def __init__(self, context: Context, tree: Tree | None, *, launcher: Path | None = None) -> None:
-        """tree: the cgroups' parent; None: no cgroups are made, limits are those of each process."""
+    def __init__(
+        self, context: Context, tree: Tree | None, *, launcher: Path | None = None, label: str | None = None
+    ) -> None:
+        """tree: the cgroups' parent; None: no cgroups are made, limits are those of each process. label: what its
+        sandboxes are named by outside, nobody else's."""
         self.context = context
         self.launcher = launcher or context.libexec / "sandbox"
         self.tree = tree
         self.folder = context.run / "sandbox"
         self.running: dict[int, int] = {}  # number → process id of the keeper, 0 until there is one
         self._numbers = itertools.count(1)
+        self._label = label or str(os.getpid())
 
     def clear(self) -> None:
         """Remove what an earlier daemon's sandboxes left: they ended with it."""
@@ -128,7 +139,7 @@ class Runner:
     @contextlib.asynccontextmanager
     async def place(self, policy: Policy) -> AsyncIterator[Place]:
         """A place for one sandbox, removed afterwards with whatever is left in it. Raises MixosError."""
-        name = f"{os.getpid()}-{next(self._numbers)}"
+        name = f"{self._label}-{next(self._numbers)}"
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         async with self._way_out(name, policy) as whole:
             with self._prepared(name, whole) as place:
@@ -209,14 +220,14 @@ class Runner:
         self,
         policy: Policy,
         argv: Sequence[str],
-        given: Content | None = None,
+        given: Given | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Output | Ended, None]:
         """Run `argv` (looked up in the sandbox's PATH) with `given` as its input: output as it comes, then `Ended`.
 
         environment: variables of the caller; those pass that the policy names. Raises SandboxError `sandbox-refused`
-        when it cannot be set up, RefusedError `sandbox-busy` or `sandbox-command`; when the input cannot be read, what
-        `Content` raises: that is no end of the input. Closing the iterator ends the sandbox.
+        when it cannot be set up, RefusedError `sandbox-busy` or `sandbox-command`; what `given` raises when it
+        cannot be read: that is no end of the input. Closing the iterator ends the sandbox.
         """
         _check(argv)
         if len(self.running) >= MAX_RUNNING:

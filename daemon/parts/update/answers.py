@@ -7,7 +7,9 @@ from typing_extensions import TypedDict
 from daemon.core.answers import Bytes, Seconds, UnixTime
 
 State = Literal["good", "trial", "bad", "empty", "uncounted"]
-What = Literal["installed", "committed", "failed", "fell-back", "rolled-back", "given-up", "cleared", "repaired"]
+What = Literal[
+    "installed", "committed", "failed", "fell-back", "rolled-back", "given-up", "cleared", "repaired", "refused"
+]
 
 ImageRow = TypedDict(
     "ImageRow",
@@ -40,9 +42,12 @@ class HistoryRow(TypedDict):
 class Progress(TypedDict):
     version: Annotated[str, "that is taken"]
     slot: Annotated[str | None, "that it is in, once it is staged"]
-    step: Annotated[Literal["start", "root", "kernel", "files", "verify", "staged"], "what is being done"]
-    done: Annotated[int, "windows of 4 MiB that are there"]
-    of: Annotated[int, "windows in all"]
+    step: Annotated[
+        Literal["before-stage", "start", "root", "kernel", "files", "verify", "staged", "before-apply"],
+        "what is being done; before-stage, before-apply: programs of the release are asked whether it may be",
+    ]
+    done: Annotated[int, "windows of 4 MiB that are there, or programs that were asked"]
+    of: Annotated[int, "of so many"]
     fetched: Annotated[Bytes, "of the bundle, so far"]
     transfer: Annotated[Bytes, "that are fetched when nothing is there yet"]
 

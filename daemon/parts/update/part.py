@@ -194,7 +194,7 @@ class Update:
                 OPERATORS,
                 Apply,
                 changes=True,
-                seconds=300.0,
+                seconds=420.0,
             ),
             Method("update.examine", "Read the boot disk whole, and tell what is wrong.", self._examine, OPERATORS),
             Method(

@@ -19,7 +19,9 @@ from daemon.linux.log import log
 
 MAX_HISTORY = 200
 MAX_BYTES = 8 << 20
-What = Literal["installed", "committed", "failed", "fell-back", "rolled-back", "given-up", "cleared", "repaired"]
+What = Literal[
+    "installed", "committed", "failed", "fell-back", "rolled-back", "given-up", "cleared", "repaired", "refused"
+]
 
 
 class _Kept(BaseModel):

@@ -228,14 +228,14 @@ class Releases:
         self._context.events.publish("update.repaired", version, mended=list(step["mended"]))
 
     async def apply(self, who: str, restart: bool) -> None:
-        """Have the next boot start what was staged. Raises what `Taking.seal` raises."""
+        """Have the next boot start what was staged. Raises what `Taking.passed` and `Taking.seal` raise."""
         starts, records = self.starts, self.starts.records
-        starts.usable()
-        async with starts.turn:
+        await starts.looked()
+        async with self._taking.passed(starts.boot) as staged, starts.turn:
             await asyncio.to_thread(starts.look)
             boot = facts.text(starts.root / "proc/sys/kernel/random/boot_id")
             records.change(installed_in=boot, network=bool(way_out(starts.root)), trial=None)
-            staged = await self._taking.seal(starts.boot)
+            await self._taking.seal(staged)
             await asyncio.to_thread(starts.look)
             if starts.boot.next is None or starts.boot.next.digest != staged.root_hash:
                 await starts.leave(staged.root_hash)

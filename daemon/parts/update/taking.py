@@ -7,23 +7,26 @@ the record what came of it. One at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from common.bundle import order as orders
-from common.bundle.order import Order
+from common.bundle.order import Order, When
 from common.efi.entries import compare_versions
-from common.errors import MixosError, NotFoundError, RefusedError
+from common.errors import BundleError, MixosError, NotFoundError, RefusedError
 from daemon.core.part import Context
 from daemon.linux import facts, programs
+from daemon.linux.log import log
 from daemon.parts.update.boot import Boot
 from daemon.parts.update.floor import Floor
+from daemon.parts.update.hooks import Hooks
 from daemon.parts.update.identity import identity
 from daemon.parts.update.record import Records, Staged
 
@@ -44,6 +47,7 @@ class Taking:
     ) -> None:
         self._context, self._records, self._floor, self._root = context, records, floor, root
         self._release, self._slots = release, slots
+        self._hooks = Hooks(context)
         self._busy = asyncio.Lock()
         self._judging = asyncio.Lock()  # what was trusted before is one file
         self.progress: dict[str, Any] | None = None  # of what is under way
@@ -52,14 +56,20 @@ class Taking:
         """Items of progress, then what was staged. source: a socket where the bundle comes from.
         again: also a version that is not newer than what runs.
 
-        Raises RefusedError: `update-busy`, `update-blocked`, `update-older`; what the programs raise.
+        Raises RefusedError: `update-busy`, `update-blocked`, `update-older`, and those of `Hooks.ask`; what the
+        programs raise.
         """
         try:
             if self._busy.locked():
                 raise RefusedError("another release is being taken", reason="update-busy", retryable=True)
             async with self._busy:
-                order = await self._verified(boot, source)
+                given: dict[str, str] = {}
+                order = await self._verified(boot, source, given)
                 self._check(boot, order, again)
+                await asyncio.to_thread(self._hooks.keep, [order, *self._staged()], given)
+                async with aclosing(self._asking(boot, order, "before-stage")) as hooks:
+                    async for step in hooks:
+                        yield step
                 self._records.change(staged=None)
                 self.progress = self._at(order, "start", 0, 1, 0)
                 yield self.progress
@@ -119,9 +129,10 @@ class Taking:
         last = {"step": "done", "done": 1, "of": 1, "fetched": 0} if "report" in line else {}
         return {**of_bundle, "report": None, "mended": [], **last, **line}
 
-    async def seal(self, boot: Boot) -> Staged:
-        """Have what was staged started with the next boot. Raises NotFoundError `update-not-staged`; RefusedError
-        `update-busy`, `update-blocked`; what the program raises."""
+    @asynccontextmanager
+    async def passed(self, boot: Boot) -> AsyncGenerator[Staged]:
+        """What was staged, when nothing speaks against its start; no other release is taken meanwhile. Raises
+        NotFoundError `update-not-staged`; RefusedError: `update-busy`, `update-blocked`, and those of `Hooks.ask`."""
         staged = self._records.now.staged
         if staged is None:
             hint = "mixctl update stage FILE"
@@ -130,8 +141,17 @@ class Taking:
             raise RefusedError("another release is being taken", reason="update-busy", retryable=True)
         async with self._busy:
             self._refuse_blocked(staged.root_hash, staged.version)
-            await programs.ended([*self._slots, "seal"], staged.order, 280.0)
-        return staged
+            try:
+                async with aclosing(self._asking(boot, orders.parse(staged.order), "before-apply")) as hooks:
+                    async for _ in hooks:
+                        pass
+            finally:
+                self.progress = None
+            yield staged
+
+    async def seal(self, staged: Staged) -> None:
+        """Have it started with the next boot. Raises what the program raises."""
+        await programs.ended([*self._slots, "seal"], staged.order, 280.0)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -146,10 +166,43 @@ class Taking:
         }
         return await self._asked("check", boot, source, more)
 
-    async def _verified(self, boot: Boot, source: int) -> Order:
-        return orders.parse((await self._asked("verify", boot, source, {})).get("order", ""))
+    async def _asking(self, boot: Boot, order: Order, when: When) -> AsyncGenerator[dict[str, Any]]:
+        """Items of progress, one for each hook. A refusal is told in the history. Raises what `Hooks.ask` raises."""
+        hooks = [hook for hook in order.hooks if hook.when == when]
+        for number, hook in enumerate(hooks):
+            self.progress = self._at(order, when, number, len(hooks), 0)
+            yield self.progress
+            try:
+                await self._hooks.ask(order, hook, boot.running.version if boot.running else "")
+            except RefusedError as error:
+                self._refused(order, when, error)
+                raise
 
-    async def _asked(self, what: str, boot: Boot, source: int, more: dict[str, Any]) -> dict[str, Any]:
+    def _staged(self) -> Iterator[Order]:
+        """What was staged, if this version can read it."""
+        with contextlib.suppress(BundleError):
+            if self._records.now.staged is not None:
+                yield orders.parse(self._records.now.staged.order)
+
+    def _refused(self, order: Order, when: When, error: RefusedError) -> None:
+        """Once, however often the schedule tries."""
+        log("err", f"update: {error.message}")
+        self._context.events.publish("update.refused", order.version, when=when, reason=error.message)
+        happened, before = (
+            self._records.happened("refused", order.version, None, error.message),
+            self._records.now.history,
+        )
+        if not before or before[-1].model_copy(update={"at": happened.at}) != happened:
+            self._records.change(history=self._records.history(happened))
+
+    async def _verified(self, boot: Boot, source: int, hooks: dict[str, str] | None = None) -> Order:
+        """What is to be done. hooks: gets those of the bundle that are not kept yet, by their hashes."""
+        there = {} if hooks is None else {"hooks": await asyncio.to_thread(self._hooks.there)}
+        return orders.parse((await self._asked("verify", boot, source, there, hooks)).get("order", ""))
+
+    async def _asked(
+        self, what: str, boot: Boot, source: int, more: dict[str, Any], hooks: dict[str, str] | None = None
+    ) -> dict[str, Any]:
         await asyncio.to_thread(self._folder)
         release = facts.release(self._root)
         running = {
@@ -165,7 +218,10 @@ class Taking:
         words = [*self._release, what]
         async with self._judging, aclosing(programs.lines(words, json.dumps(running), source)) as found:
             async for line in found:
-                said = line
+                if hooks is not None and "hook" in line and len(hooks) < orders.MAX_HOOKS:
+                    hooks[str(line["hook"])[:64]] = str(line.get("data", ""))[: 2 * orders.MAX_HOOK]
+                else:
+                    said = line
         if said:
             return said
         raise MixosError("nothing was said of the release", reason="program-failed")

@@ -152,7 +152,7 @@ def apply(no_restart: bool, as_json: bool) -> None:
     Example:
       mixctl update apply --no-restart
     """
-    show(ask("update.apply", {"restart": not no_restart}, seconds=305.0), as_json, _next)
+    show(ask("update.apply", {"restart": not no_restart}, seconds=425.0), as_json, _next)
 
 
 @update.command()
