@@ -138,7 +138,9 @@ def _order() -> bytes:
     numbers = {"sequence": 5, "created": 1_700_000_000, "payload": 4096, "transfer": 999}
     hashes = {"source": bytes(32), "root_hash": bytes(32), "salt": b"salt"}
     hooks = (order.Hook("before-stage", 30, order.Piece(0, 100, bytes(32))),)
-    whole = order.Order("1.2.3", kernel=RELEASE, root=files[0], uki=files[1], hooks=hooks, **numbers, **hashes)
+    of_esp = {"rescue": files[0], "loader-conf": files[1]}
+    made = {"root": files[0], "uki": files[1], "files": of_esp, "hooks": hooks}
+    whole = order.Order("1.2.3", kernel=RELEASE, **made, **numbers, **hashes)
     return whole.dump().encode()
 
 
