@@ -156,7 +156,7 @@ def _bytes(guest: Guest, path: str) -> bytes:
 def floors(guest: Guest) -> dict[str, Floor]:
     """The downgrade floor that the device tells: at first, when the data have one, when the data have lost it, and when
     somebody has removed it from the TPM as well."""
-    guest.run("mixctl update commit")
+    until(lambda: guest.attempt("mixctl update commit").status == 0, BOOT_SECONDS)
     found = {"first": floor(guest, lambda said: not said[0])}
     record = "/var/lib/mixos/update/record.json"
     for when, change, done in (
