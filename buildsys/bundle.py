@@ -18,7 +18,7 @@ from common.bundle.container import Front
 from common.disk import fatread, gpt, verity
 from common.efi import uki as uki_format
 from common.efi.entries import BOOT_FILES, FOLDER, RESCUE
-from common.errors import BundleError, ImageError
+from common.errors import BundleError, FormatError, ImageError, UsageError
 from image.host import image_errors, opened
 
 Sign = Callable[[str], Front]
@@ -57,15 +57,50 @@ class Facts:
 
 
 def load(path: Path) -> Content:
-    """The release in an image or a bundle. Raises ImageError for what is neither, or not sound; BundleError."""
+    """The release in an image or a bundle. Raises ImageError for what is neither, or not sound, or cannot be read."""
     with opened(path) as descriptor, image_errors(path):
-        if os.pread(descriptor, len(container.MAGIC), 0) == container.MAGIC:
-            return _of_bundle(path)
-        return _of_image(descriptor, path)
+        try:
+            if os.pread(descriptor, len(container.MAGIC), 0) == container.MAGIC:
+                return _of_bundle(descriptor)
+            return _of_image(descriptor, path)
+        except OSError as error:
+            raise ImageError(f"{path} cannot be read: {error.strerror}", reason="cannot-read") from error
+
+
+def check(path: Path) -> manifest.Manifest:
+    """The manifest of a bundle that is all there; nothing of it is verified. Raises ImageError for another file, a
+    bundle that is cut off (each plan lies behind what it needs), and one whose plans are damaged."""
+    with opened(path) as descriptor, image_errors(path):
+        found, read = _opened(descriptor)
+        for way in found.plans:
+            for blob in (way.root, way.uki, *way.files):
+                if hashlib.sha256(read(blob.offset, blob.size)).hexdigest() != blob.sha256:
+                    raise BundleError("the bundle is damaged: copy it again", "bundle-damaged")
+    return found
+
+
+def _opened(descriptor: int) -> tuple[manifest.Manifest, windows.Read]:
+    """The manifest of a bundle, and what reads its payload: offset and length → so many bytes."""
+    with os.fdopen(os.dup(descriptor), "rb") as stream:
+        stream.seek(0)
+        front, start = container.read(stream.read)
+
+    def read(offset: int, length: int) -> bytes:
+        data = os.pread(descriptor, length, start + offset)
+        if len(data) < length:
+            raise BundleError("the bundle is cut off: copy it again", "bundle-damaged")
+        return data
+
+    return manifest.parse(front.manifest), read
 
 
 def _of_image(descriptor: int, path: Path) -> Content:
-    table = gpt.read(descriptor)
+    try:
+        table = gpt.read(descriptor)
+    except FormatError as error:
+        hint = "name another file; if this is one, it is damaged: copy it again"
+        message = f"{path} is neither an image nor a bundle: {error.message}"
+        raise ImageError(message, reason=error.reason, hint=hint) from error
     esp, place = table.find("mixos-esp"), table.find("mixos-root-a")
     volume = fatread.open_volume(descriptor, esp.offset, esp.size)
     rescue = f"{FOLDER}/{RESCUE}"
@@ -86,19 +121,13 @@ def _of_image(descriptor: int, path: Path) -> Content:
     return Content(head.identity("IMAGE_VERSION"), head.uname, root, uki, tree.root, target.salt, files)
 
 
-def _of_bundle(path: Path) -> Content:
+def _of_bundle(descriptor: int) -> Content:
     """By its plan for the whole. Nobody's signature counts here: what comes out is a source, known by its hashes."""
-    with path.open("rb") as stream:
-        front, start = container.read(stream.read)
-        found = manifest.parse(front.manifest)
-
-        def read(offset: int, length: int) -> bytes:
-            return os.pread(stream.fileno(), length, start + offset)
-
-        way = next(one for one in found.plans if one.source is None)
-        root, uki = (_made(read, blob, target) for blob, target in ((way.root, found.root), (way.uki, found.uki)))
-        pairs = zip(way.files, found.files, strict=True)
-        files: dict[str, bytes] = {file.name: _made(read, blob, file) for blob, file in pairs}
+    found, read = _opened(descriptor)
+    way = next(one for one in found.plans if one.source is None)
+    root, uki = (_made(read, blob, target) for blob, target in ((way.root, found.root), (way.uki, found.uki)))
+    pairs = zip(way.files, found.files, strict=True)
+    files: dict[str, bytes] = {file.name: _made(read, blob, file) for blob, file in pairs}
     salt = bytes.fromhex(found.root.salt)
     return Content(found.version, found.kernel, root, uki, bytes.fromhex(found.root.root_hash), salt, files)
 
@@ -123,15 +152,20 @@ def make(
     new: Content, earlier: Sequence[Content], facts: Facts, sign: Sign, path: Path, jobs: int = 1
 ) -> manifest.Manifest:
     """Write the bundle of a release. earlier: releases that devices run, each with a way of its own unless the whole is
-    no larger. Raises BundleError, and what `sign` raises; then nothing is written.
+    no larger. Raises UsageError `bundle-minimum`, BundleError, and what `sign` raises; then nothing is written.
     """
+    if facts.minimum > facts.sequence:
+        message = f"--minimum {facts.minimum} is above the number of this release, {facts.sequence}"
+        raise UsageError(message, reason="bundle-minimum", hint="that number is image.sequence in mixos.toml")
+    for old in earlier:
+        if old.root_hash == new.root_hash:
+            hint = "name an earlier release by --from, or build one with another version"
+            raise ImageError(f"{old.version} has the root of {new.version} itself", reason="bundle-same", hint=hint)
     payload = plan.Payload()
     parsed = {name: plan.parse(data, jobs=jobs) for name, data in _parts(new).items()}
     whole = _way(None, parsed, payload, jobs)
     ways = [whole]
     for old in earlier:
-        if old.root_hash == new.root_hash:
-            raise BundleError(f"{old.version} has the root of {new.version} itself", "bundle-same")
         kept = payload.size, len(payload.pieces)
         way = _way(old, parsed, payload, jobs)
         if way.transfer < whole.transfer:

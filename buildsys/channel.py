@@ -62,7 +62,7 @@ def offer(public: Public, version: str) -> Terms:
     found = {one.version: one.terms for one in listed(public) if one.terms is not None}
     terms = found.get(version)
     if terms is None:
-        hint = f"offered are: {', '.join(found) or 'none'}"
+        hint = f"offered are: {', '.join(found) or 'none'}; 'mixos release' offers one"
         raise CheckError(f"the channel does not offer {version}", reason="channel-unknown", hint=hint)
     return terms
 
@@ -83,10 +83,14 @@ class Channel:
                 continue
         return dict(sorted(found.items(), key=lambda one: one[1].sequence, reverse=True))
 
-    def earlier(self, version: str, sequence: int, count: int) -> list[Path]:
-        """The newest bundles of earlier releases, as sources of deltas; devices may run withdrawn ones, too."""
-        older = [path for path, one in self.bundles().items() if one.sequence < sequence and one.version != version]
-        return older[:count]
+    def earlier(self, public: Public, version: str, sequence: int, count: int) -> list[Path]:
+        """The newest bundles of earlier releases of this project, as sources of deltas; devices may run withdrawn ones,
+        too. What others have put into the folder is not unpacked where releases are signed."""
+        ours = list(public.manifests().values())
+        found = self.bundles().items()
+        return [path for path, one in found if one in ours and one.sequence < sequence and one.version != version][
+            :count
+        ]
 
     def bundle(self, version: str) -> Path:
         """The file of a release."""
@@ -99,6 +103,14 @@ class Channel:
             if stream.read(len(container.MAGIC)) != container.MAGIC:
                 return None
         return _front(path)
+
+    def check_there(self, public: Public) -> None:
+        """Raise CheckError `channel-none` unless this folder is a channel; those of `check_origin`."""
+        if not (self.folder / "timestamp.json").exists():
+            hint = "name the folder that 'mixos release --channel' has made"
+            message = f"{self.folder} is no channel: it has no timestamp.json"
+            raise CheckError(message, reason="channel-none", hint=hint)
+        self.check_origin(public)
 
     def check_origin(self, public: Public) -> None:
         """Raise CheckError unless this folder follows from that project's keys: `channel-other`, `channel-newer`."""
@@ -168,8 +180,8 @@ class Channel:
         return True
 
     def status(self, public: Public, now: datetime) -> dict[str, Any]:
-        """What devices see, and when it must be signed anew."""
-        self.check_origin(public)
+        """What devices see, and when it must be signed anew. Raises CheckError as `check_there`."""
+        self.check_there(public)
         served, ours = self.folder / "timestamp.json", public.tuf / "timestamp.json"
         roles = {role: public.newest(role) for role in ("targets", "snapshot", "timestamp")}
         expires = {role: one.signed.expires for role, one in roles.items() if one} | {

@@ -98,7 +98,7 @@ def _manifest(session: Session, trees: dict[str, Path]) -> dict[str, Any]:
         "release": (trees["kernel"] / "release").read_text().strip(),
         "waived": report.get("waived", []),
     }
-    return {"format": 1, "kernel": kernel, "image": disk, "root": root}
+    return {"format": 1, "kernel": kernel, "instead": dict(session.instead), "image": disk, "root": root}
 
 
 def _sizes(manifest: dict[str, Any], trees: dict[str, Path], image: Path) -> str:

@@ -14,6 +14,7 @@ from buildsys.config.values import WebAddress
 from common.errors import ConfigError
 from common.tomlfile import Strict, load
 
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+~-]{0,200}$")]
 PoolPath = Annotated[str, StringConstraints(pattern=r"^pool/[A-Za-z0-9._+~/-]+$")]
@@ -23,10 +24,11 @@ class Source(Strict):
     """One pinned file and the places it can come from.
 
     urls: upstream, tried in order. pool: its path below any distribution mirror. pip: the requirement that names the
-    wheel on a Python package index. The hash decides; where the bytes came from does not matter.
+    wheel on a Python package index. The hash decides; where the bytes came from does not matter. instead: the name of
+    the source that stands in for this one when it cannot be had (`buildsys.standin`).
     """
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
+    name: Name
     version: str
     sha256: Sha256
     file: FileName
@@ -34,6 +36,7 @@ class Source(Strict):
     urls: tuple[WebAddress, ...] = ()
     pool: PoolPath | None = None
     pip: str | None = None
+    instead: Name | None = None
 
 
 class _LockFile(Strict):
@@ -59,10 +62,19 @@ class Lock:
 
 
 def load_lock(path: Path) -> Lock:
-    """Read sources.lock. Raises ConfigError when it is malformed or names a source twice."""
+    """Read sources.lock. Raises ConfigError when it is malformed, names a source twice, or `instead` leads nowhere."""
     sources: dict[str, Source] = {}
     for source in load(path, _LockFile).source:
         if source.name in sources:
             raise ConfigError(f"{path}: source '{source.name}' is locked twice", reason="source-duplicate")
         sources[source.name] = source
-    return Lock(path, sources)
+    lock = Lock(path, sources)
+    for source in sources.values():
+        seen = {source.name}
+        while source.instead:
+            source = lock[source.instead]
+            if source.name in seen:
+                message = f"{path}: source '{source.name}' stands in for itself"
+                raise ConfigError(message, reason="source-instead")
+            seen.add(source.name)
+    return lock

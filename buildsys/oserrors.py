@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from common.errors import HostError, MixosError, StoreError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-MAKE_ROOM = "free some space or run 'mixos cache gc', then build again: finished actions are kept"
+MAKE_ROOM = "free some space, or run 'mixos cache gc', then this again: what is finished is kept"
 
 
 def host_error(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from buildsys.config.recipe import Recipes, load_recipes
 from buildsys.files import cache_root, named_folder
 from buildsys.lock import Lock, load_lock
 from common.errors import ConfigError
-from common.positions import nearest, positions
+from common.positions import Locator
 from common.settings.model import Settings
 from common.tomlfile import load, read_text
 
@@ -56,15 +55,9 @@ class Project:
         """The settings that devices start with, checked. Raises ConfigError."""
         from rootfs.basefiles import read_settings  # its template engine is slow to import, and most verbs need none
 
-        places = positions(read_text(self.config_file))
-
-        def line(path: str) -> int | None:
-            """The line of a setting ("ssh.keys[0].key") in the project's file."""
-            words = re.findall(r"[^.\[\]]+", path)
-            keys = tuple(int(word) if word.isdigit() else word for word in words)
-            return nearest(places, ("settings", *keys)).line
-
-        return read_settings(self.config.settings, str(self.config_file), line)
+        places = Locator(read_text(self.config_file))
+        where = str(self.config_file)
+        return read_settings(self.config.settings, where, lambda path: places.find(f"settings.{path}"))
 
     @property
     def arch(self) -> Arch:

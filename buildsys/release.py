@@ -6,6 +6,7 @@ pinned one, the waivers that it relies on and their last days, the commit, the r
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -34,11 +35,13 @@ AGAIN = "build it again: mixos build"
 
 @dataclass(frozen=True)
 class Built:
-    """What a build says of its image. kernel: as `kernelsource.describe`, and what is `waived`; anchors: file name →
+    """What a build says of its image. kernel: as `kernelsource.describe`, and what is `waived`; instead: source → file
+    that stood in for it; anchors: file name →
     SHA-256 of what the image trusts releases by."""
 
     root_hash: str
     kernel: dict[str, Any]
+    instead: dict[str, str]
     revision: Revision
     anchors: dict[str, str]
 
@@ -55,7 +58,7 @@ class Built:
                 if one["path"].startswith(folder) and one["type"] == "file"
             }
             found = Revision(said["commit"], tuple(said["changes"]))
-            return cls(data["image"]["root_hash"], data["kernel"], found, anchors)
+            return cls(data["image"]["root_hash"], data["kernel"], dict(data["instead"]), found, anchors)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             message = f"{path} does not say how the image was built"
             raise CheckError(message, reason="release-manifest", hint=AGAIN) from error
@@ -77,11 +80,12 @@ class Candidate:
 def check(one: Candidate) -> None:
     """Raise CheckError for all that is wrong; of several mistakes the first decides the reason.
 
-    `release-content` (the build speaks of another image), `release-kernel`, `release-waiver`, `release-anchors` (the
-    image's devices would not take the next release), `release-tree`, `release-tag`, `release-sequence`.
+    `release-content` (the build speaks of another image), `release-kernel`, `release-source`, `release-waiver`,
+    `release-anchors` (the image's devices would not take the next release), `release-tree`, `release-tag`,
+    `release-sequence`.
     """
     found: list[MixosError] = []
-    steps: Iterable[Callable[[Candidate], None]] = (_content, _kernel, _waivers, _anchors, _tree, _sequence)
+    steps: Iterable[Callable[[Candidate], None]] = (_content, _kernel, _sources, _waivers, _anchors, _tree, _sequence)
     for step in steps:
         try:
             step(one)
@@ -115,6 +119,13 @@ def _kernel(one: Candidate) -> None:
         message = f"its kernel was built from files of this computer: {kernel.get('source')}"
         hint = "pin that source in sources.lock, so that others can build the same, and build again"
         raise CheckError(message, reason="release-kernel", hint=hint)
+
+
+def _sources(one: Candidate) -> None:
+    if one.built.instead:
+        rows = ", ".join(f"{file} for {name}" for name, file in sorted(one.built.instead.items()))
+        hint = "get the pinned files (mixos lock --check tells where they are) and build again, or pin what you have"
+        raise CheckError(f"other sources than the pinned ones: {rows}", reason="release-source", hint=hint)
 
 
 def _waivers(one: Candidate) -> None:
@@ -160,27 +171,43 @@ def _hash(path: Path) -> str:
 
 
 def check_signed(content: Content, certificate: bytes) -> None:
-    """Raise CheckError `release-unsigned` or ImageError `secureboot-signature` unless db signed its kernel image."""
-    if not pe.parse(content.uki).signed:
-        hint = "release the image instead, or, if no device enforces Secure Boot: --no-secure-boot"
-        raise CheckError("the bundle's kernel image is not signed", reason="release-unsigned", hint=hint)
-    secureboot.verify(content.uki, certificate)
+    """Raise CheckError `release-unsigned` or ImageError `secureboot-signature` unless db signed what firmware starts of
+    it."""
+    for image in _images(content).values():
+        if not pe.parse(image).signed:
+            hint = "release the image instead, or, if no device enforces Secure Boot: --no-secure-boot"
+            raise CheckError("the bundle's kernel image is not signed", reason="release-unsigned", hint=hint)
+        secureboot.verify(image, certificate)
+
+
+def _images(content: Content) -> dict[str, bytes]:
+    """What firmware starts: the kernel image (""), and files of the ESP by name."""
+    return {"": content.uki, **{name: content.files[name] for name in ("rescue", "loader") if name in content.files}}
 
 
 def signed(content: Content, certificate: bytes, load: Callable[[], Signer], kept: Path) -> Content:
-    """The release with a kernel image that Secure Boot starts. A signature holds its time, so one that was made is kept
-    in the file `kept` and taken again. certificate: of db; load: its key. Raises ImageError: `secureboot-signature` for
-    an image with another signature, and what signing raises."""
-    if pe.parse(content.uki).signed:
-        secureboot.verify(content.uki, certificate)
-        return content
+    """The release with images that Secure Boot starts. A signature holds its time, so one that was made is kept in the
+    file `kept`, or beside it, and taken again. certificate: of db; load: its key. Raises ImageError:
+    `secureboot-signature` for an image with another signature, and what signing raises."""
+    once = functools.cache(load)
+    made = {
+        name: _signed(image, certificate, once, kept.with_name(f"{name}-{kept.name}") if name else kept)
+        for name, image in _images(content).items()
+    }
+    return replace(content, uki=made.pop(""), files={**content.files, **made})
+
+
+def _signed(image: bytes, certificate: bytes, load: Callable[[], Signer], kept: Path) -> bytes:
+    if pe.parse(image).signed:
+        secureboot.verify(image, certificate)
+        return image
     try:
         found = read_regular(kept)
-        if pe.unsigned(found) == pe.unsigned(content.uki):
+        if pe.unsigned(found) == pe.unsigned(image):
             secureboot.verify(found, certificate)
-            return replace(content, uki=found)
+            return found
     except (OSError, ImageError):
         pass
-    uki = secureboot.sign(content.uki, load())
-    atomic_write(kept, uki)
-    return replace(content, uki=uki)
+    made = secureboot.sign(image, load())
+    atomic_write(kept, made)
+    return made

@@ -158,10 +158,14 @@ def inherited(patterns: Sequence[str]) -> dict[str, str]:
 
 
 def kill_group(process: Process, grace: float = 2.0) -> None:
-    """End a process and everything in its group: SIGTERM, `grace` seconds, then SIGKILL."""
+    """End a process and everything in its group, or it alone where that is ours (with a terminal): SIGTERM, `grace` s,
+    then SIGKILL."""
     for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
+            if os.getpgid(process.pid) == process.pid:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
         try:
             process.wait(patience)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from buildsys.jobserver import Jobserver
 from buildsys.kernelsource import Chooser, KernelChoice
 from buildsys.plan import KernelInput, image_plan, notices
 from buildsys.project import Project
+from buildsys.standin import available
 from buildsys.store import Result, Store
 from common.errors import HostError, StoreError
 
@@ -34,11 +35,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Session:
-    """A plan and the machinery to execute it."""
+    """A plan and the machinery to execute it. instead: source → file that stands in for it (`buildsys.standin`)."""
 
     project: Project
     plan: Plan
     kernel: KernelChoice
+    instead: Mapping[str, str]
     executor: Executor
 
     def build(self, targets: Iterable[str]) -> dict[str, Result]:
@@ -78,6 +80,7 @@ def open_session(project: Project, options: Options, sink: Sink, store: Store | 
     fetcher = Fetcher(project.distfiles, sink, project.config.fetch.mirrors, options.offline)
     requested = options.kernel_source or project.config.kernel.source
     choice, source, lock = Chooser.at(project, fetcher).choose(requested)
+    lock, instead = available(lock, fetcher)
     plan = image_plan(project, KernelInput(choice, source))
     for text in notices(project, datetime.now(UTC).date()):
         sink(Note("warning", text))
@@ -85,7 +88,7 @@ def open_session(project: Project, options: Options, sink: Sink, store: Store | 
     executor = Executor(store, fetcher, lock, project.config.image.epoch, jobserver, sink)
     try:
         with store.session():
-            yield Session(project, plan, choice, executor)
+            yield Session(project, plan, choice, instead, executor)
     finally:
         jobserver.close()
 

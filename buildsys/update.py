@@ -3,6 +3,8 @@
 `mixctl update stage -` on the device asks for ranges on its standard output and has them on its standard input
 (`common.bundle.ranges`); how far it is stands on its standard error, as JSON. SSH is the person's own program with the
 person's own configuration.
+The device may not be the one that it was: what it says is bounded, has the form that is expected, and no word for a
+terminal.
 """
 
 from __future__ import annotations
@@ -10,28 +12,44 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from buildsys.run import kill_group, spawn
+from buildsys.run import Process, kill_group, spawn
 from common.bundle.ranges import answer
-from common.errors import MixosError, UnreachableError, UsageError
+from common.errors import HostError, MixosError, UnreachableError, UsageError
 from common.safe import one_line
 
 Step = Callable[[dict[str, Any]], None]
 Ssh = Sequence[str]  # the command up to and including the host
 _POLL = 3.0  # seconds between two questions to a device that restarts
 _ASK = 30.0  # seconds for one of them
+_MAX_LINE = 16 << 10  # bytes of a line that a device says
+_MAX_ANSWER = 4 << 20  # bytes of an answer
 
 
-def command(program: Sequence[str], host: str) -> tuple[str, ...]:
-    """Raises UsageError for what is no host."""
+def command(program: str, host: str) -> tuple[str, ...]:
+    """program: SSH with its options, as for a shell. Raises UsageError `update-host`, `update-program`; HostError
+    `tool-missing`."""
     if not host or host.startswith("-"):
-        raise UsageError(f"{host!r} is no host", reason="update-host")
-    return (*program, host, "--")
+        hint = "a name of ssh_config, or USER@ADDRESS"
+        raise UsageError(f"{host!r} is no host", reason="update-host", hint=hint)
+    try:
+        words = shlex.split(program)
+    except ValueError:
+        words = []
+    if not words:
+        hint = "a program and its options, such as 'ssh -p 2222'"
+        raise UsageError(f"--ssh {program!r} is no command", reason="update-program", hint=hint)
+    if shutil.which(words[0]) is None:
+        hint = "--ssh names the program; the package openssh-client has ssh"
+        raise HostError(f"there is no program {words[0]}", reason="tool-missing", hint=hint)
+    return (*words, host, "--")
 
 
 def stage(ssh: Ssh, bundle: Path, again: bool, step: Step) -> dict[str, Any]:
@@ -72,17 +90,29 @@ def _reader(descriptor: int) -> Callable[[int, int], bytes]:
 
 
 def _hear(stream: Any, said: list[dict[str, Any]], step: Step) -> None:
-    """Lines of the device as they come; what is none of ours is SSH's, and for people."""
-    for line in stream:
+    """Lines of the device as they come; what is none of ours is SSH's, and for people. The last is kept."""
+    while line := stream.readline(_MAX_LINE):
         try:
-            found = json.loads(line)
-            if not isinstance(found, dict):
-                raise ValueError("no object")
-        except (ValueError, RecursionError):
+            found = _step(json.loads(line))
+        except (ValueError, TypeError, KeyError, RecursionError):
             found = {"words": one_line(line.decode("utf-8", "replace").rstrip(), 500)}
         step(found)
-        if "words" not in found:
+        if "words" not in found or not said or "words" in said[0]:
             said[:] = [found]
+
+
+def _step(found: Any) -> dict[str, Any]:
+    """A step, or why it fails, as `mixctl update stage --json` says it. Raises ValueError, TypeError, KeyError."""
+    if "error" in found:
+        return {name: found.get(name) for name in ("error", "reason", "hint", "retryable")}
+    numbers = {name: found[name] for name in ("done", "of", "fetched")}
+    if any(type(value) is not int or not 0 <= value < 1 << 53 for value in numbers.values()):
+        raise ValueError("a number")
+    return {**{name: _word(found[name]) for name in ("version", "slot", "step")}, **numbers}
+
+
+def _word(value: object) -> str | None:
+    return one_line(value, 80) if isinstance(value, str) else None
 
 
 def ask(ssh: Ssh, *words: str, seconds: float | None = None) -> dict[str, Any]:
@@ -92,7 +122,7 @@ def ask(ssh: Ssh, *words: str, seconds: float | None = None) -> dict[str, Any]:
     try:
         if timer:
             timer.start()
-        out, err = process.communicate(b"")
+        out, err = _output(process)
     finally:
         if timer:
             timer.cancel()
@@ -106,6 +136,29 @@ def ask(ssh: Ssh, *words: str, seconds: float | None = None) -> dict[str, Any]:
     return found
 
 
+def _output(process: Process) -> tuple[bytes, bytes]:
+    """What it says until it ends: all of its output, which must not be too long, and the end of its errors."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    errors = [b""]
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    hearing = threading.Thread(target=_last, args=(process.stderr, errors), daemon=True)
+    hearing.start()
+    out: bytes = process.stdout.read(_MAX_ANSWER + 1)
+    if len(out) > _MAX_ANSWER:
+        kill_group(process)
+        out = b""
+    process.wait()
+    hearing.join(10)
+    return out, errors[0]
+
+
+def _last(stream: Any, held: list[bytes]) -> None:
+    while piece := stream.read1(_MAX_LINE):
+        held[0] = (held[0] + piece)[-_MAX_LINE:]
+
+
 def _failure(status: int, said: dict[str, Any]) -> MixosError:
     if "error" in said and "reason" in said:
         message, hint = one_line(said["error"], 1000), said.get("hint") and one_line(said["hint"], 300)
@@ -114,7 +167,7 @@ def _failure(status: int, said: dict[str, Any]) -> MixosError:
         )
         error.exit_code = status or 1
         return error
-    words = f": {said['error']}" if said.get("error") else ""
+    words = f": {said.get('error') or said.get('words')}" if said.get("error") or said.get("words") else ""
     hint = "does 'ssh HOST mixctl status' work?"
     return UnreachableError(f"ssh ended with status {status}{words}", reason="update-ssh", hint=hint, retryable=True)
 
@@ -131,18 +184,19 @@ def wait(ssh: Ssh, version: str, seconds: float, tell: Callable[[str], None]) ->
             found = ask(ssh, "update", "status", seconds=_ASK)
         except MixosError:
             found, left = {}, True
-        running = found.get("version")
-        words = f"{running}: {found.get('state')}" if found else "restarting"
+        running, state = _word(found.get("version")), _word(found.get("state"))
+        words = f"{running}: {state}" if found else "restarting"
         if found.get("problem"):
             words += f", waits for: {one_line(found['problem'])}"
         if words != shown:
             tell(words)
         shown = words
-        if running == version and found.get("state") == "good":
-            return found
+        if running == version and state == "good":
+            return {**found, "slot": _word(found.get("slot")), "state": state}
         if left and running not in (None, version):
-            reason = (found.get("blocked") or {}).get(version) or "it does not say why"
-            message = f"the device runs {one_line(running)} again: {one_line(reason, 500)}"
+            blocked = found.get("blocked")
+            reason = (blocked.get(version) if isinstance(blocked, dict) else None) or "it does not say why"
+            message = f"the device runs {running} again: {one_line(reason, 500)}"
             raise MixosError(message, reason="update-fell-back", hint="mixctl update history")
         time.sleep(_POLL)
     raise MixosError(f"{version} was not called good within {seconds:g} s", reason="update-not-good", retryable=True)

@@ -44,7 +44,8 @@ class ConfigError(MixosError):
 
 
 class SettingsError(ConfigError):
-    """Settings of a device (in mixos.toml or a preseed) are wrong; one line per mistake, each with file and line."""
+    """Settings of a device (in mixos.toml or a preseed) are wrong; one line per mistake, with
+    file:line:column."""
 
 
 # --- on the host ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 Path = tuple[str | int, ...]
 
@@ -48,6 +49,27 @@ def nearest(found: dict[Path, Position], path: Path) -> Position:
         if path[:depth] in found:
             return found[path[:depth]]
     return Position(1, 1)
+
+
+class Locator:
+    """Finds the keys of TOML text by dotted path, as `ssh.keys[0].account`. Nothing is done before the first time."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @cached_property
+    def _places(self) -> dict[str, Position]:
+        return {_dotted(path): place for path, place in positions(self._text).items() if path}
+
+    def find(self, path: str) -> Position | None:
+        """The place of `path`, or of the table around it."""
+        while path and path not in self._places:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self._places.get(path)
+
+
+def _dotted(path: Path) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def _resolve(keys: list[str], counts: dict[Path, int]) -> Path:

@@ -9,9 +9,13 @@ from typing import Any
 from common.errors import MixosError
 from common.safe import one_line
 
+_MAX_COMMAS = 1 << 16  # in a line: what a line says has no more parts, and hence takes no more memory
+
 
 def read(line: bytes) -> dict[str, Any]:
     """The object. Raises the MixosError that it tells; ValueError for anything else."""
+    if line.count(b",") > _MAX_COMMAS:
+        raise ValueError("a line of too many parts")
     try:
         found = json.loads(line)
     except RecursionError as error:

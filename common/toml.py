@@ -7,6 +7,7 @@ boot reads this, too.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from typing import Any
@@ -18,6 +19,8 @@ TOMLDecodeError = tomllib.TOMLDecodeError
 DEPTH = 64  # parts of a key, and levels of a document
 
 _PART = r"""(?>[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*')"""
+_TEXT = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
+_TUPLE = re.compile(rf"\({_TEXT}(?:,|(?:, {_TEXT})+)\)")  # how a message of `tomllib` names a table
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 # Texts and comments, in which dots mean nothing, a key of too many parts, and a single word.
 _TOKEN = re.compile(
@@ -49,10 +52,18 @@ def loads(text: str) -> dict[str, Any]:
 
 def explained(error: TOMLDecodeError, name: object, text: str) -> str:
     """What is wrong with the text of the file `name`: "name:line:column: …", without a place where none is told."""
-    what = str(error)
+    what = _TUPLE.sub(_dotted, str(error))
     found = _PLACE.search(what)
     if not found:
         return f"{name}: not valid TOML: {what}"
     lines = split_lines(text)
     spot = f"{found[1]}:{found[2]}" if found[1] else f"{len(lines) or 1}:{len(lines[-1]) + 1 if lines else 1}"
     return f"{name}:{spot}: not valid TOML: {what[: found.start()]}"
+
+
+def _dotted(found: re.Match[str]) -> str:
+    """A tuple in a message, as the key that the document has."""
+    import ast  # only mistakes pay for it
+
+    parts = ast.literal_eval(found[0])
+    return ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else json.dumps(part) for part in parts)

@@ -22,7 +22,7 @@ from typing import Any
 from common.bundle.ranges import answer, answer_files, wait
 from common.errors import MixosError, UsageError
 from common.streams import open_missing
-from daemon.linux.become import become, keep_only
+from daemon.linux.become import become, keep_only, stay_alone
 from daemon.parts.update.http import Client, Clock
 from daemon.parts.update.link import Limits
 from daemon.parts.update.remote import Folder, Source, parse
@@ -73,6 +73,7 @@ def _confine() -> None:
     """Raises MixosError, OSError."""
     parent = os.getppid()
     keep_only(())
+    stay_alone()
     for limit, most in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, _MEMORY)):
         resource.setrlimit(limit, (most, most))
     if os.geteuid() == 0:

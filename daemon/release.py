@@ -24,8 +24,9 @@ from common.bundle.ranges import Files, Ranges
 from common.errors import MixosError, TrustError, UsageError
 from common.streams import open_missing
 from common.trust import ANCHORS
+from common.trust.openpgp import utc
 from common.trust.release import Anchors, Running, verify
-from daemon.linux.become import become, keep_only
+from daemon.linux.become import become, keep_only, stay_alone
 
 ACCOUNT = "update"
 STATE = Path("var/lib/mixos/update/trust")  # what was trusted before; belongs to the account
@@ -56,6 +57,12 @@ def _running(facts: dict[str, Any]) -> Running:
     return Running(facts["machine"], facts["variant"], facts["sequence"], facts["floor"])
 
 
+def now(facts: dict[str, Any]) -> datetime:
+    """The time by which is judged: never one before this image was made, whoever has set the clock back (NTP is not
+    authenticated) so that keys and metadata hold again which have expired since."""
+    return max(datetime.now(UTC), utc(facts["epoch"]))
+
+
 def _anchors(root: Path) -> Anchors:
     return Anchors.load(root / ANCHORS.relative_to("/"))
 
@@ -65,12 +72,12 @@ def _checked(facts: dict[str, Any], root: Path) -> dict[str, Any]:
 
     device = channel.Device(_running(facts), facts["root-hash"], facts["identity"], facts["blocked"])
     files = channel.of_files(Files(0, 0).get)
-    return channel.check(files, _anchors(root), Path(), device, datetime.now(UTC)).as_json()
+    return channel.check(files, _anchors(root), Path(), device, now(facts)).as_json()
 
 
 def _verified(facts: dict[str, Any], root: Path) -> dict[str, Any]:
     front, payload = container.read(_reader(Ranges(0, 0)))
-    found = verify(front, _anchors(root), Path(), _running(facts), datetime.now(UTC))
+    found = verify(front, _anchors(root), Path(), _running(facts), now(facts))
     order = found.manifest.order(payload, facts["root-hash"])
     return {"order": order.dump(), "signers": sorted(found.signers), "expires": found.expires.timestamp()}
 
@@ -100,6 +107,7 @@ def _confine(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     os.fchdir(descriptor)
     keep_only(())
+    stay_alone()
     if os.geteuid() == 0:
         entry = pwd.getpwnam(ACCOUNT)
         become((entry.pw_uid, entry.pw_gid), None, parent)

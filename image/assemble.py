@@ -33,8 +33,9 @@ TREE_FILE = "verity.img"
 UKI_FILE, RESCUE_FILE = "mixos.efi", "rescue.efi"
 INITRAMFS_FILE = "rescue.cpio.zst"
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.~^-]{0,62}")
-# rdinit: of an initramfs, which only the rescue entry has, nothing would be started.
-_FIXED_CMDLINE = "root=/dev/dm-0 ro rootfstype={fstype} rootwait=20 rdinit=/none"
+# noinitrd: an initramfs that somebody else hands to the kernel is not taken (kernel: drivers/firmware/efi/libstub); it
+# is not signed, and one that holds the file which rdinit names would be started instead of the root.
+_FIXED_CMDLINE = "root=/dev/dm-0 ro rootfstype={fstype} rootwait=20 noinitrd rdinit=/none"
 _ALWAYS = ("panic=10", "oops=panic")
 _BOOT_DIR = "usr/lib/systemd/boot/efi"
 
@@ -154,7 +155,7 @@ def disk(job: Job) -> None:
     loader_path = f"{_BOOT_DIR}/systemd-boot{efi_arch}.efi"
     image_path = job.out / disk_name(version, _text(job, "arch", "x86_64"))
     with opened(image_path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd, image_errors("disk image"):
-        loader = deb.read_files(job.inputs["systemd-boot-efi"], [loader_path])[loader_path]
+        loader = esp.without_memory(deb.read_files(job.inputs["systemd-boot-efi"], [loader_path])[loader_path])
         emergency = {entries.RESCUE: job.inputs["rescue"] / RESCUE_FILE} if "rescue" in job.inputs else {}
         version_entry = {esp.new_name(root_hash): job.inputs["uki"] / UKI_FILE}
         contents: dict[str, dict[str, bytes]] = {}

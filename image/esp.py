@@ -4,11 +4,16 @@ No `default` entry is ever set (it would override boot counting). When firmware 
 the loader restarts the machine, and so comes to the next one. At each start where firmware has random numbers the
 loader writes a seed for the kernel's, whatever its configuration says: the file is there from the beginning, so that
 all it changes is one sector of content and the file's time.
+
+The loader would also remember what somebody chose once at its menu ("d": start this entry from now on, whatever its
+counter says; "+", "-": how long to wait, or for ever), or what another system of this machine had it remember. Then an
+update is never started, and a version that fails is started again and again. So it is given no such memory.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +28,18 @@ PRESEED = "mixos-preseed.toml"
 MAX_PRESEED = 64 << 10  # bytes
 LABEL = "MIXOS-ESP"
 SEED, SEED_SIZE = "loader/random-seed", 32  # the loader's; zeros are one that nobody has written yet
+_MAGIC = b"LoaderInfo: systemd-boot "
+_MEMORY = {  # variables of the firmware that it obeys, in systemd 262
+    "LoaderEntryDefault",
+    "LoaderEntryPreferred",
+    "LoaderEntryOneShot",
+    "LoaderEntrySysFail",
+    "LoaderEntryLastBooted",
+    "LoaderConfigTimeout",
+    "LoaderConfigTimeoutOneShot",
+}
+_NO_MEMORY = {"LoaderEntries", "LoaderEntrySelected", "LoaderConfigConsoleMode"}  # what it tells; how large letters are
+_VARIABLE = re.compile(rb"L\0o\0a\0d\0e\0r\0(?:E\0n\0t\0r\0|C\0o\0n\0f\0i\0g\0)(?:[A-Za-z]\0)+\0\0")
 LOADER_CONF = """\
 timeout 0
 editor no
@@ -35,6 +52,22 @@ reboot-on-error auto
 def loader_path(efi_arch: str) -> str:
     """Where firmware looks on a disk that no boot variable names (UEFI 3.5.1.1); efi_arch: "x64", "aa64"."""
     return f"EFI/BOOT/BOOT{efi_arch.upper()}.EFI"
+
+
+def without_memory(loader: bytes) -> bytes:
+    """The loader, obeying no variable of the firmware that says what it starts: the names of those become empty ones,
+    which no variable has (UEFI 8.2). Raises ImageError `loader-memory` for one whose variables are not known."""
+    if _MAGIC not in loader:
+        return loader
+    found = [match[0] for match in _VARIABLE.finditer(loader)]
+    names = [one.decode("utf-16-le").rstrip("\0") for one in found]
+    if sorted(names) != sorted(_MEMORY | _NO_MEMORY):
+        message = f"this boot manager has other variables than those that are known: {', '.join(names)}"
+        raise ImageError(message, reason="loader-memory")
+    for name, data in zip(names, found, strict=True):
+        if name in _MEMORY:
+            loader = loader.replace(data, b"\0\0" + data[2:])
+    return loader
 
 
 def new_name(root_hash: bytes) -> str:

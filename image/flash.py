@@ -29,6 +29,7 @@ from common.disk import fat, gpt
 from common.efi.entries import RESCUE_SORT_KEY
 from common.efi.uki import Uki, read_uki
 from common.errors import ConfigError, ImageError, SettingsError
+from common.units import size as words
 from image import esp
 from image.blockdev import Device, Places, check_free, inspect, open_exclusive
 from image.host import image_errors
@@ -209,7 +210,11 @@ def _check(device: Device, size: int, places: Places) -> None:
             f"{device.path} has sectors of {device.sector_size} bytes; only {known} are known", reason="sector-size"
         )
     if device.size < size:
-        raise ImageError(f"{device.path} holds {device.size} bytes and the image needs {size}", reason="disk-too-small")
+        have, need = words(device.size), words(size)
+        if have == need:
+            have, need = f"{device.size} B", f"{size} B"
+        message = f"{device.path} holds {have} and the image needs {need}"
+        raise ImageError(message, reason="disk-too-small", hint="take a larger disk, or smaller [partitions]")
     if device.read_only:
         hint = "many cards have a switch for it; blockdev --setrw where the kernel alone says so"
         raise ImageError(f"{device.path} can only be read", reason="read-only", hint=hint)

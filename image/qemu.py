@@ -25,6 +25,7 @@ from typing import Any
 from buildsys.files import data_ranges
 from buildsys.run import CommandError, find_tool, run, spawn
 from common.errors import ImageError, UsageError
+from common.units import size as words
 from image import accel, esp
 from image.host import copy_range, opened
 from image.machine import CONSOLE, MONITOR, SERIAL_LOG, TPM, VARIABLES, Machine, arguments, firmware
@@ -49,7 +50,8 @@ def prepare_disk(image: Path, disk: Path, size: int | None = None, preseed: str 
     """
     length = image.stat().st_size if image.is_file() else 0
     if size is not None and size < length:
-        raise ImageError(f"the disk cannot be smaller than the image ({length} bytes)", reason="disk-too-small")
+        message = f"a disk of {words(size)} is smaller than the image, {words(length)}"
+        raise ImageError(message, reason="disk-too-small", hint="give it a larger size")
     disk.parent.mkdir(parents=True, exist_ok=True)
     fresh = disk.with_name(disk.name + ".new")
     try:

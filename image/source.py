@@ -22,6 +22,7 @@ from typing import IO, Protocol
 
 from buildsys.run import find_tool, kill_group, spawn
 from common.errors import ImageError
+from common.units import size as words
 from image.host import opened
 
 STDIN = Path("-")
@@ -145,7 +146,7 @@ def _keep(pieces: Iterator[bytes], target: IO[bytes], name: str, most: int) -> N
                 size += len(block)
                 at += len(block)
             if size > most:
-                problem = f"{name} unpacks to more than {most} bytes, for which the disk has no room"
+                problem = f"{name} unpacks to more than {words(most)}, for which the disk has no room"
                 raise ImageError(problem, reason="disk-too-small")
         target.truncate(size)
         target.flush()

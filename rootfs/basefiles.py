@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import jinja2
 from buildsys.job import Job
 from common import toml
 from common.errors import CheckError, ConfigError, SettingsError
-from common.settings.model import Settings, from_mapping
+from common.settings.model import Locate, Settings, from_mapping
 from common.settings.render import render
 from common.trust import ANCHORS
 from packages.mix.artifact import Metadata, write_artifact
@@ -69,10 +69,8 @@ def build(job: Job) -> None:
     write_artifact(tree, job.out, metadata)
 
 
-def read_settings(
-    table: Mapping[str, Any], where: str = "settings", locate: Callable[[str], int | None] = lambda path: None
-) -> Settings:
-    """The image's settings over the defaults. `where` names the file, `locate` finds the line of a dotted key.
+def read_settings(table: Mapping[str, Any], where: str = "settings", locate: Locate = lambda path: None) -> Settings:
+    """The image's settings over the defaults. `where` names the file, `locate` finds the place of a dotted key.
 
     Raises ConfigError.
     """

@@ -280,11 +280,6 @@ def changed(web: Web, answer: Answer) -> None:
     answer.fields.pop("Content-Range", None)
 
 
-def encoded(_web: Web, answer: Answer) -> None:
-    """Though that was refused."""
-    answer.fields["Content-Encoding"] = "gzip"
-
-
 def without_ranges(web: Web, answer: Answer) -> None:
     """From this request on the server knows none."""
     web.ranges = False

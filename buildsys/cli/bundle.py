@@ -9,8 +9,16 @@ import click
 
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.cli.keys import passphrase_option
-from common.errors import KeysError, UsageError
+from common.errors import UsageError
 from common.units import size
+
+
+def built_file(path: Path) -> Path:
+    """The path of an image or a bundle. Raises UsageError `no-image`."""
+    if not path.is_file():
+        what = "is no file" if path.exists() else "is not there"
+        raise UsageError(f"the image {path} {what}", reason="no-image", hint="build it first: mixos build")
+    return path
 
 
 @click.command()
@@ -39,17 +47,12 @@ def bundle(
     Example: mixos bundle --from releases/mixos-0.1.0.mixb
     """
     from buildsys import bundle as making
-    from buildsys.cli.keys import private_keys, public_keys
+    from buildsys.cli.keys import private_keys, release_keys
     from buildsys.keys import tuf
     from buildsys.keys.sign import sign_release
 
-    project, public = context.project, public_keys(context)
-    if not public.exists:
-        hint = "make them: mixos keys make; then build the image again, so that its devices know them"
-        raise KeysError(f"{public.folder} has no keys to release with", reason="keys-none", hint=hint)
-    path = image or project.image_file
-    if not path.is_file():
-        raise UsageError(f"{path}: no such image", reason="no-image", hint="build it first: mixos build")
+    project, public = context.project, release_keys(context)
+    path = built_file(image or project.image_file)
     new, before = making.load(path), [making.load(one) for one in earlier]
     private, now = private_keys(context, passphrase_fd), tuf.utc_now()
     found = project.config.image

@@ -43,7 +43,10 @@ def status(context: Context, folder: Path, as_json: bool) -> None:
     lines = [] if found["current"] else ["the folder is behind: mixos channel publish"]
     for one in found["releases"]:
         lines.append(f"{one['version']:<16} {_said(one)}")
-    lines += [f"{role:<16} expires {when[:10]}" for role, when in found["expires"].items()]
+    now = f"{tuf.utc_now():%Y-%m-%dT%H:%M:%SZ}"
+    lines += [
+        f"{role:<16} {'expires' if when > now else 'EXPIRED'} {when[:10]}" for role, when in found["expires"].items()
+    ]
     emit(found, as_json, "\n".join(lines))
 
 
@@ -66,6 +69,10 @@ def publish(context: Context, folder: Path, as_json: bool) -> None:
 
     Example: mixos channel publish /srv/updates
     """
+    from buildsys.channel import Channel
+
+    if not folder.is_dir():  # a release that was cut off may have left one that is empty
+        Channel(folder.absolute()).check_there(public_keys(context))
     _publish(context, folder, as_json, {}, "")
 
 
@@ -155,7 +162,7 @@ def withdraw(context: Context, folder: Path, version: str, passphrase_fd: int | 
     from buildsys.keys.sign import withdraw as take_back
 
     public = public_keys(context)
-    Channel(folder.absolute()).check_origin(public)
+    Channel(folder.absolute()).check_there(public)
     take_back(version, private_keys(context, passphrase_fd), public, tuf.utc_now())
     done = f"{version} is withdrawn; devices that run it keep it. Its bundle stays: they fetch what differs from it"
     _publish(context, folder, as_json, {"withdrawn": version}, done)
@@ -189,7 +196,7 @@ def _change(
     from buildsys.keys.sign import set_terms
 
     public = public_keys(context)
-    Channel(folder.absolute()).check_origin(public)
+    Channel(folder.absolute()).check_there(public)
     before = {version: offer(public, version)} if version else {o.version: o.terms for o in listed(public) if o.terms}
     after = {name: change(terms) for name, terms in before.items()}
     changed = {name: terms for name, terms in after.items() if terms != before[name]}

@@ -18,6 +18,8 @@ from buildsys.events import Event, Sink, json_sink
 from buildsys.oserrors import host_error
 from buildsys.project import Project
 from buildsys.session import Options
+from common.errors import UsageError
+from common.files import read_regular
 from common.safe import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -85,6 +87,14 @@ def _tee(sinks: list[Sink]) -> Sink:
             sink(event)
 
     return send
+
+
+def named_file(path: Path, most: int) -> bytes:
+    """The content of a file that the command line names, its first `most` bytes. Raises UsageError `no-file`."""
+    try:
+        return read_regular(path, most)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", reason="no-file", hint="name a file that can be read") from error
 
 
 def emit(data: dict[str, Any], as_json: bool, text: str) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from buildsys.cli.context import Command, Context, emit, json_option, pass_context
+from buildsys.cli.context import Command, Context, emit, json_option, named_file, pass_context
 from common.errors import KeysError, UsageError
 
 OPENPGP = "openpgp"
+_MAX_KEY = 64 << 10  # bytes of a public key
 
 
 def passphrase_option(command: Command) -> Command:
@@ -46,6 +47,15 @@ def public_keys(context: Context) -> Any:
     return Public(context.project.keys)
 
 
+def release_keys(context: Context) -> Any:
+    """The same, where something is to be released. Raises KeysError `keys-none`."""
+    public = public_keys(context)
+    if not public.exists:
+        hint = "make them: mixos keys make; then build the image again, so that its devices know them"
+        raise KeysError(f"{public.folder} has no keys to release with", reason="keys-none", hint=hint)
+    return public
+
+
 @keys.command()
 @click.option("--simple", is_flag=True, help="One root key instead of three of which two must sign.")
 @click.option("--no-passphrase", is_flag=True, help="Leave the private keys unencrypted.")
@@ -64,11 +74,12 @@ def make(context: Context, simple: bool, no_passphrase: bool, passphrase_fd: int
             hint = "name another folder by MIXOS_KEYS, or move these away"
             raise KeysError(f"{private.folder} holds private keys already", reason="keys-there", hint=hint)
     now, image = tuf.utc_now(), context.project.config.image.name
+    root = tuf.make_root(private, simple=simple, now=now)  # first, so that a passphrase that is none leaves no folders
     public.make()
     secureboot.make(private, public, image, now)
     fingerprint = openpgp.make(private, f"{image} releases")
     public.write_signers(openpgp.export(private, [fingerprint]), [fingerprint], 1)
-    public.adopt_root(tuf.make_root(private, simple=simple, now=now))
+    public.adopt_root(root)
     text = f"made; private parts in {private.folder}, public ones in {public.folder}: commit these, guard those"
     if not simple:
         text += "\nnow move two of the three root keys to other places: mixos keys export root-2 --move --to FOLDER"
@@ -88,6 +99,7 @@ def list_keys(context: Context, as_json: bool) -> None:
     here = openpgp.held(private)
     policy = public.policy().openpgp
     rows += [{"name": OPENPGP, "kind": OPENPGP, "id": one, "here": one in here} for one in policy.signers]
+    rows += [{"name": OPENPGP, "kind": "older images", "id": one, "here": True} for one in here.keys() - policy.signers]
     kept = private.names("secureboot")
     rows += [
         {"name": path.stem, "kind": "secure boot", "id": path.name, "here": path.stem in kept}
@@ -102,7 +114,8 @@ def list_keys(context: Context, as_json: bool) -> None:
         "pending": sorted(path.name for path in public.pending.glob("*")),
     }
     lines = [f"{r['name']:<14} {r['kind']:<12} {'here' if r['here'] else 'elsewhere':<10} {r['id']}" for r in rows]
-    lines += [f"{role:<14} expires {when:%Y-%m-%d}" for role, when in expires.items()]
+    now = tuf.utc_now()
+    lines += [f"{role:<14} {'expires' if now < when else 'EXPIRED'} {when:%Y-%m-%d}" for role, when in expires.items()]
     lines += [f"pending: {name}" for name in data["pending"]]
     emit(data, as_json, "\n".join(lines))
 
@@ -136,7 +149,7 @@ def rotate(
         )
         emit({"openpgp": new, "signers": signers}, as_json, text)
     elif name in secureboot.ROLES:
-        new = secureboot.next_name(public, name)
+        new = secureboot.next_name(private, public, name)
         secureboot.make_one(private, public, name, new, image, now)
         emit({"secureboot": new}, as_json, f"made {new}; it counts when devices have enrolled it")
     else:
@@ -145,8 +158,8 @@ def rotate(
         tuf.replace_key(
             root.signed, name, tuf.same_key(root.signed, name), now
         )  # a mistake is told before a key is made
-        new = tuf.next_name(root.signed, name)
-        key = tuf.foreign_key(pem.read_bytes(), new) if pem else tuf.new_key(private, new)
+        new = tuf.next_name(public.names() | private.names("tuf"), name)
+        key = tuf.foreign_key(named_file(pem, _MAX_KEY), new) if pem else tuf.new_key(private, new)
         _next_root(
             tuf.replace_key(root.signed, name, key, now), private, public, as_json, f"{new} takes the place of {name}"
         )
@@ -163,6 +176,9 @@ def revoke(context: Context, name: str, passphrase_fd: int | None, as_json: bool
 
     private, public = private_keys(context, passphrase_fd), public_keys(context)
     policy = public.policy().openpgp
+    if (public.secureboot / f"{name}.pem").exists():
+        message = f"{name} is a certificate of Secure Boot: firmware refuses it when its dbx says so"
+        raise UsageError(message, reason="usage", hint='docs/secureboot.md, "Revoke, and change keys"')
     fingerprint = policy.signers[0] if name == OPENPGP else name.upper()
     if fingerprint not in openpgp.held(private) and fingerprint not in policy.signers:
         root = public.root().signed
@@ -234,13 +250,16 @@ def export(context: Context, names: tuple[str, ...], target: Path, move: bool, a
     Example: mixos keys export root-2 --move --to /media/stick
     """
     private = private_keys(context)
+    there = {path.stem: (kind, path.name) for kind in ("tuf", "secureboot") for path in private.files(kind)}
+    missing = [name for name in names if name not in there]
+    if missing:
+        hint = f"here are: {', '.join(sorted(there)) or 'none'}"
+        if OPENPGP in missing:
+            hint = f"GnuPG hands over its own keys: gpg --homedir {private.folder / OPENPGP} --export-secret-keys"
+        message = f"private keys that are not in {private.folder}: {', '.join(missing)}"
+        raise KeysError(message, reason="keys-missing", hint=hint)
     for name in names:
-        kind = next((kind for kind in ("tuf", "secureboot") if name in private.names(kind)), None)
-        if kind is None:
-            hint = "GnuPG hands over its own keys: gpg --export-secret-keys" if name == OPENPGP else None
-            raise KeysError(f"the private key {name} is not in {private.folder}", reason="keys-missing", hint=hint)
-        suffix = next(s for s in (".pem", ".uri", ".key") if (private.folder / kind / f"{name}{s}").exists())
-        private.move(kind, f"{name}{suffix}", target.absolute(), keep=not move)
+        private.move(*there[name], target.absolute(), keep=not move)
     done = "moved" if move else "copied"
     emit(
         {"exported": list(names), "to": str(target), "moved": move}, as_json, f"{done} to {target}: {', '.join(names)}"
@@ -274,7 +293,7 @@ def sign(context: Context, file: Path, previous: Path | None, passphrase_fd: int
         if not names:
             hint = "the keys that it needs are elsewhere, or have signed already"
             raise KeysError(f"no key here signs {file}", reason="keys-missing", hint=hint)
-        _keep(context, file, metadata, as_json, {"signed": names}, f"signed by {', '.join(names)}")
+        _keep(context, private, file, metadata, as_json, {"signed": names}, f"signed by {', '.join(names)}")
     else:
         _sign_manifest(private, file, as_json)
 
@@ -283,10 +302,11 @@ def _sign_manifest(private: Any, file: Path, as_json: bool) -> None:
     from buildsys.files import atomic_write
     from buildsys.keys import openpgp
     from common.bundle import manifest
-    from common.files import read_regular
+    from image.host import image_errors
 
-    text = read_regular(file, manifest.MAX_BYTES + 1).decode("utf-8", "replace")
-    found = manifest.parse(text)
+    text = named_file(file, manifest.MAX_BYTES + 1).decode("utf-8", "replace")
+    with image_errors(file):
+        found = manifest.parse(text)
     made = {one: openpgp.sign(private, text, one) for one in openpgp.held(private)}
     if not made:
         raise KeysError(f"there is no OpenPGP key in {private.folder}", reason="keys-missing")
@@ -312,7 +332,7 @@ def merge(context: Context, file: Path, others: tuple[Path, ...], as_json: bool)
 
     metadata = read(file)
     count = tuf.merge(metadata, [read(other) for other in others])
-    _keep(context, file, metadata, as_json, {"merged": count}, f"{count} signatures taken over")
+    _keep(context, private_keys(context), file, metadata, as_json, {"merged": count}, f"{count} signatures taken over")
 
 
 def _root_for(context: Context, file: Path, metadata: Any) -> Any:
@@ -331,7 +351,9 @@ def _root_for(context: Context, file: Path, metadata: Any) -> Any:
     return Public(context.project.keys).root().signed
 
 
-def _keep(context: Context, file: Path, metadata: Any, as_json: bool, data: dict[str, Any], text: str) -> None:
+def _keep(
+    context: Context, private: Any, file: Path, metadata: Any, as_json: bool, data: dict[str, Any], text: str
+) -> None:
     """Write metadata back; a root that is complete, in the project's folder, comes into force."""
     from buildsys.files import atomic_write
     from buildsys.keys import tuf
@@ -344,9 +366,7 @@ def _keep(context: Context, file: Path, metadata: Any, as_json: bool, data: dict
             data["missing"] = tuf.missing(metadata, public.root().signed)
             text += f"; {data['missing']} more are needed"
             if not data["missing"]:
-                text = f"root {metadata.signed.version} is in force" + _in_force(
-                    metadata, private_keys(context), public
-                )
+                text = f"root {metadata.signed.version} is in force" + _in_force(metadata, private, public)
     emit({**data, "file": str(file)}, as_json, text)
 
 

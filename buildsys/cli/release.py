@@ -10,7 +10,7 @@ import click
 
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.cli.keys import passphrase_option
-from common.errors import KeysError, UsageError
+from common.errors import KeysError
 from common.units import size
 
 if TYPE_CHECKING:
@@ -66,16 +66,12 @@ def release(
     from buildsys import bundle as making
     from buildsys import release as gate
     from buildsys.channel import Channel, parse_share, parse_waves
-    from buildsys.cli.keys import private_keys, public_keys
+    from buildsys.cli.bundle import built_file
+    from buildsys.cli.keys import private_keys, release_keys
     from buildsys.keys import tuf
 
-    project, public = context.project, public_keys(context)
-    if not public.exists:
-        hint = "make them: mixos keys make; then build the image again, so that its devices know them"
-        raise KeysError(f"{public.folder} has no keys to release with", reason="keys-none", hint=hint)
-    path = source or project.image_file
-    if not path.is_file():
-        raise UsageError(f"{path}: no such image", reason="no-image", hint="build it first: mixos build")
+    project, public = context.project, release_keys(context)
+    path = built_file(source or project.image_file)
     parse_waves(waves, 0)
     failures = None if max_failures is None else parse_share(max_failures)
     now, channel = tuf.utc_now(), Channel(folder.absolute())
@@ -99,7 +95,7 @@ def release(
         plans = known.plans
     else:
         before = [making.load(one) for one in earlier]
-        before += [making.load(one) for one in channel.earlier(content.version, sequence, deltas)]
+        before += [making.load(one) for one in channel.earlier(public, content.version, sequence, deltas)]
         plans = _make(context, channel, content, _different(before), minimum, private, public, terms_for).plans
     _say(content.version, plans, channel, channel.publish(public), as_json)
 

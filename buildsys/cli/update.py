@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,17 +43,21 @@ def update(
     Example: mixos update admin@10.0.0.7 out/mixos-1.4.0.mixb
     """
     from buildsys import update as remote
+    from buildsys.bundle import check
 
     project = context.project
-    if bundle is None and host is not None and host.endswith(".mixb"):
+    if bundle is None and host is not None and ("/" in host or host.endswith(".mixb")):
         bundle, host = Path(host), None
     path = bundle or project.out / f"mixos-{project.config.image.version}.mixb"
     if not path.is_file():
-        raise UsageError(f"{path}: no such bundle", reason="no-bundle", hint="make it first: mixos bundle")
+        taken = f"; {host} was taken for a host" if host is not None and bundle is None else ""
+        hint = f"make it first: mixos bundle{taken}"
+        raise UsageError(f"{path}: no such bundle", reason="no-bundle", hint=hint)
+    check(path)
     if host is None:
         ssh: Sequence[str] = (*Vm(project, project.out / "run").ssh_command("admin", ()), "--")
     else:
-        ssh = remote.command(shlex.split(program), host)
+        ssh = remote.command(program, host)
     live, width = sys.stderr.isatty() and not as_json, 0
 
     def show(line: str, end: str = "\n") -> None:

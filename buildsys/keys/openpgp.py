@@ -38,7 +38,7 @@ def opened(private: Private) -> Iterator[Any]:
 
 def make(private: Private, name: str) -> str:
     """A new certificate: a primary key that certifies, a subkey that signs. Its fingerprint."""
-    secret = private.passphrase.for_new()
+    secret = private.secret
     protection: dict[str, Any] = {"passphrase": secret} if secret else {"no_protection": True}
     with opened(private) as gpg:
         wanted = gpg.gen_key_input(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from getpass import getpass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from buildsys.files import atomic_write, named_folder, remove_tree
+from buildsys.oserrors import host_error
 from common.errors import HostError, KeysError
 
 _MAX_SECRET = 1024  # bytes of a passphrase
@@ -86,9 +88,9 @@ class Passphrase:
                 line = stream.readline(_MAX_SECRET + 1)
             found = line.rstrip(b"\r\n").decode()
         except (OSError, UnicodeDecodeError) as error:
-            raise KeysError(
-                f"no passphrase from descriptor {self._descriptor}: {error}", reason="keys-passphrase"
-            ) from error
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            message = f"no passphrase from descriptor {self._descriptor}: {why}"
+            raise KeysError(message, reason="keys-passphrase") from error
         if not found or len(line) > _MAX_SECRET:
             raise KeysError("the passphrase that was given is empty or too long", reason="keys-passphrase")
         return found
@@ -104,6 +106,23 @@ class Passphrase:
             raise KeysError(message, reason="keys-passphrase", hint=hint) from error
 
 
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """What the system refuses in the body, as a HostError that says where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        hint = "MIXOS_KEYS, or --to, names the folder of private keys"
+        raise host_error(error, f"{path} cannot be written", hint=hint) from error
+
+
+def _opens(data: bytes, secret: str) -> bool:
+    with suppress(ValueError, UnsupportedAlgorithm):
+        load_pem_private_key(data, secret.encode())
+        return True
+    return False
+
+
 class Private:
     """One such folder. Every access first makes sure that nobody else can read in it (KeysError `keys-exposed`)."""
 
@@ -113,27 +132,45 @@ class Private:
 
     def names(self, kind: str) -> set[str]:
         """The names of the keys of a kind ("tuf", "secureboot") that are here."""
+        return {path.stem for path in self.files(kind)}
+
+    def files(self, kind: str) -> list[Path]:
+        """Their files."""
         if not self.folder.exists():
-            return set()
+            return []
         self._closed()
-        return {path.stem for path in (self.folder / kind).glob("*") if path.suffix in (".pem", ".uri", ".key")}
+        return [path for path in (self.folder / kind).glob("*") if path.suffix in (".pem", ".uri", ".key")]
 
     def folder_of(self, kind: str) -> Path:
-        """A folder below, made when it is missing."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """A folder below, made when it is missing. Raises HostError `host-io`."""
         folder = self.folder / kind
-        folder.mkdir(mode=0o700, exist_ok=True)
+        with _written(folder):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
         self._closed()
         return folder
 
+    @cached_property
+    def secret(self) -> str | None:
+        """The passphrase of new keys; None: they have none. It opens one of the keys that are here, if these have one:
+        else a slip of the fingers would lock a new key for good. Raises KeysError `keys-passphrase`."""
+        found = self.passphrase.for_new()
+        files = [(kind, path.name) for kind in ("tuf", "secureboot") for path in self.files(kind)]
+        locked = [data for data in (self.read(*one) for one in files) if b"ENCRYPTED" in data]
+        if found is not None and locked and not any(_opens(one, found) for one in locked):
+            hint = "a new key gets the passphrase of those that are there"
+            raise KeysError(f"the passphrase opens no key in {self.folder}", reason="keys-passphrase", hint=hint)
+        return found
+
     def write(self, kind: str, name: str, key: Any) -> None:
         """Keep a private key of `cryptography`. Raises KeysError `keys-there` rather than replacing one."""
+        secret = self.secret
         path = self.folder_of(kind) / name
         if path.exists():
             raise KeysError(f"{path} is there already", reason="keys-there", hint="a private key is never overwritten")
-        secret = self.passphrase.for_new()
         how: KeySerializationEncryption = BestAvailableEncryption(secret.encode()) if secret else NoEncryption()
-        atomic_write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how), 0o600)
+        with _written(path):
+            atomic_write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how), 0o600)
 
     def load(self, kind: str, name: str) -> Any:
         """A private key. Raises KeysError: `keys-missing`, `keys-passphrase` (wrong), `keys-damaged`."""
@@ -159,21 +196,31 @@ class Private:
             raise KeysError(f"the private key {name} is not in {self.folder}", reason="keys-missing") from error
 
     def move(self, kind: str, name: str, target: Path, *, keep: bool) -> None:
-        """Copy a private key to another such folder, and remove it here unless `keep`."""
+        """Copy a private key to another such folder, unless it is there, and remove it here unless `keep`. Raises
+        KeysError `keys-there` when another one is there."""
         data = self.read(kind, name)
         there = Private(target, self.passphrase).folder_of(kind) / name
-        if there.exists():
-            raise KeysError(f"{there} is there already", reason="keys-there", hint="a private key is never overwritten")
-        atomic_write(there, data, 0o600)
+        with _written(there):
+            if not there.exists():
+                atomic_write(there, data, 0o600)
+            elif there.samefile(self.folder / kind / name) or there.read_bytes() != data:
+                hint = "a private key is never overwritten"
+                raise KeysError(f"{there} is there already", reason="keys-there", hint=hint)
         if not keep:
             remove_tree(self.folder / kind / name)
 
     def _closed(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            hint = "MIXOS_KEYS and --to name folders"
+            raise HostError(f"{self.folder} is no folder for keys", reason="folder-unknown", hint=hint)
         for path in self._all():
             found = path.lstat()
-            if found.st_uid != os.geteuid() or (not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o077):
+            if found.st_uid != os.geteuid():
+                hint = "keys are used by whom they belong to: name a folder of your own by MIXOS_KEYS"
+                raise KeysError(f"{path} belongs to another user", reason="keys-exposed", hint=hint)
+            if not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o077:
                 hint = f"chmod -R go= {self.folder}; if others may have read it, make new keys"
-                raise KeysError(f"{path} is not readable by you alone", reason="keys-exposed", hint=hint)
+                raise KeysError(f"others may read {path}", reason="keys-exposed", hint=hint)
 
     def _all(self) -> Iterator[Path]:
         if self.folder.exists():

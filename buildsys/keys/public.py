@@ -19,6 +19,7 @@ from tuf.api.serialization import DeserializationError
 from tuf.api.serialization.json import JSONSerializer
 
 from buildsys.files import atomic_write
+from buildsys.keys import tuf
 from common.bundle import manifest as manifests
 from common.bundle.manifest import Manifest, canonical
 from common.errors import BundleError, KeysError
@@ -54,6 +55,11 @@ class Public:
             if name:
                 found[int(name[1])] = path
         return dict(sorted(found.items()))
+
+    def names(self) -> set[str]:
+        """What keys of TUF are called, or were."""
+        roots = [read(path).signed for path in self.versions("root").values()]
+        return {tuf.name_of(key) for root in roots for key in root.keys.values()}
 
     def root(self) -> Metadata[Root]:
         """The newest root. Raises KeysError `keys-none`."""

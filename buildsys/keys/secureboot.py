@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 from buildsys.files import atomic_write
 from buildsys.keys.private import Private
 from buildsys.keys.public import Public
+from buildsys.keys.tuf import next_name as next_key
 from common.errors import KeysError
 from common.files import read_regular
 from image.secureboot import Keys, Signer
@@ -83,7 +84,7 @@ def read(public: Public, name: str) -> bytes:
         raise KeysError(message, reason="keys-none", hint=hint) from error
 
 
-def next_name(public: Public, role: str) -> str:
+def next_name(private: Private, public: Public, role: str) -> str:
     """The name of a further certificate of a role: db-2 after db."""
-    numbers = [1, *(int(p.stem.split("-")[1]) for p in public.secureboot.glob(f"{role}-*.pem") if p.stem[-1].isdigit())]
-    return f"{role}-{max(numbers) + 1}"
+    taken = {path.stem for path in public.secureboot.glob("*.pem")} | private.names("secureboot")
+    return next_key({f"{role}-1", *taken}, role)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from securesystemslib.exceptions import UnsupportedLibraryError, UnverifiedSignatureError
@@ -61,8 +62,9 @@ def foreign_key(pem: bytes, name: str) -> Key:
     """A key whose private part is elsewhere, by its public part (PEM). Raises KeysError `keys-damaged`."""
     try:
         return described(SSlibKey.from_crypto(load_pem_public_key(pem)), name)
-    except ValueError as error:
-        raise KeysError(f"this is no public key that can sign metadata: {error}", reason="keys-damaged") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        hint = "a PEM file of an ed25519, ECDSA or RSA key, beginning with -----BEGIN PUBLIC KEY-----"
+        raise KeysError("this is no public key that can sign metadata", reason="keys-damaged", hint=hint) from error
 
 
 def described(key: SSlibKey, name: str) -> Key:
@@ -122,10 +124,11 @@ def same_key(root: Root, name: str) -> Key | None:
     return next((key for key in root.keys.values() if name_of(key) == name), None)
 
 
-def next_name(root: Root, name: str) -> str:
-    """The name of the key that follows: root-2 of root-1 … root-3 is followed by root-4."""
+def next_name(taken: Iterable[str], name: str) -> str:
+    """The name of the key that follows: root-2 of root-1 … root-3 is followed by root-4. taken: names that no other key
+    gets, those of keys that were revoked, too."""
     role = name.rsplit("-", 1)[0]
-    numbers = [name_of(key).rsplit("-", 1) for key in root.keys.values()]
+    numbers = [one.rsplit("-", 1) for one in taken]
     return f"{role}-{max((int(n[1]) for n in numbers if n[0] == role and n[-1].isdigit()), default=0) + 1}"
 
 

@@ -34,6 +34,13 @@ MAX_FILES = 72
 MAX_FILE = 512 << 10
 _HEAD = struct.Struct(">8sII32s")
 _FILE = re.compile(r"(?:[1-9][0-9]{0,8}\.)?(?:root|targets|snapshot|timestamp)\.json")
+# Texts in the three members and nothing else, seen before it is read: of 4 MiB of empty lists there would be 100 MiB.
+_TEXT = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_SHAPE = re.compile(
+    rf'\{{"manifest":{_TEXT},"signatures":\[{_TEXT}(?:,{_TEXT}){{0,{MAX_SIGNATURES - 1}}}+\],'
+    rf'"tuf":\{{{_TEXT}:{_TEXT}(?:,{_TEXT}:{_TEXT}){{0,{MAX_FILES - 1}}}+\}}\}}',
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,10 @@ def read(take: Callable[[int], bytes]) -> tuple[Front, int]:
         raise BundleError("the bundle ends within its front", "bundle-short")
     if hashlib.sha256(data).digest() != digest:
         raise BundleError("the front of the bundle is damaged", "bundle-damaged")
-    if not data.isascii():
-        raise BundleError("the front of the bundle is no canonical JSON", "bundle-front")
-    document = canonical_object(data.decode("ascii"), MAX_FRONT, "bundle-front")
+    text = data.decode("ascii", "replace")
+    if not _SHAPE.fullmatch(text):
+        raise BundleError("the front of the bundle is not of its form, or not canonical JSON", "bundle-front")
+    document = canonical_object(text, MAX_FRONT, "bundle-front")
     _checked(document)
     front = Front(document["manifest"], tuple(document["signatures"]), document["tuf"])
     return front, _HEAD.size + length

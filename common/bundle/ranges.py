@@ -1,6 +1,6 @@
 """Bytes of a bundle on demand: who installs asks for ranges, who has the bundle answers. Over a socket, a pipe, or SSH.
 
-    a question  offset, length: big-endian, 64 and 32 bit; length is 1 to MAX_RANGE
+    a question  offset, length: big-endian, 64 and 32 bit; length is 1 to MAX_RANGE, offset at most 2^53
     an answer   status, length: big-endian, 8 and 32 bit; then so many bytes: the range, shorter only at the end of the
                 bundle (DATA), or why there is none, JSON with `message`, `reason`, `retryable` (FAILED)
 
@@ -26,6 +26,7 @@ from common.errors import BundleError, MixosError
 from common.safe import one_line
 
 MAX_RANGE = 1 << 20
+MAX_OFFSET = 1 << 53
 MAX_FILE = 16 << 20
 QUESTION, ANSWER, NAME = struct.Struct(">QI"), struct.Struct(">BI"), struct.Struct(">HI")
 DATA, FAILED, WAIT = 0, 1, 2
@@ -110,8 +111,8 @@ def answer(take: int, give: int, read: Read, patience: float | None = None) -> N
         except EOFError:
             return
         offset, length = QUESTION.unpack(asked)
-        if not 0 < length <= MAX_RANGE:
-            raise BundleError(f"a question for {length} bytes", "source-protocol")
+        if not 0 < length <= MAX_RANGE or offset > MAX_OFFSET:
+            raise BundleError(f"a question for {length} bytes from {offset} on", "source-protocol")
         _reply(give, partial(read, offset, length))
 
 

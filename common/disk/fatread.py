@@ -15,6 +15,7 @@ from common.disk.fat import LONG_UNITS, MASK, MIN_CLUSTERS, SECTOR, SLOT, FatErr
 
 BAD_CLUSTER = 0x0FFFFFF7  # the largest value that is no end of a chain
 MAX_DIRECTORY = 1 << 20  # bytes
+MAX_NAME = 255  # characters
 _MAX_CLUSTERS = 1 << 24  # the largest ESP of ours has half as many
 _MAX_BYTES = 1 << 30  # of all files together
 _MAX_DIRECTORIES = 4 << 20  # bytes of all of them
@@ -51,8 +52,11 @@ class Volume:
 
 @dataclass(frozen=True)
 class Entry:
-    """A name in a folder. first: cluster, 0 for an empty file. size: bytes. slots: of 32 bytes, numbered in the folder,
-    the long name's before the short one's, `short` (11 bytes).
+    """A name in a folder, as text that can be shown and is part of a path: a character that cannot be is written as
+    `\\u{hex}`, which no name of FAT holds.
+
+    first: cluster, 0 for an empty file. size: bytes. slots: of 32 bytes, numbered in the folder, the long name's before
+    the short one's, `short` (11 bytes).
     """
 
     name: str
@@ -243,7 +247,8 @@ def _pieces(volume: Volume, clusters: Iterable[int]) -> Iterator[bytes]:
 def _slots(raw: bytes) -> tuple[list[Entry], list[int], int]:
     """The live entries of a directory without "." and "..", the slots of orphaned long names, and where it ends.
 
-    A long name counts only when it is whole and has the checksum of the short one behind it, as for firmware.
+    A long name counts only when it is whole, not too long, and has the checksum of the short one behind it, as for
+    firmware.
     """
     found: list[Entry] = []
     orphans: list[int] = []
@@ -271,11 +276,18 @@ def _slots(raw: bytes) -> tuple[list[Entry], list[int], int]:
             name = long or display_name(slot[:11], slot[12])
             if kind & 0x08 or name in (".", ".."):
                 continue
-            if not name or "/" in name or not name.isprintable() or len(name) > 255:
-                raise FatError(f"the name {name!r} is not allowed", "fat-name")
+            if not name:
+                raise FatError("a file has no name", "fat-name")
             high, low, size = struct.unpack_from("<20xH4xHI", slot)
-            found.append(Entry(name, bool(kind & 0x10), (high << 16 | low) & MASK, size, slots, slot[:11]))
+            found.append(Entry(_shown(name), bool(kind & 0x10), (high << 16 | low) & MASK, size, slots, slot[:11]))
     return found, orphans + pending, len(raw) // SLOT
+
+
+def _shown(name: str) -> str:
+    """What other systems leave on a FAT must not hide all that is beside it: see `Entry`."""
+    if name.isprintable() and not {"/", "\\"} & set(name):
+        return name
+    return "".join(char if char.isprintable() and char not in "/\\" else f"\\u{{{ord(char):x}}}" for char in name)
 
 
 def _continues(raw: bytes, before: int, slot: bytes) -> bool:
@@ -290,4 +302,5 @@ def _long(raw: bytes, pending: list[int], short: bytes) -> str:
     slots = [raw[at * SLOT : (at + 1) * SLOT] for at in reversed(pending)]
     units = b"".join(slot[part] for slot in slots for part in LONG_UNITS)
     text = units.decode("utf-16-le", "replace")
-    return text.partition("\0")[0]
+    name = text.partition("\0")[0]
+    return name if len(name) <= MAX_NAME else ""

@@ -27,24 +27,27 @@ BOOT_FILES = {  # what a release brings for the ESP besides its kernel image, an
 }
 COMING = "COMING.NEW"  # a file that becomes an entry once it is whole; the loader does not look at it
 _NAME = re.compile(
-    r"(?P<stem>[^+]*(?:\+(?!\d+(?:-\d+)?\.efi$)[^+]*)*?)(?:\+(?P<left>\d+)(?:-(?P<done>\d+))?)?\.efi", re.I
+    r"(?P<stem>[^+]*(?:\+(?![0-9]+(?:-[0-9]+)?\.efi$)[^+]*)*?)(?:\+(?P<left>[0-9]+)(?:-(?P<done>[0-9]+))?)?\.efi", re.I
 )
 
 
 @dataclass(frozen=True)
 class Entry:
     """A file in `EFI/Linux`. left, done: starts that are left and that were made; None: not counted. sort_key, version:
-    IMAGE_ID and IMAGE_VERSION in its `.osrel`."""
+    IMAGE_ID and IMAGE_VERSION in its `.osrel`. written: its name, where we would write the same counter otherwise."""
 
     stem: str
     left: int | None = None
     done: int = 0
     sort_key: str = SORT_KEY
     version: str = ""
+    written: str = ""
 
     @property
     def name(self) -> str:
         """The name of the file."""
+        if self.written:
+            return self.written
         if self.left is None:
             return f"{self.stem}.efi"
         return f"{self.stem}+{self.left}{f'-{self.done}' if self.done else ''}.efi"
@@ -61,15 +64,19 @@ class Entry:
 
     def blessed(self) -> Entry:
         """The entry after a start that was good: it is counted from anew, so that one which breaks later falls back."""
-        return replace(self, left=GOOD, done=0)
+        return self.counted(GOOD, 0)
 
     def renewed(self) -> Entry:
         """The entry with all the starts that it had: as good, or as new, as it was."""
-        return replace(self, left=GOOD if self.good else TRIES, done=0)
+        return self.counted(GOOD if self.good else TRIES, 0)
 
     def given_up(self) -> Entry:
         """The entry when it is not to be started while there is another one."""
-        return replace(self, left=0, done=self.done + (self.left or 0))
+        return self.counted(0, self.done + (self.left or 0))
+
+    def counted(self, left: int, done: int) -> Entry:
+        """The entry with another counter."""
+        return replace(self, left=left, done=done, written="")
 
 
 def image_name(root_hash: bytes) -> str:
@@ -83,7 +90,8 @@ def read_name(name: str) -> Entry | None:
     if found is None or not found["stem"]:
         return None
     left = None if found["left"] is None else int(found["left"])
-    return Entry(found["stem"], left, int(found["done"] or 0))
+    entry = Entry(found["stem"], left, int(found["done"] or 0))
+    return entry if entry.name.lower() == name.lower() else replace(entry, written=name)  # such as k+03.efi
 
 
 def in_order(entries: Iterable[Entry]) -> list[Entry]:

@@ -17,6 +17,7 @@ from common.errors import FormatError
 
 MAX_CMDLINE = 2047  # COMMAND_LINE_SIZE of x86 is 2048 with the final NUL
 SECTIONS = (".osrel", ".cmdline", ".uname", ".linux")
+MAX_VALUE = 255  # characters: whoever can write the ESP must not have us compare versions for minutes
 HEAD = 256 << 10  # bytes: the stub and all sections before the kernel
 _VERITY = re.compile(
     r'dm-mod\.create="[^"]* verity 1 (?:\S+ ){2}4096 4096 ([0-9]{1,10}) 0 sha256 ([0-9a-f]{64}) '
@@ -29,6 +30,10 @@ _VERITY = re.compile(
 # of their GUIDs (SMBIOS 3 and 2), which the compiler keeps in one piece, are replaced.
 _SMBIOS_EXTRA = b"io.systemd.stub.kernel-cmdline-extra"
 _SMBIOS_TABLES = (bytes.fromhex("4415fdf294972c4a"), bytes.fromhex("312d9deb882dd311"))
+
+# Stubs since systemd 258 add what they bring to an initramfs that whoever started them has left (the function's name is
+# in them, for its messages); the one of 257 starts nothing then.
+_FOREIGN_INITRD = b"acquire_previous_initrd"
 
 
 class UkiError(FormatError):
@@ -50,11 +55,11 @@ class Uki:
         return root_hash(self.cmdline)
 
     def identity(self, name: str) -> str:
-        """A value of os-release(5) in `.osrel`; "" when it has none."""
+        """A value of os-release(5) in `.osrel`, at most MAX_VALUE characters of it; "" when it has none."""
         for line in self.os_release.splitlines():
             key, _, value = line.partition("=")
             if key == name:
-                return value.strip("\"'")
+                return value.strip("\"'")[:MAX_VALUE]
         return ""
 
 
@@ -93,6 +98,8 @@ def without_smbios(stub: bytes) -> bytes:
 
 def build(stub: bytes, kernel: bytes, cmdline: str, os_release: str, uname: str, initrd: bytes = b"") -> bytes:
     """A UKI as bytes, the same for the same parts. Raises UkiError or pe.PeError."""
+    if _FOREIGN_INITRD in stub:
+        raise UkiError("this stub takes an initramfs that nobody has signed from whoever starts it", "uki-stub")
     if not cmdline.isascii() or not cmdline.isprintable() or len(cmdline) > MAX_CMDLINE:
         raise UkiError(
             f"the kernel command line has {len(cmdline)} characters (at most {MAX_CMDLINE} printable ASCII ones)",

@@ -37,12 +37,14 @@ from typing import Any, Literal
 from common import addresses, toml
 from common.accounts import NAMES
 from common.errors import SettingsError
-from common.lines import split_lines
+from common.positions import Locator, Position
+from common.safe import without_password
 from common.settings import update
 from common.settings.sshkey import OPTIONS, expiry_problem, key_problem, normal_key, option_problem, source_problem
 from common.settings.update import Update
 from common.text import MARK, is_utf16, shown
 
+Locate = Callable[[str], Position | None]
 MAX_BYTES = 64 << 10
 MAX_KEYS = 64
 MAX_SERVERS = 8
@@ -141,12 +143,8 @@ def parse(data: bytes, where: str, base: Settings) -> Settings:
 def parse_update(data: bytes, where: str) -> Update:
     """Read the file `update.toml`: the table [update] on its own. Raises SettingsError as `parse` does."""
     document, locator = _document(data, where)
-    return from_mapping(
-        {"update": document},
-        where,
-        Settings(),
-        lambda path: locator.find(path.removeprefix("update.").removeprefix("update")),
-    ).update
+    reader = _Reader(where, locator.find, inside="update.")
+    return reader.read({"update": document}, Settings()).update
 
 
 def check_update(text: str, path: object) -> None:
@@ -154,7 +152,7 @@ def check_update(text: str, path: object) -> None:
     parse_update(text.encode("utf-8", "surrogatepass"), str(path))
 
 
-def _document(data: bytes, where: str) -> tuple[dict[str, Any], _Locator]:
+def _document(data: bytes, where: str) -> tuple[dict[str, Any], Locator]:
     """The TOML document, and where its keys are."""
     if len(data) > MAX_BYTES:
         raise SettingsError(f"{where}: more than {MAX_BYTES} bytes", reason="settings-too-big")
@@ -168,35 +166,40 @@ def _document(data: bytes, where: str) -> tuple[dict[str, Any], _Locator]:
         document = toml.loads(text)
     except toml.TOMLDecodeError as error:
         raise SettingsError(toml.explained(error, where, text), reason="settings-syntax") from error
-    return document, _Locator(text)
+    return document, Locator(text)
 
 
 def from_mapping(
     document: Mapping[str, Any],
     where: str,
     base: Settings,
-    locate: Callable[[str], int | None] = lambda path: None,
+    locate: Locate = lambda path: None,
 ) -> Settings:
-    """Read settings from decoded TOML or JSON. `locate` gives the line of a dotted key path, for messages."""
-    reader = _Reader(where, locate)
-    settings = reader.settings(document, base)
-    if reader.mistakes:
-        lines = "\n".join(message for _, message in reader.mistakes[:20])
-        raise SettingsError(lines, reason=reader.mistakes[0][0], hint="nothing of the file was applied")
-    return settings
+    """Read settings from decoded TOML or JSON. `locate` gives the place of a dotted key path, for messages."""
+    return _Reader(where, locate).read(document, base)
 
 
 class _Reader:
-    """Reads one document and collects its mistakes."""
+    """Reads one document and collects its mistakes. inside: the table, with a dot, that a file holds on its own."""
 
-    def __init__(self, where: str, locate: Callable[[str], int | None]) -> None:
+    def __init__(self, where: str, locate: Locate, inside: str = "") -> None:
         self.where = where
         self.locate = locate
+        self.inside = inside
         self.mistakes: list[tuple[str, str]] = []
 
+    def read(self, document: Mapping[str, Any], base: Settings) -> Settings:
+        """The settings of a document. Raises SettingsError."""
+        settings = self.settings(document, base)
+        if self.mistakes:
+            lines = "\n".join(message for _, message in self.mistakes[:20])
+            raise SettingsError(lines, reason=self.mistakes[0][0], hint="nothing of the file was applied")
+        return settings
+
     def wrong(self, path: str, what: str, reason: str = "settings-value") -> None:
-        line = self.locate(path)
-        spot = f"{self.where}:{line}" if line else self.where
+        path = path.removeprefix(self.inside)
+        place = self.locate(path)
+        spot = f"{self.where}:{place.line}:{place.column}" if place else self.where
         self.mistakes.append((reason, f"{spot}: {path}: {what}"))
 
     def table(self, value: Any, path: str, known: tuple[str, ...]) -> Mapping[str, Any]:
@@ -368,7 +371,7 @@ class _Reader:
         table = self.table(value, "update", update.KEYS)
         channel = self.text(table, "channel", "update.channel", base.channel)
         if channel and (problem := update.channel_problem(channel)):
-            self.wrong("update.channel", f"{channel!r} {problem}")
+            self.wrong("update.channel", f"{without_password(channel)!r} {problem}")
         chosen = {}
         for key, known, default in (("fetch", update.FETCH, base.fetch), ("apply", update.APPLY, base.apply)):
             chosen[key] = self.text(table, key, f"update.{key}", default)
@@ -392,39 +395,6 @@ class _Reader:
         return Update(
             channel, **chosen, when=windows, metered=base.metered if metered is None else metered, max_bytes=size or 0
         )
-
-
-class _Locator:
-    """Finds the line of a key in TOML text; tomllib keeps no positions. A miss only costs the line in a message."""
-
-    _HEADER = re.compile(r"\s*(\[\[?)([A-Za-z0-9_.\"'\s-]+)\]\]?\s*(?:#.*)?")
-    _KEY = re.compile(r"\s*([A-Za-z0-9_\"'-]+(?:\s*\.\s*[A-Za-z0-9_\"'-]+)*)\s*=")
-
-    def __init__(self, text: str) -> None:
-        self.lines: dict[str, int] = {}
-        prefix, counts = "", dict[str, int]()
-        for number, line in enumerate(split_lines(text), 1):
-            if header := self._HEADER.fullmatch(line):
-                prefix = self._clean(header[2])
-                if header[1] == "[[":
-                    counts[prefix] = counts.get(prefix, -1) + 1
-                    self.lines.setdefault(prefix, number)
-                    prefix += f"[{counts[prefix]}]"
-                self.lines.setdefault(prefix, number)
-            elif key := self._KEY.match(line):
-                self.lines.setdefault(f"{prefix}.{self._clean(key[1])}".lstrip("."), number)
-
-    @staticmethod
-    def _clean(name: str) -> str:
-        return re.sub(r"[\s\"']", "", name)
-
-    def find(self, path: str) -> int | None:
-        """The line of `path`, or of the table around it."""
-        while path:
-            if path in self.lines:
-                return self.lines[path]
-            path = path.rpartition(".")[0]
-        return None
 
 
 def _suggest(word: str, known: tuple[str, ...]) -> str:

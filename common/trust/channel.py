@@ -29,6 +29,7 @@ CUSTOM = "mixos"  # the member of `custom` that is ours
 SHARES = 10_000  # a wave's share counts in these
 MAX_TIME = 253_402_300_800  # the year 10000, which no datetime has
 SKEW = 86_400  # seconds by which a clock may be behind that of whoever made a release
+_ROOT = re.compile(r"[0-9]+\.root\.json")
 _NAME = re.compile(r"release/([0-9A-Za-z.-]{1,64})\.json")
 
 Time = Annotated[int, Field(ge=0, lt=MAX_TIME, description="seconds since 1970")]
@@ -280,13 +281,17 @@ class Checked:
 
 def of_files(get: Callable[[str, int], bytes]) -> Fetch:
     """The files of a channel from somebody who gives whole files by name and most bytes, and raises a MixosError
-    `source-missing` when there is none, `source-too-big` when it is larger (TrustError `release-size`)."""
+    `source-missing` when there is none, `source-too-big` when it is larger (TrustError `release-size`).
+
+    `source-denied`: what is not there cannot be told from what is refused where nobody may list the files, as in object
+    stores. The root that comes next is mostly not there; when really all is refused, the timestamp is as well.
+    """
 
     def fetch(name: str, limit: int) -> bytes | None:
         try:
             return get(name, limit)
         except MixosError as error:
-            if error.reason == "source-missing":
+            if error.reason == "source-missing" or (error.reason == "source-denied" and _ROOT.fullmatch(name)):
                 return None
             if error.reason == "source-too-big":
                 raise TrustError(f"{name} is larger than {limit} bytes", reason="release-size") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,6 +53,12 @@ def become(account: tuple[int, int] | None, profile: str | None, parent: int) ->
     _prctl(_PDEATHSIG, signal.SIGKILL)  # last: a change of account forgets it
     if os.getppid() != parent:
         raise ProcessLookupError("who started this process has ended")
+
+
+def stay_alone() -> None:
+    """No further process or thread of ours, once the account is not root: when this one is killed, nobody is left who
+    has what it was given (RLIMIT_NPROC, setrlimit(2))."""
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
 def rename(name: str) -> None:

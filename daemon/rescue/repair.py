@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def go_back(disk: Disk, versions: Sequence[found.Version]) -> Image | None:
     for one in versions:
         entry = one.image.entry
         if one.left and one.image.slot is not None and entry.bad and entry.good:
-            _count(entry, replace(entry, left=TRIES - 1, done=0))
+            _count(entry, entry.counted(TRIES - 1, 0))
             return one.image
     return None
 
@@ -179,7 +179,8 @@ def _known(disk: Disk, root: Path) -> Known:
         "machine": os.uname().machine,
         "variant": says.get("MIXOS_VARIANT", "default"),
         "sequence": int(says.get("MIXOS_SEQUENCE", "0")),
-        "floor": record.floor,
+        "floor": record.lowest(says, good=True),  # the device began with this image
+        "epoch": int(says.get("MIXOS_EPOCH", "0")),
         "root-hash": "",
     }
     return Known(json.dumps(values), servers)

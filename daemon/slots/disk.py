@@ -189,8 +189,9 @@ def invalidate(disk: Disk, boot: Boot, slot: str) -> None:
 
 def remove_unfinished(esp: Editor) -> None:
     """What a cut has left of an entry that was written."""
-    if f"{FOLDER}/{COMING}" in esp.files():
-        esp.remove(f"{FOLDER}/{COMING}")
+    for path in esp.files():
+        if path.lower() == f"{FOLDER}/{COMING}".lower():  # FAT has no case
+            esp.remove(path)
 
 
 def identify(disk: Disk, slot: str, ids: tuple[UUID, UUID]) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from common.bundle.order import Order
 from common.disk import verity
-from common.efi.entries import COMING, FOLDER
+from common.disk.fatedit import Editor
+from common.efi.entries import COMING, FOLDER, read_name
 from common.errors import RefusedError
-from daemon.parts.update.boot import SLOTS
+from daemon.parts.update.boot import SLOTS, Boot
 from daemon.slots.disk import SLOT, TABLE, Slot, entry, found, identify, locked, remove_unfinished
 from daemon.slots.stage import check_room, check_tree, kernel, verified
 
@@ -34,7 +35,18 @@ def seal(root: Path, order: Order) -> str:
         image = kernel(root, target, order)
         with disk.esp().changing() as esp:
             remove_unfinished(esp)
+            _clear(esp, boot, order)
             esp.add(f"{FOLDER}/{COMING}", [image], len(image), epoch=order.created)
             identify(disk, target.name, verity.partition_ids(order.root_hash))
             esp.rename(f"{FOLDER}/{COMING}", entry(order).name)
     return target.name
+
+
+def _clear(esp: Editor, boot: Boot, order: Order) -> None:
+    """What has the name of the entry to come and is no other version: damaged, or put there, it would keep the name."""
+    others = {one.entry.name.lower() for one in boot.images if one.root_hash not in (None, order.root_hash)}
+    for path in esp.files():
+        name = path.removeprefix(f"{FOLDER}/")
+        found = read_name(name) if name != path else None
+        if found is not None and found.stem.lower() == entry(order).stem and name.lower() not in others:
+            esp.remove(path)

@@ -56,18 +56,15 @@ class Stage:
         self._root, self._order, self._step, self._account = root, order, step, account
 
     def run(self, ranges: Ranges) -> str:
-        """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-size`,
+        """The slot. Raises RefusedError: `update-slot`, `update-same`, `update-trial`, `update-left`, `update-size`,
         `update-refused`; DiskError; what the worker tells."""
         order = self._order
         disk, boot = found(self._root, order.root_hash)
         assert boot.slot is not None
         if order.root_hash == boot.root_hash:
             raise RefusedError(f"{order.version} is what runs", reason="update-same")
-        if not in_rescue(self._root) and (boot.running is None or not boot.running.entry.good):
-            hint = "wait until it is, or have it with 'mixctl update commit'"
-            raise RefusedError(
-                "what runs was not called good yet: the other slot is kept", reason="update-trial", hint=hint
-            )
+        if not in_rescue(self._root):
+            _refuse_to_give_up(boot)
         target = Slot.of(disk, next(name for name in SLOTS if name != boot.slot))
         check_room(target, order)
         with locked(disk, SLOT, patience=0.0):
@@ -75,6 +72,19 @@ class Stage:
             make_windows(disk, boot, target, order, ranges, self._step, self._account)
             write_tree(self._root, target, order, self._step)
         return target.name
+
+
+def _refuse_to_give_up(boot: Boot) -> None:
+    """The other slot is kept while it is needed. Raises RefusedError `update-trial`, `update-left`."""
+    running, following = boot.running, boot.next
+    if running is None or not running.entry.good:
+        hint = "wait until it is, or have it with 'mixctl update commit'"
+        raise RefusedError(
+            "what runs was not called good yet: the other slot is kept", reason="update-trial", hint=hint
+        )
+    if running.entry.bad and following is not None and following.slot not in (None, boot.slot):
+        message = f"what runs was left: the next boot starts {following.version}, which the release would replace"
+        raise RefusedError(message, reason="update-left", hint="restart first")
 
 
 def make_windows(disk: Disk, boot: Boot, target: Slot, order: Order, ranges: Ranges, step: Step, account: str) -> None:
@@ -188,8 +198,12 @@ def _working(
     os.close(theirs)
     failed: MixosError | None = None
     complete = False
+    made = (order.root, order.uki, *order.files.values())
+    most = 2 * sum(len(file.target.windows) + 1 for file in made) + 8  # lines: one for each window, about
     try:
-        for line in _lines(ours):
+        for number, line in enumerate(_lines(ours)):
+            if number == most:
+                raise ValueError("a report without end")
             try:
                 one = _progress(line)
             except MixosError as error:

@@ -26,7 +26,7 @@ from common.disk import fatread
 from common.disk.fat import FatError
 from common.efi.entries import BOOT_FILES, read_name
 from common.errors import BundleError, DiskError, MixosError
-from daemon.linux.become import become, has_apparmor, keep_only
+from daemon.linux.become import become, has_apparmor, keep_only, stay_alone
 from daemon.slots.disk import BLOCK, file_places, kernel_place
 
 ACCOUNT, PROFILE = "update", "update-windows"
@@ -85,6 +85,7 @@ def _confine(account: str, parent: int, descriptors: tuple[int, ...]) -> None:
             raise DiskError(f"there is no account {account}", reason="slots-account") from error
         who = entry.pw_uid, entry.pw_gid
     keep_only(descriptors)
+    stay_alone()
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     become(who, PROFILE if who and has_apparmor() else None, parent)

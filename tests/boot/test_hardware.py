@@ -92,8 +92,8 @@ def test_bad_settings_are_reported_and_ignored_on_a_disk_without_room(make_guest
     text = guest.serial
     assert re.findall("'(.*)' on the ESP is NOT READ", text) == ["mixos-preseed.toml.txt"]
     assert "mixos-preseed.toml was IGNORED" in text
-    assert "mixos-preseed.toml:3: network.mod" in text
-    assert "mixos-preseed.toml:5: ssh.keys[0].key" in text
+    assert "mixos-preseed.toml:3:1: network.mod" in text
+    assert "mixos-preseed.toml:5:1: ssh.keys[0].key" in text
     assert "host name    mixos" in text
     assert "not-applied" not in text
     assert "grown to" not in text

@@ -198,7 +198,7 @@ def test_a_damaged_target_is_built_again_before_it_leaves_the_store(build: Build
     for damage in (lambda tree: (tree / "x").write_text("y"), lambda tree: (tree / "x").unlink()):
         damage(build.store.tree(output))
         with build.executor() as executor:
-            session = Session(None, Plan.of([first]), None, executor)  # type: ignore[arg-type]
+            session = Session(None, Plan.of([first]), None, {}, executor)  # type: ignore[arg-type]
             assert session.build(["first"])["first"].output == output  # nothing was read
             assert session.sound(["first"])["first"].output == output
         assert build.store.damage(output) is None

@@ -101,6 +101,7 @@ class Shop:
         kernel = {"requested": "6.6.8", "source": "linux-6.6.8", "fallback": False, "note": "", "waived": []} | changes
         record = {
             "kernel": kernel,
+            "instead": {},
             "image": json.loads((bench.inputs["disk"] / "image.json").read_bytes()),
             "root": {
                 "files": [
@@ -383,6 +384,7 @@ def test_each_refusal_has_its_reason_and_a_hint(shop: Shop):
     for reason, change in (
         ("release-kernel", lambda found: found["kernel"].update(fallback=True, note="another one")),
         ("release-kernel", lambda found: found["kernel"].update(requested="path")),
+        ("release-source", lambda found: found.update(instead={"a": "b.tar"})),
         ("release-waiver", lambda found: found["kernel"].update(waived=[ended])),
         ("release-content", lambda found: found["image"].update(root_hash="00" * 32)),
         ("release-manifest", lambda found: found.pop("revision")),
@@ -425,6 +427,18 @@ def test_a_channel_of_others(shop: Shop):
     shop.refused("channel-newer", release, "--channel", shop.served)
     (shop.served / "1.root.json").write_text("{}")
     shop.refused("channel-other", channel, "status", shop.served)
+
+
+def test_a_folder_that_is_no_channel(shop: Shop):
+    """A name that was mistyped: nothing is signed, or made."""
+    shop.release("1.0.0", 1)
+    empty = shop.base / "empty"
+    empty.mkdir()
+    before = sorted(shop.base.rglob("*"))
+    for words in (("status",), ("pause",), ("wave", "1.0.0", "5%"), ("withdraw", "1.0.0"), ("publish",)):
+        for folder in (shop.base / "nothing", shop.folder / "mixos.toml", *([empty] if words[0] != "publish" else [])):
+            shop.refused("channel-none", channel, words[0], folder, *words[1:])
+    assert sorted(shop.base.rglob("*")) == before
 
 
 def test_without_keys(shop: Shop):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from buildsys.cli.context import Context
 from buildsys.cli.keys import keys
@@ -20,7 +21,7 @@ from buildsys.keys import sign
 from buildsys.keys.private import Passphrase, Private
 from buildsys.keys.public import Public
 from buildsys.run import ANY_STATUS, run
-from common.errors import KeysError, TrustError
+from common.errors import ImageError, KeysError, TrustError, UsageError
 from common.trust import openpgp
 from common.trust.release import Anchors, Running, verify
 from tests.releases import text
@@ -323,3 +324,58 @@ def test_signatures_are_judged_as_gpgv_and_sqv_judge_them(tmp_path: Path):
         "stranger": (False, False, False),
         "other data": (False, False, False),
     }
+
+
+def test_a_name_is_given_once(bench: Bench):
+    bench.ok("make", "--no-passphrase")
+    bench.ok("revoke", "root-3")
+    (bench.private.folder / "tuf" / "root-3.pem").unlink()  # it was on a stick that somebody lost
+    bench.ok("rotate", "root-2", "--no-passphrase")
+    bench.private.write("tuf", "root-5.pem", ed25519.Ed25519PrivateKey.generate())
+    bench.ok("rotate", "root-1", "--no-passphrase")  # a cut before had left that key, and no root that names it
+    assert {row["name"] for row in bench.ok("list")["keys"] if row["kind"] == "root"} == {"root-4", "root-6"}
+
+
+def test_an_old_openpgp_key_is_listed_as_long_as_it_signs(bench: Bench):
+    old = bench.ok("make", "--simple", "--no-passphrase")["openpgp"]
+    new = bench.ok("rotate", "openpgp", "--no-passphrase")["openpgp"]
+    rows = [(row["id"], row["kind"]) for row in bench.ok("list")["keys"] if row["name"] == "openpgp"]
+    assert rows == [(new, "openpgp"), (old, "older images")]
+    bench.ok("revoke", old)
+    assert [row["id"] for row in bench.ok("list")["keys"] if row["name"] == "openpgp"] == [new]
+
+
+def test_what_signs_the_last_root_signs_the_list_as_well(bench: Bench, tmp_path: Path):
+    bench.quick()
+
+    def piped() -> int:
+        reader, writer = os.pipe()
+        os.write(writer, b"correct horse\n")
+        os.close(writer)
+        return reader
+
+    def ok(*words: str | Path) -> dict[str, Any]:
+        return bench.ok(*words, "--passphrase-fd", str(piped()))
+
+    ok("make", "--simple")
+    sign.sign_release(text(), Private(bench.private.folder, Passphrase(piped())), bench.public, later(0))
+    bench.ok("export", "root-1", "--move", "--to", tmp_path / "stick")
+    file = Path(ok("rotate", "timestamp-1")["file"])
+    (tmp_path / "stick" / "tuf" / "root-1.pem").rename(bench.private.folder / "tuf" / "root-1.pem")
+    assert ok("sign", file)["missing"] == 0
+    assert bench.public.newest("timestamp").signed.version == 2
+
+
+def test_a_mistake_changes_nothing(bench: Bench, tmp_path: Path):
+    bench.ok("make", "--simple", "--no-passphrase")
+    before = sorted(bench.folder.rglob("*"))
+    for words in (("revoke", "db"), ("sign", tmp_path / "nope.json"), ("rotate", "root-1", "--public", tmp_path)):
+        error = bench.run(*words).exception
+        assert isinstance(error, UsageError)
+        assert error.hint
+    bench.refused("keys-damaged", "rotate", "root-1", "--public", tmp_path / "mixos.toml")
+    error = bench.run("sign", tmp_path / "mixos.toml").exception
+    assert isinstance(error, ImageError)
+    assert "mixos.toml" in error.message
+    bench.refused("keys-missing", "export", "root-1", "nope", "--to", tmp_path / "stick")
+    assert sorted(bench.folder.rglob("*")) == before

@@ -87,6 +87,10 @@ def test_all_methods(place: Context):
             assert facts["definition"]["limits"]["memory"] == 64 << 20
             problems = await client.call("service.check")
             assert {(one["unit"], one["level"]) for one in problems} >= {("broken", "error")}
+            assert "other.tml" not in {one["unit"] for one in problems}
+            (place.etc / "units" / "other.tml").touch()
+            problems = await client.call("service.check")
+            assert ("other.tml", "unit-not-read") in {(one["unit"], one["reason"]) for one in problems}
             assert ("good", "warning") in {(one["unit"], one["level"]) for one in problems} or not manager.missing
 
             graph = await client.call("service.graph", names=["good"])

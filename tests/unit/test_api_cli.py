@@ -113,6 +113,19 @@ def test_an_import_from_standard_input_needs_a_name(monkeypatch):
     assert [(one["name"], one["file"], one["text"]) for one in given] == [("wg7", "standard input", "[Interface]\n")]
 
 
+def test_an_import_whose_file_has_too_long_a_name_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "a-name-of-many-letters.conf").write_text("[Interface]\n")
+    assert mixctl.main(["vpn", "import", str(tmp_path / "a-name-of-many-letters.conf")]) == 2
+    assert "--name" in capsys.readouterr().err
+
+
+def test_what_nobody_is_there_to_confirm_is_not_done(monkeypatch, capsys):
+    with Path(os.devnull).open() as nobody, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", nobody)
+        assert mixctl.main(["vpn", "delete", "wg1", "--json"]) == 2
+    assert json.loads(capsys.readouterr().err)["reason"] == "not-confirmed"
+
+
 def test_an_import_of_what_is_no_text_is_a_mistake_of_the_file(tmp_path, capsys):
     (tmp_path / "a.conf").write_text("[Interface]\n", encoding="utf-16")
     assert mixctl.main(["vpn", "import", str(tmp_path / "a.conf")]) == 3

@@ -4,7 +4,9 @@ import os
 
 import pytest
 
+from daemon import fetch, release
 from daemon.linux.become import keep_only
+from daemon.slots import worker
 
 
 @pytest.mark.parametrize("also", [(), (0,), (0, 0, 2)])
@@ -24,6 +26,37 @@ def test_only_these_descriptors_are_kept(also):
     assert os.read(take, 4096).decode() == repr(sorted({0, 1, 2, give, others[1]}))
     for one in (take, *others):
         os.close(one)
+
+
+@pytest.mark.parametrize("module", [fetch, release, worker])
+def test_nobody_is_left_when_one_that_reads_what_strangers_sent_is_killed(module, tmp_path, monkeypatch):
+    """A process of its own would keep the slot that is written, and what was trusted, open."""
+    monkeypatch.setattr(module, "ACCOUNT", "nobody")
+    monkeypatch.setattr(worker, "has_apparmor", lambda: False)
+    take, give = os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if not child:
+        said = b"confined"
+        try:
+            os.dup2(give, 1)
+            {
+                fetch: fetch._confine,
+                release: lambda: release._confine(tmp_path),
+                worker: lambda: worker._confine("nobody", parent, ()),
+            }[module]()
+            if not os.fork():
+                os._exit(0)
+            said = b"forked"
+        except BlockingIOError:
+            said = b"alone"
+        finally:
+            os.write(1, said)
+            os._exit(0)
+    os.close(give)
+    os.waitpid(child, 0)
+    with os.fdopen(take, "rb") as stream:
+        assert stream.read() == b"alone"
 
 
 def _is_open(descriptor):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import random
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -228,3 +230,18 @@ def test_mutated_fronts_raise_nothing_but_their_own_errors(place: int, piece: by
     with contextlib.suppress(BundleError):
         front, _ = read(packed(bytes(body)))
         manifest.parse(front.manifest)
+
+
+@pytest.mark.parametrize("piece", [b"[],", b'{"a":1},', b'"",'])
+def test_a_front_of_another_form_is_refused_before_it_takes_memory(piece: bytes):
+    body = b'{"manifest":[' + piece * ((container.MAX_FRONT - 100) // len(piece)) + b'0],"signatures":[],"tuf":{}}'
+    head = container._HEAD.pack(container.MAGIC, container.FORMAT, len(body), hashlib.sha256(body).digest())
+    stream = io.BytesIO(head + body)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError) as caught:
+            container.read(stream.read)
+        assert caught.value.reason == "bundle-front"
+        assert tracemalloc.get_traced_memory()[1] < 4 * container.MAX_FRONT
+    finally:
+        tracemalloc.stop()

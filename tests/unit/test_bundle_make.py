@@ -11,7 +11,7 @@ from buildsys.bundle import Facts
 from common.bundle import container, manifest, windows
 from common.bundle.container import Front
 from common.disk import gpt
-from common.errors import BundleError, ImageError
+from common.errors import ImageError, UsageError
 from tests.images import Bench
 
 FACTS = Facts(sequence=7, minimum=3, machine="x86_64", variant="default", created=1_700_000_000)
@@ -96,9 +96,13 @@ def test_a_way_that_gains_nothing_is_left_out(images, tmp_path):
 
 def test_refused(images, tmp_path):
     new = bundle.load(images[1])
-    with pytest.raises(BundleError) as caught:
+    with pytest.raises(ImageError) as caught:
         bundle.make(new, [new], FACTS, sign, tmp_path / "x")
     assert caught.value.reason == "bundle-same"
+    with pytest.raises(UsageError) as wrong:
+        bundle.make(new, [], replace(FACTS, minimum=FACTS.sequence + 1), sign, tmp_path / "x")
+    assert wrong.value.reason == "bundle-minimum"
+    assert not (tmp_path / "x").exists()
     assert not (tmp_path / "x").exists()
     damaged = tmp_path / "damaged.img"
     damaged.write_bytes(images[0].read_bytes())
@@ -111,3 +115,27 @@ def test_refused(images, tmp_path):
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ImageError):
         bundle.load(tmp_path / "text")
+
+
+def test_a_bundle_that_is_not_all_there(images, tmp_path):
+    whole = tmp_path / "whole.mixb"
+    made = bundle.make(bundle.load(images[1]), [bundle.load(images[0])], FACTS, sign, whole)
+    assert bundle.check(whole) == made
+    data = whole.read_bytes()
+    for wrong in (data[:-1], data[: len(data) // 2], data[:100], data[:20], data[:-2] + bytes(2)):
+        path = tmp_path / "wrong.mixb"
+        path.write_bytes(wrong)
+        with pytest.raises(ImageError) as caught:
+            bundle.check(path)
+        assert caught.value.reason in {"bundle-damaged", "bundle-short"}
+        assert str(path) in caught.value.message
+
+
+def test_what_is_neither_an_image_nor_a_bundle_is_named(tmp_path):
+    (tmp_path / "text").write_text("words\n" * 1000)
+    (tmp_path / "empty").touch()
+    for name, reason in (("text", "gpt-disk-too-small"), ("empty", "gpt-disk-too-small"), ("", "cannot-read")):
+        path = tmp_path / name
+        with pytest.raises(ImageError) as caught:
+            bundle.load(path)
+        assert (caught.value.reason, str(path) in caught.value.message) == (reason, True)

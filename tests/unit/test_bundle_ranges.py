@@ -105,12 +105,12 @@ def test_what_is_told_cannot_steer_a_terminal(ends):
     assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize("length", [0, MAX_RANGE + 1])
-def test_a_question_for_too_much_ends_it(length):
+@pytest.mark.parametrize(("offset", "length"), [(0, 0), (0, MAX_RANGE + 1), ((1 << 64) - 1, 1)])
+def test_a_question_for_too_much_ends_it(offset, length):
     there, here = os.pipe()
-    os.write(here, QUESTION.pack(0, length))
+    os.write(here, QUESTION.pack(offset, length))
     with pytest.raises(BundleError) as caught:
-        answer(there, here, lambda offset, count: b"")
+        answer(there, here, lambda offset, count: os.pread(0, count, offset))
     assert caught.value.reason == "source-protocol"
     os.close(there)
     os.close(here)

@@ -1,13 +1,16 @@
-"""Waves and shares as people write them."""
+"""Waves and shares as people write them; which bundles of the folder a release begins with."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from buildsys.channel import parse_share, parse_waves, too_many
-from common.bundle import manifest
+from buildsys.channel import Channel, parse_share, parse_waves, too_many
+from buildsys.keys.public import Public
+from common.bundle import container, manifest
+from common.bundle.container import Front
 from common.errors import UsageError
 from common.trust.channel import Terms
 from tests.releases import text
@@ -62,3 +65,14 @@ def test_shares_of_devices_that_failed():
     terms = Terms.of(manifest.parse(text()), parse_waves(["100%"], MADE), parse_share("2%"))
     assert [too_many(terms, failed, 100) for failed in (0, 2, 3)] == [False, False, True]
     assert not too_many(Terms.of(manifest.parse(text()), terms.waves), 100, 100)
+
+
+def test_a_release_begins_with_bundles_of_this_project_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {version: text(version=version, sequence=number) for number, version in enumerate(["1.0.0", "1.1.0"], 3)}
+    for version, words in {**texts, "1.2.0": text(version="1.2.0", sequence=5)}.items():
+        front = Front(words, ("signature",), {"timestamp.json": "{}"})
+        (tmp_path / f"mixos-{version}.mixb").write_bytes(container.dump(front))
+    public = Public(tmp_path)
+    monkeypatch.setattr(Public, "manifests", lambda _: {one: manifest.parse(one) for one in texts.values()})
+    found = [path.name for path in Channel(tmp_path).earlier(public, "2.0.0", 9, 5)]
+    assert found == ["mixos-1.1.0.mixb", "mixos-1.0.0.mixb"], "the newest was put there by somebody else"

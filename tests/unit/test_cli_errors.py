@@ -15,6 +15,7 @@ import pytest
 from buildsys.cli import main as entry
 from buildsys.cli.context import emit, progress
 from buildsys.events import BuildPlanned, Note
+from buildsys.files import atomic_write
 from common.errors import BuildError
 
 Ended = Callable[..., tuple[int, str]]
@@ -97,3 +98,14 @@ def test_a_json_stream_has_objects_only_and_the_terminal_stays_clean(
     assert [json.loads(line)["event"] for line in shown.out.splitlines()] == ["BuildPlanned"]
     assert shown.err == ""
     assert json.loads((tmp_path / "out" / "build.log").read_text())["actions"] == 3
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("buildsys.files.os.write", full)
+    with pytest.raises(OSError, match="timestamp") as caught:
+        atomic_write(tmp_path / "timestamp.json", b"{}")
+    assert caught.value.filename == str(tmp_path / "timestamp.json")
+    assert not list(tmp_path.iterdir())

@@ -105,6 +105,18 @@ def test_text_that_is_not_toml_is_a_config_error(text: str):
     assert failing(text).reason == "config-syntax"
 
 
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("[a.b]\n[a.b]\n", "mixos.toml:2:5: not valid TOML: Cannot declare a.b twice"),
+        ("[a.\"x y\"]\n[a.'x y']", 'mixos.toml:2:9: not valid TOML: Cannot declare a."x y" twice'),
+        ("a = {b = 1}\na.c = 2\n", "mixos.toml:2:8: not valid TOML: Cannot mutate immutable namespace a"),
+    ],
+)
+def test_a_table_that_is_there_twice_is_named_as_in_the_file(text: str, start: str):
+    assert failing(text).message == start
+
+
 def test_a_file_that_is_not_utf8(tmp_path: Path):
     path = tmp_path / "mixos.toml"
     path.write_bytes(b"\xff\xfe")

@@ -101,7 +101,7 @@ def test_everything():
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ('hostname = """\n[a' + " " * 60_000 + '"""\n', ":1: hostname: "),  # would take minutes
+        ('hostname = """\n[a' + " " * 60_000 + '"""\n', ":1:1: hostname: "),  # would take minutes
         ("a" + ".a" * 30_000 + " = 1\n", ":1:1: "),
         ("\nhostname = " + "9" * 5000 + "\n", ": not valid TOML"),
         ("\n\nhostname =", ":3:11: "),
@@ -365,7 +365,7 @@ def test_localtime_file_is_valid(tmp_path):
 def test_keys_as_a_list_of_texts_are_one_mistake_that_says_how():
     with pytest.raises(SettingsError) as caught:
         parse(b'[ssh]\nkeys = ["ssh-ed25519 AAAA"]\n', "f", Settings())
-    assert caught.value.message == "f:2: ssh.keys: must be at most 64 tables [[ssh.keys]]"
+    assert caught.value.message == "f:2:1: ssh.keys: must be at most 64 tables [[ssh.keys]]"
 
 
 # case: B7
@@ -459,7 +459,7 @@ def test_updates_that_are_refused(table):
     with pytest.raises(SettingsError) as caught:
         of_update(f"\n{table}\n")
     assert caught.value.reason == "settings-value"
-    assert caught.value.message.startswith(f"update.toml:2: update.{table.split(' ')[0]}: ")
+    assert caught.value.message.startswith(f"update.toml:2:1: {table.split(' ')[0]}: ")
 
 
 @pytest.mark.parametrize(
@@ -507,3 +507,30 @@ def test_what_a_device_does_by_itself():
     assert (careful.no_apply(night), careful.no_apply(day)) == (None, "window")
     assert Update(fetch="manual", apply="reboot").no_fetch(night, "eth0", 1) == "manual"
     assert Update(apply="reboot").no_apply(night) == "reboot"
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ('\n  hostnam = "x"\n', "f:2:3: hostnam: "),
+        ('\n[update]\n  "a.b" = 1\n', "f:3:3: update.a.b: "),
+        ('\nssh.keys = [\n  {account = "x", key = "y"},\n]\n', "f:2:1: ssh.keys[0].account: "),
+        ('[[ssh.keys]]\n[[ssh.keys]]\naccount = "x"\n', "f:1:1: ssh.keys[0].key: "),
+    ],
+)
+def test_a_mistake_has_line_and_column(text, start):
+    with pytest.raises(SettingsError) as caught:
+        parse(text.encode(), "f", Settings())
+    assert caught.value.message.startswith(start)
+
+
+def test_a_password_in_the_address_of_a_channel_is_not_repeated():
+    with pytest.raises(SettingsError) as caught:
+        of_update('channel = "https://me:secret@updates.example/"')
+    assert "secret" not in caught.value.message
+
+
+def test_the_file_of_updates_has_no_table():
+    with pytest.raises(SettingsError) as caught:
+        of_update('# mine\n[update]\nfetch = "any"\n')
+    assert caught.value.message.startswith("update.toml:2:1: update: unknown key")

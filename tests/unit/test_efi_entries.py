@@ -28,6 +28,8 @@ GOLDEN = Path(__file__).with_suffix(".golden")
         ("RESCUE.EFI", None, 0),
         ("odd+name+x.efi", None, 0),
         ("odd+1+2.efi", 2, 0),
+        ("odd+03-00.efi", 3, 0),
+        ("odd+\u0663.efi", None, 0),
     ],
 )
 def test_a_name_tells_its_counter(name, left, done):

@@ -11,7 +11,8 @@ from common.efi import uki
 from common.efi.entries import FOLDER, image_name
 from common.errors import ConfigError, ImageError
 from image import deb, esp, layout
-from tests.images import LOADER, ROOT, SMALL, Bench, ar_member
+from tests import images
+from tests.images import BOOT, LOADER, ROOT, SMALL, Bench, ar_member
 
 
 def test_whole_image(tmp_path: Path) -> None:
@@ -33,7 +34,8 @@ def test_whole_image(tmp_path: Path) -> None:
     assert b"default" not in files["loader/loader.conf"]
     boot = uki.read_uki(files[f"{FOLDER}/{image_name(tree.root)}+3.efi"])
     assert boot.cmdline == (
-        f'root=/dev/dm-0 ro rootfstype=squashfs rootwait=20 rdinit=/none dm-mod.create="{verity.dm_create(tree)}" '
+        "root=/dev/dm-0 ro rootfstype=squashfs rootwait=20 noinitrd rdinit=/none "
+        f'dm-mod.create="{verity.dm_create(tree)}" '
         "init=/sbin/init panic=10 oops=panic slab_nomerge pti=on console=ttyS0 quiet"
     )
     assert 'IMAGE_VERSION="1.2.3"' in boot.os_release
@@ -41,6 +43,38 @@ def test_whole_image(tmp_path: Path) -> None:
     assert record["root_hash"] == root_hash
     assert image.stat().st_blocks * 512 < 4 << 20
     assert image.stat().st_size == record["sectors"] * 512 == layout.parse(SMALL).disk_sectors * 512
+
+
+OBEYED = ("LoaderEntryDefault", "LoaderEntryPreferred", "LoaderEntryOneShot", "LoaderEntrySysFail")
+OBEYED += ("LoaderEntryLastBooted", "LoaderConfigTimeout", "LoaderConfigTimeoutOneShot")
+TOLD = ("LoaderEntries", "LoaderEntrySelected", "LoaderConfigConsoleMode", "LoaderBootCountPath")
+
+
+def loader(*names: str) -> bytes:
+    """A boot manager with these variables."""
+    text = "".join(f"{name}\0" for name in names)
+    return b"MZ #### LoaderInfo: systemd-boot 262 ####\0\0" + text.encode("utf-16-le")
+
+
+def test_the_boot_manager_remembers_no_choice(tmp_path: Path) -> None:
+    """What is chosen once at its menu would be started for good, whatever updates and starts say."""
+    package = images.package(tmp_path / "boot.deb", {f"{BOOT}/systemd-bootx64.efi": loader(*OBEYED, *TOLD)})
+    bench = Bench(tmp_path / "made", ROOT)
+    bench.inputs["systemd-boot-efi"] = package
+    image = bench.image()
+    with image.open("rb") as disk:
+        made = esp.read(disk.fileno(), gpt.read(image).find("mixos-esp"))["EFI/BOOT/BOOTX64.EFI"]
+    empty = "".join(f"\0{name[1:]}\0" for name in OBEYED)  # names in the place of which there is nothing
+    assert made == loader() + empty.encode("utf-16-le") + loader(*TOLD)[len(loader()) :]
+
+
+@pytest.mark.parametrize(
+    "names", [(*OBEYED, *TOLD, "LoaderEntryLater"), (*OBEYED[1:], *TOLD), (*OBEYED, *TOLD, OBEYED[0])]
+)
+def test_a_boot_manager_with_a_memory_that_is_not_known(names: tuple[str, ...]) -> None:
+    with pytest.raises(ImageError) as caught:
+        esp.without_memory(loader(*names))
+    assert caught.value.reason == "loader-memory"
 
 
 def test_same_bytes_in_another_folder(tmp_path: Path) -> None:

@@ -24,6 +24,19 @@ def test_reads_back(image: bytes) -> None:
     assert pe.parse(image).content(image, ".linux") == kernel()
 
 
+def test_a_value_has_an_end() -> None:
+    text = f"ID=mixos\nIMAGE_VERSION='{'9.' * 60_000}'\n"
+    found = uki.read_uki(uki.build(STUB, kernel(), "quiet", text, RELEASE))
+    assert found.identity("IMAGE_VERSION") == ("9." * 60_000)[: uki.MAX_VALUE]
+
+
+def test_a_stub_takes_no_initramfs_from_others() -> None:
+    stub = STUB.replace(b"codecodecodecodecodecode", b"acquire_previous_initrd\0")
+    with pytest.raises(uki.UkiError) as caught:
+        uki.build(stub, kernel(), "noinitrd", "ID=mixos\n", RELEASE)
+    assert caught.value.reason == "uki-stub"
+
+
 def test_a_stub_finds_no_smbios_tables() -> None:
     """It would take words for the kernel from there, whatever was signed."""
     extra, tables = (

@@ -17,7 +17,7 @@ from buildsys.keys import private as privates
 from buildsys.keys import secureboot, tuf
 from buildsys.keys.private import Passphrase, Private
 from buildsys.keys.public import Public, dump
-from common.errors import KeysError
+from common.errors import HostError, KeysError
 from common.trust.metadata import Kept, Trusted
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -81,9 +81,28 @@ def test_keys_that_others_can_read_are_not_used(private: Private, place: str, mo
 def test_a_key_is_never_overwritten(private: Private, tmp_path: Path):
     tuf.new_key(private, "root-1")
     refusal("keys-there", tuf.new_key, private, "root-1")
-    private.move("tuf", "root-1.pem", tmp_path / "stick", keep=True)
-    refusal("keys-there", private.move, "tuf", "root-1.pem", tmp_path / "stick", keep=False)
+    stick = Private(tmp_path / "stick", Passphrase(none=True))
+    tuf.new_key(stick, "root-1")
+    refusal("keys-there", private.move, "tuf", "root-1.pem", stick.folder, keep=False)
+    refusal("keys-there", private.move, "tuf", "root-1.pem", private.folder, keep=False)
     assert private.names("tuf") == {"root-1"}
+
+
+def test_a_key_that_was_copied_can_be_moved(private: Private, tmp_path: Path):
+    tuf.new_key(private, "root-1")
+    for keep in (True, True, False):
+        private.move("tuf", "root-1.pem", tmp_path / "stick", keep=keep)
+    assert private.names("tuf") == set()
+
+
+def test_a_folder_for_keys_that_is_none_or_cannot_be_written(tmp_path: Path):
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    for folder, reason in ((file, "folder-unknown"), (file / "below", "host-io"), (Path("/proc/keys-of"), "host-io")):
+        with pytest.raises(HostError) as caught:
+            tuf.new_key(Private(folder, Passphrase(none=True)), "root-1")
+        assert caught.value.reason == reason
+        assert caught.value.hint
 
 
 def test_a_key_that_is_moved_is_there_and_not_here(private: Private, tmp_path: Path):
@@ -111,6 +130,20 @@ def test_a_passphrase_from_a_descriptor_opens_what_it_closed(tmp_path: Path):
     assert b"ENCRYPTED" in (folder / "tuf" / "root-1.pem").read_bytes()
     assert Private(folder, given(b"correct horse\n")).load("tuf", "root-1.pem")
     refusal("keys-passphrase", Private(folder, given(b"battery staple\n")).load, "tuf", "root-1.pem")
+
+
+def test_a_new_key_gets_the_passphrase_of_those_that_are_there(tmp_path: Path):
+    folder = tmp_path / "private"
+    tuf.new_key(Private(folder, given(b"correct horse\n")), "root-1")
+    refusal("keys-passphrase", tuf.new_key, Private(folder, given(b"corect horse\n")), "root-2")
+    assert Private(folder, Passphrase()).names("tuf") == {"root-1"}
+    tuf.new_key(Private(folder, given(b"correct horse\n")), "root-2")
+    tuf.new_key(Private(folder, Passphrase(none=True)), "root-3")
+
+
+def test_a_passphrase_that_is_none_leaves_no_folder(tmp_path: Path):
+    refusal("keys-passphrase", tuf.new_key, Private(tmp_path / "private", given(b"short\n")), "root-1")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +177,7 @@ def test_a_root_follows_signed_by_old_and_new_keys(private: Private, tmp_path: P
     first = tuf.make_root(private, simple=False, now=NOW)
     for name in ("root-2", "root-3"):
         private.move("tuf", f"{name}.pem", tmp_path / name, keep=False)
-    new = tuf.next_name(first.signed, "root-1")
+    new = tuf.next_name({tuf.name_of(key) for key in first.signed.keys.values()}, "root-1")
     assert new == "root-4"
     second = Metadata(tuf.replace_key(first.signed, "root-1", tuf.new_key(private, new), NOW))
     assert first.signed.version == 1
@@ -234,9 +267,11 @@ def test_certificates_of_secure_boot_outlast_the_devices(private: Private, publi
         assert private.load("secureboot", f"{role}.key").public_key() == found.public_key()
         serials.add(found.serial_number)
     assert len(serials) == 3
-    assert secureboot.next_name(public, "db") == "db-2"
+    assert secureboot.next_name(private, public, "db") == "db-2"
     secureboot.make_one(private, public, "db", "db-2", "mixos", NOW)
-    assert secureboot.next_name(public, "db") == "db-3"
+    assert secureboot.next_name(private, public, "db") == "db-3"
+    (public.secureboot / "db-2.pem").unlink()  # a cut before the certificate was written
+    assert secureboot.next_name(private, public, "db") == "db-3"
 
 
 def test_keys_of_secure_boot_are_handed_to_the_signing_of_images(private: Private, public: Public) -> None:

@@ -405,6 +405,7 @@ def test_shadow_is_copied_nowhere(box: Box) -> None:
         ("etc/passwd", "root:x:0:0:r:/root:/bin/sh\n", "root:x:0:0:r:/root:/bin/sh\nroot:x:0:0:r:/:/bin/sh\n"),
         ("etc/group", "root:x:0:\n", "root:x:0\n"),
         ("etc/passwd", "root:x:0:0:r:/root:/bin/sh\n", "a:x:1:0:r:/root:/bin/sh\n"),
+        ("etc/group", "root:x:0:\na:x:1:\n\n", "root:x:0:\na:x:86:\nb:x:086:\n"),
         ("etc/profile", "umask 022\n", "if\n"),
         ("etc/profile.d/x.sh", "true\n", "'\n"),
         ("etc/mixos/network.toml", "", "unknown = 1\n"),

@@ -250,6 +250,16 @@ def test_a_bundle_is_verified_staged_and_sealed(device, data, capsys, monkeypatc
     assert (device.tree / repair.TRUST / "root.json").read_text() == "trusted"
 
 
+def test_the_floor_of_the_rescue_entry_outlives_the_data(device, data, monkeypatch):
+    monkeypatch.setattr("daemon.rescue.repair.shutil.chown", lambda *words: None)
+    (device.tree / "usr/lib/mixos").mkdir(parents=True)
+    (device.tree / "usr/lib/mixos/release").write_text("MIXOS_SEQUENCE=7\nMIXOS_FLOOR=5\nMIXOS_EPOCH=9\n")
+    for kept, floor in ((3, 5), (6, 6)):
+        remember(data, floor=kept)
+        facts = json.loads(repair._known(Disk.find(device.tree), device.tree).facts)
+        assert (facts["floor"], facts["epoch"]) == (floor, 9)
+
+
 # -- without anybody ---------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,18 @@ def test_an_object_comes_back():
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"5", b"[]", b'"error"', b"[" * 100_000, b"9" * 5000, b"\xff", b'{"error": 5}', b'{"error": {"error": "x"}}'],
+    [
+        b"",
+        b"5",
+        b"[]",
+        b'"error"',
+        b"[" * 100_000,
+        b"9" * 5000,
+        b"\xff",
+        b'{"a":[' + b"{}," * 70_000 + b"{}]}",
+        b'{"error": 5}',
+        b'{"error": {"error": "x"}}',
+    ],
 )
 def test_what_is_none_is_refused(line):
     with pytest.raises(ValueError, match=r"."):

@@ -9,11 +9,12 @@ import pytest
 from common.bundle import order as orders
 from common.disk import gpt, verity
 from common.efi import pe, siglist, uki
-from common.efi.entries import Entry, read_name
+from common.efi.entries import COMING, FOLDER, GOOD, Entry, image_name, read_name
 from common.errors import BundleError, DiskError, MixosError, RefusedError
 from daemon.parts.update.boot import Disk, look
-from daemon.slots import firmware
-from daemon.slots.disk import Slot, count, invalidate, kernel_place
+from daemon.slots import firmware, worker
+from daemon.slots.disk import Slot, count, entry, invalidate, kernel_place
+from daemon.slots.examine import examine
 from daemon.slots.seal import seal
 from daemon.slots.stage import Stage, kernel
 from tests.images import pe_image
@@ -92,6 +93,54 @@ def test_a_release_is_staged_sealed_and_started(device, bundle):
     assert seal_again(device, order) == "update-same"
 
 
+def put(device, name, data=b"no image"):
+    """A file into the loader's folder, as whoever can write the ESP may."""
+    descriptor = os.open(device.path, os.O_RDWR)
+    try:
+        device.editor(descriptor).add(f"{FOLDER}/{name}", [data], len(data), epoch=0)
+    finally:
+        os.close(descriptor)
+
+
+def test_a_damaged_file_does_not_keep_the_name_of_an_entry(device, bundle):
+    slot, _, order = stage(device, bundle)
+    for name in (entry(order).name, entry(order).counted(0, 3).name, "readme.efi"):
+        put(device, name)
+    put(device, COMING)
+    assert seal(device.tree, order) == slot
+    assert device.boot() == "1.1.0"
+    assert sorted(device.names()) == sorted(
+        [device.running.name, "readme.efi", Entry(image_name(device.root_hash), 4).name]
+    )
+
+
+def test_a_counter_that_is_written_otherwise_is_one(device):
+    old = device.running
+    name = f"{old.stem}+04.efi"
+    descriptor = os.open(device.path, os.O_RDWR)
+    device.editor(descriptor).rename(f"{FOLDER}/{old.name}", name)
+    os.close(descriptor)
+    (image,) = Disk.at(device.path).images()
+    assert (image.entry.name, image.entry.good) == (name, True)
+    assert examine(device.tree).slots[0].entry == "sound"
+    count(Disk.at(device.path), image.entry.name, image.entry.given_up().name)
+    assert device.names() == [f"{old.stem}+0-4.efi"]
+
+
+@pytest.mark.parametrize("pattern", ["name", "NAME", "stem*"])
+def test_what_somebody_chose_at_the_menu_is_what_starts_next(device, pattern):
+    device.install("1.1.0", "b")
+    old = device.running.name
+    chosen = {"name": old, "NAME": old.upper(), "stem*": f"{device.running.stem}*"}[pattern]
+    variable = device.tree / EFIVARS / "LoaderEntryDefault-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+    assert look(Disk.at(device.path), "a", device.tree).next.version == "1.1.0"
+    variable.write_bytes(b"\7\0\0\0" + f"{chosen}\0".encode("utf-16-le"))
+    boot = look(Disk.at(device.path), "a", device.tree)
+    assert (boot.next.version, boot.images[0].version) == ("1.0.0", "1.1.0")
+    variable.write_bytes(b"\7\0\0\0" + "other.efi\0".encode("utf-16-le"))
+    assert look(Disk.at(device.path), "a", device.tree).next.version == "1.1.0"
+
+
 def seal_again(device, order):
     with pytest.raises(RefusedError) as caught:
         seal(device.tree, order)
@@ -111,6 +160,19 @@ def test_a_process_that_is_killed_while_it_makes_windows_is_told(device, bundle,
     with pytest.raises(DiskError) as caught:
         stage(device, bundle)
     assert (caught.value.reason, caught.value.retryable) == ("slots-worker", True)
+
+
+def test_a_process_that_talks_without_end_is_ended(device, bundle, monkeypatch):
+    line = b'{"step": "root", "done": 1, "of": 2, "fetched": 3}\n'
+
+    def talk(*told):
+        while True:
+            os.write(told[4], line)
+
+    monkeypatch.setattr(worker, "main", talk)
+    with pytest.raises(DiskError) as caught:
+        stage(device, bundle)
+    assert caught.value.reason == "slots-worker"
 
 
 def test_a_counter_that_changes_meanwhile_does_not_matter(device, bundle, monkeypatch):
@@ -208,6 +270,21 @@ def test_the_good_version_is_kept_while_another_is_on_trial(tmp_path, bundle):
     with pytest.raises(RefusedError) as caught:
         stage(device, bundle)
     assert caught.value.reason == "update-trial"
+
+
+def test_the_version_that_somebody_went_back_to_is_kept(device, bundle):
+    """What runs has no starts left: without the other version there would be nothing but the rescue entry."""
+    device.rescue()
+    device.install("0.9.0", "b", Entry("older", GOOD))
+    (running,) = [image for image in Disk.at(device.path).images() if image.version == "1.0.0"]
+    count(Disk.at(device.path), running.entry.name, running.entry.given_up().name)
+    with pytest.raises(RefusedError) as caught:
+        stage(device, bundle)
+    assert caught.value.reason == "update-left"
+    assert device.next().version == "0.9.0"
+    count(Disk.at(device.path), running.entry.given_up().name, running.entry.renewed().name)
+    assert stage(device, bundle)[0] == "b"
+    assert device.next().version == "1.0.0"
 
 
 def test_a_release_that_is_too_large_is_refused_before_anything_is_written(device, bundle):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tuf.api.metadata import TargetFile, Targets
 
 from common.bundle import manifest
-from common.errors import TrustError
+from common.errors import MixosError, TrustError
 from common.trust import channel
 from common.trust.channel import SHARES, Device, Terms, Wave, candidates, check, offered, position
 from common.trust.release import Running
@@ -242,6 +242,24 @@ def test_a_manifest_is_the_listed_one(shop, tmp_path):
         with pytest.raises(TrustError) as caught:
             check(served(files), shop.anchors, tmp_path / "t", HERE, NOW)
         assert caught.value.reason == reason
+
+
+def test_a_store_that_denies_what_is_not_there(shop, tmp_path):
+    """As object stores do where nobody may list the files."""
+
+    def get(name: str, _most: int) -> bytes:
+        if name not in shop.repository.files:
+            raise MixosError("403", reason="source-denied")
+        return shop.repository.files[name]
+
+    shop.offer("1.2.3", 5)
+    shop.repository.rotate("timestamp")
+    shop.repository.bump()
+    assert check(channel.of_files(get), shop.anchors, tmp_path, HERE, NOW).bundle == "mixos-1.2.3.mixb"
+    shop.repository.files.pop("timestamp.json")
+    with pytest.raises(MixosError) as caught:
+        check(channel.of_files(get), shop.anchors, tmp_path, HERE, NOW)
+    assert caught.value.reason == "source-denied"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from common.efi.entries import GOOD, Entry
 from common.errors import MixosError
 from common.settings.update import Update as Settings
 from daemon.parts.update import automatic as module
@@ -27,7 +28,8 @@ class Part:
         self.starts = self
         self.root, self.context = base, SimpleNamespace(state=base / "state")
         self.wanted, self.well, self.checked = settings, True, None
-        self.boot = SimpleNamespace(images=[SimpleNamespace(digest="aa")])
+        running = SimpleNamespace(digest="aa", entry=Entry("aaaaa", GOOD))
+        self.boot = SimpleNamespace(images=[running], running=running)
         self.records = SimpleNamespace(now=SimpleNamespace(staged=None))
         self.answer = {"channel": "http://a", "offer": OFFER, "candidates": [row()]}
         self.failing = None
@@ -99,6 +101,14 @@ def test_an_offer_is_fetched_and_waits_for_a_person(begun, clock):
         turn(one)
     assert part.taken() == []
     clock.now += 1.1 * EVERY
+    turn(one)
+    assert part.taken() == ["check"]
+
+
+def test_after_somebody_has_gone_back_nothing_is_fetched_before_the_restart(begun):
+    """It would replace the version that the next boot is to start."""
+    part, one = begun()
+    part.boot.running.entry = part.boot.running.entry.given_up()
     turn(one)
     assert part.taken() == ["check"]
 
@@ -206,6 +216,7 @@ FAR, NEAR, LOCAL = (
     "eth0\t00000000\t0100A8C0\t0003\t0\t0\t100\t00000000\n",
     "eth0\t0000A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n",
 )
+NOWHERE = "*\t00000000\t00000000\t0201\t0\t0\t5\t00000000\n"  # ip route add unreachable default metric 5
 ANY = "0" * 32
 
 
@@ -216,6 +227,8 @@ ANY = "0" * 32
         (HEAD + LOCAL + NEAR, "", "eth0"),
         (HEAD + FAR + NEAR, "", "eth0"),
         (HEAD + LOCAL, "", ""),
+        (HEAD + NOWHERE + FAR, "", "wwan0"),
+        (HEAD + NOWHERE, "", ""),
         ("", f"{ANY} 00 {ANY} 00 {ANY} ffffffff 1 0 00200200 lo\n", ""),
         (HEAD, f"{ANY} 00 {ANY} 00 {'f' * 32} 00000400 1 0 00000003 eth1\n", "eth1"),
     ],

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import time
 
 import pytest
 
@@ -114,6 +115,16 @@ def test_what_failed_here_is_not_offered_again(box, shop):
         found = box.check(**how)
         assert found["offer"] is None
         assert found["why"]["reason"] == "blocked"
+
+
+def test_a_clock_that_was_set_back_makes_nothing_valid_again(box, shop):
+    shop.offer("1.2.3", 5, waves=ALL)
+    serve(box, shop)
+    facts = box.tree / "usr/lib/mixos/release"
+    facts.write_text(f"{facts.read_text()}MIXOS_EPOCH={int(time.time()) + 400 * 86_400}\n")  # when the image was made
+    with pytest.raises(MixosError) as caught:
+        box.check()
+    assert caught.value.reason in ("release-expired", "release-freeze")
 
 
 def test_what_was_trusted_is_kept(box, shop):

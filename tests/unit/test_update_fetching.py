@@ -73,17 +73,45 @@ def test_who_asks_sees_that_it_has_ended():
     assert caught.value.reason == "source-gone"
 
 
+@pytest.mark.parametrize(("script", "reason"), [("exit 0", "program-failed"), ("echo nonsense", "program-failed")])
+def test_one_that_is_not_ready_is_no_source(script, reason):
+    async def life():
+        async with fetching("ranges", {"url": "http://127.0.0.1:9/"}, ("/bin/sh", "-c", script)):
+            pass
+
+    with pytest.raises(MixosError) as caught:
+        asyncio.run(life())
+    assert caught.value.reason == reason
+
+
+def test_one_that_talks_without_end_is_ended(monkeypatch):
+    heard = []
+    monkeypatch.setattr(module, "log", lambda level, words: heard.append(level))
+    script = "while echo '{\"odd\": 1}'; do :; done"
+
+    async def life():
+        async with asyncio.timeout(60), fetching("files", {}, ("/bin/sh", "-c", script)) as channel:
+            await asyncio.to_thread(os.read, channel, 1)  # the end
+
+    asyncio.run(life())
+    assert heard == ["notice"] * module._MAX_FAILURES + ["err"]
+
+
 def test_it_ends_with_who_needed_it():
     web = Web({FILE: bytes(100)})
     with web.serving() as url:
 
+        def children():
+            return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
         def ask(one):
             assert Ranges(one, one).read(0, 10) == bytes(10)
-            return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+            return children()
 
-        before = asked("ranges", {"url": url + FILE}, ask)
-    assert before
-    for pid in before:
+        others = children()  # of other tests
+        needed = asked("ranges", {"url": url + FILE}, ask) - others
+    assert needed
+    for pid in map(int, needed):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 

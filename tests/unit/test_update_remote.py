@@ -20,6 +20,7 @@ from common.bundle import ranges
 from common.bundle.ranges import Files, Ranges
 from common.errors import BundleError, MixosError, UsageError
 from daemon import fetch
+from daemon.parts.update import link
 from daemon.parts.update.http import Client, Clock, check_url, date, parse_head
 from daemon.parts.update.link import Limits, SourceError
 from daemon.parts.update.remote import AGAIN, FIRST, OPEN, Folder, Source, parse
@@ -165,6 +166,7 @@ def test_it_is_the_same_over_tls(authority):
             assert fetch.read(at, 70_000) == data[at : at + 70_000]
         assert fetch.told == []
         assert web.connections == 1
+        assert Fetch(url + FILE, ca=authority.own).read(0, 10) == data[:10]  # its own one is enough, whoever issued it
         error = refused(Fetch(url + FILE).read, 0, 1)  # the system does not know it
         assert (error.reason, error.retryable) == ("source-tls", True)  # its clock may be wrong
         assert refused(Fetch(url.replace("127.0.0.1", "localhost") + FILE, ca=authority.pem).read, 0, 1).reason == (
@@ -181,7 +183,7 @@ def test_it_is_the_same_over_tls(authority):
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
-    """A certificate authority (pem), and what a server with a certificate of it needs (server)."""
+    """A certificate authority (pem), what a server with a certificate of it needs (server), and that one (own)."""
     folder = tmp_path_factory.mktemp("tls")
     now = datetime.datetime.now(datetime.UTC)
 
@@ -198,14 +200,14 @@ def authority(tmp_path_factory):
     pem = made("root", root.public_key(), root, x509.BasicConstraints(ca=True, path_length=0))
     names = x509.SubjectAlternativeName([x509.IPAddress(address("127.0.0.1"))])
     private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    text = key.private_bytes(serialization.Encoding.PEM, *private) + made("server", key.public_key(), root, names)
-    (folder / "server.pem").write_bytes(text)
+    own = made("server", key.public_key(), root, names)
+    (folder / "server.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *private) + own)
 
     class Authority:
         pass
 
     found = Authority()
-    found.pem, found.server = pem.decode(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    found.pem, found.own, found.server = pem.decode(), own.decode(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     found.server.load_cert_chain(folder / "server.pem")
     return found
 
@@ -269,6 +271,21 @@ def test_a_date_tells_it_as_well_and_a_size_alone():
             assert refused(fetch.read, 90_000, 10).reason == "source-changed"
 
 
+def test_a_tag_is_the_same_one_weak_or_not():
+    data = content()
+
+    def weak(_web, answer):
+        answer.fields["ETag"] = 'W/"one"'
+
+    web = Web({FILE: data})
+    with web.serving() as url:
+        fetch = Fetch(url + FILE)
+        web.faults = [None, weak]
+        for at in (0, 100_000, 200_000):
+            assert fetch.read(at, 10) == data[at : at + 10]
+        assert [one.fields.get("if-range") for one in web.asked] == [None, '"one"', None]
+
+
 # -- servers without ranges ------------------------------------------------------------------------------------------
 
 
@@ -294,7 +311,7 @@ def test_without_ranges_no_more_is_fetched_again_than_the_limit():
         requests = len(web.asked)
         error = refused(fetch.read, 200, 10)
         assert (error.reason, error.retryable) == ("source-no-ranges", False)
-        assert len(web.asked) == requests
+        assert len(web.asked) == requests + 1  # it might know them by now
         assert fetch.source.fetched <= len(data) + AGAIN
 
 
@@ -307,6 +324,30 @@ def test_a_server_that_loses_its_ranges_is_read_forward():
         web.faults = [webserver.without_ranges]
         assert fetch.read(200_000, 10) == data[200_000:200_010]
     assert web.happened == ["without_ranges"]
+
+
+def cold(web, answer):
+    """The whole file, from a cache that does not have it yet."""
+    answer.status, answer.begin, answer.body = 200, 0, next(iter(web.files.values()))
+    answer.fields.pop("Content-Range", None)
+
+
+def test_a_cache_without_ranges_is_asked_for_them_again():
+    data = content(AGAIN * 2)
+
+    def cold_and_cut(web, answer):
+        cold(web, answer)
+        answer.cut = AGAIN + 100_000
+
+    web = Web({FILE: data})
+    web.faults = [cold_and_cut, cold]
+    with web.serving() as url:
+        fetch = Fetch(url + FILE)
+        assert fetch.read(0, 1000) == data[:1000]
+        web.faults = [None, cold_and_cut, cold]  # when it has ranges, and then none, they come again
+        for at in range(1000, len(data), 1 << 20):
+            assert fetch.read(at, 1 << 20) == data[at : at + (1 << 20)]
+        assert fetch.source.fetched <= len(data) + AGAIN
 
 
 # -- what no other attempt helps against -----------------------------------------------------------------------------
@@ -337,13 +378,30 @@ def test_a_refusal_is_told_at_once(status, reason, retryable):
     assert (error.reason, error.retryable, len(web.asked)) == (reason, retryable, 1)
 
 
-def test_an_encoded_file_is_refused():
+@pytest.mark.parametrize("word", ["gzip", "BR", "aws-chunked, gzip", "x-gzip"])
+def test_an_encoded_file_is_refused(word):
     web = Web({FILE: content()})
-    web.faults = [webserver.encoded]
+    web.faults = [encoding(word)]
     with web.serving() as url:
         error = refused(Fetch(url + FILE).read, 0, 1)
     assert (error.reason, error.retryable) == ("source-encoded", False)
+
+
+@pytest.mark.parametrize("word", ["", "identity", "aws-chunked"])
+def test_what_a_store_keeps_of_an_upload_is_no_encoding(word):
+    data = content()
+    web = Web({FILE: data})
+    web.faults = [encoding(word)]
+    with web.serving() as url:
+        assert Fetch(url + FILE).read(0, 100) == data[:100]
     assert web.asked[0].fields["accept-encoding"] == "identity"
+
+
+def encoding(word):
+    def encoded(_web, answer):
+        answer.fields["Content-Encoding"] = word
+
+    return encoded
 
 
 @pytest.mark.parametrize("name", sorted(webserver.faults(random.Random(1))))
@@ -375,6 +433,18 @@ def test_pauses_grow_and_a_sign_of_life_is_given_in_them():
     assert sum(fetch.time.pauses) == pytest.approx(0.75 * (1 + 2 + 4 + 8 + 16 + 32 + 60))
     assert max(fetch.time.pauses) <= 20
     assert fetch.alive == len(fetch.time.pauses)
+
+
+def test_addresses_of_two_families_are_tried_by_turns(monkeypatch):
+    """A name may have eight of IPv6, where only IPv4 leads anywhere."""
+    web = Web({FILE: b"abc"})
+    with web.serving() as url:
+        port = int(url.rpartition(":")[2])
+        six = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", (f"100::{number}", port, 0, 0)) for number in range(8)]
+        four = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+        monkeypatch.setattr(link, "_resolved", lambda host, port: six + four)
+        fetch = Fetch(f"http://updates.example:{port}{FILE}", Limits(address=0.1, reach=0.5, attempts=1))
+        assert fetch.read(0, 3) == b"abc"
 
 
 def test_a_name_that_is_not_found():
@@ -712,8 +782,11 @@ def test_what_is_to_be_fetched_is_told_rightly_or_not_at_all(told):
 
 def test_urls():
     assert check_url("HTTP://EXAMPLE.org/a?b#c").geturl() == "http://EXAMPLE.org/a?b"
+    assert check_url("http://[fe80::1]:8080/").hostname == "fe80::1"
+    assert check_url("https://a_b.example.org./").hostname == "a_b.example.org."
     assert check_url("../x", "https://a/b/c/d").geturl() == "https://a/b/x"
-    for text in ("http://a\n/", "http://ä/", "http://a:0/", "http://" + "a" * 5000, "x"):
+    odd = (f"https://{host}/" for host in (".a", "a..b", f"{'a' * 64}.b", "[::1", "a:b:c"))  # no name for TLS
+    for text in ("http://a\n/", "http://ä/", "http://a:0/", "http://" + "a" * 5000, "x", *odd):
         with pytest.raises(ValueError):
             check_url(text)
 

@@ -31,7 +31,7 @@ def device(tmp_path, monkeypatch):
         path = tmp_path / "ssh"
         path.write_text(f"#!{sys.executable}\n{FAR.format(root=str(ROOT))}{textwrap.dedent(does)}")
         path.chmod(0o755)
-        return update.command([str(path)], "device")
+        return update.command(str(path), "device")
 
     return make
 
@@ -94,10 +94,27 @@ def test_a_device_that_asks_for_nonsense(device, bundle):
     assert caught.value.reason in {"source-protocol", "update-ssh"}
 
 
+def test_what_ssh_said_last_is_told(device, bundle):
+    does = "sys.stderr.write('a banner\\nNo route to host\\n')\nsys.exit(255)"
+    with pytest.raises(UnreachableError) as caught:
+        update.stage(device(does), bundle, again=False, step=lambda step: None)
+    assert caught.value.message.endswith("No route to host")
+
+
 @pytest.mark.parametrize("host", ["", "-oProxyCommand=touch /tmp/no", "--"])
 def test_what_is_no_host(host):
-    with pytest.raises(UsageError):
-        update.command(["ssh"], host)
+    with pytest.raises(UsageError) as caught:
+        update.command("ssh", host)
+    assert caught.value.reason == "update-host"
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"), [("", "update-program"), ("ssh '", "update-program"), ("no-such-ssh -v", "tool-missing")]
+)
+def test_what_is_no_program(program, reason):
+    with pytest.raises(MixosError) as caught:
+        update.command(program, "device")
+    assert caught.value.reason == reason
 
 
 STATUS = """
@@ -151,9 +168,58 @@ def test_it_does_not_wait_for_ever(device, tmp_path):
     assert (caught.value.reason, caught.value.retryable) == ("update-not-good", True)
 
 
-def test_a_bundle_that_is_not_there(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["mixos", "-C", str(ROOT), "update", "device", "nothing.mixb", "--json"])
+def test_a_device_that_is_silent_is_left(device):
+    with pytest.raises(UnreachableError):
+        update.ask(device("import time\ntime.sleep(600)"), "update", "status", seconds=0.5)
+
+
+@pytest.mark.parametrize(
+    "does", ["sys.stdout.write('x' * (9 << 20))", "sys.stderr.write('x' * (9 << 20))\nsys.exit(3)"]
+)
+def test_a_device_that_says_too_much_is_not_believed(device, does):
+    with pytest.raises(MixosError) as caught:
+        update.ask(device(does), "update", "status", seconds=30)
+    assert len(caught.value.message) < 1000
+
+
+HOSTILE = """
+say(step=1, done="x")
+say(version="\\x1b[2J", slot=["b"], step="root", done=1, of=2, fetched=3)
+sys.stderr.write("y" * 100_000 + "\\n")
+say(version="\\x1b[2J", slot="\\x1b]0;", step="staged", done=1, of=1, fetched=0)
+"""
+
+
+def test_what_a_device_says_has_its_form_and_cannot_steer_a_terminal(device, bundle):
+    steps = []
+    staged = update.stage(device(HOSTILE), bundle, again=False, step=steps.append)
+    assert not any("\x1b" in str(value) for one in (staged, *steps) for value in one.values())
+    assert [one["step"] for one in steps if "words" not in one] == ["root", "staged"]
+    assert all(len(one["words"]) <= 500 for one in steps if "words" in one)
+
+
+def test_a_state_has_its_form_and_cannot_steer_a_terminal(device, tmp_path):
+    odd = {"version": "\x1b[2J", "state": ["x"], "problem": "\x1b", "blocked": 5}
+    wait, told = waiting(device, tmp_path, odd, None, odd)
+    with pytest.raises(MixosError) as caught:
+        wait()
+    assert caught.value.reason == "update-fell-back"
+    assert "\x1b" not in "".join([*told, caught.value.message])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        (["device", "nothing.mixb"], 2, "no-bundle"),
+        (["./nothing.img"], 2, "no-bundle"),
+        (["device", str(ROOT / "README.md")], 8, "bundle-magic"),
+        ([str(ROOT / "README.md")], 8, "bundle-magic"),
+    ],
+)
+def test_what_is_no_bundle_is_told_before_anybody_is_asked(monkeypatch, capsys, words, code, reason):
+    monkeypatch.setattr(sys, "argv", ["mixos", "-C", str(ROOT), "update", *words, "--ssh", "false", "--json"])
     with pytest.raises(SystemExit) as caught:
         sys.exit(main())
-    assert caught.value.code == 2
-    assert json.loads(capsys.readouterr().out)["reason"] == "no-bundle"
+    found = json.loads(capsys.readouterr().out)
+    assert (caught.value.code, found["reason"]) == (code, reason)
+    assert words[-1].removeprefix("./") in found["error"]

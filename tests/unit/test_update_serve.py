@@ -4,6 +4,9 @@ import os
 import threading
 import time
 
+import pytest
+
+from common.errors import MixosError
 from daemon.parts.update import serve
 
 
@@ -32,3 +35,14 @@ def test_who_serves_a_file_has_descriptors_of_its_own(tmp_path, monkeypatch):
     for other in others:
         os.close(other)
     assert not lost
+
+
+@pytest.mark.parametrize("name", ["nothing.mixb", "folder", "pipe", "ftp://updates.example/a.mixb"])
+def test_what_is_no_file_is_told_with_what_could_be(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MixosError) as caught, serve.served(name):
+        pass
+    assert (caught.value.reason, name in caught.value.message) == ("file-unreadable", True)
+    assert caught.value.hint

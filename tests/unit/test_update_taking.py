@@ -274,6 +274,29 @@ def test_a_release_is_taken_with_nobody_waiting(device, bundle):
     assert {"step", "done", "of", "fetched", "transfer"} <= heard[0][2].keys()
 
 
+def test_whatever_is_being_staged_can_be_ended(device, bundle):
+    """Also when a caller began it, and whoever has the bundle says nothing."""
+    silent, theirs = socket.socketpair()
+
+    async def wait(update):
+        async for _ in update.releases.staged(theirs.fileno(), again=False):
+            pass
+
+    async def take(update):
+        staging = asyncio.create_task(wait(update))
+        await until(lambda: update.releases._staging)
+        await asyncio.sleep(0.2)
+        assert not staging.done()
+        assert await ask(update, "stop") is True
+        with pytest.raises(MixosError) as caught:
+            await staging
+        assert await ask(update, "stop") is False
+        return caught.value.reason, (await stage(update, bundle))[-1]["step"]
+
+    with silent, theirs:
+        assert run(device, take)[0] == ("update-stopped", "staged")
+
+
 def test_an_update_back_and_forth(device, bundle):
     """Update, rollback, update: nothing is fetched twice that is there."""
 
@@ -312,6 +335,22 @@ def test_two_updates_without_a_restart_between(device, publisher, bundle):
     assert device.boot() == "1.2.0"
 
 
+@pytest.mark.parametrize("version", [NEW, "0.9.1"])
+def test_what_was_applied_can_be_taken_back_before_the_restart(device, publisher, bundle, version):
+    """What runs keeps its starts; asked again, it stays so."""
+    path = bundle if version == NEW else publisher.release(version, sequence=3)
+
+    async def take(update):
+        await stage(update, path, again=True)
+        assert (await ask(update, "apply", restart=False))["next"] == version
+        return [(await ask(update, "rollback"))["next"] for _ in range(2)]
+
+    assert run(device, take)[0] == [OLD, OLD]
+    assert device.starts()[OLD] == (4, 0)
+    assert device.boot() == OLD
+    assert run(device, lambda update: ask(update, "rollback"))[0]["next"] == version
+
+
 def test_an_older_release_is_taken_only_when_that_is_meant(device, publisher):
     older = publisher.release("0.9.0", sequence=3)
 
@@ -348,6 +387,13 @@ def test_a_bundle_below_the_floor_is_refused(device, publisher):
     found, _ = run(device, lambda update: ask(update, "status"))
     assert found["floor"] == 8, "raised when the version was called good"
     assert refused(device, publisher.release("1.3.0", sequence=7)).reason == "release-downgrade"
+
+
+def test_the_floor_of_what_runs_outlives_the_record(device, publisher):
+    (device.tree / "usr/lib/mixos/release").write_text(f"MIXOS_VERSION={OLD}\nMIXOS_SEQUENCE=8\nMIXOS_FLOOR=8\n")
+    run(device, lambda update: ask(update, "status"))
+    (device.tree / "var/lib/mixos/update/record.json").unlink()  # as a factory reset does
+    assert refused(device, publisher.release("1.3.1", sequence=7)).reason == "release-downgrade"
 
 
 def test_what_is_no_bundle_is_refused(device, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from common.errors import UsageError
 from daemon.client.connection import PATIENCE, Progress
 from daemon.client.show import columns as columns
 
@@ -42,6 +43,13 @@ def follow(
     from daemon.client.connection import stream
 
     yield from stream(method, params or {}, patience=PATIENCE, descriptors=descriptors, reader=1)
+
+
+def sure(question: str) -> None:
+    """Ask the person; a no ends the command. Raises UsageError where nobody is there to confirm."""
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to confirm", reason="not-confirmed", hint="pass --yes if you are sure")
+    click.confirm(question, abort=True, err=True)
 
 
 def write_file(text: str) -> None:

@@ -122,13 +122,17 @@ def refuse_broken(name: str, data: bytes) -> None:
 
 
 def _check_accounts(name: str, lines: Iterable[bytes]) -> None:
-    """passwd(5), group(5): fields, and each account once."""
+    """passwd(5), group(5): fields, each account once, and each number: two that share one are one to the kernel."""
     seen: set[bytes] = set()
+    numbers: set[int] = set()
     for number, line in enumerate(lines, 1):
         words = line.split(b":")
-        if line and (len(words) != _FIELDS[name] or words[0] in seen or not words[2].isdigit()):
+        if not line:
+            continue
+        if len(words) != _FIELDS[name] or words[0] in seen or not words[2].isdigit() or int(words[2][:12]) in numbers:
             raise ConfigError(f"{name}:{number}: {line[:80]!r}", reason="release-accounts")
         seen.add(words[0])
+        numbers.add(int(words[2][:12]))
     if b"root" not in seen:
         raise ConfigError(f"{name}: there is no root", reason="release-accounts")
 

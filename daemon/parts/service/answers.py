@@ -117,7 +117,7 @@ class Problem(TypedDict):
     unit: Annotated[str, "the unit's name"]
     level: Annotated[
         Literal["error", "warning"],
-        "warning: it runs, without limits that this host lacks, or units that are not there",
+        "warning: it runs, without limits that this host lacks, or units that are not there; or its file is not read",
     ]
     reason: Annotated[str, "a stable word"]
     message: Annotated[str, "the same for people"]

@@ -97,6 +97,14 @@ def unit_files(folder: Path) -> Iterator[Path]:
         yield from sorted(path for path in folder.iterdir() if path.suffix == ".toml" and path.name[0] != ".")
 
 
+def passed_over(folder: Path) -> list[str]:
+    """The names of what is in a folder of units and is not read as one, other than hidden files."""
+    read = set(unit_files(folder))
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(path.name for path in folder.iterdir() if path not in read and path.name[0] != ".")
+    return []
+
+
 def read(path: Path) -> Definition:
     """One unit file. Raises ConfigError; `unit-name`, `unit-unsafe` beside those of `tomlfile.load`."""
     _check_name(path)

@@ -25,7 +25,7 @@ from daemon.linux.cgroup import CONTROLLERS, CgroupError, Tree
 from daemon.linux.log import log
 from daemon.parts.service import prepare
 from daemon.parts.service.graph import Graph, Plan
-from daemon.parts.service.load import Definition, LastGood, Loaded, load
+from daemon.parts.service.load import MAX_UNITS, Definition, LastGood, Loaded, load, passed_over
 from daemon.parts.service.machine import KILL_PATIENCE
 from daemon.parts.service.order import Obstacle, obstacle
 from daemon.parts.service.prepare import Places
@@ -293,7 +293,7 @@ class Manager:
         """What is wrong with the files as they are now, and with what they name: [{unit, level, reason, message}].
 
         level: "error" (not in force, or cannot start) or "warning" (units that it names and does not require are not
-        there, limits that this host does not enforce).
+        there, limits that this host does not enforce, a file that is not read as a unit).
         """
         loaded = load(self.folders, {})
         found: list[Problem] = [
@@ -304,6 +304,10 @@ class Manager:
             {"unit": name, "level": "warning", "reason": "unit-missing", "message": message}
             for name, message in sorted(loaded.missing.items())
         ]
+        for folder in self.folders:
+            for name in passed_over(folder)[:MAX_UNITS]:
+                message = f"{folder / name}: not read: the name of a unit's file ends in .toml"
+                found.append({"unit": name, "level": "warning", "reason": "unit-not-read", "message": message})
         for name, one in sorted(loaded.units.items()):
             try:
                 prepare.check(one.unit, self.context, self.places)

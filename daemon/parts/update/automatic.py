@@ -77,8 +77,8 @@ class Automatic:
 
     def _fetches(self, settings: Settings) -> bool:
         """Whether the last offer is one to be fetched now."""
-        found, staged = self._releases.checked, self._starts.records.now.staged
-        if found is None or found["offer"] is None:
+        found, staged, running = self._releases.checked, self._starts.records.now.staged, self._starts.boot.running
+        if found is None or found["offer"] is None or running is None or running.entry.bad:  # bad: it was left
             return False
         offer = found["offer"]
         there = {image.digest for image in self._starts.boot.images} | ({staged.root_hash} if staged else set())

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from common.disk import gpt
@@ -49,17 +50,18 @@ class Image:
 @dataclass(frozen=True)
 class Boot:
     """slot, root_hash: that run; images: in the loader's order, by which it starts the first; running: the one that was
-    started, None when no entry is it."""
+    started, None when no entry is it; pinned: the version that somebody told the loader to start all the same."""
 
     slot: str | None
     root_hash: bytes | None
     images: tuple[Image, ...]
     running: Image | None
+    pinned: Image | None = None
 
     @property
     def next(self) -> Image | None:
         """What the loader starts next."""
-        return self.images[0] if self.images else None
+        return self.pinned or next(iter(self.images), None)
 
     @property
     def other(self) -> Image | None:
@@ -145,15 +147,16 @@ def _image(esp: Editor, name: str, size: int, held: dict[bytes, str]) -> Image |
         head = uki.read_head(esp.read(f"{FOLDER}/{name}", 0, min(size, uki.HEAD)), size)
     except FormatError:
         return None  # the loader shows no file that is no image
-    entry = Entry(entry.stem, entry.left, entry.done, head.identity("IMAGE_ID"), head.identity("IMAGE_VERSION"))
-    return Image(entry, head.root_hash, head.uname, held.get(head.root_hash or b""))
+    entry = replace(entry, sort_key=head.identity("IMAGE_ID"), version=head.identity("IMAGE_VERSION"))
+    return Image(entry, head.root_hash, head.uname[: uki.MAX_VALUE], held.get(head.root_hash or b""))
 
 
 def look(disk: Disk, slot: str | None, root: Path = ROOT) -> Boot:
     """slot: that runs, as `daemon.linux.facts.slot` finds it. Raises DiskError."""
     root_hash = uki.root_hash(text(root / "proc/cmdline") or "")
     images = disk.images()
-    return Boot(slot, root_hash, images, _running(images, root_hash, variable("LoaderBootCountPath", root)))
+    running = _running(images, root_hash, variable("LoaderBootCountPath", root))
+    return Boot(slot, root_hash, images, running, _pinned(images, variable("LoaderEntryDefault", root)))
 
 
 def _running(images: Sequence[Image], root_hash: bytes | None, counted: str | None) -> Image | None:
@@ -161,6 +164,13 @@ def _running(images: Sequence[Image], root_hash: bytes | None, counted: str | No
     found = [one for one in images if root_hash is not None and one.root_hash == root_hash]
     named = (counted or "").rpartition("\\")[2].lower()
     return next((one for one in found if one.entry.name.lower() == named), found[0] if found else None)
+
+
+def _pinned(images: Sequence[Image], wanted: str | None) -> Image | None:
+    """The version that a person at the loader's menu made the one to be started, by a pattern for names that comes
+    before the order (systemd 262, src/boot/boot.c). With another counter it has another name, and is that no more."""
+    versions = [one for one in images if one.root_hash is not None]
+    return next((one for one in versions if wanted and fnmatchcase(one.entry.name.lower(), wanted.lower())), None)
 
 
 def variable(name: str, root: Path = ROOT) -> str | None:

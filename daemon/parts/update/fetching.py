@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from daemon.linux.log import log
 
 CERTIFICATES = "update.pem"  # below /etc/mixos: who vouches for servers
 _MAX_CERTIFICATES = 512 << 10
+_MAX_FAILURES = 2000  # that are told; `Limits.total` is half of it
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 
 
@@ -62,7 +63,8 @@ async def fetching(
     with ours:
         async with aclosing(programs.lines([*fetch, kind], json.dumps(told), theirs.fileno())) as lines:
             with theirs:  # not longer: when the program ends, who asks must see it
-                await anext(lines)
+                if await anext(lines, None) is None:
+                    raise MixosError(f"{fetch[0]} ended before it was ready", reason="program-failed", retryable=True)
             listening = asyncio.create_task(_listen(lines))
             try:
                 yield ours.fileno()
@@ -71,9 +73,14 @@ async def fetching(
                 await asyncio.gather(listening, return_exceptions=True)
 
 
-async def _listen(lines: AsyncIterator[dict[str, Any]]) -> None:
+async def _listen(lines: AsyncGenerator[dict[str, Any]]) -> None:
     try:
-        async for line in lines:
-            log("notice", f"update: {line['failed']}; again in {line['again']} s")
+        for _ in range(_MAX_FAILURES):
+            line = await anext(lines)
+            log("notice", f"update: {line.get('failed')}; again in {line.get('again')} s")
+        log("err", "update: mixos-fetch fails without end, and is ended")
+        await lines.aclose()
+    except StopAsyncIteration:
+        return
     except MixosError as error:  # who asks sees that it has ended
         log("err", f"update: mixos-fetch: {error.message}")

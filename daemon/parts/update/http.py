@@ -27,6 +27,9 @@ SKIP = 32 << 10  # bytes of an answer that are read in vain rather than a connec
 _MAX_INTERIM = 4
 _MAX_LINE = 256  # of a chunk's size
 _REDIRECTS = (301, 302, 303, 307, 308)
+# In what a server or a proxy may send a file though that was refused. Any other word was stored with the file: of an
+# upload some stores keep `aws-chunked`, or what is left without it, nothing.
+_ENCODED = frozenset(("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"))
 
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t -~\x80-\xff]*)?")
 _FIELD = re.compile(
@@ -36,6 +39,7 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,12})[ \t]*(?:;[\t -~\x80-\xff]*)?\r\n")
 _DATE = re.compile(r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _URL = re.compile(r"https?://[!-~]+", re.IGNORECASE)
+_HOST = re.compile(r"(?=.{1,253}$)(?:(?:[0-9a-z_-]{1,63}\.)*[0-9a-z_-]{1,63}\.?|[0-9a-f:.]*:[0-9a-f:.]*)", re.ASCII)
 
 
 class Head(NamedTuple):
@@ -48,7 +52,11 @@ class Head(NamedTuple):
 
     def has(self, name: str, word: str) -> bool:
         """Whether a word is in a list."""
-        return word in (one.strip().lower() for one in self.fields.get(name, "").split(","))
+        return word in self.words(name)
+
+    def words(self, name: str) -> set[str]:
+        """Those of a list, in lower case."""
+        return {one.strip().lower() for one in self.fields.get(name, "").split(",")}
 
 
 def parse_head(data: bytes) -> Head:
@@ -93,7 +101,7 @@ def check_url(text: str, base: str | None = None) -> SplitResult:
     if len(whole) > MAX_URL or not _URL.fullmatch(whole):
         raise ValueError("a URL begins with http:// or https:// and has no blanks")
     url = urlsplit(whole)
-    if not url.hostname or url.port == 0 or not re.fullmatch(r"[0-9a-z_.:-]{1,253}", url.hostname):
+    if not url.hostname or url.port == 0 or not _HOST.fullmatch(url.hostname):
         raise ValueError("a URL names a host")
     return url._replace(fragment="")
 
@@ -149,7 +157,7 @@ class Body:
         self.taken = 0
         wanted = head.status in (200, 206)
         coding, length = head.fields.get("transfer-encoding"), head.fields.get("content-length")
-        if wanted and head.fields.get("content-encoding", "identity").lower() != "identity":
+        if wanted and not _ENCODED.isdisjoint(head.words("content-encoding")):
             raise SourceError("the server sends the file encoded, which was refused", "source-encoded", passing=False)
         if coding is None and length is not None:
             self.size: int | None = number(length, "the length")

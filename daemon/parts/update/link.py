@@ -14,7 +14,8 @@ import re
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import NamedTuple, Protocol
 from urllib.parse import SplitResult, unquote
 
@@ -190,12 +191,22 @@ class Connection:
         self.layer.close()
 
 
-def _addresses(host: str, port: int) -> Iterator[tuple[int, int, int, str, tuple[object, ...]]]:
-    try:
-        found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)  # a text would load IDNA: 1 MiB
+_Address = tuple[int, int, int, str, tuple[object, ...]]  # as socket.getaddrinfo has them
+
+
+def _addresses(host: str, port: int) -> list[_Address]:
+    """Of both families by turns: one may lead nowhere, however many it has (RFC 8305, section 4)."""
+    found = _resolved(host, port)
+    same = [one for one in found if one[0] == found[0][0]]
+    others = [one for one in found if one[0] != found[0][0]]
+    return [one for pair in zip_longest(same, others) for one in pair if one is not None][:MAX_ADDRESSES]
+
+
+def _resolved(host: str, port: int) -> Sequence[_Address]:
+    try:  # a text would load IDNA: 1 MiB
+        return socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise SourceError(f"the name {host} is not found", "source-unreachable") from error
-    yield from found[:MAX_ADDRESSES]
 
 
 def connect(to: SplitResult, proxy: SplitResult | None, wrap: Wrap, limits: Limits) -> Connection:

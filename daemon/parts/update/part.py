@@ -181,7 +181,7 @@ class Update:
                 Fetch,
                 changes=True,
             ),
-            Method("update.stop", "End what update.take has begun.", self._stop, OPERATORS, changes=True),
+            Method("update.stop", "End what is being staged, whoever began it.", self._stop, OPERATORS, changes=True),
             Method(
                 "update.apply",
                 "Have the next boot start what was staged, and restart.",

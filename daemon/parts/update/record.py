@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -80,6 +80,11 @@ class Record(_Kept):
     floor: int = 0
     network: bool = False
     staged: Staged | None = None
+
+    def lowest(self, release: Mapping[str, str], *, good: bool) -> int:
+        """The lowest sequence that may be installed: what an image that was called good brings counts, whatever became
+        of the file. release: its facts."""
+        return max(self.floor, int(release.get("MIXOS_FLOOR", "0")) if good else 0)
 
 
 class Records:

@@ -45,6 +45,8 @@ class Releases:
         self.checked: Checked | None = None
         self.trouble: str | None = None
         self._background: asyncio.Task[None] | None = None
+        self._staging = 0
+        self._ended = asyncio.Event()  # set: what is being staged is wanted no more
 
     @cached_property
     def _taking(self) -> Taking:
@@ -114,8 +116,8 @@ class Releases:
         `Taking.stage` raises."""
         await self.starts.looked()
         told = None
-        async with aclosing(self._taking.stage(self.starts.boot, source, again)) as steps:
-            async for step in steps:
+        async with self._under_way(), aclosing(self._taking.stage(self.starts.boot, source, again)) as steps:
+            while (step := await self._next(steps)) is not None:
                 yield cast("Progress", step)
                 if step["step"] == "staged":
                     self._context.events.publish("update.staged", step["version"])
@@ -144,11 +146,34 @@ class Releases:
             log("err", f"update: {error}")
             self._context.events.publish("update.not-staged", url or "", reason=self.trouble)
 
+    @contextlib.asynccontextmanager
+    async def _under_way(self) -> AsyncIterator[None]:
+        self._ended.clear()
+        self._staging += 1
+        try:
+            yield
+        finally:
+            self._staging -= 1
+
+    async def _next(self, steps: AsyncGenerator[dict[str, Any]]) -> dict[str, Any] | None:
+        """The next one, None at the end. Raises RefusedError `update-stopped` when somebody ends it meanwhile."""
+        step, ended = asyncio.ensure_future(anext(steps, None)), asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait((step, ended), return_when=asyncio.FIRST_COMPLETED)
+            if step.done():
+                return step.result()
+            raise RefusedError("somebody has ended this", reason="update-stopped", retryable=True)
+        finally:
+            step.cancel()
+            ended.cancel()
+            await asyncio.gather(step, ended, return_exceptions=True)
+
     async def stop(self) -> bool:
-        """End what `take` has begun; whether there was something."""
-        task = self._background
+        """End what is being staged, whoever began it, and what `take` has begun; whether there was something."""
+        task, staging = self._background, self._staging > 0
+        self._ended.set()
         if task is None or task.done():
-            return False
+            return staging
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return True

@@ -44,8 +44,10 @@ class Version(NamedTuple):
     size: int | None
 
     def other(self, than: Version) -> bool:
-        """Whether it is, as far as both say."""
-        return any(a != b for a, b in zip(self, than, strict=True) if a is not None and b is not None)
+        """Whether it is, as far as both say. A tag is the same one whether it is called weak or not (RFC 9110, section
+        8.8.3.2): some caches say one, and some the other."""
+        pairs = zip(self._replace(etag=_opaque(self.etag)), than._replace(etag=_opaque(than.etag)), strict=True)
+        return any(a != b for a, b in pairs if a is not None and b is not None)
 
     def over(self, old: Version) -> Version:
         """What it does not say, the old one does."""
@@ -74,7 +76,8 @@ class Source:
         self._url = self._there = url  # where it really is, after redirects
         self._version = _UNKNOWN
         self._strong: str | None = None  # what If-Range may say
-        self._whole = False  # the server knows no ranges
+        self._whole = False  # the last answer was all of it: no ranges are known there, or a cache is still cold
+        self._ranges = False  # whether any answer was a range
         self._reached = self._again = 0  # by whole answers; how much of that was fetched again
         # The answer under way: its body, where the next byte belongs, where the last one does if that is known.
         self._body: Body | None = None
@@ -201,16 +204,14 @@ class Source:
 
     def _request(self, offset: int, wanted: int) -> bool:
         """Ask for what begins there; whether there is something. Raises OSError, SourceError."""
-        if self._whole:
-            self._afford(offset)
         if not 0 <= offset - self._at <= SKIP:
             self._ahead = FIRST
         elif self._done:
             self._ahead = min(self._ahead * 4, OPEN * 4)
         self._done = False
         end = None if self._ahead > OPEN else offset + max(wanted, self._ahead)
-        fields = {} if self._whole else {"Range": f"bytes={offset}-{'' if end is None else end - 1}"}
-        if self._strong is not None and not self._whole:
+        fields = {"Range": f"bytes={offset}-{'' if end is None else end - 1}"}
+        if self._strong is not None:
             fields["If-Range"] = self._strong
         head, body, self._there = self._client.open(self._there, fields)
         try:
@@ -222,7 +223,7 @@ class Source:
 
     def _answered(self, head: Head, body: Body, offset: int, end: int | None) -> bool:
         begin, size = 0, body.size
-        if head.status == 206 and not self._whole:
+        if head.status == 206:
             begin, self._end, size = _range(head, body, offset, end)
         elif head.status == 200:
             self._end = size
@@ -236,6 +237,9 @@ class Source:
         if head.status == 416 or size == 0:
             return False
         self._whole = head.status == 200
+        if self._whole:
+            self._afford(offset)
+        self._ranges = self._ranges or not self._whole
         self._at, self._body = begin, body
         return True
 
@@ -245,9 +249,9 @@ class Source:
             self._reached = self._again = self._at = 0
             raise SourceError("the file has changed on the server", "source-changed", passing=False, retryable=True)
         self._version = version.over(self._version)
-        if version.etag is not None and version.etag.startswith('"'):
-            self._strong = version.etag
-        elif version.etag is None:
+        if version.etag is not None:
+            self._strong = version.etag if version.etag.startswith('"') else None
+        else:
             modified, now = date(version.modified), date(head.fields.get("date"))
             fixed = modified is not None and now is not None and now - modified >= _FIXED
             self._strong = version.modified if fixed else self._strong
@@ -257,7 +261,7 @@ class Source:
         again = min(self._reached, offset)
         if self._again + again > max(AGAIN, (self._version.size or 0) // AGAIN_SHARE):
             words = "the server gives no ranges of the file, and what came of it would be fetched again"
-            raise SourceError(words, "source-no-ranges", passing=False)
+            raise SourceError(words, "source-no-ranges", passing=self._ranges)
         self._again += again
 
     def _sign(self) -> None:
@@ -267,6 +271,10 @@ class Source:
 
 
 _UNKNOWN = Version(None, None, None)
+
+
+def _opaque(etag: str | None) -> str | None:
+    return None if etag is None else etag.removeprefix("W/")
 
 
 def _range(head: Head, body: Body, offset: int, end: int | None) -> tuple[int, int, int]:

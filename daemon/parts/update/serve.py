@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import threading
 from collections.abc import Callable, Iterator
 
@@ -53,10 +54,15 @@ def _run(function: Callable[[int, int], None], one: int, other: socket.socket | 
 
 
 def _opened(bundle: str) -> int:
+    hint = "name a file, an address that begins with http:// or https://, or -"
     try:
-        return os.open(bundle, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(bundle, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
     except OSError as error:
-        raise MixosError(f"{bundle}: {error.strerror}", reason="file-unreadable") from error
+        raise MixosError(f"{bundle}: {error.strerror}", reason="file-unreadable", hint=hint) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise MixosError(f"{bundle}: not a file", reason="file-unreadable", hint=hint)
+    return descriptor
 
 
 def _answer(descriptor: int, channel: int) -> None:

@@ -299,6 +299,10 @@ class Starts:
         running, other = self.boot.running, self.boot.other
         if other is None:
             raise RefusedError("there is no other image to go back to", reason="update-no-other")
+        boot = facts.text(self.root / "proc/sys/kernel/random/boot_id")
+        if running is not None and not other.entry.good and self.records.now.installed_in == boot:
+            await self._take_back(running, other, who)
+            return
         blocked = self.records.now.blocked.get(other.digest)
         if blocked is not None:
             raise RefusedError(
@@ -319,6 +323,19 @@ class Starts:
         await asyncio.to_thread(self.look)
         following = self.boot.next.version if self.boot.next else ""
         self.context.events.publish("update.rolled-back", version, next=following)
+
+    async def _take_back(self, running: Image, other: Image, who: str) -> None:
+        """What was installed since the start is not started: what runs stays. Again changes nothing."""
+        given_up = [one for one in self.records.now.given_up if one not in (running.digest, other.digest)]
+        happened = self.records.happened("rolled-back", other.version, other.slot, f"by {who}")
+        self.records.change(given_up=(*given_up, other.digest)[-8:], history=self.records.history(happened))
+        if running.entry.bad:
+            await self._count(running.entry, running.entry.renewed())
+        if not other.entry.bad:
+            await self._count(other.entry, other.entry.given_up())
+        await asyncio.to_thread(self.look)
+        following = self.boot.next.version if self.boot.next else ""
+        self.context.events.publish("update.rolled-back", other.version, next=following)
 
     async def leave(self, new: str) -> None:
         """The loader starts the newest version: when that is not the one just installed, it must have none left."""
@@ -343,9 +360,11 @@ def state(image: Image | None) -> State:
 
 def way_out(root: Path) -> str:
     """The interface of the default route that is up (proc_pid_net(5); the flag is RTF_UP), the one with the least
-    metric; "" when there is none."""
+    metric; "" when there is none, or only one that refuses or drops what comes: it has no interface (IPv4), or the
+    loopback one."""
     rows = [line.split() for line in (facts.text(root / "proc/net/route") or "").splitlines()[1:]]
-    four = [(int(row[6]), row[0]) for row in rows if row[1] == row[7] == "00000000" and int(row[3], 16) & 1]
+    rows = [row for row in rows if row[0] != "*" and int(row[3], 16) & 1]
+    four = [(int(row[6]), row[0]) for row in rows if row[1] == row[7] == "00000000"]
     rows = [line.split() for line in (facts.text(root / "proc/net/ipv6_route") or "").splitlines()]
     six = [(int(row[5], 16), row[9]) for row in rows if row[0] == "0" * 32 and row[1] == "00" and row[9] != "lo"]
     return min(four or six, default=(0, ""))[1]

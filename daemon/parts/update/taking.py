@@ -155,7 +155,8 @@ class Taking:
             "machine": os.uname().machine,
             "variant": release.get("MIXOS_VARIANT", "default"),
             "sequence": int(release.get("MIXOS_SEQUENCE", "0")),
-            "floor": self._records.now.floor,
+            "floor": self._records.now.lowest(release, good=boot.running is not None and boot.running.entry.good),
+            "epoch": int(release.get("MIXOS_EPOCH", "0")),
             "root-hash": (boot.root_hash or b"").hex(),
         }
         said: dict[str, Any] = {}

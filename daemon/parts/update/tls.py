@@ -13,9 +13,10 @@ T = TypeVar("T")
 
 
 def context(authorities: str | None) -> ssl.SSLContext:
-    """Verifies by these certificates (PEM), or by those in the system's usual place, /etc/ssl. Raises SourceError
-    `source-order`: these are none."""
+    """Verifies by these certificates (PEM), or by those in the system's usual place, /etc/ssl. Each of them is one to
+    end with, whoever issued it. Raises SourceError `source-order`: these are none."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # certificate and name are verified
+    made.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.set_alpn_protocols(["http/1.1"])
     try:

@@ -133,7 +133,7 @@ def repair(bundle: str | None, check: bool, rate: int | None, as_json: bool) -> 
 @update.command()
 @json_option
 def stop(as_json: bool) -> None:
-    """End a release that is being taken with nobody waiting for it. What is there stays, and a retry goes on.
+    """End what is being staged, whoever began it. What is there stays, and a retry goes on.
 
     \b
     Example:

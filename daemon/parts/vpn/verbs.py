@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from common.errors import ConfigError, MixosError
+from common.errors import ConfigError, MixosError, UsageError
 from common.text import is_utf16
 from common.units import duration, size
 from daemon.client.cli.change import change_options, changed, wish
-from daemon.client.cli.common import Function, ask, json_option, show, write_file
+from daemon.client.cli.common import Function, ask, json_option, show, sure, write_file
 from daemon.client.console.names import names as known
 from daemon.client.show import Column, Listing
 
@@ -232,7 +232,7 @@ def delete(interface: str, yes: bool, as_json: bool, **values: object) -> None:
       mixctl vpn delete wg1 --yes
     """
     if not yes and not values["dry_run"]:
-        click.confirm(f"Remove {interface} with all its peers and keys?", abort=True, err=True)
+        sure(f"Remove {interface} with all its peers and keys?")
     show(ask("vpn.delete", wish({"interface": interface, **values}), seconds=_SECONDS), as_json, changed)
 
 
@@ -325,12 +325,16 @@ def import_(file: Any, name: str | None, as_json: bool, **values: object) -> int
     """
     from pathlib import PurePath
 
+    from common.netvalues import interface_name
     from daemon.parts.vpn.wgquick import MAX_BYTES
 
     label = file.name if isinstance(file.name, str) and file.name != "<stdin>" else "standard input"
-    name = name or PurePath(label).name.removesuffix(".conf")
-    if " " in name:
-        raise click.UsageError("what comes from standard input has no name: say --name")
+    if name is None:
+        name = PurePath(label).name.removesuffix(".conf")
+        try:
+            interface_name(name)
+        except ValueError as error:
+            raise UsageError(str(error), reason="vpn-import", hint="say what it is called: --name NAME") from error
     try:
         text = file.read(MAX_BYTES + 1)
     except UnicodeDecodeError as error:
