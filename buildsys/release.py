@@ -6,6 +6,7 @@ pinned one, the waivers that it relies on and their last days, the commit, the r
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -170,27 +171,43 @@ def _hash(path: Path) -> str:
 
 
 def check_signed(content: Content, certificate: bytes) -> None:
-    """Raise CheckError `release-unsigned` or ImageError `secureboot-signature` unless db signed its kernel image."""
-    if not pe.parse(content.uki).signed:
-        hint = "release the image instead, or, if no device enforces Secure Boot: --no-secure-boot"
-        raise CheckError("the bundle's kernel image is not signed", reason="release-unsigned", hint=hint)
-    secureboot.verify(content.uki, certificate)
+    """Raise CheckError `release-unsigned` or ImageError `secureboot-signature` unless db signed what firmware starts of
+    it."""
+    for image in _images(content).values():
+        if not pe.parse(image).signed:
+            hint = "release the image instead, or, if no device enforces Secure Boot: --no-secure-boot"
+            raise CheckError("the bundle's kernel image is not signed", reason="release-unsigned", hint=hint)
+        secureboot.verify(image, certificate)
+
+
+def _images(content: Content) -> dict[str, bytes]:
+    """What firmware starts: the kernel image (""), and files of the ESP by name."""
+    return {"": content.uki, **{name: content.files[name] for name in ("rescue", "loader") if name in content.files}}
 
 
 def signed(content: Content, certificate: bytes, load: Callable[[], Signer], kept: Path) -> Content:
-    """The release with a kernel image that Secure Boot starts. A signature holds its time, so one that was made is kept
-    in the file `kept` and taken again. certificate: of db; load: its key. Raises ImageError: `secureboot-signature` for
-    an image with another signature, and what signing raises."""
-    if pe.parse(content.uki).signed:
-        secureboot.verify(content.uki, certificate)
-        return content
+    """The release with images that Secure Boot starts. A signature holds its time, so one that was made is kept in the
+    file `kept`, or beside it, and taken again. certificate: of db; load: its key. Raises ImageError:
+    `secureboot-signature` for an image with another signature, and what signing raises."""
+    once = functools.cache(load)
+    made = {
+        name: _signed(image, certificate, once, kept.with_name(f"{name}-{kept.name}") if name else kept)
+        for name, image in _images(content).items()
+    }
+    return replace(content, uki=made.pop(""), files={**content.files, **made})
+
+
+def _signed(image: bytes, certificate: bytes, load: Callable[[], Signer], kept: Path) -> bytes:
+    if pe.parse(image).signed:
+        secureboot.verify(image, certificate)
+        return image
     try:
         found = read_regular(kept)
-        if pe.unsigned(found) == pe.unsigned(content.uki):
+        if pe.unsigned(found) == pe.unsigned(image):
             secureboot.verify(found, certificate)
-            return replace(content, uki=found)
+            return found
     except (OSError, ImageError):
         pass
-    uki = secureboot.sign(content.uki, load())
-    atomic_write(kept, uki)
-    return replace(content, uki=uki)
+    made = secureboot.sign(image, load())
+    atomic_write(kept, made)
+    return made

@@ -198,7 +198,8 @@ def _working(
     os.close(theirs)
     failed: MixosError | None = None
     complete = False
-    most = 2 * (len(order.root.target.windows) + len(order.uki.target.windows)) + 8  # lines: one for each window, about
+    made = (order.root, order.uki, *order.files.values())
+    most = 2 * sum(len(file.target.windows) + 1 for file in made) + 8  # lines: one for each window, about
     try:
         for number, line in enumerate(_lines(ours)):
             if number == most:
