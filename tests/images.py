@@ -45,7 +45,7 @@ def kernel(release: str = RELEASE) -> bytes:
 
 STUB = pe_image([(".text", b"code" * 300), (".sbat", b"sbat")])
 SMALL = {"esp": 160, "slot": 16, "data": 16}
-LOADER = b"MZ the boot manager"
+LOADER = pe_image([(".text", b"the boot manager")])
 BOOT = "usr/lib/systemd/boot/efi"
 
 
