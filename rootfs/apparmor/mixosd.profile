@@ -31,6 +31,8 @@ profile mixosd /usr/bin/mixosd flags=(attach_disconnected) {
   # Services live below it, and their limits are set there.
   /sys/fs/cgroup/** wk,
   /sys/devices/**/net/** w,
+  # What a kernel that died has left is removed there, once it was read.
+  /sys/fs/pstore/* w,
   @{PROC}/@{pid}/{oom_score_adj,comm,timerslack_ns,coredump_filter} w,
   @{PROC}/sys/net/** w,
   @{PROC}/sys/kernel/{hostname,domainname} w,

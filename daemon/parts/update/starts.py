@@ -120,12 +120,14 @@ class Starts:
         room for it is small."""
         found = None
         for path in sorted((self.root / "sys/fs/pstore").glob("dmesg-*")):
-            with contextlib.suppress(OSError):
+            try:
                 with path.open("rb") as stream:
                     text = stream.read(_MAX_PANIC).decode("utf-8", "replace")
                 found = panic_line(text) or found
                 log("err", f"update: {path.name}: {panic_line(text) or 'the kernel left its last words'}")
                 path.unlink()
+            except OSError as error:
+                log("err", f"update: {path.name} stays, and may be taken for the reason of a later failure: {error}")
         return found
 
     def usable(self) -> None:
