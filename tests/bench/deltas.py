@@ -91,6 +91,15 @@ def results(store: Store, action: str) -> list[Path]:
     return [store.tree(result.output) for result in store.results() if _is(result, action)]
 
 
+def roots(store: Store, work: Path) -> list[Path]:
+    """The newest root and the oldest: the same ones whenever something is measured in a folder, since builds go on."""
+    kept = work / "roots.json"
+    if not kept.exists():
+        found = results(store, "rootfs")
+        atomic_write(kept, json.dumps([str(found[0]), str(found[-1])]).encode())
+    return [Path(name) for name in json.loads(kept.read_text())]
+
+
 def _is(result: Result, action: str) -> bool:
     return result.action == action
 
@@ -149,13 +158,13 @@ def images(store: Store, work: Path, row: str, kind: str) -> Iterator[Pair]:
     """(old, new) of the root and of the UKI, made once."""
     folder = work / kind
     folder.mkdir(parents=True, exist_ok=True)
-    roots, ukis = results(store, "rootfs"), results(store, "uki")
-    files = read_root(roots[0])
+    (newest, oldest), ukis = roots(store, work), results(store, "uki")
+    files = read_root(newest)
     base, old, new = folder / "base", folder / f"{row}.old", folder / f"{row}.new"
     if not base.exists():
         image(files, base, kind)
     if row == "everything":
-        image(read_root(roots[-1]), old, kind)
+        image(read_root(oldest), old, kind)
         yield old, base
     else:
         if row == "daemon":
