@@ -1,4 +1,5 @@
-"""The programs that take a release (`daemon.release`, `daemon.slots`): started, heard line by line, ended with us."""
+"""The programs that take a release (`daemon.release`, `daemon.slots`) and change firmware (`daemon.firmware`): started,
+heard line by line, ended with us."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from common.errors import MixosError
 from daemon.linux.log import log
 
 FETCH, RELEASE = ("/usr/libexec/mixos-fetch",), ("/usr/libexec/mixos-release",)
-SLOTS = ("/usr/libexec/mixos-slots",)
+FIRMWARE, SLOTS = ("/usr/libexec/mixos-firmware",), ("/usr/libexec/mixos-slots",)
 _MAX_LINE = 6 << 20  # an order has a hash for each 4 MiB
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin", "LC_ALL": "C.UTF-8"}
 
