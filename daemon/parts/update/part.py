@@ -23,6 +23,7 @@ from daemon.parts.update.automatic import Automatic
 from daemon.parts.update.boot import Image
 from daemon.parts.update.record import Happened
 from daemon.parts.update.releases import Releases
+from daemon.parts.update.secureboot import Additions
 from daemon.parts.update.starts import Starts, state
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ class Settled(Strict):
 
 
 class Update:
-    """See the module. root: the tree to read from; slots, release, fetch: the programs (`daemon.slots`,
-    `daemon.release`, `daemon.fetch`)."""
+    """See the module. root: the tree to read from; slots, release, fetch, firmware: the programs (`daemon.slots`,
+    `daemon.release`, `daemon.fetch`, `daemon.firmware`)."""
 
     name = "update"
 
@@ -109,9 +110,11 @@ class Update:
         release: Sequence[str] = programs.RELEASE,
         fetch: Sequence[str] = programs.FETCH,
         ask_init: Callable[[int], None] = lambda number: os.kill(1, number),
+        firmware: Sequence[str] = programs.FIRMWARE,
     ) -> None:
         self.starts = Starts(context, root, slots)
         self.releases = Releases(self.starts, release, slots, fetch, ask_init)
+        self.additions = Additions(self.starts, firmware, lambda: self.releases.progress is not None)
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -127,6 +130,7 @@ class Update:
         if not self._tasks and running is not None and running.entry.left is not None:
             self._tasks.append(background("update", self.starts.watch))
             self._tasks.append(background("update channel", Automatic(self.releases).run))
+            self._tasks.append(background("update firmware", self.additions.run))
 
     async def stop(self) -> None:
         """Leave all as it is."""
@@ -146,8 +150,9 @@ class Update:
         }
 
     def findings(self) -> Iterator[Finding]:
-        """What is not well with the data since the version was changed."""
-        return self.starts.data.findings()
+        """What is not well with the data since the version was changed, and with firmware's databases."""
+        yield from self.starts.data.findings()
+        yield from self.additions.findings()
 
     def methods(self) -> Sequence[Method]:
         """What can be called."""
@@ -260,6 +265,7 @@ class Update:
             "last": _happened(record.history[-1]) if record.history else None,
             "data-problem": starts.data.problem(),
             "conflicts": [f"/{name}" for name in starts.data.conflicts],
+            "firmware": self.additions.rows(),
         }
 
     def _image(self, image: Image) -> ImageRow:

@@ -314,6 +314,8 @@ def _status(found: Mapping[str, Any]) -> str:
         rows.append(("last", f"{clock(last['at'])} {last['what']} {last['version']}{why}"))
     if found["data-problem"]:
         rows.append(("data", found["data-problem"]))
+    for row in found["firmware"]:
+        rows.append(("firmware", f"{row['name']} {row['state']}" + (f": {row['why']}" if row["why"] else "")))
     if found["conflicts"]:
         rows.append(("conflicts", f"{', '.join(found['conflicts'])} (mixctl update conflicts)"))
     return f"{labelled(rows)}\n\n{_IMAGES.table(found['images'])}"
