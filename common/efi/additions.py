@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from common.efi import siglist
+from common.efi import pkcs7, siglist
 from common.efi.siglist import Signature, SignatureListError, Update
 from common.files import read_regular
 
@@ -63,7 +63,7 @@ def file_name(number: int, variable: str) -> str:
 
 
 def read(folder: Path) -> tuple[Addition, ...]:
-    """Those in a folder, in order; none where there is no folder. Raises SignatureListError, OSError."""
+    """Those in a folder, in order; none where there is no folder. Raises SignatureListError, DerError, OSError."""
     try:
         names = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
@@ -87,4 +87,7 @@ def _read(path: Path) -> Addition:
     found = Addition(int(name[1]), name[2], data)
     if not found.update.signatures:
         raise SignatureListError(f"{path.name} adds nothing")
+    for one in found.update.signatures:
+        if one.kind == siglist.X509:
+            pkcs7.certificate(one.data)
     return found

@@ -107,7 +107,12 @@ def _kept(disk: Disk, boot: Boot) -> Iterator[Program]:
 
 
 def against(one: Addition, databases: Databases, started: Sequence[Program]) -> str | None:
-    """Why an addition must not be written; None: nothing speaks against it. Raises SignatureListError."""
+    """Why an addition must not be written; None: nothing speaks against it. Raises SignatureListError.
+
+    started: all that this machine starts. Only dbx keeps something from starting; of the others it is not asked.
+    """
+    if one.variable != "dbx":
+        return None
     coming = siglist.after(databases, one.variable, one.update, append=True)
     for program in started:
         why = program.refused(coming)

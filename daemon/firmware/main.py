@@ -19,6 +19,7 @@ from common.efi.additions import Addition
 from common.errors import DiskError, MixosError, NotFoundError, RefusedError, UsageError
 from common.streams import open_missing
 from daemon.firmware import judge, variables
+from daemon.firmware.judge import Program
 from daemon.linux.become import LINUX_IMMUTABLE, keep_capabilities
 
 USAGE = "usage: mixos-firmware look | add NAME"
@@ -60,7 +61,7 @@ def _brought(root: Path) -> tuple[Addition, ...]:
 def _look(root: Path) -> list[dict[str, Any]]:
     databases, brought = variables.databases(root), _brought(root)
     missing = [one for one in brought if one.missing(databases)]
-    started = judge.programs(root) if missing else []
+    started = _started(root, missing)
     return [
         {
             "name": one.name,
@@ -73,6 +74,11 @@ def _look(root: Path) -> list[dict[str, Any]]:
     ]
 
 
+def _started(root: Path, missing: Sequence[Addition]) -> list[Program]:
+    """All that this machine starts, where that matters: it is much to read."""
+    return judge.programs(root) if any(one.variable == "dbx" for one in missing) else []
+
+
 def _add(root: Path, name: str) -> bool:
     one = next((one for one in _brought(root) if one.name == name), None)
     if one is None:
@@ -80,7 +86,7 @@ def _add(root: Path, name: str) -> bool:
     databases = variables.databases(root)
     if not one.missing(databases):
         return False
-    why = judge.against(one, databases, judge.programs(root))
+    why = judge.against(one, databases, _started(root, [one]))
     if why is not None:
         raise RefusedError(f"{one.name} is not added: {why}", reason="firmware-held")
     variables.add(root, one)

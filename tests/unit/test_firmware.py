@@ -10,7 +10,7 @@ from buildsys.run import run
 from common.disk import gpt
 from common.efi import additions, siglist
 from common.efi.entries import FOLDER
-from common.errors import RefusedError
+from common.errors import FormatError, RefusedError
 from daemon.firmware import variables
 from image import esp, secureboot
 from tests import firmware as simulated
@@ -245,11 +245,12 @@ def test_additions_are_in_order(tmp_path):
         ("0001-db.auth", bytes(200)),
         ("0001-db.auth", bytes((64 << 10) + 1)),
         ("0001-db.auth", addition("db")[1]),
+        ("0001-db.auth", addition("db", siglist.Signature(siglist.X509, OWNER, b"no certificate"))[1]),
     ],
 )
 def test_what_is_no_addition(tmp_path, name, data):
     (tmp_path / name).write_bytes(addition("db", certificate("db-2"))[1] if data is None else data)
-    with pytest.raises(siglist.SignatureListError):
+    with pytest.raises(FormatError):
         additions.read(tmp_path)
 
 
