@@ -212,9 +212,15 @@ def _own_packages(project: Project, kernel: KernelInput) -> Iterator[Action]:
 
 
 def _keys(project: Project) -> dict[str, Input]:
-    """What the image trusts releases by; nothing when the project has no keys yet: such an image takes no updates."""
-    folder = project.keys / "device"
-    return {"keys": FromPath(folder, ("root.json", "openpgp.asc", "trust.json"))} if folder.is_dir() else {}
+    """What the image trusts releases by, nothing when the project has no keys yet: such an image takes no updates; and
+    what it adds to the databases of Secure Boot."""
+    folder, additions = project.keys / "device", project.keys / "secureboot/additions"
+    found: dict[str, Input] = {}
+    if folder.is_dir():
+        found["keys"] = FromPath(folder, ("root.json", "openpgp.asc", "trust.json"))
+    if additions.is_dir():
+        found["additions"] = FromPath(additions)
+    return found
 
 
 def _helpers(project: Project) -> Iterator[Action]:

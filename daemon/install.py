@@ -26,6 +26,7 @@ PROGRAMS = {
     "mixctl": "usr/bin",
     "mixos-console": "usr/libexec",
     "mixos-fetch": "usr/libexec",
+    "mixos-firmware": "usr/libexec",
     "mixos-firstboot": "usr/libexec",
     "mixos-floor": "usr/libexec",
     "mixos-handover": "usr/libexec",

@@ -17,6 +17,7 @@ import jinja2
 
 from buildsys.job import Job
 from common import toml
+from common.efi import additions
 from common.errors import CheckError, ConfigError, SettingsError
 from common.settings.model import Locate, Settings, from_mapping
 from common.settings.render import render
@@ -31,13 +32,13 @@ _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~_-]{0,63}")
 
 def build(job: Job) -> None:
     """Action: inputs `rootfs` (this folder), `kernel-report` (the kernel's report.json), `keys` if there are any (what
-    releases are trusted by) → artifact `base-files`.
+    releases are trusted by), `additions` if there are any (to the databases of Secure Boot) → artifact `base-files`.
 
     Parameters: `version`, `sequence`, `floor`, `variant`; `build_id`; `settings` (tables as in mixos-preseed.toml);
     `kernel` ({source, requested, fallback: bool, note}: where it is from, what was asked for, and why it differs);
     optional `services` (subset of SERVICES; default all). Raises ConfigError for wrong settings (reasons of
-    `common.settings.model`, `service-unknown`, `version-syntax`), CheckError `template` for a template that cannot be
-    rendered.
+    `common.settings.model`, `service-unknown`, `version-syntax`), SignatureListError for additions that are none,
+    CheckError `template` for a template that cannot be rendered.
     """
     data, tree = job.inputs["rootfs"], job.work / "tree"
     settings = read_settings(job.params.get("settings", {}))
@@ -55,6 +56,10 @@ def build(job: Job) -> None:
     if "keys" in job.inputs:
         for anchor in job.inputs["keys"].iterdir():
             _write(tree / ANCHORS.relative_to("/") / anchor.name, anchor.read_bytes())
+    if "additions" in job.inputs:
+        for one in additions.read(job.inputs["additions"]):
+            name = additions.file_name(one.number, one.variable)
+            _write(tree / additions.FOLDER.relative_to("/") / name, one.data)
     _write(tree / SETTINGS_PATH, json.dumps(settings.as_mapping(), indent=1, ensure_ascii=False).encode() + b"\n")
     metadata = Metadata.of(
         {

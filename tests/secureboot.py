@@ -51,3 +51,9 @@ def _key(name: str) -> rsa.RSAPrivateKey:
 def keys() -> Keys:
     """A whole set."""
     return Keys(signer("PK"), signer("KEK"), signer("db"), OWNER)
+
+
+def content_info(signed: bytes) -> bytes:
+    """A signature with the frame that firmware does without and openssl does not."""
+    inner = b"\x06\x09" + bytes.fromhex("2a864886f70d010702") + b"\xa0\x82" + len(signed).to_bytes(2, "big") + signed
+    return b"\x30\x82" + len(inner).to_bytes(2, "big") + inner

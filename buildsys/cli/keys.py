@@ -91,7 +91,7 @@ def make(context: Context, simple: bool, no_passphrase: bool, passphrase_fd: int
 @pass_context
 def list_keys(context: Context, as_json: bool) -> None:
     """List keys, which private parts are here, and what expires when. Example: mixos keys list --json"""
-    from buildsys.keys import openpgp, tuf
+    from buildsys.keys import openpgp, secureboot, tuf
 
     private, public = private_keys(context), public_keys(context)
     root = public.root().signed
@@ -107,8 +107,10 @@ def list_keys(context: Context, as_json: bool) -> None:
     ]
     newest = {role: public.newest(role) for role in ("targets", "snapshot", "timestamp")}
     expires = {"root": root.expires} | {role: one.signed.expires for role, one in newest.items() if one}
-    data = {
+    added = [one.name for one in secureboot.read_additions(public)]
+    data: dict[str, Any] = {
         "keys": rows,
+        "additions": added,
         "thresholds": {role: root.roles[role].threshold for role in tuf.ROLES} | {OPENPGP: policy.threshold},
         "expires": {role: f"{when:%Y-%m-%dT%H:%M:%SZ}" for role, when in expires.items()},
         "pending": sorted(path.name for path in public.pending.glob("*")),
@@ -116,6 +118,7 @@ def list_keys(context: Context, as_json: bool) -> None:
     lines = [f"{r['name']:<14} {r['kind']:<12} {'here' if r['here'] else 'elsewhere':<10} {r['id']}" for r in rows]
     now = tuf.utc_now()
     lines += [f"{role:<14} {'expires' if now < when else 'EXPIRED'} {when:%Y-%m-%d}" for role, when in expires.items()]
+    lines += [f"added to devices: {name}" for name in added]
     lines += [f"pending: {name}" for name in data["pending"]]
     emit(data, as_json, "\n".join(lines))
 
@@ -151,7 +154,8 @@ def rotate(
     elif name in secureboot.ROLES:
         new = secureboot.next_name(private, public, name)
         secureboot.make_one(private, public, name, new, image, now)
-        emit({"secureboot": new}, as_json, f"made {new}; it counts when devices have enrolled it")
+        how = "" if name == "PK" else f": mixos keys enrol {new}"
+        emit({"secureboot": new}, as_json, f"made {new}; it counts when devices have enrolled it{how}")
     else:
         root = public.root()
         _nothing_pending(public, root.signed.version + 1)
@@ -165,13 +169,64 @@ def rotate(
         )
 
 
+def by_option(command: Command) -> Command:
+    """--by."""
+    text = "The key of Secure Boot that signs this; default: KEK (PK, for a KEK)."
+    return click.option("--by", metavar="KEY", help=text)(command)
+
+
 @keys.command()
 @click.argument("name")
+@by_option
 @passphrase_option
 @json_option
 @pass_context
-def revoke(context: Context, name: str, passphrase_fd: int | None, as_json: bool) -> None:
-    """Take a key away without another in its place. Example: mixos keys revoke root-3"""
+def enrol(context: Context, name: str, by: str | None, passphrase_fd: int | None, as_json: bool) -> None:
+    """Have images add a certificate of Secure Boot to the db or KEK of devices that run them.
+
+    Example: mixos keys rotate db && mixos keys enrol db-2
+    """
+    from buildsys.keys import secureboot, tuf
+
+    private, public = private_keys(context, passphrase_fd), public_keys(context)
+    _emit_addition(secureboot.enrol(private, public, name, by, tuf.utc_now()), as_json)
+
+
+def _emit_addition(made: Any, as_json: bool) -> None:
+    text = f"{made.name} is in the images that are built from now on: commit it"
+    emit({"addition": made.name, "variable": made.variable}, as_json, text)
+
+
+@keys.command()
+@click.argument("name", metavar="NAME|IMAGE.efi")
+@by_option
+@passphrase_option
+@json_option
+@pass_context
+def revoke(context: Context, name: str, by: str | None, passphrase_fd: int | None, as_json: bool) -> None:
+    """Take a key away without another in its place. Of Secure Boot: have images add a certificate of db, or the hash of
+    a kernel image, to the dbx of devices.
+
+    Example: mixos keys revoke root-3 · mixos keys revoke out/mixos-1.0.0-x86_64.efi
+    """
+    from buildsys.keys import secureboot, tuf
+
+    image = name.lower().endswith(".efi")
+    if image or secureboot.NAME.fullmatch(name):
+        private, public = private_keys(context, passphrase_fd), public_keys(context)
+        if image:
+            made = secureboot.revoke_image(private, public, Path(name), by, tuf.utc_now())
+        else:
+            made = secureboot.revoke(private, public, name, by, tuf.utc_now())
+        _emit_addition(made, as_json)
+        return
+    if by is not None:
+        raise UsageError("--by is for what Secure Boot revokes", reason="usage")
+    _revoke(context, name, passphrase_fd, as_json)
+
+
+def _revoke(context: Context, name: str, passphrase_fd: int | None, as_json: bool) -> None:
+    """A key of TUF or OpenPGP."""
     from buildsys.keys import openpgp, tuf
 
     private, public = private_keys(context, passphrase_fd), public_keys(context)

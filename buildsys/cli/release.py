@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 )
 @click.option("--minimum", type=click.IntRange(min=0), default=0, help="Sequence that a device must run to take it.")
 @hook_option
+@click.option(
+    "--db", "by", default="db", show_default=True, help="The key of Secure Boot that signs the kernel image: db-2, say."
+)
 @click.option("--no-secure-boot", is_flag=True, help="Do not sign the kernel image: no device enforces it.")
 @click.option("--check", "only_check", is_flag=True, help="Say what speaks against it, and sign nothing.")
 @passphrase_option
@@ -57,6 +60,7 @@ def release(
     deltas: int,
     minimum: int,
     hooks: tuple[str, ...],
+    by: str,
     no_secure_boot: bool,
     only_check: bool,
     passphrase_fd: int | None,
@@ -90,7 +94,7 @@ def release(
         return
     private = private_keys(context, passphrase_fd)
     if not no_secure_boot:
-        content = _startable(content, context, private, public, bundled=known is not None)
+        content = _startable(content, context, private, public, by, bundled=known is not None)
 
     def terms_for(manifest: Manifest) -> Terms:
         return _terms(public, manifest, parse_waves(waves or ("100%",), manifest.created), waves, failures)
@@ -118,17 +122,19 @@ def _say(version: str, plans: tuple[Plan, ...], channel: Channel, written: list[
     emit(data, as_json, f"released {version}: {data['bundle']}\n{text}")
 
 
-def _startable(content: Content, context: Context, private: Any, public: Any, *, bundled: bool) -> Content:
+def _startable(content: Content, context: Context, private: Any, public: Any, by: str, *, bundled: bool) -> Content:
     """With a kernel image that devices with Secure Boot start, too; a bundle has it or not."""
     from buildsys import release as gate
     from buildsys.keys import secureboot
 
-    certificate = secureboot.read(public, "db.pem")
+    if not secureboot.NAME.fullmatch(by) or not by.startswith("db"):
+        raise KeysError(f"{by} signs no kernel images: a key of db does", reason="keys-role")
+    certificate = secureboot.read(public, f"{by}.pem")
     if bundled:
         gate.check_signed(content, certificate)
         return content
     kept = context.project.image_file.with_suffix(".efi")
-    return gate.signed(content, certificate, lambda: secureboot.load_one(private, public, "db"), kept)
+    return gate.signed(content, certificate, lambda: secureboot.load_one(private, public, by), kept)
 
 
 def _terms(

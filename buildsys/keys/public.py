@@ -4,6 +4,7 @@ tuf/N.root.json, N.targets.json, N.snapshot.json, timestamp.json   metadata, as 
 tuf/release/SHA256.VERSION.json                                    manifests of releases, as a channel serves them
 device/root.json, openpgp.asc, trust.json                          what an image trusts; its build takes these
 secureboot/PK.pem, KEK.pem, db.pem, owner                          certificates, and the GUID that signs as their owner
+secureboot/additions/0001-db.auth                                  what images add to the databases of devices
 pending/                                                           metadata that waits for signatures of other machines
 """
 
@@ -40,6 +41,7 @@ class Public:
         self.tuf = folder / "tuf"
         self.device = folder / "device"
         self.secureboot = folder / "secureboot"
+        self.additions = self.secureboot / "additions"
         self.pending = folder / "pending"
 
     @property

@@ -198,27 +198,47 @@ def refusal(image: bytes, db: bytes, dbx: bytes) -> str | None:
         return f"firmware's databases cannot be read: {error}"
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What of an image decides whether firmware starts it. digests: by the kind of entry that holds such; signatures:
+    PKCS #7, DER."""
+
+    digests: Mapping[UUID, bytes]
+    signatures: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, image: bytes) -> Evidence:
+        """Raises pe.PeError."""
+        return cls({kind: pe.authenticode(image, name) for kind, name in _HASHES.items()}, tuple(pe.signatures(image)))
+
+    def refused(self, db: Sequence[Signature], dbx: Sequence[Signature]) -> str | None:
+        """Why firmware with such databases would not start the image; None: it starts it. Fails closed."""
+        try:
+            return _judged(self, db, dbx)
+        except pkcs7.DerError as error:
+            return f"it cannot be judged: {error}"
+
+
 def _why_refused(image: bytes, db: Sequence[Signature], dbx: Sequence[Signature]) -> str | None:
     try:
-        return _judged(image, db, dbx)
-    except (pe.PeError, pkcs7.DerError) as error:
+        return Evidence.of(image).refused(db, dbx)
+    except pe.PeError as error:
         return f"it cannot be judged: {error}"
 
 
-def _judged(image: bytes, db: Sequence[Signature], dbx: Sequence[Signature]) -> str | None:
-    """As above. Raises pe.PeError or pkcs7.DerError for an image or certificate that is none."""
+def _judged(image: Evidence, db: Sequence[Signature], dbx: Sequence[Signature]) -> str | None:
+    """As above. Raises pkcs7.DerError for a signature or certificate that is none."""
     chain = _chain(image, (*db, *dbx))
-    digests = {kind: pe.authenticode(image, name) for kind, name in _HASHES.items()}
     for one in dbx:
-        why = _revokes(one, chain, digests)
+        why = _revokes(one, chain, image.digests)
         if why is not None:
             return why
-    if any(digests.get(one.kind) == one.data for one in db):
+    if any(image.digests.get(one.kind) == one.data for one in db):
         return None
     trusted = [one.data for one in db if one.kind == X509]
-    by_name = {_HASHES[kind]: digest for kind, digest in digests.items()}
+    by_name = {_HASHES[kind]: digest for kind, digest in image.digests.items()}
     others = [pkcs7.certificate(data) for data in trusted]
-    for signature in pe.signatures(image):
+    for signature in image.signatures:
         if any(one.data in trusted for one in pkcs7.signers(signature, by_name, others)):
             return None
     if any(one.data in trusted for one in chain):
@@ -246,9 +266,9 @@ def _revokes(one: Signature, chain: Sequence[pkcs7.Certificate], digests: Mappin
     return f"dbx holds something of an unknown kind, {one.kind}"
 
 
-def _chain(image: bytes, databases: Sequence[Signature]) -> list[pkcs7.Certificate]:
+def _chain(image: Evidence, databases: Sequence[Signature]) -> list[pkcs7.Certificate]:
     """The certificates in the image's signatures, and those in databases that issued them, and so on."""
-    found = [one for signature in pe.signatures(image) for one in pkcs7.certificates(signature)]
+    found = [one for signature in image.signatures for one in pkcs7.certificates(signature)]
     others = [pkcs7.certificate(one.data) for one in databases if one.kind == X509]
     for one in found:  # grows meanwhile
         found += [other for other in others if other.subject == one.issuer and other not in found]

@@ -11,10 +11,11 @@ import ctypes
 import os
 import resource
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 _PDEATHSIG, _SET_DUMPABLE, _SET_NAME, _CAPBSET_READ, _CAPBSET_DROP = 1, 4, 15, 23, 24  # linux/prctl.h
+LINUX_IMMUTABLE = 9  # linux/capability.h
 _NO_NEW_PRIVS, _CAP_AMBIENT, _CLEAR_ALL = 38, 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 _ENABLED = Path("/sys/module/apparmor/parameters/enabled")
@@ -55,6 +56,17 @@ def become(account: tuple[int, int] | None, profile: str | None, parent: int) ->
         raise ProcessLookupError("who started this process has ended")
 
 
+def keep_capabilities(kept: Set[int]) -> None:
+    """Drop all capabilities but these (linux/capability.h), for good, and gain nothing by execve(2) any more. Only root
+    has some. Raises OSError."""
+    if os.geteuid() == 0:
+        _forget_capabilities()
+        _drop_capabilities(kept)
+    _prctl(_CAP_AMBIENT, _CLEAR_ALL)
+    _prctl(_NO_NEW_PRIVS, 1)
+    _prctl(_SET_DUMPABLE, 0)
+
+
 def stay_alone() -> None:
     """No further process or thread of ours, once the account is not root: when this one is killed, nobody is left who
     has what it was given (RLIMIT_NPROC, setrlimit(2))."""
@@ -85,10 +97,11 @@ def _forget_capabilities() -> None:
         _prctl(_CAPBSET_DROP, number)
 
 
-def _drop_capabilities() -> None:
-    """Of a process that stays root."""
+def _drop_capabilities(kept: Set[int] = frozenset()) -> None:
+    """Of a process that stays root. kept: below 32."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    if _libc().capset(header, (ctypes.c_uint32 * 6)()) != 0:
+    mask = sum(1 << number for number in kept)
+    if _libc().capset(header, (ctypes.c_uint32 * 6)(mask, mask)) != 0:  # effective, permitted; of the first 32
         raise OSError(ctypes.get_errno(), "capset")
 
 

@@ -15,7 +15,8 @@ from common.errors import MixosError
 from daemon.linux.log import log
 
 FETCH, RELEASE = ("/usr/libexec/mixos-fetch",), ("/usr/libexec/mixos-release",)
-FLOOR, SLOTS = ("/usr/libexec/mixos-floor",), ("/usr/libexec/mixos-slots",)
+FIRMWARE, FLOOR = ("/usr/libexec/mixos-firmware",), ("/usr/libexec/mixos-floor",)
+SLOTS = ("/usr/libexec/mixos-slots",)
 _MAX_LINE = 6 << 20  # an order has a hash for each 4 MiB
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin", "LC_ALL": "C.UTF-8"}
 

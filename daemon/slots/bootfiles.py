@@ -26,10 +26,10 @@ from common.disk.fatedit import Editor
 from common.efi import uki
 from common.efi.entries import BOOT_FILES, RESCUE_SORT_KEY
 from common.errors import DiskError, FormatError, MixosError, RefusedError
+from daemon.firmware import variables
 from daemon.linux import facts
 from daemon.parts.update.boot import SLOTS, Disk, look
 from daemon.parts.update.esp import Esp
-from daemon.slots import firmware
 from daemon.slots.disk import BLOCK, TABLE, Slot, file_places, forget, locked, opened, read_all
 
 ESPS = ("mixos-esp-b", "mixos-esp")  # in the order in which they are renewed
@@ -197,7 +197,7 @@ def renew(root: Path) -> tuple[str, ...]:
         return ()
     found = dict(checked(slot, note))
     for name, data in found.items():
-        if name != "loader-conf" and (why := firmware.refusal(data, root)):
+        if name != "loader-conf" and (why := variables.refusal(data, root)):
             hint = "the old ones stay; it must be signed with a key that this machine's db has: see docs/secureboot.md"
             message = f"firmware would not start the {name} of {boot.running.version}: {why}"
             raise RefusedError(message, reason="update-refused", hint=hint)

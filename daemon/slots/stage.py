@@ -26,8 +26,9 @@ from common.disk import verity
 from common.efi.entries import FOLDER
 from common.errors import DiskError, MixosError, RefusedError
 from common.safe import one_line
+from daemon.firmware import variables
 from daemon.parts.update.boot import SLOTS, Boot, Disk
-from daemon.slots import bootfiles, firmware, kept, worker
+from daemon.slots import bootfiles, kept, worker
 from daemon.slots.disk import (
     BLOCK,
     SLOT,
@@ -165,7 +166,7 @@ def kernel(root: Path, target: Slot, order: Order) -> bytes:
     if hashlib.sha256(image).digest() != order.uki.sha256:
         raise _differs(target)
     startable(image, order.root_hash, order.version)
-    if why := firmware.refusal(image, root):
+    if why := variables.refusal(image, root):
         hint = "it must be signed with a key that this machine's db has: see docs/secureboot.md"
         raise RefusedError(f"firmware would not start {order.version}: {why}", reason="update-refused", hint=hint)
     return image

@@ -14,7 +14,7 @@ profile mixosd /usr/bin/mixosd flags=(attach_disconnected) {
   / r,
   /** rmix,
   /usr/libexec/mixos/{shim,sandbox} Ux,
-  /usr/libexec/mixos-{fetch,floor,release,slots} Px,
+  /usr/libexec/mixos-{fetch,firmware,floor,release,slots} Px,
   /usr/sbin/nft Px,
   /usr/bin/dbus-daemon Px,
 

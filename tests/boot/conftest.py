@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "taking",
         "rescue",
         "secureboot",
+        "firmware",
         "hardware",
     ]
     names = [f"test_{name}.py" for name in order]

@@ -6,10 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shlex
-import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from buildsys.run import find_tool, kill_group, run, spawn
+from buildsys.run import find_tool, kill_group, spawn
 from common.disk import gpt
 from image import qemu, secureboot
 from image.host import opened
 from tests.boot.guest import BOOT_SECONDS, DISK_SIZE, Guest, wait_until
-from tests.hostpackages import ROOT
+from tests.boot.projects import Project
 from tests.ports import held_port
 from tests.secureboot import keys, signer
 
@@ -47,28 +44,17 @@ HOST = "10.0.2.2"  # this computer, as the guest's network has it
 
 @dataclass(frozen=True)
 class Made:
-    """Where the builds are. old, new: their signed images; bundle: of the new one, with a delta from the old one."""
+    """Two builds. old, new: their signed images; bundle: of the new one, with a delta from the old one."""
 
-    base: Path
+    project: Project
     old: Path
     new: Path
     bundle: Path
 
-    def mixos(self, *words: str) -> str:
-        """The project's command, with keys and results of this run."""
-        environment = {"MIXOS_KEYS": str(self.base / "private"), "MIXOS_OUT": str(self.base / "out")}
-        argv = [str(Path(sys.executable).with_name("mixos")), "-C", str(self.base / "project"), *words]
-        return run(argv, env={**os.environ, **environment}, timeout=1800).text
-
     def build(self, version: str, signed: Path) -> None:
         """An image, signed for Secure Boot, with what enrols the keys."""
-        text = re.sub(r'^version = ".*"', f'version = "{version}"', (ROOT / "mixos.toml").read_text(), flags=re.M)
-        (self.base / "project/mixos.toml").write_text(text)
-        if not (self.base / "private").exists():
-            self.mixos("keys", "make", "--simple", "--no-passphrase")
-        self.mixos("build")
+        image = self.project.build(version)
         files = secureboot.enrolment(keys(), datetime.now(UTC), certain=True)
-        image = self.base / "out" / f"mixos-{version}-x86_64.img"
         secureboot.sign_disk(image, signed, keys().db, files, 1703030400, policy=signer("policy"))
         image.unlink()
 
@@ -76,15 +62,12 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     base = tmp_path_factory.mktemp("made")
-    (base / "out").mkdir()
-    without = shutil.ignore_patterns(".*", "__pycache__", "out", "tests")
-    shutil.copytree(ROOT, base / "project", symlinks=True, ignore=without)
-    found = Made(base, base / "old.img", base / "new.img", base / "out" / f"mixos-{NEW}.mixb")
+    found = Made(Project.copied(base), base / "old.img", base / "new.img", base / "out" / f"mixos-{NEW}.mixb")
     found.build(OLD, found.old)
     found.build(NEW, found.new)
     (base / "hook").write_text(HOOK)
     hooks = [word for when in ("before-stage", "before-apply") for word in ("--hook", f"{when}={base}/hook")]
-    found.mixos("bundle", str(found.new), "--from", str(found.old), *hooks)
+    found.project.mixos("bundle", str(found.new), "--from", str(found.old), *hooks)
     return found
 
 
@@ -124,7 +107,7 @@ def is_good(guest: Guest, version: str) -> dict[str, Any]:
 
 def test_over_ssh_and_back(guest: Guest, made: Made) -> None:
     *program, host = guest.vm.ssh_command("admin", ())
-    said = json.loads(made.mixos("update", host, str(made.bundle), "--ssh", shlex.join(program), "--json"))
+    said = json.loads(made.project.mixos("update", host, str(made.bundle), "--ssh", shlex.join(program), "--json"))
     assert (said["version"], said["slot"], said["state"]) == (NEW, "b", "good")
     guest.hang_up()
     assert is_good(guest, NEW)["next"] == NEW

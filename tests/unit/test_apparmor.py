@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from buildsys.run import find_tool, run
+from common.efi import siglist
+from common.efi.additions import FOLDER, SIGNED_BY
 from daemon.core.manifest import manifests
 from daemon.doors.dbus import PROCESS
 from daemon.install import PROGRAMS
@@ -117,11 +119,25 @@ def test_profiles_attach_to_their_program_alone(policy):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "mixosd"])
 def test_services_reach_no_secret_and_no_policy(policy, name):
     for path in [*SECRETS, *POLICY_FILES, "/root/.ssh/id_ed25519", "/usr/bin/mixosd"]:
-        if name == "mixos-slots" and path.startswith("/dev/vd"):
-            continue  # what it is for
+        if name in ("mixos-firmware", "mixos-slots") and path.startswith("/dev/vd"):
+            continue  # what they are for
         assert set(policy[name].may(path, owner=True)) <= set("r" if path.startswith(("/usr/", "/root/")) else "")
     for capability in ("sys_module", "sys_rawio", "sys_admin", "mknod", "mac_override", "mac_admin", "perfmon", "bpf"):
-        assert not policy[name].capabilities >> CAPABILITIES[capability] & 1
+        if (name, capability) != ("mixos-firmware", "sys_admin"):  # its mount namespace
+            assert not policy[name].capabilities >> CAPABILITIES[capability] & 1
+
+
+def test_what_changes_firmware_changes_databases_and_nothing_else(policy):
+    found, efivars = policy["mixos-firmware"], "/sys/firmware/efi/efivars"
+    vendors = {name: siglist.VARIABLES[name] for name in (*SIGNED_BY, "PK")}
+    for name in SIGNED_BY:
+        assert found.may(f"{efivars}/{name}-{vendors[name]}") == "rwa"
+    for name in (f"PK-{vendors['PK']}", f"BootOrder-{vendors['PK']}", f"KEK-{vendors['db']}", f"db-{vendors['db']}x"):
+        assert found.may(f"{efivars}/{name}") == "r"
+    assert found.may("/dev/vda1") == "r"
+    assert found.may(f"{FOLDER}/0001-db.auth") == "r"
+    for path in ("/usr/bin/busybox", "/data/mixos/x", "/var/lib/mixos/x", "/run/mixos/x", "/tmp/x", "/etc/mixos/x"):
+        assert not set(found.may(path, owner=True)) & set("waxi")
 
 
 def test_what_services_need(policy):
@@ -201,7 +217,8 @@ def test_the_daemon_administers(policy):
     assert daemon.may("/usr/bin/busybox").endswith("mix")
     for helper in ("shim", "sandbox"):
         assert daemon.may(f"/usr/libexec/mixos/{helper}").endswith("ux")
-    for confined in ("/usr/sbin/nft", "/usr/bin/dbus-daemon"):
+    programs = [f"/usr/libexec/mixos-{name}" for name in ("fetch", "firmware", "floor", "release", "slots")]
+    for confined in ("/usr/sbin/nft", "/usr/bin/dbus-daemon", *programs):
         assert daemon.may(confined).endswith("px")
     for name in ("fetch", "floor", "release", "slots"):
         assert daemon.may(f"/usr/libexec/mixos-{name}").endswith("px")

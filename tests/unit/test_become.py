@@ -1,11 +1,12 @@
 """What a process gives up."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from daemon import fetch, release
-from daemon.linux.become import keep_only
+from daemon.linux.become import keep_capabilities, keep_only
 from daemon.slots import worker
 
 
@@ -65,3 +66,28 @@ def _is_open(descriptor):
     except OSError:
         return False
     return True
+
+
+def capabilities(kind):
+    """Of this process: a bit for each."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{kind}:")), 16)
+
+
+def test_only_these_capabilities_are_kept():
+    """None where there are none; and none comes back by executing something."""
+    mine = capabilities("CapPrm") & 0xFFFFFFFF
+    kept = mine & -mine
+    take, give = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            keep_capabilities({kept.bit_length() - 1} if kept else set())
+            found = [capabilities(kind) for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb")]
+            os.write(give, repr((found, capabilities("CapBnd") if kept else 0)).encode())
+        finally:
+            os._exit(0)
+    os.close(give)
+    os.waitpid(child, 0)
+    assert os.read(take, 4096).decode() == repr(([kept, kept, 0, 0], 0))
+    os.close(take)

@@ -21,7 +21,7 @@ from common.efi import pe, pkcs7, siglist
 from common.errors import FormatError, ImageError
 from image import secureboot
 from tests.images import pe_image
-from tests.secureboot import OWNER, keys, signer
+from tests.secureboot import OWNER, content_info, keys, signer
 
 IMAGE = pe_image([(".text", b"code" * 300), (".data", b"x" * 1000)])
 WHEN = datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC)
@@ -70,12 +70,6 @@ def test_damaged_databases_end_in_an_error(tail: bytes, seed: int) -> None:
 def test_a_database_is_bounded() -> None:
     with pytest.raises(FormatError):
         siglist.read(bytes(siglist.MAX_DATABASE + 1))
-
-
-def content_info(signed: bytes) -> bytes:
-    """A signature with the frame that firmware does without and openssl does not."""
-    inner = b"\x06\x09" + bytes.fromhex("2a864886f70d010702") + b"\xa0\x82" + len(signed).to_bytes(2, "big") + signed
-    return b"\x30\x82" + len(inner).to_bytes(2, "big") + inner
 
 
 @pytest.mark.parametrize("append", [False, True])

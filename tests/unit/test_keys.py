@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tuf.api.metadata import Metadata
 
+from buildsys.cli.context import Context
+from buildsys.cli.keys import keys as command
 from buildsys.keys import private as privates
 from buildsys.keys import secureboot, tuf
 from buildsys.keys.private import Passphrase, Private
 from buildsys.keys.public import Public, dump
+from common.efi import pe, pkcs7, siglist
 from common.errors import HostError, KeysError
 from common.trust.metadata import Kept, Trusted
+from tests.hostpackages import ROOT
+from tests.images import pe_image
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -290,3 +297,82 @@ def test_keys_of_secure_boot_are_handed_to_the_signing_of_images(private: Privat
     refusal("keys-damaged", secureboot.load, private, public)
     (public.secureboot / "KEK.pem").unlink()
     refusal("keys-none", secureboot.read, public, "KEK.pem")
+
+
+@pytest.fixture
+def enrolled(private: Private, public: Public) -> tuple[Private, Public]:
+    """Keys of Secure Boot, and db-2 and KEK-2, which no device knows."""
+    secureboot.make(private, public, "mixos", NOW)
+    for role in ("db", "KEK"):
+        secureboot.make_one(private, public, role, f"{role}-2", "mixos", NOW)
+    return private, public
+
+
+def der(public: Public, name: str) -> bytes:
+    return secureboot.Signer((public.secureboot / f"{name}.pem").read_bytes(), b"").der
+
+
+def test_what_images_add_is_signed_by_what_devices_know(enrolled: tuple[Private, Public]) -> None:
+    private, public = enrolled
+    made = [
+        secureboot.enrol(private, public, "KEK-2", None, NOW),
+        secureboot.enrol(private, public, "db-2", None, NOW),
+        secureboot.revoke(private, public, "db", "KEK-2", NOW),
+    ]
+    assert [one.name for one in made] == ["0001-KEK", "0002-db", "0003-dbx"]
+    assert secureboot.read_additions(public) == tuple(made)
+    holds = [(one.data, str(one.owner)) for each in made for one in each.update.signatures]
+    owner = (public.secureboot / "owner").read_text().strip()
+    assert holds == [(der(public, name), owner) for name in ("KEK-2", "db-2", "db")]
+    by = [pkcs7.certificates(one.update.signature)[0].data for one in made]
+    assert by == [der(public, name) for name in ("PK", "KEK", "KEK-2")]
+    assert {one.update.time for one in made} == {NOW}
+    assert secureboot.enrol(private, public, "db-2", "KEK-2", NOW) == made[1]  # it is there
+    assert len(secureboot.read_additions(public)) == 3
+
+
+def test_a_kernel_image_is_revoked_by_its_hash(enrolled: tuple[Private, Public], tmp_path: Path) -> None:
+    private, public = enrolled
+    image = pe_image([(".text", b"code")])
+    (tmp_path / "old.efi").write_bytes(image)
+    (one,) = secureboot.revoke_image(private, public, tmp_path / "old.efi", None, NOW).update.signatures
+    assert (one.kind, one.data) == (siglist.SHA256, pe.authenticode(image))
+    (tmp_path / "old.efi").write_bytes(b"no image")
+    for name in ("old.efi", "none.efi"):
+        refusal("keys-image", secureboot.revoke_image, private, public, tmp_path / name, None, NOW)
+
+
+def test_what_is_not_added(enrolled: tuple[Private, Public]) -> None:
+    private, public = enrolled
+    refusal("keys-threshold", secureboot.revoke, private, public, "db", None, NOW)
+    secureboot.revoke(private, public, "db-2", None, NOW)
+    secureboot.enrol(private, public, "db-2", None, NOW)
+    refusal("keys-threshold", secureboot.revoke, private, public, "db", None, NOW)
+    for name in ("PK", "root-1", "../db", "db-0", ""):
+        refusal("keys-role", secureboot.enrol, private, public, name, None, NOW)
+    refusal("keys-role", secureboot.revoke, private, public, "KEK-2", None, NOW)
+    refusal("keys-role", secureboot.enrol, private, public, "KEK", "KEK-2", NOW)
+    refusal("keys-none", secureboot.enrol, private, public, "db-9", None, NOW)
+    (private.folder / "secureboot" / "KEK.key").unlink()
+    refusal("keys-missing", secureboot.enrol, private, public, "db", None, NOW)
+    (public.additions / "notes.txt").write_text("")
+    refusal("keys-additions", secureboot.read_additions, public)
+
+
+def test_the_command_line_adds(
+    enrolled: tuple[Private, Public], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, _ = enrolled
+    (tmp_path / "mixos.toml").write_bytes((ROOT / "mixos.toml").read_bytes())
+    monkeypatch.setenv("MIXOS_KEYS", str(private.folder))
+    (tmp_path / "old.EFI").write_bytes(pe_image([(".text", b"code")]))
+
+    def call(*words: str) -> object:
+        done = CliRunner().invoke(command, [*words, "--json"], obj=Context(tmp_path, None, None))
+        return json.loads(done.output)["addition"] if not done.exception else getattr(done.exception, "reason", None)
+
+    assert call("enrol", "db-2") == "0001-db"
+    assert call("revoke", "db") == "0002-dbx"
+    assert call("revoke", str(tmp_path / "old.EFI"), "--by", "KEK-2") == "0003-dbx"
+    assert call("revoke", "KEK") == "keys-role"
+    assert call("revoke", "root-1", "--by", "KEK") == "usage"

@@ -11,22 +11,26 @@ from buildsys.job import Job
 from buildsys.plan import _keys
 from buildsys.project import Project
 from buildsys.run import find_tool, run
+from common.efi.additions import file_name
+from common.efi.siglist import SignatureListError
 from common.errors import CheckError, ConfigError
 from common.trust.release import CERTIFICATES, POLICY, ROOT
 from packages.mix.artifact import open_artifact
 from rootfs.basefiles import SERVICES, build, render_templates
+from tests.firmware import addition, certificate
 
 ROOTFS = Path(__file__).parents[2] / "rootfs"
 KERNEL = {"source": "distribution", "requested": "6.6.8", "fallback": True, "note": 'no "pin"'}
 
 
-def built(tmp_path, keys=None, **params):
+def built(tmp_path, keys=None, added=None, **params):
     out, work = tmp_path / "out", tmp_path / "work"
     out.mkdir()
     work.mkdir()
     (report := tmp_path / "report.json").write_text('{"release": "6.12.1-mixos"}')
     values = {"version": "0.1.0", "build_id": "abc", "kernel": KERNEL, **params}
     inputs = {"rootfs": ROOTFS, "kernel-report": report, **({"keys": keys} if keys else {})}
+    inputs |= {"additions": added} if added else {}
     build(Job(inputs, out, work, values, 1_700_000_000, 1))
     return open_artifact(out)
 
@@ -88,6 +92,23 @@ def test_a_project_with_keys_gives_their_public_part_to_its_images(tmp_path):
     assert isinstance(wanted, FromPath)
     assert wanted.path == tmp_path / "keys" / "device"
     assert set(wanted.only) == {ROOT, CERTIFICATES, POLICY}
+
+
+def test_what_an_image_adds_to_databases_is_where_the_device_looks_for_it(tmp_path, base):
+    assert not [entry for entry in base.manifest.files if entry.path.startswith("usr/lib/mixos/secureboot")]
+    (tmp_path / "mixos.toml").write_text('[image]\nversion = "1.2.3"\nepoch = 1\n[packages]\ninstall = []\n')
+    folder = tmp_path / "keys/secureboot/additions"
+    folder.mkdir(parents=True)
+    (wanted,) = _keys(Project.at(tmp_path)).values()
+    assert wanted.path == folder
+    variable, data = addition("db", certificate("db-2"))
+    (folder / file_name(1, variable)).write_bytes(data)
+    (other := tmp_path / "other").mkdir()
+    assert "usr/lib/mixos/secureboot/0001-db.auth" in [one.path for one in built(other, added=folder).manifest.files]
+    (folder / file_name(2, variable)).write_bytes(data[:-1])
+    (damaged := tmp_path / "damaged").mkdir()
+    with pytest.raises(SignatureListError):
+        built(damaged, added=folder)
 
 
 def test_services(tmp_path, base):

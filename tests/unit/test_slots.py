@@ -11,8 +11,9 @@ from common.disk import gpt, verity
 from common.efi import pe, siglist, uki
 from common.efi.entries import COMING, FOLDER, GOOD, Entry, image_name, read_name
 from common.errors import BundleError, DiskError, MixosError, RefusedError
+from daemon.firmware import variables
 from daemon.parts.update.boot import Disk, look
-from daemon.slots import firmware, worker
+from daemon.slots import worker
 from daemon.slots.disk import Slot, count, entry, invalidate, kernel_place
 from daemon.slots.examine import examine
 from daemon.slots.seal import seal
@@ -388,11 +389,11 @@ def test_what_was_revoked_since_it_was_staged_is_not_sealed(device, bundle):
 
 def test_databases_of_a_firmware_that_enforces_nothing_are_not_asked(device, bundle):
     image, _ = kernel_of(device, bundle)
-    assert firmware.refusal(image, device.tree) is None
+    assert variables.refusal(image, device.tree) is None
     knows(device, on=0, dbx=hashes_of(image))
-    assert firmware.refusal(image, device.tree) is None
+    assert variables.refusal(image, device.tree) is None
     knows(device)
-    assert firmware.refusal(image, device.tree) is not None
+    assert variables.refusal(image, device.tree) is not None
 
 
 # --- from the rescue entry --------------------------------------------------------------------------------------------

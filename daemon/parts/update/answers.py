@@ -8,7 +8,17 @@ from daemon.core.answers import Bytes, Seconds, UnixTime
 
 State = Literal["good", "trial", "bad", "empty", "uncounted"]
 What = Literal[
-    "installed", "committed", "failed", "fell-back", "rolled-back", "given-up", "cleared", "repaired", "refused"
+    "installed",
+    "committed",
+    "failed",
+    "fell-back",
+    "rolled-back",
+    "given-up",
+    "cleared",
+    "repaired",
+    "firmware-changed",
+    "firmware-refused",
+    "refused",
 ]
 
 ImageRow = TypedDict(
@@ -134,6 +144,17 @@ class ConflictRow(TypedDict):
     diff: Annotated[str, "from the file to the other content, unified"]
 
 
+class AdditionRow(TypedDict):
+    name: Annotated[str, "of the addition: its number, and the database"]
+    database: Annotated[Literal["db", "dbx", "KEK"], "to which it is added"]
+    state: Annotated[
+        Literal["waits", "held", "refused"],
+        "waits: one is added in each boot, once what runs is good and nothing is staged; held: something would not "
+        "start any more; refused: firmware did not take it, and is asked again by another version",
+    ]
+    why: Annotated[str | None, "the same for people"]
+
+
 Status = TypedDict(
     "Status",
     {
@@ -156,6 +177,7 @@ Status = TypedDict(
         "last": Annotated[HistoryRow | None, "what happened last"],
         "data-problem": Annotated[str | None, "why settings and state are not as this version needs them"],
         "conflicts": Annotated[list[str], "files of which two versions want different contents"],
+        "firmware": Annotated[list[AdditionRow], "what the image adds to Secure Boot's databases, and is not there"],
     },
 )
 

@@ -23,6 +23,7 @@ from daemon.parts.update.automatic import Automatic
 from daemon.parts.update.boot import Image
 from daemon.parts.update.record import Happened
 from daemon.parts.update.releases import Releases
+from daemon.parts.update.secureboot import Additions
 from daemon.parts.update.starts import Starts, state
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ class Settled(Strict):
 
 
 class Update:
-    """See the module. root: the tree to read from; slots, release, fetch, floor: the programs (`daemon.slots`,
-    `daemon.release`, `daemon.fetch`, `daemon.floor`)."""
+    """See the module. root: the tree to read from; slots, release, fetch, floor, firmware: the programs
+    (`daemon.slots`, `daemon.release`, `daemon.fetch`, `daemon.floor`, `daemon.firmware`)."""
 
     name = "update"
 
@@ -110,9 +111,11 @@ class Update:
         fetch: Sequence[str] = programs.FETCH,
         floor: Sequence[str] = programs.FLOOR,
         ask_init: Callable[[int], None] = lambda number: os.kill(1, number),
+        firmware: Sequence[str] = programs.FIRMWARE,
     ) -> None:
         self.starts = Starts(context, root, slots, floor)
         self.releases = Releases(self.starts, release, slots, fetch, ask_init)
+        self.additions = Additions(self.starts, firmware, lambda: self.releases.progress is not None)
         self._tasks: list[asyncio.Task[None]] = []
         self._floor: asyncio.Task[None] | None = None
 
@@ -130,6 +133,7 @@ class Update:
         if not self._tasks and running is not None and running.entry.left is not None:
             self._tasks.append(background("update", self.starts.watch))
             self._tasks.append(background("update channel", Automatic(self.releases).run))
+            self._tasks.append(background("update firmware", self.additions.run))
 
     async def stop(self) -> None:
         """Leave all as it is."""
@@ -150,9 +154,10 @@ class Update:
         }
 
     def findings(self) -> Iterator[Finding]:
-        """What is not well since the version was changed, and with the downgrade floor."""
+        """What is not well since the version was changed, with the downgrade floor, and with firmware's databases."""
         yield from self.starts.findings()
         yield from self.starts.floor.findings()
+        yield from self.additions.findings()
 
     def methods(self) -> Sequence[Method]:
         """What can be called."""
@@ -267,6 +272,7 @@ class Update:
             "last": _happened(record.history[-1]) if record.history else None,
             "data-problem": starts.data.problem(),
             "conflicts": [f"/{name}" for name in starts.data.conflicts],
+            "firmware": self.additions.rows(),
         }
 
     def _image(self, image: Image) -> ImageRow:

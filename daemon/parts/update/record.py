@@ -20,7 +20,17 @@ from daemon.linux.log import log
 MAX_HISTORY = 200
 MAX_BYTES = 8 << 20
 What = Literal[
-    "installed", "committed", "failed", "fell-back", "rolled-back", "given-up", "cleared", "repaired", "refused"
+    "installed",
+    "committed",
+    "failed",
+    "fell-back",
+    "rolled-back",
+    "given-up",
+    "cleared",
+    "repaired",
+    "firmware-changed",
+    "firmware-refused",
+    "refused",
 ]
 
 
@@ -69,10 +79,25 @@ class Staged(_Kept):
     order: str
 
 
+class Adding(_Kept):
+    """An addition to firmware's databases that is under way. digest: SHA-256; tries: boots in which it was tried."""
+
+    digest: str
+    tries: int
+
+
+class Refused(_Kept):
+    """An addition that firmware did not take. by: root hash of the image that tried, in hex."""
+
+    by: str
+    reason: str
+
+
 class Record(_Kept):
     """The file. installed_in: the boot-ID in which the last image was installed: a commit needs another one; floor: the
     lowest sequence that may be installed; in_tpm: the floor that a TPM was last seen to keep; network: whether there
-    was a way out when it was installed."""
+    was a way out when it was installed; added_in: the boot-ID in which the last addition to firmware was tried;
+    refused: additions, by SHA-256."""
 
     format: Literal[1] = 1
     history: tuple[Happened, ...] = ()
@@ -84,6 +109,9 @@ class Record(_Kept):
     in_tpm: int = 0
     network: bool = False
     staged: Staged | None = None
+    adding: Adding | None = None
+    added_in: str | None = None
+    refused: dict[str, Refused] = Field(default={})
 
     def lowest(self, release: Mapping[str, str], *, good: bool) -> int:
         """The lowest sequence that may be installed: what an image that was called good brings counts, whatever became

@@ -322,6 +322,8 @@ def _status(found: Mapping[str, Any]) -> str:
         rows.append(("floor", _floor(found)))
     if found["data-problem"]:
         rows.append(("data", found["data-problem"]))
+    for row in found["firmware"]:
+        rows.append(("firmware", f"{row['name']} {row['state']}" + (f": {row['why']}" if row["why"] else "")))
     if found["conflicts"]:
         rows.append(("conflicts", f"{', '.join(found['conflicts'])} (mixctl update conflicts)"))
     return f"{labelled(rows)}\n\n{_IMAGES.table(found['images'])}"
