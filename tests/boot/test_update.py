@@ -113,7 +113,7 @@ def test_a_version_that_never_gets_well_falls_back(make_guest: MakeGuest) -> Non
     guest.stop()
     install(guest.vm.disk, "9.0.0", change=lambda line: f"{line} mixos.trial=60")
     guest.start()
-    guest.wait_serial(r"did not get well(?s:.*)did not get well(?s:.*)did not get well(?s:.*)slot a", 3 * BOOT_SECONDS)
+    guest.wait_serial(r"(?:did not get well(?s:.*?)Restarting system(?s:.*?)){3}slot +a", 3 * BOOT_SECONDS)
     up(guest)
     found = status(guest)
     assert found["slot"] == "a"
