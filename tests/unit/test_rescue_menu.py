@@ -256,7 +256,7 @@ def test_the_floor_of_the_rescue_entry_outlives_the_data(device, data, monkeypat
     (device.tree / "usr/lib/mixos/release").write_text("MIXOS_SEQUENCE=7\nMIXOS_FLOOR=5\nMIXOS_EPOCH=9\n")
     for kept, floor in ((3, 5), (6, 6)):
         remember(data, floor=kept)
-        facts = json.loads(repair._known(Disk.find(device.tree), device.tree).facts)
+        facts = repair._known(Disk.find(device.tree), device.tree).facts
         assert (facts["floor"], facts["epoch"]) == (floor, 9)
 
 

@@ -183,8 +183,8 @@ def test_an_offer_says_what_this_device_would_fetch(shop, tmp_path):
     blob = {"offset": 0, "size": 100, "sha256": "11" * 32}
     source = {"version": "1.2.2", "root-hash": HERE.root_hash, "uki-sha256": "bb" * 32}
     plans = [
-        {"from": None, "root": blob, "uki": blob, "transfer": 9000},
-        {"from": source, "root": blob, "uki": blob, "transfer": 70},
+        {"from": None, "root": blob, "uki": blob, "files": [], "transfer": 9000},
+        {"from": source, "root": blob, "uki": blob, "files": [], "transfer": 70},
     ]
     shop.offer("1.2.3", 5, plans=plans)
     found = check(served(shop.repository.files), shop.anchors, tmp_path / "t", HERE, NOW)
