@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from common.errors import DiskError, RefusedError
 from daemon.linux import facts
 from daemon.parts.update.boot import SLOTS, Boot, Disk, look, node
 from daemon.slots import kept
-from daemon.slots.disk import Slot, forget
+from daemon.slots.disk import SLOT, Slot, forget, locked
 
 _ESPS = ("mixos-esp", "mixos-esp-b")
 
@@ -51,6 +52,11 @@ class Program:
         if self.evidence is None:
             return "it is damaged"
         return self.evidence.refused(databases.get("db", ()), databases.get("dbx", ()))
+
+
+def nothing_new(root: Path) -> AbstractContextManager[None]:
+    """While nothing is put into the slot that does not run. Raises DiskError `slots-busy`, OSError."""
+    return locked(Disk.find(root), SLOT, patience=0.0, shared=True)
 
 
 def programs(root: Path) -> list[Program]:

@@ -127,12 +127,14 @@ def spared(boot: Boot, wanted: bytes) -> Boot:
 
 
 @contextlib.contextmanager
-def locked(disk: Disk | Path, what: int, patience: float = _PATIENCE) -> Iterator[None]:
-    """Alone with a part of the disk, among those who use this. Raises DiskError `slots-busy` (retryable)."""
-    descriptor = os.open(disk if isinstance(disk, Path) else disk.path, os.O_RDWR | os.O_CLOEXEC)
+def locked(disk: Disk | Path, what: int, patience: float = _PATIENCE, *, shared: bool = False) -> Iterator[None]:
+    """Alone with a part of the disk, among those who use this; shared: with others who only read. Raises DiskError
+    `slots-busy` (retryable)."""
+    access, kind = (os.O_RDONLY, fcntl.F_RDLCK) if shared else (os.O_RDWR, fcntl.F_WRLCK)
+    descriptor = os.open(disk if isinstance(disk, Path) else disk.path, access | os.O_CLOEXEC)
     try:
         end = time.monotonic() + patience
-        while not _lock(descriptor, what):
+        while not _lock(descriptor, what, kind):
             if time.monotonic() >= end:
                 raise DiskError("another update is under way", reason="slots-busy", retryable=True)
             time.sleep(0.1)
@@ -141,9 +143,9 @@ def locked(disk: Disk | Path, what: int, patience: float = _PATIENCE) -> Iterato
         os.close(descriptor)
 
 
-def _lock(descriptor: int, what: int) -> bool:
+def _lock(descriptor: int, what: int, kind: int) -> bool:
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, what, 1, 0))
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, what, 1, 0))
     except BlockingIOError:
         return False
     return True

@@ -10,7 +10,7 @@ profile mixos-firmware /usr/libexec/mixos-firmware {
   /usr/libexec/mixos-firmware r,
   /usr/lib/mixos/secureboot/{,*} r,
   /run/mixos/{disk,slot} r,
-  /dev/{vd[a-z]*,sd[a-z]*,nvme[0-9]*,mmcblk[0-9]*} r,
+  /dev/{vd[a-z]*,sd[a-z]*,nvme[0-9]*,mmcblk[0-9]*} rk,
   /sys/block/ r,
   /sys/class/block/ r,
   /sys/devices/**/block/** r,

@@ -10,7 +10,8 @@ from daemon.core.method import Caller, Nothing, Role
 from daemon.core.part import Context
 from daemon.parts.update import secureboot, starts
 from daemon.parts.update.part import Update
-from tests.firmware import Firmware, addition, argv, certificate, hash_of, sign_entry
+from daemon.slots.disk import SLOT, locked
+from tests.firmware import LOADER, Firmware, addition, argv, certificate, hash_of, sign_entry
 from tests.hostpackages import ROOT
 from tests.secureboot import signer
 from tests.slots import Device
@@ -76,8 +77,7 @@ async def good(update):
 async def done(update):
     """Good, and whatever is to be added in this boot was."""
     await good(update)
-    await until(lambda: update.additions._brought and update.additions._next() is None)
-    await until(lambda: not update.starts.turn.locked())
+    await asyncio.wait_for(update.additions.done.wait(), 60)
     return (await ask(update, "status"))["firmware"]
 
 
@@ -179,6 +179,40 @@ def test_nothing_while_a_version_is_on_trial_or_staged(device, firmware):
     sign_entry(device, device.install("1.1", "b"), signer("db"))  # applied: the next boot starts it
     assert run(device, idle) == ([], [row("0001-db")])
     assert firmware.get("db") == (certificate("db"),)
+
+
+def test_a_slow_program_keeps_nobody_waiting(device, firmware):
+    firmware.brings(1, addition("db", certificate("db-2")))
+    device.boot()
+    adds, gate = argv(device), device.tree / "gate"
+    wait = f"while sys.argv[1] == 'add' and not os.path.exists({str(gate)!r}): time.sleep(0.02)"
+    code = f"import os, sys, time\n{wait}\nos.execv({adds[0]!r}, [*{adds!r}, *sys.argv[1:]])"
+
+    async def asked(update):
+        await until(lambda: update.starts.records.now.adding is not None)
+        async with asyncio.timeout(60):
+            meanwhile = (await ask(update, "status"))["firmware"]
+        gate.touch()
+        return meanwhile, await done(update)
+
+    events, found = run(device, asked, (sys.executable, "-c", code))
+    assert (events, found) == ([("update.firmware-changed", "0001-db")], ([row("0001-db")], []))
+
+
+def test_what_is_refused_by_who_writes_a_slot_is_added_later(device, firmware):
+    firmware.brings(1, addition("dbx", hash_of(b"".join([LOADER, b"older"]))))
+    device.boot()
+
+    async def later(update):
+        with locked(device.path, SLOT):
+            await good(update)
+            await until(lambda: update.starts.records.now.adding is not None)
+            await until(lambda: update.starts.records.now.adding is None)
+            during = firmware.get("dbx")
+        return during, await done(update)
+
+    events, found = run(device, later)
+    assert (events, found) == ([("update.firmware-changed", "0001-dbx")], ((), []))
 
 
 def test_a_cut_is_seen_by_the_next_boot(device, firmware):

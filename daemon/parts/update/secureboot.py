@@ -55,12 +55,16 @@ class Brought:
 
 
 class Additions:
-    """starts: what runs; firmware: the program; busy: whether a release is being taken."""
+    """starts: what runs; firmware: the program; busy: whether a release is being taken.
+
+    done: set once nothing is left to do in this boot.
+    """
 
     def __init__(self, starts: Starts, firmware: Sequence[str], busy: Callable[[], bool]) -> None:
         self._starts, self._firmware, self._busy = starts, firmware, busy
         self._brought: tuple[Brought, ...] = ()
         self._problem: str | None = None
+        self.done = asyncio.Event()
 
     async def run(self) -> None:
         """For as long as the daemon runs."""
@@ -70,16 +74,18 @@ class Additions:
             except (MixosError, OSError, ValueError) as error:
                 self._problem = one_line(str(error), 300)
                 log("err", f"update: {error}")
-        await asyncio.Event().wait()  # nothing is left to do in this boot
+        self.done.set()
+        await asyncio.Event().wait()
 
     async def _one(self) -> None:
         """Have one added, when that may be, if one waits. Raises MixosError, OSError, ValueError."""
         await self._look()
         while (one := self._next()) is not None:
             async with self._starts.turn:
-                if await asyncio.to_thread(self._free):
-                    await self._add(one)
-                    await self._look()
+                free = await asyncio.to_thread(self._free)
+            if free:
+                await self._add(one)
+                await self._look()
             await asyncio.sleep(TICK)
 
     async def _look(self) -> None:
@@ -88,9 +94,9 @@ class Additions:
         async with aclosing(programs.lines([*self._firmware, "look"])) as heard:
             async for line in heard:
                 found += [Brought.read(one) for one in line.get("additions", ())]
+        self._brought = tuple(found)
         if (adding := self._starts.records.now.adding) is not None:
             await self._settle(adding, next((one for one in found if one.digest == adding.digest), None))
-        self._brought = tuple(found)
 
     async def _settle(self, adding: Adding, one: Brought | None) -> None:
         if one is None:  # of another version, or Secure Boot was switched off
@@ -125,6 +131,9 @@ class Additions:
         except MixosError as error:
             if error.reason == "firmware-refused":
                 await self._refused(one, error.message)
+                return
+            if error.reason == "slots-busy":  # a release is being taken: later
+                await self._keep(adding=before, added_in=None)
                 return
             if not error.reason.startswith("program-"):  # the program has ended in order: nothing is under way
                 await self._keep(adding=None)
