@@ -55,6 +55,12 @@ class Qmp:
             if "return" in answer:
                 return answer["return"]
 
+    def event(self, name: str) -> Any:
+        """Wait for an event, as long as the connection lets an answer take; its data. Others are dropped."""
+        while (found := self._receive()).get("event") != name:
+            pass
+        return found.get("data")
+
     def _receive(self) -> dict[str, Any]:
         try:
             line = self._file.readline(_MAX_LINE)

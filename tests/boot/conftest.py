@@ -38,6 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "storage",
         "reset",
         "update",
+        "faults",
         "taking",
         "rescue",
         "secureboot",

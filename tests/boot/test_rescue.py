@@ -9,11 +9,10 @@ import socket
 from collections.abc import Callable
 
 from common.disk import gpt
-from common.efi.entries import FOLDER, Entry, read_name
 from image import esp
 from image.host import opened
 from tests.boot.guest import BOOT_SECONDS, Guest, wait_until
-from tests.boot.versions import editor, entries, install
+from tests.boot.versions import entries, install, left
 
 MakeGuest = Callable[..., Guest]
 PROMPT = r"number: $"
@@ -43,21 +42,12 @@ class Console:
         self.type(number)
 
 
-def left(guest: Guest, name: str, starts: int) -> None:
-    """Give an entry so many starts of three."""
-    with opened(guest.vm.disk, os.O_RDWR) as descriptor:
-        found = read_name(name)
-        assert found is not None
-        editor(descriptor).rename(f"{FOLDER}/{name}", Entry(found.stem, starts, 3 - starts).name)
-
-
 def test_both_slots_bad_ends_in_the_rescue_entry(make_guest: MakeGuest) -> None:
     guest = make_guest()
     (old,) = entries(guest.vm.disk)
-    install(guest.vm.disk, "9.0.0", change=lambda line: line.replace("init=/sbin/init", "init=/no/init panic=1"))
-    (new,) = set(entries(guest.vm.disk)) - {old}
-    left(guest, old, 0)
-    left(guest, new, 1)
+    new = install(guest.vm.disk, "9.0.0", change=lambda line: line.replace("init=/sbin/init", "init=/no/init panic=1"))
+    left(guest.vm.disk, old, 0)
+    left(guest.vm.disk, new, 1)
     guest.start()
     console = Console(guest)
     console.wait("Kernel panic - not syncing: Requested init /no/init failed")

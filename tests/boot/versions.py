@@ -11,7 +11,7 @@ from pathlib import Path
 from common.disk import gpt, verity
 from common.disk.fatedit import Editor
 from common.efi import pe, uki
-from common.efi.entries import FOLDER, RESCUE, Entry, image_name
+from common.efi.entries import FOLDER, RESCUE, Entry, image_name, read_name
 from image.host import opened
 from image.layout import derive
 
@@ -31,10 +31,24 @@ def entries(disk: Path) -> list[str]:
     return sorted(name for name in found if name != RESCUE)
 
 
-def install(disk: Path, version: str, slot: str = "b", change: Change = lambda line: line) -> None:
-    """Put a version into a slot. change: of its kernel command line."""
+def left(disk: Path, name: str, starts: int) -> None:
+    """Give an entry so many starts of three."""
+    with opened(disk, os.O_RDWR) as descriptor:
+        found = read_name(name)
+        assert found is not None
+        editor(descriptor).rename(f"{FOLDER}/{name}", Entry(found.stem, starts, 3 - starts).name)
+
+
+def install(disk: Path, version: str, slot: str = "b", change: Change = lambda line: line) -> str:
+    """Put a version into a slot, in the place of what is there; gives the name of its entry. change: of its kernel
+    command line."""
     with opened(disk, os.O_RDWR) as descriptor:
         table, esp = gpt.read(descriptor), editor(descriptor)
+        before = table.find(f"mixos-root-{slot}").id, table.find(f"mixos-verity-{slot}").id
+        for path in [path for path in esp.files() if path.startswith(f"{FOLDER}/") and not path.endswith(RESCUE)]:
+            root = uki.read_uki(esp.read(path)).root_hash
+            if root is not None and verity.partition_ids(root) == before:
+                esp.remove(path)
         (name,) = [path for path in esp.files() if path.startswith(f"{FOLDER}/") and not path.endswith(RESCUE)]
         image = esp.read(name)
         found = uki.read_uki(image)
@@ -53,7 +67,9 @@ def install(disk: Path, version: str, slot: str = "b", change: Change = lambda l
         line = change(f'{before}dm-mod.create="{verity.dm_create(tree)}"{rest.partition(chr(34))[2]}')
         identity = found.os_release.replace(found.identity("IMAGE_VERSION"), version)
         data = rewritten(image, {".cmdline": line, ".osrel": identity})
-        esp.add(f"{FOLDER}/{Entry(image_name(tree.root), 3).name}", [data], len(data), epoch=0)
+        entry = Entry(image_name(tree.root), 3).name
+        esp.add(f"{FOLDER}/{entry}", [data], len(data), epoch=0)
+    return entry
 
 
 def rewritten(image: bytes, texts: dict[str, str]) -> bytes:

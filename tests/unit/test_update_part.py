@@ -253,7 +253,7 @@ def test_a_good_version_that_breaks_falls_back_too(device):
     fail(device, 4)
     assert device.boot() == "1.0"
     assert run(device, status)["blocked"] == {
-        "1.1": "after 4 starts: the daemon was never up (it hung, lost power, or could not read its root)"
+        "1.1": "after 4 starts: the daemon was never up (it crashed or hung, lost power, or could not read its root)"
     }
 
 

@@ -42,7 +42,7 @@ def reason(image: Image, record: Record, panic: str | None) -> str:
         return f"after {starts}: {panic}"
     if trial is not None:
         return f"after {starts}: it stopped after the daemon was up, without saying why"
-    return f"after {starts}: the daemon was never up (it hung, lost power, or could not read its root)"
+    return f"after {starts}: the daemon was never up (it crashed or hung, lost power, or could not read its root)"
 
 
 def panic_line(dump: str) -> str | None:
