@@ -57,7 +57,15 @@ class Certificate:
 
     def issued(self, other: Certificate) -> bool:
         """Whether this certificate may issue others, and its key signed the other one. Raises DerError."""
-        if not self.authority or self.subject != other.issuer or other.algorithm not in _RSA_WITH:
+        return self.authority and self._signed(other)
+
+    @property
+    def signed_itself(self) -> bool:
+        """Whether it is its own issuer. Raises DerError."""
+        return self._signed(self)
+
+    def _signed(self, other: Certificate) -> bool:
+        if self.subject != other.issuer or other.algorithm not in _RSA_WITH:
             return False
         return _verified(self.key, _RSA_WITH[other.algorithm], other.signed, other.signature)
 

@@ -267,9 +267,11 @@ def _revokes(one: Signature, chain: Sequence[pkcs7.Certificate], digests: Mappin
 
 
 def _chain(image: Evidence, databases: Sequence[Signature]) -> list[pkcs7.Certificate]:
-    """The certificates in the image's signatures, and those in databases that issued them, and so on."""
+    """The certificates in the image's signatures, and those in databases that issued them, and so on; by their names,
+    but for one that has signed itself, which nobody else has."""
     found = [one for signature in image.signatures for one in pkcs7.certificates(signature)]
     others = [pkcs7.certificate(one.data) for one in databases if one.kind == X509]
     for one in found:  # grows meanwhile
-        found += [other for other in others if other.subject == one.issuer and other not in found]
+        if not one.signed_itself:
+            found += [other for other in others if other.subject == one.issuer and other not in found]
     return found

@@ -173,6 +173,16 @@ def test_a_name_is_no_key() -> None:
     assert refused(secureboot.sign(IMAGE, signer("leaf", "authority", key="stranger")), [], [of("leaf", "authority")])
 
 
+def test_a_successor_of_the_same_name_is_not_revoked_with_its_predecessor() -> None:
+    """Who has signed itself has no issuer."""
+    successor = signer("db", key="successor")
+    signed = secureboot.sign(IMAGE, successor)
+    known = [of("db"), entry(successor.der, siglist.X509)]
+    assert not refused(signed, [of("db")], known)
+    assert refused(signed, [entry(successor.der, siglist.X509)], known)
+    assert refused(secureboot.sign(IMAGE, signer("db", "authority", key="successor")), [of("authority")], known)
+
+
 def test_a_signature_counts_for_its_image_alone() -> None:
     signed, other = signed_image(), pe_image([(".text", b"evil" * 300), (".data", b"x" * 1000)])
     at = pe.parse(signed).certificates[0]
