@@ -47,12 +47,11 @@ HOST = "10.0.2.2"  # this computer, as the guest's network has it
 
 @dataclass(frozen=True)
 class Made:
-    """Where the builds are. old, new: their signed images; bundle: of the new one, with a delta from the old one."""
+    """Where the builds are. old, new: their signed images."""
 
     base: Path
     old: Path
     new: Path
-    bundle: Path
 
     def mixos(self, *words: str) -> str:
         """The project's command, with keys and results of this run."""
@@ -79,22 +78,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     (base / "out").mkdir()
     without = shutil.ignore_patterns(".*", "__pycache__", "out", "tests")
     shutil.copytree(ROOT, base / "project", symlinks=True, ignore=without)
-    found = Made(base, base / "old.img", base / "new.img", base / "out" / f"mixos-{NEW}.mixb")
+    found = Made(base, base / "old.img", base / "new.img")
     found.build(OLD, found.old)
     found.build(NEW, found.new)
-    (base / "hook").write_text(HOOK)
-    hooks = [word for when in ("before-stage", "before-apply") for word in ("--hook", f"{when}={base}/hook")]
-    found.mixos("bundle", str(found.new), "--from", str(found.old), *hooks)
     return found
-
-
-@pytest.fixture(scope="module")
-def web(made: Made) -> Iterator[str]:
-    """The address at which the guest finds the bundle: a web server that has ranges."""
-    with held_port() as port:
-        server = spawn([find_tool("busybox"), "httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", str(made.bundle.parent)])
-        yield f"http://{HOST}:{port}/{made.bundle.name}"
-        kill_group(server)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +92,26 @@ def guest(make_guest: MakeGuest, made: Made) -> Guest:
     found.start()
     is_good(found, OLD)
     return found
+
+
+@pytest.fixture(scope="module")
+def bundle(guest: Guest, made: Made) -> Path:
+    """Of the new version, with a delta from the old one and with hooks, that this device alone can read."""
+    hook = made.base / "hook"
+    hook.write_text(HOOK)
+    hooks = [word for when in ("before-stage", "before-apply") for word in ("--hook", f"{when}={hook}")]
+    key = guest.run("mixctl update key").strip()
+    made.mixos("bundle", str(made.new), "--from", str(made.old), *hooks, "--encrypt-to", key)
+    return made.base / "out" / f"mixos-{NEW}.mixb"
+
+
+@pytest.fixture(scope="module")
+def web(bundle: Path) -> Iterator[str]:
+    """The address at which the guest finds the bundle: a web server that has ranges."""
+    with held_port() as port:
+        server = spawn([find_tool("busybox"), "httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", str(bundle.parent)])
+        yield f"http://{HOST}:{port}/{bundle.name}"
+        kill_group(server)
 
 
 def status(guest: Guest) -> dict[str, Any]:
@@ -122,9 +129,9 @@ def is_good(guest: Guest, version: str) -> dict[str, Any]:
     return found
 
 
-def test_over_ssh_and_back(guest: Guest, made: Made) -> None:
+def test_over_ssh_and_back(guest: Guest, made: Made, bundle: Path) -> None:
     *program, host = guest.vm.ssh_command("admin", ())
-    said = json.loads(made.mixos("update", host, str(made.bundle), "--ssh", shlex.join(program), "--json"))
+    said = json.loads(made.mixos("update", host, str(bundle), "--ssh", shlex.join(program), "--json"))
     assert (said["version"], said["slot"], said["state"]) == (NEW, "b", "good")
     guest.hang_up()
     assert is_good(guest, NEW)["next"] == NEW
