@@ -10,11 +10,11 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from buildsys.files import atomic_write
-from common.bundle import container, manifest, plan, windows
+from common.bundle import container, manifest, plan, sealing, windows
 from common.bundle.container import Front
 from common.bundle.order import MAX_HOOK, MAX_HOOK_SECONDS, MAX_HOOKS, WHENS, When
 from common.disk import fatread, gpt, verity
@@ -22,10 +22,13 @@ from common.efi import uki as uki_format
 from common.efi.entries import BOOT_FILES, FOLDER, RESCUE
 from common.errors import BundleError, FormatError, ImageError, UsageError
 from common.files import read_regular
+from common.safe import one_line
 from image.host import image_errors, opened
 
 Sign = Callable[[str], Front]
+Key = Callable[[bytes], bytes]  # SHA-256 of a payload → the key that it is encrypted with
 _SECONDS = 30  # of a hook, unless they are named
+_MAX_DEVICES = 1 << 20  # bytes of a file with their keys
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,41 @@ class Facts:
     hooks: tuple[Hook, ...] = ()
 
 
+@dataclass(frozen=True)
+class Lock:
+    """Of a payload that devices alone read: their public keys, and its own key."""
+
+    devices: tuple[bytes, ...]
+    key: Key
+
+
+def read_devices(given: Sequence[str]) -> tuple[bytes, ...]:
+    """The public keys of devices that are named: each a key, or a file with one in a line, its first word. Raises
+    UsageError `device-key`."""
+    found = dict.fromkeys(key for one in given for key in _read_devices(one))
+    if len(found) > sealing.MAX_DEVICES:
+        raise UsageError(f"more than {sealing.MAX_DEVICES} devices", reason="device-key")
+    return tuple(found)
+
+
+def _read_devices(given: str) -> list[bytes]:
+    if sealing.is_public(given):
+        return [sealing.read_public(given)]
+    try:
+        text = read_regular(Path(given), _MAX_DEVICES + 1).decode("ascii", "replace")
+    except OSError as error:
+        raise UsageError(f"--encrypt-to {given}: {error.strerror}", reason="device-key") from error
+    lines = [(number, line.split()) for number, line in enumerate(text.split("\n"), start=1)]
+    found = [
+        sealing.read_public(words[0], f"{given}:{number}: {one_line(words[0][:40])}")
+        for number, words in lines
+        if words and not words[0].startswith("#")
+    ]
+    if not found or len(text) > _MAX_DEVICES:
+        raise UsageError(f"--encrypt-to {given}: no key of a device, or more than 1 MiB", reason="device-key")
+    return found
+
+
 def read_hooks(given: Sequence[str]) -> tuple[Hook, ...]:
     """The programs that `WHEN[:SECONDS]=FILE` name. Raises UsageError `bundle-hook`."""
     found = tuple(map(_read_hook, given))
@@ -98,12 +136,13 @@ def _read_hook(text: str) -> Hook:
     return Hook(when, data, seconds)
 
 
-def load(path: Path) -> Content:
-    """The release in an image or a bundle. Raises ImageError for what is neither, or not sound, or cannot be read."""
+def load(path: Path, key: Key | None = None) -> Content:
+    """The release in an image or a bundle. key: of bundles that are encrypted, if they are this project's. Raises
+    ImageError for what is neither, or not sound, or cannot be read."""
     with opened(path) as descriptor, image_errors(path):
         try:
             if os.pread(descriptor, len(container.MAGIC), 0) == container.MAGIC:
-                return _of_bundle(descriptor)
+                return _of_bundle(descriptor, key)
             return _of_image(descriptor, path)
         except OSError as error:
             raise ImageError(f"{path} cannot be read: {error.strerror}", reason="cannot-read") from error
@@ -113,7 +152,12 @@ def check(path: Path) -> manifest.Manifest:
     """The manifest of a bundle that is all there; nothing of it is verified. Raises ImageError for another file, a
     bundle that is cut off (each plan lies behind what it needs), and one whose plans are damaged."""
     with opened(path) as descriptor, image_errors(path):
-        found, read = _opened(descriptor)
+        found, start = _front(descriptor)
+        if found.encryption is not None:
+            if os.fstat(descriptor).st_size < start + sealing.stored(found.encryption.size):
+                raise _cut_off()
+            return found
+        read = _payload(descriptor, start)
         plans = [blob for way in found.plans for blob in (way.root, way.uki, *way.files)]
         for blob in (*plans, *found.hooks):
             if hashlib.sha256(read(blob.offset, blob.size)).hexdigest() != blob.sha256:
@@ -121,19 +165,36 @@ def check(path: Path) -> manifest.Manifest:
     return found
 
 
-def _opened(descriptor: int) -> tuple[manifest.Manifest, windows.Read]:
-    """The manifest of a bundle, and what reads its payload: offset and length → so many bytes."""
+def _front(descriptor: int) -> tuple[manifest.Manifest, int]:
+    """The manifest of a bundle, and where the payload begins."""
     with os.fdopen(os.dup(descriptor), "rb") as stream:
         stream.seek(0)
         front, start = container.read(stream.read)
+    return manifest.parse(front.manifest), start
+
+
+def _payload(descriptor: int, start: int) -> windows.Read:
+    """What reads exactly so many bytes of a payload that is not encrypted."""
 
     def read(offset: int, length: int) -> bytes:
         data = os.pread(descriptor, length, start + offset)
         if len(data) < length:
-            raise BundleError("the bundle is cut off: copy it again", "bundle-damaged")
+            raise _cut_off()
         return data
 
-    return manifest.parse(front.manifest), read
+    return read
+
+
+def _decrypted(descriptor: int, start: int, encryption: manifest.Encryption, key: Key | None) -> windows.Read:
+    found = key(bytes.fromhex(encryption.sha256)) if key is not None else b""
+    if hashlib.sha256(found).hexdigest() != encryption.key_sha256:
+        hint = "name the image that it was made of, or use the private keys that it was made with (MIXOS_KEYS)"
+        raise ImageError("it is encrypted, and its key is not known here", reason="bundle-encrypted", hint=hint)
+    return sealing.Reader(found, start, lambda offset, length: os.pread(descriptor, length, offset)).read
+
+
+def _cut_off() -> BundleError:
+    return BundleError("the bundle is cut off: copy it again", "bundle-damaged")
 
 
 def _of_image(descriptor: int, path: Path) -> Content:
@@ -163,9 +224,13 @@ def _of_image(descriptor: int, path: Path) -> Content:
     return Content(head.identity("IMAGE_VERSION"), head.uname, root, uki, tree.root, target.salt, files)
 
 
-def _of_bundle(descriptor: int) -> Content:
+def _of_bundle(descriptor: int, key: Key | None) -> Content:
     """By its plan for the whole. Nobody's signature counts here: what comes out is a source, known by its hashes."""
-    found, read = _opened(descriptor)
+    found, start = _front(descriptor)
+    if found.encryption is None:
+        read = _payload(descriptor, start)
+    else:
+        read = _decrypted(descriptor, start, found.encryption, key)
     way = next(one for one in found.plans if one.source is None)
     root, uki = (_made(read, blob, target) for blob, target in ((way.root, found.root), (way.uki, found.uki)))
     pairs = zip(way.files, found.files, strict=True)
@@ -191,10 +256,17 @@ def _made(
 
 
 def make(
-    new: Content, earlier: Sequence[Content], facts: Facts, sign: Sign, path: Path, jobs: int = 1
+    new: Content,
+    earlier: Sequence[Content],
+    facts: Facts,
+    sign: Sign,
+    path: Path,
+    jobs: int = 1,
+    lock: Lock | None = None,
 ) -> manifest.Manifest:
     """Write the bundle of a release. earlier: releases that devices run, each with a way of its own unless the whole is
-    no larger. Raises UsageError `bundle-minimum`, BundleError, and what `sign` raises; then nothing is written.
+    no larger; lock: who alone reads it. Raises UsageError `bundle-minimum`, `device-key`, BundleError, and what `sign`
+    raises; then nothing is written.
     """
     if facts.minimum > facts.sequence:
         message = f"--minimum {facts.minimum} is above the number of this release, {facts.sequence}"
@@ -215,6 +287,8 @@ def make(
         else:
             payload.cut(*kept)
     hooks = [_hook(one, payload) for one in facts.hooks]
+    digest = payload.digest()
+    key = lock.key(digest) if lock else None
     found = manifest.Manifest.model_validate(
         {
             "format": 1,
@@ -231,11 +305,19 @@ def make(
             "files": [{"name": name, **_target(data)} for name, data in new.files.items()],
             "plans": [way.model_dump(mode="json", by_alias=True) for way in ways],
             "hooks": hooks,
+            "encryption": _encryption(payload.size, digest, key) if key else None,
         }
     )
-    front = sign(manifest.dump(found))
-    atomic_write(path, b"".join([container.dump(front), *payload.pieces]))
+    front, pieces = sign(manifest.dump(found)), payload.pieces
+    if lock and key:
+        front = replace(front, recipients={sealing.name(one): sealing.seal(key, one) for one in lock.devices})
+        pieces = list(sealing.encrypted(key, pieces))
+    atomic_write(path, b"".join([container.dump(front), *pieces]))
     return found
+
+
+def _encryption(size: int, digest: bytes, key: bytes) -> dict[str, object]:
+    return {"size": size, "sha256": digest.hex(), "key-sha256": hashlib.sha256(key).hexdigest()}
 
 
 def _target(data: bytes) -> dict[str, object]:

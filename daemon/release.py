@@ -18,11 +18,12 @@ import os
 import pwd
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.bundle import container
+from common.bundle import container, sealing
 from common.bundle.order import Order
 from common.bundle.ranges import Files, Ranges
 from common.errors import BundleError, MixosError, TrustError, UsageError
@@ -31,6 +32,7 @@ from common.trust import ANCHORS
 from common.trust.openpgp import utc
 from common.trust.release import Anchors, Running, verify
 from daemon.linux.become import become, keep_only, stay_alone
+from daemon.unsealer import Unsealer
 
 ACCOUNT = "update"
 STATE = Path("var/lib/mixos/update/trust")  # what was trusted before; belongs to the account
@@ -45,8 +47,9 @@ def main(argv: Sequence[str], root: Path = Path("/")) -> int:
         match argv:
             case ["verify" | "check" as what, number] if number.isdigit():
                 facts = _facts(int(number))
-                _confine(root / STATE)
-                _say(**(_verified if what == "verify" else _checked)(facts, root))
+                unsealer = Unsealer(root / STATE.parent / "key", ACCOUNT) if what == "verify" else None
+                _confine(root / STATE, (unsealer.descriptor,) if unsealer else ())
+                _say(**(_verified(facts, root, unsealer) if unsealer else _checked(facts, root)))
             case _:
                 raise UsageError(USAGE, reason="usage")
     except OSError as error:
@@ -79,21 +82,27 @@ def _checked(facts: dict[str, Any], root: Path) -> dict[str, Any]:
     return channel.check(files, _anchors(root), Path(), device, now(facts)).as_json()
 
 
-def _verified(facts: dict[str, Any], root: Path) -> dict[str, Any]:
+def _verified(facts: dict[str, Any], root: Path, unsealer: Unsealer) -> dict[str, Any]:
     ranges = Ranges(0, 0)
     front, payload = container.read(_reader(ranges))
     found = verify(front, _anchors(root), Path(), _running(facts), now(facts))
     order = found.manifest.order(payload, facts["root-hash"])
+    encryption = found.manifest.encryption
+    if encryption is not None:
+        order = replace(order, key=unsealer.unseal(front.recipients))
+        if hashlib.sha256(order.key or b"").hexdigest() != encryption.key_sha256:
+            raise TrustError("the release is encrypted with another key than it says", reason="release-sealed")
     if "hooks" in facts:
         _hooks(order, facts["hooks"], ranges)
     return {"order": order.dump(), "signers": sorted(found.signers), "expires": found.expires.timestamp()}
 
 
 def _hooks(order: Order, there: Sequence[str], ranges: Ranges) -> None:
+    read = sealing.payload(order, ranges.read)
     for piece in {hook.piece.sha256: hook.piece for hook in order.hooks}.values():
         if piece.sha256.hex() in there:
             continue
-        data = ranges.read(order.payload + piece.offset, piece.size)
+        data = read(piece.offset, piece.size)
         if hashlib.sha256(data).digest() != piece.sha256:
             raise BundleError("a hook is not the one that the manifest names", "bundle-damaged")
         _say(hook=piece.sha256.hex(), data=base64.b64encode(data).decode())
@@ -118,12 +127,12 @@ def _facts(descriptor: int) -> dict[str, Any]:
     return found
 
 
-def _confine(folder: Path) -> None:
+def _confine(folder: Path, descriptors: tuple[int, ...]) -> None:
     """The folder of what is kept is the current one from now on: the account cannot go there by itself."""
     parent = os.getppid()
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     os.fchdir(descriptor)
-    keep_only(())
+    keep_only(descriptors)
     stay_alone()
     if os.geteuid() == 0:
         entry = pwd.getpwnam(ACCOUNT)

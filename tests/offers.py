@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from buildsys import bundle
-from buildsys.bundle import Facts, Sign
+from buildsys.bundle import Facts, Lock, Sign
 from common.bundle import container, manifest
 from common.bundle.container import Front
 from common.bundle.order import Order
@@ -60,9 +60,10 @@ def offer(
     facts: Facts = FACTS,
     *,
     rescue: bool = False,
+    lock: Lock | None = None,
 ) -> tuple[Path, manifest.Manifest, int]:
     """The bundle of a release, its manifest, and where its payload begins. rescue: with a rescue entry and a loader of
-    the version (`boot_files`)."""
+    the version (`boot_files`); lock: who alone reads it."""
 
     def content(base: Path, version: str) -> bundle.Content:
         return bundle.load(image(base, version, boot_files(version) if rescue else None))
@@ -70,7 +71,7 @@ def offer(
     new = content(base, version)
     before = [] if earlier is None else [content(base / f"before-{version}", earlier)]
     path = base / f"mixos-{version}.mixb"
-    bundle.make(new, before, facts, sign, path)
+    bundle.make(new, before, facts, sign, path, lock=lock)
     with path.open("rb") as stream:
         front, start = container.read(stream.read)
     return path, manifest.parse(front.manifest), start

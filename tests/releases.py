@@ -152,6 +152,7 @@ def document(**changes: Any) -> dict[str, Any]:
         "files": [],
         "plans": [{"from": None, "root": blob, "uki": blob, "files": [], "transfer": 200}],
         "hooks": [],
+        "encryption": None,
         **changes,
     }
 

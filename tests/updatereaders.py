@@ -19,17 +19,18 @@ from functools import cache
 from uuid import UUID
 
 from backports import zstd
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from securesystemslib.formats import encode_canonical
 from tuf.api.metadata import MetaFile, Snapshot, Timestamp
 
 from common import said
-from common.bundle import container, frames, manifest, order, ranges, windows
+from common.bundle import container, frames, manifest, order, ranges, sealing, windows
 from common.disk import fat, fatread, gpt
 from common.efi import eventlog, pe, pkcs7, siglist, uki
-from common.errors import BundleError, FormatError, MixosError, TpmError, TrustError
+from common.errors import BundleError, FormatError, MixosError, TpmError, TrustError, UsageError
 from common.trust import openpgp
 from common.trust.metadata import Kept, Trusted
-from daemon import floor
+from daemon import floor, unsealer
 from daemon.linux.tpm import WRITELOCKED, WRITTEN, Tpm
 from daemon.slots import stage
 from image import secureboot
@@ -55,6 +56,34 @@ def _front(data: bytes) -> object:
 
 def _header(data: bytes) -> object:
     return container.read(io.BytesIO(data).read)
+
+
+def _decrypted(data: bytes) -> object:
+    reader = sealing.Reader(bytes(32), 0, lambda offset, length: data[offset : offset + length])
+    found = reader.read(0, 1 << 20)
+    assert not any(found), "what was encrypted, or its begin"
+    return found
+
+
+_PRIVATE = bytes(range(32))
+
+
+def _sealed() -> bytes:
+    """A device's sealed key behind another one's."""
+    public = X25519PrivateKey.from_private_bytes(_PRIVATE).public_key().public_bytes_raw()
+    return bytes(8 + 80) + sealing.name(public) + sealing.seal(bytes(32), public)
+
+
+def _unsealed(data: bytes) -> object:
+    answer = unsealer._answer(_PRIVATE, data)
+    assert answer in (unsealer._OTHERS, unsealer._OPENED + bytes(32))
+    return answer
+
+
+def _public(data: bytes) -> object:
+    public = sealing.read_public(data.decode("latin-1"))
+    assert sealing.write_public(public) == data.decode("latin-1").strip()
+    return public
 
 
 def _plan(data: bytes) -> object:
@@ -524,13 +553,17 @@ def readers() -> list[Reader]:
     bundle, trust, form, mixed = (BundleError,), (TrustError,), (FormatError,), (BundleError, TrustError)
     channel = _Channel()
     plan, payload = planned(NEW, OLD)
-    front = container.dump(container.Front(channel.message, (channel.armored,), channel.texts()))
+    sealed = {bytes(8): bytes(80), bytes(range(8)): bytes(range(80))}
+    front = container.dump(container.Front(channel.message, (channel.armored,), channel.texts(), sealed))
     certificate, signature = _certificates()
     log = _event_log()
     by_db = secureboot.sign(pe_image([(".text", b"code" * 300)]), signer("db"))
     return [
         Reader("bundle", [front], _header, bundle),
         Reader("front of a bundle", [front[48:]], _front, bundle),
+        Reader("encrypted payload", [b"".join(sealing.encrypted(bytes(32), [bytes(70_000)]))], _decrypted, bundle),
+        Reader("sealed keys", [_sealed()], _unsealed, ()),
+        Reader("key of a device", [sealing.write_public(bytes(32)).encode()], _public, (UsageError,)),
         Reader(
             "manifest",
             [channel.message.encode(), manifest_text(hooks=[hook()]).encode()],

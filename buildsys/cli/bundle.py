@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,6 +19,14 @@ hook_option = click.option(
     multiple=True,
     metavar="WHEN[:SECONDS]=FILE",
     help="A program that devices run, confined, before-stage or before-apply, and that may refuse. May be repeated.",
+)
+
+encrypt_option = click.option(
+    "--encrypt-to",
+    "devices",
+    multiple=True,
+    metavar="KEY|FILE",
+    help="Devices that alone can read it: what 'mixctl update key' prints, or a file of such lines. May be repeated.",
 )
 
 
@@ -40,6 +49,7 @@ def built_file(path: Path) -> Path:
 )
 @click.option("--minimum", type=click.IntRange(min=0), default=0, help="Sequence that a device must run to take it.")
 @hook_option
+@encrypt_option
 @passphrase_option
 @json_option
 @pass_context
@@ -49,6 +59,7 @@ def bundle(
     earlier: tuple[Path, ...],
     minimum: int,
     hooks: tuple[str, ...],
+    devices: tuple[str, ...],
     passphrase_fd: int | None,
     as_json: bool,
 ) -> None:
@@ -59,12 +70,15 @@ def bundle(
     from buildsys import bundle as making
     from buildsys.cli.keys import private_keys, release_keys
     from buildsys.keys import tuf
+    from buildsys.keys.payload import key_of, new_key
     from buildsys.keys.sign import sign_release
 
-    programs, project, public = making.read_hooks(hooks), context.project, release_keys(context)
+    programs, named = making.read_hooks(hooks), making.read_devices(devices)
+    project, public = context.project, release_keys(context)
     path = built_file(image or project.image_file)
-    new, before = making.load(path), [making.load(one) for one in earlier]
     private, now = private_keys(context, passphrase_fd), tuf.utc_now()
+    key = partial(key_of, private)
+    new, before = making.load(path, key), [making.load(one, key) for one in earlier]
     found = project.config.image
     begun = public.begun(new.version)  # one whose signatures had to be waited for goes on as it was
     created = begun.created if begun is not None else int(now.timestamp())
@@ -72,7 +86,8 @@ def bundle(
     target = project.out / f"mixos-{new.version}.mixb"
     target.parent.mkdir(parents=True, exist_ok=True)
     jobs = os.cpu_count() or 1
-    plans = making.make(new, before, facts, lambda text: sign_release(text, private, public, now), target, jobs)
+    lock = making.Lock(named, partial(new_key, private)) if named else None
+    plans = making.make(new, before, facts, lambda text: sign_release(text, private, public, now), target, jobs, lock)
     rows = [(one.source.version if one.source else None, one.transfer) for one in plans.plans]
     text = "\n".join(f"  {size(transfer):>10}  from {version or 'anything'}" for version, transfer in rows)
     facts_of = [{"from": version, "transfer": transfer} for version, transfer in rows]

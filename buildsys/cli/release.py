@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from buildsys.cli.bundle import hook_option
+from buildsys.cli.bundle import encrypt_option, hook_option
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.cli.keys import passphrase_option
 from common.errors import KeysError, UsageError
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--db", "by", default="db", show_default=True, help="The key of Secure Boot that signs the kernel image: db-2, say."
 )
+@encrypt_option
 @click.option("--no-secure-boot", is_flag=True, help="Do not sign the kernel image: no device enforces it.")
 @click.option("--check", "only_check", is_flag=True, help="Say what speaks against it, and sign nothing.")
 @passphrase_option
@@ -61,6 +63,7 @@ def release(
     minimum: int,
     hooks: tuple[str, ...],
     by: str,
+    devices: tuple[str, ...],
     no_secure_boot: bool,
     only_check: bool,
     passphrase_fd: int | None,
@@ -76,23 +79,26 @@ def release(
     from buildsys.cli.bundle import built_file
     from buildsys.cli.keys import private_keys, release_keys
     from buildsys.keys import tuf
+    from buildsys.keys.payload import key_of, new_key
 
-    programs, project, public = making.read_hooks(hooks), context.project, release_keys(context)
+    programs, named = making.read_hooks(hooks), making.read_devices(devices)
+    project, public = context.project, release_keys(context)
     path = built_file(source or project.image_file)
     parse_waves(waves, 0)
     failures = None if max_failures is None else parse_share(max_failures)
     now, channel = tuf.utc_now(), Channel(folder.absolute())
     channel.check_origin(public)
-    content, known = making.load(path), channel.read(path)
-    if known is not None and hooks:
-        raise UsageError(f"{path} is a bundle, and has its hooks", reason="bundle-hook")
+    private = private_keys(context, passphrase_fd)
+    key = partial(key_of, private)
+    content, known = making.load(path, key), channel.read(path)
+    if known is not None and (hooks or devices):
+        raise UsageError(f"{path} is a bundle, and has its hooks and recipients", reason="bundle-made")
     sequence = project.config.image.sequence if known is None else known.sequence
     built = gate.Built.load(project.out / "manifest.json")
     gate.check(gate.Candidate(project, public, content, built, sequence, now.date(), (channel.folder,)))
     if only_check:
         emit({"version": content.version, "releasable": True}, as_json, f"nothing speaks against {content.version}")
         return
-    private = private_keys(context, passphrase_fd)
     if not no_secure_boot:
         content = _startable(content, context, private, public, by, bundled=known is not None)
 
@@ -103,10 +109,11 @@ def release(
         _adopt(channel, path, known, terms_for(known), private, public)
         plans = known.plans
     else:
-        before = [making.load(one) for one in earlier]
-        before += [making.load(one) for one in channel.earlier(public, content.version, sequence, deltas)]
+        before = [making.load(one, key) for one in earlier]
+        before += [making.load(one, key) for one in channel.earlier(public, content.version, sequence, deltas)]
         before = _different(before)
-        plans = _make(context, channel, content, before, minimum, programs, private, public, terms_for).plans
+        lock = making.Lock(named, partial(new_key, private)) if named else None
+        plans = _make(context, channel, content, before, minimum, programs, private, public, terms_for, lock).plans
     _say(content.version, plans, channel, channel.publish(public), as_json)
 
 
@@ -167,6 +174,7 @@ def _make(
     private: Any,
     public: Any,
     terms_for: Any,
+    lock: Any,
 ) -> Manifest:
     from buildsys import bundle as making
     from buildsys.keys import tuf
@@ -181,7 +189,7 @@ def _make(
         return sign_release(text, private, public, now, terms_for(manifests.parse(text)))
 
     channel.folder.mkdir(parents=True, exist_ok=True)
-    return making.make(content, before, facts, sign, channel.bundle(content.version), os.cpu_count() or 1)
+    return making.make(content, before, facts, sign, channel.bundle(content.version), os.cpu_count() or 1, lock)
 
 
 def _adopt(channel: Channel, path: Path, known: Manifest, terms: Terms, private: Any, public: Any) -> None:

@@ -154,17 +154,21 @@ class Private:
     def secret(self) -> str | None:
         """The passphrase of new keys; None: they have none. It opens one of the keys that are here, if these have one:
         else a slip of the fingers would lock a new key for good. Raises KeysError `keys-passphrase`."""
-        found = self.passphrase.for_new()
-        files = [(kind, path.name) for kind in ("tuf", "secureboot") for path in self.files(kind)]
-        locked = [data for data in (self.read(*one) for one in files) if b"ENCRYPTED" in data]
+        found, locked = self.passphrase.for_new(), self._locked()
         if found is not None and locked and not any(_opens(one, found) for one in locked):
             hint = "a new key gets the passphrase of those that are there"
             raise KeysError(f"the passphrase opens no key in {self.folder}", reason="keys-passphrase", hint=hint)
         return found
 
-    def write(self, kind: str, name: str, key: Any) -> None:
-        """Keep a private key of `cryptography`. Raises KeysError `keys-there` rather than replacing one."""
-        secret = self.secret
+    def _locked(self) -> list[bytes]:
+        """The files of keys that have a passphrase."""
+        files = [(kind, path.name) for kind in ("tuf", "secureboot") for path in self.files(kind)]
+        return [data for data in (self.read(*one) for one in files) if b"ENCRYPTED" in data]
+
+    def write(self, kind: str, name: str, key: Any, *, as_others: bool = False) -> None:
+        """Keep a private key of `cryptography`. as_others: with a passphrase if those that are here have one,
+        whatever new ones get. Raises KeysError `keys-there` rather than replacing one."""
+        secret = self.secret if not as_others or self._locked() else None
         path = self.folder_of(kind) / name
         if path.exists():
             raise KeysError(f"{path} is there already", reason="keys-there", hint="a private key is never overwritten")

@@ -126,6 +126,15 @@ class Hook(Blob):
     seconds: Annotated[int, Field(gt=0, le=MAX_HOOK_SECONDS)]
 
 
+class Encryption(Exact):
+    """Of a payload that named devices alone can read (`common.bundle.sealing`): its bytes and their hash before it was
+    encrypted, and the hash of its key."""
+
+    size: Annotated[int, Field(gt=0, le=MAX_PAYLOAD)]
+    sha256: Hash
+    key_sha256: Hash
+
+
 class Manifest(Exact):
     """The whole. sequence only grows from release to release; minimum_sequence: of what runs, for this update."""
 
@@ -143,6 +152,7 @@ class Manifest(Exact):
     files: Annotated[tuple[BootFile, ...], Field(max_length=3, strict=False)]
     plans: Annotated[tuple[Plan, ...], Field(min_length=1, max_length=64, strict=False)]
     hooks: Annotated[tuple[Hook, ...], Field(max_length=MAX_HOOKS, strict=False)]
+    encryption: Encryption | None
 
     @model_validator(mode="after")
     def _sensible(self) -> Manifest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from common.bundle.windows import MAX_PLAN, MAX_SIZE, Target
@@ -64,7 +64,7 @@ class Hook:
 class Order:
     """payload: where the bundle's payload begins, from which the offsets in plans count; source: root hash of what runs
     if there are plans that begin with it; transfer: bytes that are fetched; created: seconds since 1970; files: of the
-    ESP, by name (`BOOT_FILES`)."""
+    ESP, by name (`BOOT_FILES`); key: of a payload that is encrypted, secret: it is never kept."""
 
     version: str
     sequence: int
@@ -79,6 +79,7 @@ class Order:
     uki: File
     files: dict[str, File]
     hooks: tuple[Hook, ...] = ()
+    key: bytes | None = field(default=None, repr=False)
 
     def dump(self) -> str:
         """Its JSON text."""
@@ -105,6 +106,7 @@ def parse(text: str) -> Order:
             uki=_file(found["uki"]),
             files={name: _file(found["files"][name], MAX_BOOT_FILE) for name in BOOT_FILES if name in found["files"]},
             hooks=tuple(map(_hook, found["hooks"])),
+            key=None if found.get("key") is None else _hash(found["key"]),
         )
         if len(order.hooks) > MAX_HOOKS:
             raise ValueError("hooks")

@@ -73,6 +73,13 @@ class Payload:
             self.size += len(data)
         return self._known[key]
 
+    def digest(self) -> bytes:
+        """SHA-256 of all of it."""
+        whole = hashlib.sha256()
+        for piece in self.pieces:
+            whole.update(piece)
+        return whole.digest()
+
     def cut(self, size: int, count: int) -> None:
         """Forget what was added since there were `count` pieces of `size` bytes."""
         del self.pieces[count:]

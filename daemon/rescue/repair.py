@@ -17,7 +17,7 @@ from common.bundle import order as orders
 from common.bundle.order import Order
 from common.efi.entries import TRIES, Entry
 from common.errors import DiskError, MixosError
-from common.files import read_regular
+from common.files import read_regular, write_durably
 from daemon.linux import process, programs
 from daemon.linux.facts import ROOT, release, text
 from daemon.linux.tpm import DEVICE
@@ -29,6 +29,7 @@ from daemon.rescue import found
 
 FIRSTBOOT, NETWORK = "/usr/libexec/mixos-firstboot", "/usr/lib/mixos/init/network"
 BUNDLES = "*.mixb"
+KEY = "var/lib/mixos/update/key"  # of the device, for releases that are encrypted to it
 TRUST = "var/lib/mixos/update/trust"  # where who verifies keeps what was trusted before, as on a running system
 ACCOUNT = "update"
 _MAX_TRUSTED = 16, 8 << 20  # files, and bytes of one
@@ -173,6 +174,8 @@ def _known(disk: Disk, root: Path) -> Known:
     with contextlib.suppress(MixosError, OSError, ValueError), found.data(disk) as layers:
         for one in sorted((layers / found.VAR / TRUST.removeprefix("var/")).glob("*"))[: _MAX_TRUSTED[0]]:
             (folder / one.name).write_bytes(read_regular(one, _MAX_TRUSTED[1]))
+        with contextlib.suppress(FileNotFoundError):
+            write_durably(root / KEY, read_regular(layers / found.VAR / KEY.removeprefix("var/"), 64), 0o600)
         record = found.record_in(layers)
         servers = settings(layers / found.ETC / "mixos")
     if os.geteuid() == 0:

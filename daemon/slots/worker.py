@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.bundle import windows
+from common.bundle import sealing, windows
 from common.bundle.order import File, Order, Piece
 from common.bundle.ranges import Ranges
 from common.disk import fatread
@@ -58,10 +58,11 @@ def main(
         os.write(out, json.dumps(values).encode() + b"\n")
 
     try:
+        payload = sealing.payload(order, ranges.read)  # before what it needs cannot be loaded any more
         source, esp = (os.open(one[0], os.O_RDONLY | os.O_CLOEXEC) for one in (places.running, places.esp))
         target = os.open(places.target[0], os.O_RDWR | os.O_CLOEXEC)
         _confine(account, parent, (source, esp, target, out, *ranges.descriptors))
-        _make(order, places, ranges, running, (source, esp, target), tell)
+        _make(order, places, ranges, payload, running, (source, esp, target), tell)
     except MixosError as error:
         tell(error=error.as_json())
         return error.exit_code
@@ -95,6 +96,7 @@ def _make(
     order: Order,
     places: Places,
     ranges: Ranges,
+    payload: Read,
     running: bytes | None,
     files: tuple[int, int, int],
     tell: Callable[..., None],
@@ -132,7 +134,7 @@ def _make(
                 data, offset = data[written:], offset + written
             os.fsync(target)  # what was written is there after a cut: it is not fetched twice
 
-        _by_plans(file, wanted, old, read_target, partial(_payload, ranges, order.payload), write, one)
+        _by_plans(file, wanted, old, read_target, payload, write, one)
 
 
 def _by_plans(
@@ -166,10 +168,6 @@ def _exactly(payload: Read, piece: Piece) -> bytes:
     if hashlib.sha256(data).digest() != piece.sha256:
         raise BundleError("a plan is not the one that the manifest names", "bundle-damaged")
     return data
-
-
-def _payload(ranges: Ranges, start: int, offset: int, length: int) -> bytes:
-    return ranges.read(start + offset, length)
 
 
 def _nothing(offset: int, length: int) -> bytes:

@@ -9,6 +9,7 @@ profile mixos-release /usr/libexec/mixos-release {
   /etc/{passwd,group} r,
   /usr/lib/mixos/update/* r,
   /{var/lib,data}/mixos/update/trust/{,**} rwk,
+  /{var/lib,data}/mixos/update/key r,
   capability dac_read_search,
   capability setgid,
   capability setpcap,

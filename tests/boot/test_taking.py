@@ -44,12 +44,11 @@ HOST = "10.0.2.2"  # this computer, as the guest's network has it
 
 @dataclass(frozen=True)
 class Made:
-    """Two builds. old, new: their signed images; bundle: of the new one, with a delta from the old one."""
+    """Two builds. old, new: their signed images."""
 
     project: Project
     old: Path
     new: Path
-    bundle: Path
 
     def build(self, version: str, signed: Path) -> None:
         """An image, signed for Secure Boot, with what enrols the keys."""
@@ -62,22 +61,10 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     base = tmp_path_factory.mktemp("made")
-    found = Made(Project.copied(base), base / "old.img", base / "new.img", base / "out" / f"mixos-{NEW}.mixb")
+    found = Made(Project.copied(base), base / "old.img", base / "new.img")
     found.build(OLD, found.old)
     found.build(NEW, found.new)
-    (base / "hook").write_text(HOOK)
-    hooks = [word for when in ("before-stage", "before-apply") for word in ("--hook", f"{when}={base}/hook")]
-    found.project.mixos("bundle", str(found.new), "--from", str(found.old), *hooks)
     return found
-
-
-@pytest.fixture(scope="module")
-def web(made: Made) -> Iterator[str]:
-    """The address at which the guest finds the bundle: a web server that has ranges."""
-    with held_port() as port:
-        server = spawn([find_tool("busybox"), "httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", str(made.bundle.parent)])
-        yield f"http://{HOST}:{port}/{made.bundle.name}"
-        kill_group(server)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +75,27 @@ def guest(make_guest: MakeGuest, made: Made) -> Guest:
     found.start()
     is_good(found, OLD)
     return found
+
+
+@pytest.fixture(scope="module")
+def bundle(guest: Guest, made: Made) -> Path:
+    """Of the new version, with a delta from the old one and with hooks, that this device alone can read."""
+    project = made.project
+    hook = project.base / "hook"
+    hook.write_text(HOOK)
+    hooks = [word for when in ("before-stage", "before-apply") for word in ("--hook", f"{when}={hook}")]
+    key = guest.run("mixctl update key").strip()
+    project.mixos("bundle", str(made.new), "--from", str(made.old), *hooks, "--encrypt-to", key)
+    return project.base / "out" / f"mixos-{NEW}.mixb"
+
+
+@pytest.fixture(scope="module")
+def web(bundle: Path) -> Iterator[str]:
+    """The address at which the guest finds the bundle: a web server that has ranges."""
+    with held_port() as port:
+        server = spawn([find_tool("busybox"), "httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", str(bundle.parent)])
+        yield f"http://{HOST}:{port}/{bundle.name}"
+        kill_group(server)
 
 
 def status(guest: Guest) -> dict[str, Any]:
@@ -105,9 +113,9 @@ def is_good(guest: Guest, version: str) -> dict[str, Any]:
     return found
 
 
-def test_over_ssh_and_back(guest: Guest, made: Made) -> None:
+def test_over_ssh_and_back(guest: Guest, made: Made, bundle: Path) -> None:
     *program, host = guest.vm.ssh_command("admin", ())
-    said = json.loads(made.project.mixos("update", host, str(made.bundle), "--ssh", shlex.join(program), "--json"))
+    said = json.loads(made.project.mixos("update", host, str(bundle), "--ssh", shlex.join(program), "--json"))
     assert (said["version"], said["slot"], said["state"]) == (NEW, "b", "good")
     guest.hang_up()
     assert is_good(guest, NEW)["next"] == NEW

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from tuf.ngclient import Updater
 
 from buildsys import bundle as making
@@ -30,7 +32,7 @@ from buildsys.keys import secureboot
 from buildsys.keys.private import Passphrase, Private
 from buildsys.keys.public import Public
 from buildsys.run import ANY_STATUS, run
-from common.bundle import container
+from common.bundle import container, manifest, sealing
 from common.errors import MixosError
 from common.trust.channel import Checked, Device, check
 from common.trust.metadata import Fetch
@@ -356,6 +358,33 @@ def test_a_bundle_that_was_made_before_is_released(shop: Shop, url: str):
     shop.ok(release, made, "--channel", shop.served, "--no-secure-boot")
     assert offered(box.check()) == "1.1.0"
     assert (shop.served / "mixos-1.1.0.mixb").read_bytes() == made.read_bytes()
+
+
+def test_a_release_that_named_devices_alone_can_read(shop: Shop, url: str):
+    private = X25519PrivateKey.generate()
+    public = private.public_key().public_bytes_raw()
+    devices = shop.base / "devices.txt"
+    devices.write_text(f"{sealing.write_public(public)} kitchen\n{sealing.write_public(bytes(range(32)))}\n")
+    image = shop.build("1.0.0", 1)
+    shop.ok(release, image, "--channel", shop.served, "--encrypt-to", devices)
+    path = shop.served / "mixos-1.0.0.mixb"
+    with path.open("rb") as stream:
+        front, start = container.read(stream.read)
+    found = manifest.parse(front.manifest)
+    key = sealing.unseal(front.recipients[sealing.name(public)], private.private_bytes_raw())
+    assert key is not None
+    reader = sealing.Reader(key, start, lambda offset, length: path.read_bytes()[offset : offset + length])
+    for blob in (found.plans[0].root, found.plans[0].uki):
+        assert hashlib.sha256(reader.read(blob.offset, blob.size)).hexdigest() == blob.sha256
+    box = Box(shop, url, "0.9.0", 0, "00" * 32)
+    assert offered(box.check()) == "1.0.0"
+    shop.build("1.1.0", 2)
+    made = shop.ok(release, "--channel", shop.served, "--encrypt-to", sealing.write_public(public))
+    assert [one["from"] for one in made["plans"]] == [None, "1.0.0"]  # who made a bundle reads it again
+    shop.refused("bundle-made", release, path, "--channel", shop.served, "--encrypt-to", devices)
+    shop.refused("device-key", bundle, image, "--encrypt-to", "mixos-device:AAAA")
+    (shop.base / "private/bundle/payload.key").unlink()
+    shop.refused("keys-missing", bundle, image, "--from", path)
 
 
 def test_the_kernel_image_of_a_release_is_signed_once(shop: Shop):

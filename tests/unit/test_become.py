@@ -43,7 +43,7 @@ def test_nobody_is_left_when_one_that_reads_what_strangers_sent_is_killed(module
             os.dup2(give, 1)
             {
                 fetch: fetch._confine,
-                release: lambda: release._confine(tmp_path),
+                release: lambda: release._confine(tmp_path, ()),
                 worker: lambda: worker._confine("nobody", parent, ()),
             }[module]()
             if not os.fork():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -19,7 +20,8 @@ from common.bundle.container import Front
 from common.errors import BundleError
 from tests.releases import document, hook, text
 
-FRONT = Front(text(), ("-----BEGIN PGP SIGNATURE-----",), {"1.root.json": "{}", "timestamp.json": "{}"})
+RECIPIENTS = {bytes([number]) * 8: bytes(range(number, 80 + number)) for number in range(3)}
+FRONT = Front(text(), ("-----BEGIN PGP SIGNATURE-----",), {"1.root.json": "{}", "timestamp.json": "{}"}, RECIPIENTS)
 
 
 def refused(source: str, reason: str) -> None:
@@ -257,14 +259,19 @@ def test_a_front_never_asks_for_more_than_it_may_have():
         Front("m", ("s",), {"1.root.json": "x" * 600000}),
         Front("m", ("s",), {f"{n}.root.json": "{}" for n in range(1, 80)}),
         Front("m" * (3 << 20), ("s",), {"1.root.json": "{}"}),
+        Front("m", ("s",), {"1.root.json": "{}"}, {number.to_bytes(8, "big"): bytes(80) for number in range(4097)}),
+        Front("m", ("s",), {"1.root.json": "{}"}, {bytes(8): bytes(79)}),
+        Front("m", ("s",), {"1.root.json": "{}"}, {bytes(7): bytes(80)}),
     ],
-    ids=range(10),
+    ids=range(13),
 )
 def test_what_no_front_may_hold_is_neither_written_nor_read(front: Front):
     with pytest.raises(BundleError) as caught:
         container.dump(front)
     assert caught.value.reason == "bundle-front"
-    document = {"manifest": front.manifest, "signatures": list(front.signatures), "tuf": front.tuf}
+    recipients = {name.hex(): base64.b64encode(key).decode() for name, key in front.recipients.items()}
+    document = {"manifest": front.manifest, "recipients": recipients, "signatures": list(front.signatures)}
+    document["tuf"] = front.tuf
     unreadable(packed(manifest.canonical(document).encode()), "bundle-front")
 
 
@@ -275,8 +282,25 @@ def packed(body: bytes) -> bytes:
     return container._HEAD.pack(container.MAGIC, 1, len(body), hashlib.sha256(body).digest()) + body
 
 
+def test_a_front_for_as_many_devices_as_may_be():
+    recipients = {number.to_bytes(8, "big"): bytes(80) for number in range(4096)}
+    front = Front(FRONT.manifest, FRONT.signatures, FRONT.tuf, recipients)
+    assert read(container.dump(front))[0] == front
+
+
 @pytest.mark.parametrize(
-    "body", [b"", b"{}", b"[]", b"\xff", b'{"manifest":1,"signatures":[],"tuf":{}}', b"[" * 100000]
+    "body",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff",
+        b'{"manifest":1,"recipients":{},"signatures":[],"tuf":{}}',
+        b'{"manifest":"m","signatures":["s"],"tuf":{"1.root.json":"{}"}}',
+        b'{"manifest":"m","recipients":[],"signatures":["s"],"tuf":{"1.root.json":"{}"}}',
+        b'{"manifest":"m","recipients":{"00":"00"},"signatures":["s"],"tuf":{"1.root.json":"{}"}}',
+        b"[" * 100000,
+    ],
 )
 def test_other_json_is_no_front(body: bytes):
     unreadable(packed(body), "bundle-front")

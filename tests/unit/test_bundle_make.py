@@ -1,14 +1,16 @@
 """Bundles of images: what is in them, ways from earlier releases, and that what they make is the image."""
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from buildsys import bundle
 from buildsys.bundle import Facts
-from common.bundle import container, manifest, windows
+from common.bundle import container, manifest, sealing, windows
 from common.bundle.container import Front
 from common.disk import gpt
 from common.errors import ImageError, UsageError
@@ -90,6 +92,38 @@ def test_hooks_are_in_the_payload(images, tmp_path):
         (one.when, one.seconds, one.data) for one in hooks
     ]
     assert bundle.load(path) == new
+
+
+def test_an_encrypted_bundle_is_read_by_who_made_it(images, tmp_path):
+    old, new = map(bundle.load, images)
+    public = X25519PrivateKey.generate().public_key().public_bytes_raw()
+
+    def key(digest):
+        return hashlib.sha256(b"a secret" + digest).digest()
+
+    path, plain = tmp_path / "new.mixb", tmp_path / "plain.mixb"
+    found = bundle.make(new, [old], FACTS, sign, path, lock=bundle.Lock((public,), key))
+    bundle.make(new, [old], FACTS, sign, plain)
+    with path.open("rb") as stream, plain.open("rb") as other:
+        front, start = container.read(stream.read)
+        _, begin = container.read(other.read)
+    payload = plain.read_bytes()[begin:]
+    assert found.encryption.size == len(payload)
+    assert path.stat().st_size == start + sealing.stored(len(payload))
+    assert front.recipients.keys() == {sealing.name(public)}
+    assert payload[: 1 << 12] not in path.read_bytes()
+    assert bundle.load(path, key) == new
+    assert bundle.check(path) == found
+    again = bundle.make(new, [old], FACTS, sign, plain, lock=bundle.Lock((public,), key))
+    assert again == found, "signatures that were waited for are of the same text"
+    for wrong in (None, lambda digest: bytes(32)):
+        with pytest.raises(ImageError) as caught:
+            bundle.load(path, wrong)
+        assert caught.value.reason == "bundle-encrypted"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ImageError) as caught:
+        bundle.check(path)
+    assert caught.value.reason == "bundle-damaged"
 
 
 @pytest.mark.parametrize(

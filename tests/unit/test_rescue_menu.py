@@ -229,6 +229,7 @@ def test_a_bundle_is_verified_staged_and_sealed(device, data, capsys, monkeypatc
     monkeypatch.setattr("daemon.rescue.repair.shutil.chown", lambda *words: None)
     remember(data, floor=41)
     (data / "overlay/var/upper/lib/mixos/update/trust/root.json").write_text("trusted")
+    (data / "overlay/var/upper/lib/mixos/update/key").write_text("secret")
     bundle = tmp_path / "new.mixb"
     bundle.write_bytes(b"bytes")
     (device.tree / "usr/lib/mixos").mkdir(parents=True)
@@ -248,6 +249,8 @@ def test_a_bundle_is_verified_staged_and_sealed(device, data, capsys, monkeypatc
     assert (facts["sequence"], facts["variant"], facts["floor"], facts["root-hash"]) == (7, "kiosk", 41, "")
     assert calls[1][1] == calls[2][1] == order
     assert (device.tree / repair.TRUST / "root.json").read_text() == "trusted"
+    key = device.tree / repair.KEY
+    assert (key.read_text(), key.stat().st_mode & 0o777) == ("secret", 0o600)
 
 
 def test_the_floor_of_the_rescue_entry_outlives_the_data(device, data, monkeypatch):

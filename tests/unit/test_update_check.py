@@ -29,7 +29,7 @@ JUDGE = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from daemon import release
-release._confine = os.chdir
+release._confine = lambda folder, _: os.chdir(folder)
 from pathlib import Path
 sys.exit(release.main(sys.argv[1:], Path(%r)))
 """

@@ -4,7 +4,9 @@ signed, a web server. What the programs give up is tested on the booted system."
 import asyncio
 import contextlib
 import functools
+import hashlib
 import http.server
+import json
 import os
 import signal
 import socket
@@ -17,10 +19,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from buildsys.bundle import Hook
-from common.bundle import container, manifest
+from buildsys.bundle import Hook, Lock
+from common.bundle import container, manifest, sealing
+from common.bundle import order as orders
 from common.bundle.ranges import answer
-from common.errors import MixosError, RefusedError
+from common.errors import DiskError, MixosError, RefusedError
 from common.trust.channel import Terms, Wave, file_of
 from daemon.core.method import Caller, Role
 from daemon.core.part import Context
@@ -46,13 +49,13 @@ class Publisher:
         self.base = base
         self.repository, self.signer = releases.Repository(), releases.Signer()
 
-    def release(self, version, earlier=OLD, **facts):
+    def release(self, version, earlier=OLD, lock=None, **facts):
         def sign(text):
             self.repository.release(text, version)
             return releases.front(self.repository, text, self.signer)
 
         self.base.mkdir(exist_ok=True)
-        return offer(self.base, version, earlier, sign, replace(FACTS, **{"minimum": 0, **facts}))[0]
+        return offer(self.base, version, earlier, sign, replace(FACTS, **{"minimum": 0, **facts}), lock=lock)[0]
 
     def trusted_by(self, device):
         folder = device.tree / "usr/lib/mixos/update"
@@ -100,7 +103,8 @@ import os
 from daemon import fetch, release
 from daemon.slots import worker
 worker._confine = lambda *_: None
-release._confine = os.chdir
+release.ACCOUNT = "nobody"
+release._confine = lambda folder, _: os.chdir(folder)
 fetch._confine = lambda *_: None
 from daemon.slots import main as slots
 root = Path({str(root)!r})
@@ -596,6 +600,81 @@ def test_a_repair_asks_no_hook(device, publisher, confined):
 
     assert run(device, take)[0][-1]["step"] == "done"
     assert confined.asked == [("before-stage", b"passes 0")]
+
+
+# -- encryption --------------------------------------------------------------------------------------------------------
+
+
+def for_devices(*keys):
+    """A lock to them, by the keys that they tell."""
+    return Lock(tuple(map(sealing.read_public, keys)), lambda digest: hashlib.sha256(b"secret" + digest).digest())
+
+
+def key_of(device):
+    return run(device, lambda update: ask(update, "key"))[0]["key"]
+
+
+def test_the_key_of_a_device_stays_and_is_root_s_own(device):
+    path = device.tree / "var/lib/mixos/update/key"
+
+    async def both(update):
+        return await asyncio.gather(ask(update, "key"), ask(update, "key"))
+
+    one, two = run(device, both)[0]
+    assert one == two == {"key": key_of(device)}
+    assert path.stat().st_mode & 0o7777 == 0o600
+    path.write_text("nonsense")
+    with pytest.raises(DiskError) as caught:
+        run(device, lambda update: ask(update, "key"))
+    assert caught.value.reason == "device-key"
+
+
+def test_a_release_for_this_device_is_taken(device, publisher, confined):
+    hook = Hook("before-stage", b"passes, and was encrypted 0", 30)
+    other = sealing.write_public(bytes(range(32)))
+    path = publisher.release("2.0.0", lock=for_devices(other, key_of(device)), sequence=9, hooks=(hook,))
+    assert b"was encrypted" not in path.read_bytes()
+
+    async def take(update):
+        steps = await stage(update, path)
+        record = (device.tree / "var/lib/mixos/update/record.json").read_text()
+        with web(path.parent) as address:
+            again = await ask(update, "fetch", url=f"{address}/{path.name}", again=True)
+            mended = await ask(update, "repair", url=f"{address}/{path.name}")
+        await ask(update, "apply", restart=False)
+        return steps[-1], again[-1]["step"], mended[-1]["step"], orders.parse(json.loads(record)["staged"]["order"])
+
+    (step, again, mended, order), _ = run(device, take)
+    assert (step["step"], step["version"], again, mended) == ("staged", "2.0.0", "staged", "done")
+    assert order.key is None, "it is not kept"
+    assert confined.asked[0] == ("before-stage", hook.data)
+    assert 0 < step["transfer"] < 10_000, "only what differs"
+
+
+def test_a_release_for_other_devices_is_refused(device, publisher):
+    other = sealing.write_public(bytes(range(32)))
+    path = publisher.release("2.1.0", lock=for_devices(other), sequence=9)
+    assert (refused(device, path).reason, refused(device, path).exit_code) == ("release-sealed", 12)
+    assert "no key" in str(refused(device, path))
+    key_of(device)
+    assert "not for this device" in str(refused(device, path))
+    (device.tree / "var/lib/mixos/update/key").write_text("nonsense")
+    assert "damaged" in str(refused(device, path))
+
+
+def test_a_sealed_key_that_somebody_changed_is_refused(device, publisher):
+    key = key_of(device)
+    path = publisher.release("2.2.0", lock=for_devices(key), sequence=9)
+    with path.open("rb") as stream:
+        front, start = container.read(stream.read)
+    (name,), public = front.recipients, sealing.read_public(key)
+    sealed = sealing.seal(bytes(32), public)
+    for recipients in ({name: sealed}, {name: bytes(sealing.SEALED)}, {}):
+        changed = container.dump(replace(front, recipients=recipients)) + path.read_bytes()[start:]
+        path.write_bytes(changed)
+        with path.open("rb") as stream:
+            _, start = container.read(stream.read)
+        assert refused(device, path).reason == "release-sealed"
 
 
 # -- channels ----------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_pairs_are_pairs() -> None:
         assert keys.encode(one.private) not in repr(one)
         with pytest.raises(MixosError) as caught:
             await keys.public_of(b"short")
-        assert caught.value.reason == "vpn-keys"
+        assert caught.value.reason == "x25519"
 
     asyncio.run(scenario())
 

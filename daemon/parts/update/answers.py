@@ -62,6 +62,10 @@ class Progress(TypedDict):
     transfer: Annotated[Bytes, "that are fetched when nothing is there yet"]
 
 
+class PublicKey(TypedDict):
+    key: Annotated[str, "the public part, for who makes releases: mixos-device: and base64"]
+
+
 Found = Literal["sound", "damaged", "missing", "unknown"]
 
 SlotRow = TypedDict(

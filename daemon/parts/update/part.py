@@ -21,6 +21,7 @@ from daemon.core.transfer import Accepts, Content
 from daemon.linux import facts, programs
 from daemon.parts.update.automatic import Automatic
 from daemon.parts.update.boot import Image
+from daemon.parts.update.devicekey import DeviceKey
 from daemon.parts.update.record import Happened
 from daemon.parts.update.releases import Releases
 from daemon.parts.update.secureboot import Additions
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         HistoryRow,
         ImageRow,
         Progress,
+        PublicKey,
         Repairing,
         Status,
     )
@@ -116,6 +118,7 @@ class Update:
         self.starts = Starts(context, root, slots, floor)
         self.releases = Releases(self.starts, release, slots, fetch, ask_init)
         self.additions = Additions(self.starts, firmware, lambda: self.releases.progress is not None)
+        self._devicekey = DeviceKey(context.state)
         self._tasks: list[asyncio.Task[None]] = []
         self._floor: asyncio.Task[None] | None = None
 
@@ -211,6 +214,14 @@ class Update:
                 changes=True,
             ),
             Method(
+                "update.key",
+                "The key that releases are encrypted to for this device; made when there is none.",
+                self._key,
+                OPERATORS,
+                changes=True,
+                seconds=2 * _WRITE,
+            ),
+            Method(
                 "update.commit",
                 "Call what runs good, without waiting.",
                 self._commit,
@@ -293,6 +304,9 @@ class Update:
 
     async def _history(self, _caller: Caller, _params: Nothing) -> list[HistoryRow]:
         return [_happened(one) for one in reversed(self.starts.records.now.history)]
+
+    async def _key(self, _caller: Caller, _params: Nothing) -> PublicKey:
+        return {"key": await self._devicekey.public()}
 
     async def _commit(self, _caller: Caller, _params: Nothing) -> Changed:
         self.starts.refuse_left()

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,7 @@ class Taking:
             root_hash=order.root_hash.hex(),
             slot=slot,
             at=round(time.time(), 3),
-            order=order.dump(),
+            order=replace(order, key=None).dump(),
         )
         self._records.change(staged=staged)
         return staged

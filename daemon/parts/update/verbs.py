@@ -169,6 +169,19 @@ def history(as_json: bool) -> None:
 
 @update.command()
 @json_option
+def key(as_json: bool) -> None:
+    """Print the key that releases are encrypted to for this device (mixos bundle --encrypt-to); the first time it is
+    made.
+
+    \b
+    Example:
+      mixctl update key >>devices.txt
+    """
+    show(ask("update.key", seconds=135.0), as_json, lambda found: str(found["key"]))
+
+
+@update.command()
+@json_option
 def commit(as_json: bool) -> None:
     """Call the version that runs good now, whatever it still waits for.
 

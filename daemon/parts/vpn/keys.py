@@ -1,63 +1,23 @@
-"""Keys of WireGuard: Curve25519 key pairs and preshared keys, 32 bytes, written as 44 characters of base64.
-
-The library that computes them costs 7 MiB and is needed a few times in a device's life, so the daemon never imports it:
-it runs `x25519` in a process of its own. Secrets pass through pipes only. They are kept in files of their own, 0600 in
-a folder 0700.
-"""
+"""Keys of WireGuard: pairs of X25519 (`daemon.linux.x25519`) and preshared keys, 32 bytes, written as 44 characters of
+base64. They are kept in files of their own, 0600 in a folder 0700."""
 
 from __future__ import annotations
 
-import os
 import secrets
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
-from common.errors import MixosError, NotFoundError
+from common.errors import NotFoundError
 from common.wireguard import SIZE, KeyProblem, decode, encode
 from daemon.core.change.applier import View
-from daemon.linux.process import capture
+from daemon.linux.x25519 import Pair, make_pair, public_of
 
 __all__ = ["SIZE", "KeyProblem", "Pair", "Store", "decode", "encode", "make_pair", "preshared", "public_of"]
 SECRETS = "var/lib/mixos/vpn/"
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from daemon.parts.vpn.x25519 import main; main()"
-_LIBRARY = Path(__file__).resolve().parents[3]
-
-
-class Pair(NamedTuple):
-    """A private key and its public key, raw bytes. Never print one: `repr` hides the secret."""
-
-    private: bytes
-    public: bytes
-
-    def __repr__(self) -> str:
-        return f"Pair(public={encode(self.public)})"
 
 
 def preshared() -> bytes:
     """A new preshared key."""
     return secrets.token_bytes(SIZE)
-
-
-async def make_pair() -> Pair:
-    """A new key pair. Raises MixosError `vpn-keys` when it cannot be computed."""
-    return await _compute(b"")
-
-
-async def public_of(private: bytes) -> bytes:
-    """The public key that belongs to a private one. Raises MixosError `vpn-keys`."""
-    return (await _compute(private)).public
-
-
-async def _compute(given: bytes) -> Pair:
-    path = [os.fspath(_LIBRARY), *(entry for entry in sys.path if entry)]
-    done = await capture(
-        [sys.executable, "-IS", "-c", _PROGRAM.format(path=path)], given=given, seconds=60, limit=1 << 16
-    )
-    if done.status != 0 or len(done.out) != 2 * SIZE:
-        last = done.err.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        raise MixosError(f"the key cannot be computed: {last or f'status {done.status}'}", reason="vpn-keys")
-    return Pair(done.out[:SIZE], done.out[SIZE:])
 
 
 class Store:
