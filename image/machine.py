@@ -41,6 +41,7 @@ class Machine:
     the guest's port 22, None without a network. disk_bus: one of DISK_BUSES. sector: bytes in a logical sector of
     `disk`; ahci has 512 only. reboot: whether a guest reboot restarts the machine (False: it ends). secure_boot:
     firmware that enforces Secure Boot once keys are enrolled. preallocate: have the memory there before it starts.
+    log: a file, as large as it may get, that keeps all that is written to `disk` (QEMU's blklogwrites).
     extra: more QEMU arguments, appended as they are.
     """
 
@@ -60,6 +61,7 @@ class Machine:
     secure_boot: bool = False
     firmware: tuple[Path, Path] | None = None
     preallocate: bool = False
+    log: Path | None = None
     extra: tuple[str, ...] = ()
 
 
@@ -96,7 +98,7 @@ def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list
         argv += ["-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1"]
     argv += ["-device", "virtio-rng-pci", "-qmp", f"unix:{MONITOR},server=on,wait=off"]
     sectors = f"logical_block_size={machine.sector},physical_block_size={machine.sector}"
-    argv += _disk(machine.disk, "disk0", machine.disk_bus, "bootindex=1", sectors)
+    argv += _disk(machine.disk, "disk0", machine.disk_bus, "bootindex=1", sectors, log=machine.log)
     for number, disk in enumerate(machine.extra_disks, 1):
         argv += _disk(disk, f"disk{number}", "virtio")
     argv += _serial(machine.serial) + _display(machine.display) + _network(machine.ssh_port)
@@ -112,9 +114,14 @@ def arguments(machine: Machine, state: Path, acceleration: Acceleration) -> list
     return [*argv, *machine.extra]
 
 
-def _disk(path: Path, name: str, bus: str, *options: str) -> list[str]:
+def _disk(path: Path, name: str, bus: str, *options: str, log: Path | None = None) -> list[str]:
     # Host page cache with the guest's flushes honoured; unmap keeps the copy sparse.
-    drive = f"if=none,id={name},format=raw,cache=writeback,discard=unmap,file={value(path)}"
+    file = f"format=raw,cache=writeback,discard=unmap,file={value(path)}"
+    if log is not None:
+        files = (("file", path), ("log", log))
+        parts = ",".join(f"{key}.driver=file,{key}.filename={value(one)}" for key, one in files)
+        file = f"driver=blklogwrites,cache=writeback,discard=unmap,{parts}"
+    drive = f"if=none,id={name},{file}"
     more = "".join(f",{option}" for option in options)
     devices: dict[str, Sequence[str]] = {
         "virtio": ["-device", f"virtio-blk-pci,drive={name}{more}"],
