@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import threading
@@ -356,6 +357,17 @@ def test_a_bundle_that_was_made_before_is_released(shop: Shop, url: str):
     shop.ok(release, made, "--channel", shop.served, "--no-secure-boot")
     assert offered(box.check()) == "1.1.0"
     assert (shop.served / "mixos-1.1.0.mixb").read_bytes() == made.read_bytes()
+
+
+def test_hooks_are_told(shop: Shop, tmp_path: Path):
+    program = tmp_path / "check"
+    program.write_bytes(b"#!/bin/sh\n")
+    said = {"when": "before-stage", "seconds": 5, "size": 10, "sha256": hashlib.sha256(b"#!/bin/sh\n").hexdigest()}
+    image = shop.build("1.0.0", 1)
+    made = shop.ok(bundle, image, "--hook", f"before-stage:5={program}")
+    assert made["hooks"] == [said]
+    assert shop.ok(release, made["bundle"], "--channel", shop.served, "--no-secure-boot")["hooks"] == [said]
+    assert shop.release("1.1.0", 2)["hooks"] == []
 
 
 def test_the_kernel_image_of_a_release_is_signed_once(shop: Shop):
