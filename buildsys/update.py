@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ _POLL = 3.0  # seconds between two questions to a device that restarts
 _ASK = 30.0  # seconds for one of them
 _MAX_LINE = 16 << 10  # bytes of a line that a device says
 _MAX_ANSWER = 4 << 20  # bytes of an answer
+_SSH_FAILED = 255  # ssh(1), EXIT STATUS: whatever it was
+_LINES = 40  # of what SSH said
+# What OpenSSH says before it ends so, in lines of its own (sshconnect.c, sshconnect2.c; they are not translated).
+_CHANGED = re.compile(r"@ +WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! +@")
+_NO_KEY = re.compile(r"Host key verification failed\.")
+_NO_LOGIN = re.compile(
+    r"\S+: Permission denied \([a-z0-9,@.-]*\)\.|Received disconnect from .*Too many authentication.*"
+)
 
 
 def command(program: str, host: str) -> tuple[str, ...]:
@@ -53,14 +62,16 @@ def command(program: str, host: str) -> tuple[str, ...]:
 
 
 def stage(ssh: Ssh, bundle: Path, again: bool, step: Step) -> dict[str, Any]:
-    """What the device has staged. Raises MixosError with its reasons; UnreachableError `update-ssh`."""
+    """What the device has staged. Raises MixosError with its reasons; UnreachableError `update-ssh`,
+    `update-host-changed`, `update-host-unknown`, `update-login`."""
     words = [*ssh, "mixctl", "update", "stage", "-", "--json", *(["--again"] if again else [])]
     with bundle.open("rb") as stream:
         process = spawn(words, terminal=True, talk=True)
         assert process.stdin is not None
         assert process.stdout is not None
         said: list[dict[str, Any]] = []
-        hearing = threading.Thread(target=_hear, args=(process.stderr, said, step), daemon=True)
+        lines: list[str] = []
+        hearing = threading.Thread(target=_hear, args=(process.stderr, said, lines, step), daemon=True)
         hearing.start()
         try:
             with contextlib.suppress(OSError):
@@ -75,7 +86,7 @@ def stage(ssh: Ssh, bundle: Path, again: bool, step: Step) -> dict[str, Any]:
             raise
     last = said[-1] if said else {}
     if status or last.get("step") != "staged":
-        raise _failure(status, last)
+        raise _failure(status, last, lines)
     return last
 
 
@@ -89,13 +100,17 @@ def _reader(descriptor: int) -> Callable[[int, int], bytes]:
     return read
 
 
-def _hear(stream: Any, said: list[dict[str, Any]], step: Step) -> None:
-    """Lines of the device as they come; what is none of ours is SSH's, and for people. The last is kept."""
+def _hear(stream: Any, said: list[dict[str, Any]], lines: list[str], step: Step) -> None:
+    """Lines of the device as they come; what is none of ours is SSH's, and for people. The last is kept; lines: of
+    SSH, none once the device has said something."""
     while line := stream.readline(_MAX_LINE):
         try:
             found = _step(json.loads(line))
         except (ValueError, TypeError, KeyError, RecursionError):
             found = {"words": one_line(line.decode("utf-8", "replace").rstrip(), 500)}
+            lines[:] = [*lines, found["words"]][-_LINES:]
+        else:
+            lines.clear()
         step(found)
         if "words" not in found or not said or "words" in said[0]:
             said[:] = [found]
@@ -132,7 +147,7 @@ def ask(ssh: Ssh, *words: str, seconds: float | None = None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = {"error": one_line(err.decode("utf-8", "replace").strip(), 500)}
     if process.returncode:
-        raise _failure(process.returncode, found)
+        raise _failure(process.returncode, found, err.decode("utf-8", "replace").splitlines())
     return found
 
 
@@ -159,7 +174,7 @@ def _last(stream: Any, held: list[bytes]) -> None:
         held[0] = (held[0] + piece)[-_MAX_LINE:]
 
 
-def _failure(status: int, said: dict[str, Any]) -> MixosError:
+def _failure(status: int, said: dict[str, Any], lines: Sequence[str]) -> MixosError:
     if "error" in said and "reason" in said:
         message, hint = one_line(said["error"], 1000), said.get("hint") and one_line(said["hint"], 300)
         error = MixosError(
@@ -167,9 +182,31 @@ def _failure(status: int, said: dict[str, Any]) -> MixosError:
         )
         error.exit_code = status or 1
         return error
+    if status == _SSH_FAILED and "step" not in said and (refused := _refused(lines)):
+        return refused
     words = f": {said.get('error') or said.get('words')}" if said.get("error") or said.get("words") else ""
     hint = "does 'ssh HOST mixctl status' work?"
     return UnreachableError(f"ssh ended with status {status}{words}", reason="update-ssh", hint=hint, retryable=True)
+
+
+def _refused(lines: Iterable[str]) -> UnreachableError | None:
+    """Why SSH did not let us in, where it says that in so many words: to try again does not help then. A device that
+    says the same is one to which SSH was let in, and gains nothing by it."""
+    found = [line.strip() for line in lines]
+    if any(_NO_KEY.fullmatch(line) for line in found):
+        if any(_CHANGED.fullmatch(line) for line in found):
+            message = "the device has another host key than before, or somebody stands in between"
+            hint = "once erased or flashed it has a new one: compare it on its console, then ssh-keygen -R HOST"
+            return UnreachableError(message, reason="update-host-changed", hint=hint)
+        hint = "ssh HOST, and compare what it shows with the device's console (mixctl status)"
+        message = "the device's host key is none that this computer trusts"
+        return UnreachableError(message, reason="update-host-unknown", hint=hint)
+    for line in found:
+        if _NO_LOGIN.fullmatch(line):
+            hint = "which account, which key? ssh -v HOST; an administrator or operator: mixos update admin@ADDRESS"
+            message = f"the device does not let this account in: {one_line(line, 300)}"
+            return UnreachableError(message, reason="update-login", hint=hint)
+    return None
 
 
 def wait(ssh: Ssh, version: str, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -182,10 +219,12 @@ def wait(ssh: Ssh, version: str, seconds: float, tell: Callable[[str], None]) ->
     while time.monotonic() < end:
         try:
             found = ask(ssh, "update", "status", seconds=_ASK)
-        except MixosError:
+            absent = "restarting"
+        except MixosError as error:
             found, left = {}, True
+            absent = "restarting" if error.retryable else error.message
         running, state = _word(found.get("version")), _word(found.get("state"))
-        words = f"{running}: {state}" if found else "restarting"
+        words = f"{running}: {state}" if found else absent
         if found.get("problem"):
             words += f", waits for: {one_line(found['problem'])}"
         if words != shown:

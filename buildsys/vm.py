@@ -66,13 +66,18 @@ class Vm:
             atomic_write(record, json.dumps(wanted).encode())
         return signed
 
-    def prepare(self, *, fresh: bool, size: int, preseed: Path | None, image: Path | None = None) -> None:
+    def prepare(self, *, fresh: bool, size: int | None, preseed: Path | None, image: Path | None = None) -> None:
         """Make the machine's disk from the image (or a signed one), unless there is one of that very image to go on
-        with. fresh: forget it, and what the firmware keeps."""
+        with. fresh: forget it, and what the firmware keeps; size: None for the usual one, and more if the image is.
+
+        Raises ImageError `disk-too-small` before anything is forgotten.
+        """
         image = image or self.image
         record = self.state / "disk.json"
         text = check_preseed(preseed) if preseed is not None else self.default_preseed()
         info = image.stat()
+        size = max(DISK_SIZE, info.st_size) if size is None else size
+        qemu.check_size(image, size)
         wanted = {"image": [info.st_size, info.st_mtime_ns, info.st_ino], "size": size, "preseed": text}
         if not fresh and self.disk.exists() and _read(record) == wanted:
             return
@@ -81,7 +86,7 @@ class Vm:
         (self.state / "known_hosts").unlink(missing_ok=True)
         if fresh:
             (self.state / VARIABLES).unlink(missing_ok=True)
-        qemu.prepare_disk(image, self.disk, max(size, info.st_size), text)
+        qemu.prepare_disk(image, self.disk, size, text)
         atomic_write(record, json.dumps(wanted).encode())
 
     def default_preseed(self) -> str:

@@ -42,6 +42,14 @@ _PAUSE = 5.0  # seconds between attempts to reach an SSH server of which nothing
 BUTTON_SECONDS = 10.0  # between two presses of the power button
 
 
+def check_size(image: Path, size: int) -> None:
+    """Raise ImageError `disk-too-small` unless a disk of that many bytes holds the image."""
+    length = image.stat().st_size
+    if size < length:
+        message = f"a disk of {words(size)} is smaller than the image, {words(length)}"
+        raise ImageError(message, reason="disk-too-small", hint="give it a larger size")
+
+
 def prepare_disk(image: Path, disk: Path, size: int | None = None, preseed: str | None = None) -> Path:
     """Copy `image` to `disk` sparsely, grown to `size` bytes; put a preseed (checked TOML text) on its ESP.
 
@@ -49,9 +57,8 @@ def prepare_disk(image: Path, disk: Path, size: int | None = None, preseed: str 
     Raises ImageError.
     """
     length = image.stat().st_size if image.is_file() else 0
-    if size is not None and size < length:
-        message = f"a disk of {words(size)} is smaller than the image, {words(length)}"
-        raise ImageError(message, reason="disk-too-small", hint="give it a larger size")
+    if size is not None and length:
+        check_size(image, size)
     disk.parent.mkdir(parents=True, exist_ok=True)
     fresh = disk.with_name(disk.name + ".new")
     try:

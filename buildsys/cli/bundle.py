@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.cli.keys import passphrase_option
 from common.errors import UsageError
 from common.units import size
+
+if TYPE_CHECKING:
+    from common.bundle.manifest import Manifest
 
 hook_option = click.option(
     "--hook",
@@ -36,6 +40,18 @@ def built_file(path: Path) -> Path:
         what = "is no file" if path.exists() else "is not there"
         raise UsageError(f"the image {path} {what}", reason="no-image", hint="build it first: mixos build")
     return path
+
+
+def contents(manifest: Manifest) -> tuple[dict[str, object], str]:
+    """What devices fetch of a bundle and what they run of it: for programs, and in lines for people."""
+    rows = [(one.source.version if one.source else None, one.transfer) for one in manifest.plans]
+    hooks = [
+        {"when": one.when, "seconds": one.seconds, "size": one.size, "sha256": one.sha256} for one in manifest.hooks
+    ]
+    lines = [f"  {size(transfer):>10}  from {version or 'anything'}" for version, transfer in rows]
+    lines += [f"  {size(one.size):>10}  run {one.when}, at most {one.seconds} s" for one in manifest.hooks]
+    plans = [{"from": version, "transfer": transfer} for version, transfer in rows]
+    return {"plans": plans, "hooks": hooks}, "\n".join(lines)
 
 
 @click.command()
@@ -87,8 +103,6 @@ def bundle(
     target.parent.mkdir(parents=True, exist_ok=True)
     jobs = os.cpu_count() or 1
     lock = making.Lock(named, partial(new_key, private)) if named else None
-    plans = making.make(new, before, facts, lambda text: sign_release(text, private, public, now), target, jobs, lock)
-    rows = [(one.source.version if one.source else None, one.transfer) for one in plans.plans]
-    text = "\n".join(f"  {size(transfer):>10}  from {version or 'anything'}" for version, transfer in rows)
-    facts_of = [{"from": version, "transfer": transfer} for version, transfer in rows]
-    emit({"bundle": str(target), "version": new.version, "plans": facts_of}, as_json, f"{target}\n{text}")
+    made = making.make(new, before, facts, lambda text: sign_release(text, private, public, now), target, jobs, lock)
+    data, text = contents(made)
+    emit({"bundle": str(target), "version": new.version, **data}, as_json, f"{target}\n{text}")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from buildsys.cli.context import Command, Context, emit, json_option, named_file, pass_context
-from common.errors import KeysError, UsageError
+from common.errors import KeysError, MixosError, UsageError
 
 OPENPGP = "openpgp"
 _MAX_KEY = 64 << 10  # bytes of a public key
@@ -123,8 +123,23 @@ def list_keys(context: Context, as_json: bool) -> None:
     emit(data, as_json, "\n".join(lines))
 
 
+def _names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """What a shell completes the name of a key to: those of the newest root, "openpgp"; to be replaced also what Secure
+    Boot's are called, to be revoked also who signs. Nothing where there are no keys, or none that can be read."""
+    from buildsys.cli.main import context_of
+    from buildsys.keys import secureboot, tuf
+
+    try:
+        public = public_keys(context_of(**ctx.find_root().params))
+        names = [tuf.name_of(key) for key in public.root().signed.keys.values()]
+        more = public.policy().openpgp.signers if ctx.info_name == "revoke" else secureboot.ROLES
+    except (MixosError, OSError):
+        return []
+    return sorted(name for name in (*names, OPENPGP, *more) if name.startswith(incomplete))
+
+
 @keys.command()
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 @click.option(
     "--public", "pem", type=click.Path(path_type=Path), help="Public key (PEM) of one that is kept elsewhere."
 )
@@ -176,7 +191,7 @@ def by_option(command: Command) -> Command:
 
 
 @keys.command()
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 @by_option
 @passphrase_option
 @json_option
@@ -198,7 +213,7 @@ def _emit_addition(made: Any, as_json: bool) -> None:
 
 
 @keys.command()
-@click.argument("name", metavar="NAME|IMAGE.efi")
+@click.argument("name", metavar="NAME|IMAGE.efi", shell_complete=_names)
 @by_option
 @passphrase_option
 @json_option

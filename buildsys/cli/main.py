@@ -88,7 +88,12 @@ def cli(ctx: click.Context, root: Path | None, config: Path | None, out: str | N
     """
     if out == "":
         raise click.BadParameter("an empty name; . is the current folder", param_hint="--out")
-    ctx.obj = Context(root or find_root(Path.cwd()), config, Path(out) if out else None)
+    ctx.obj = context_of(root, config, out)
+
+
+def context_of(root: Path | None, config: Path | None, out: str | None) -> Context:
+    """From the global options."""
+    return Context(root or find_root(Path.cwd()), config, Path(out) if out else None)
 
 
 def find_root(start: Path) -> Path:

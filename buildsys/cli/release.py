@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from buildsys.cli.bundle import encrypt_option, hook_option
+from buildsys.cli.bundle import contents, encrypt_option, hook_option
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.cli.keys import passphrase_option
 from common.errors import KeysError, UsageError
-from common.units import size
 
 if TYPE_CHECKING:
     from buildsys.bundle import Content, Hook
     from buildsys.channel import Channel
-    from common.bundle.manifest import Manifest, Plan
+    from common.bundle.manifest import Manifest
     from common.trust.channel import Terms
 
 
@@ -107,26 +106,21 @@ def release(
 
     if known is not None:
         _adopt(channel, path, known, terms_for(known), private, public)
-        plans = known.plans
+        manifest = known
     else:
         before = [making.load(one, key) for one in earlier]
         before += [making.load(one, key) for one in channel.earlier(public, content.version, sequence, deltas)]
         before = _different(before)
         lock = making.Lock(named, partial(new_key, private)) if named else None
-        plans = _make(context, channel, content, before, minimum, programs, private, public, terms_for, lock).plans
-    _say(content.version, plans, channel, channel.publish(public), as_json)
+        manifest = _make(context, channel, content, before, minimum, programs, private, public, terms_for, lock)
+    _say(manifest, channel, channel.publish(public), as_json)
 
 
-def _say(version: str, plans: tuple[Plan, ...], channel: Channel, written: list[str], as_json: bool) -> None:
-    rows = [(one.source.version if one.source else None, one.transfer) for one in plans]
-    text = "\n".join(f"  {size(transfer):>10}  from {before or 'anything'}" for before, transfer in rows)
-    data = {
-        "version": version,
-        "bundle": str(channel.bundle(version)),
-        "plans": [{"from": before, "transfer": transfer} for before, transfer in rows],
-        "written": written,
-    }
-    emit(data, as_json, f"released {version}: {data['bundle']}\n{text}")
+def _say(manifest: Manifest, channel: Channel, written: list[str], as_json: bool) -> None:
+    version, place = manifest.version, str(channel.bundle(manifest.version))
+    told, text = contents(manifest)
+    data = {"version": version, "bundle": place, **told, "written": written}
+    emit(data, as_json, f"released {version}: {place}\n{text}")
 
 
 def _startable(content: Content, context: Context, private: Any, public: Any, by: str, *, bundled: bool) -> Content:

@@ -10,7 +10,7 @@ import click
 from buildsys.cli.context import Context, emit, json_option, pass_context
 from buildsys.cli.keys import passphrase_option, private_keys, public_keys
 from buildsys.config.model import parse_size
-from buildsys.vm import DISK_SIZE, Vm
+from buildsys.vm import Vm
 from common.errors import UsageError
 from image import accel, qemu
 from image.machine import DISK_BUSES, Machine
@@ -24,7 +24,7 @@ from image.machine import DISK_BUSES, Machine
 @click.option("--display", is_flag=True, help="Open a window with the machine's screen.")
 @click.option("--memory", default=1024, show_default=True, type=click.IntRange(128, 1 << 20), help="MiB of RAM.")
 @click.option("--cpus", type=click.IntRange(1, 64), help="Processors (default: 2, or 1 without KVM).")
-@click.option("--disk-size", default="2G", show_default=True, help="The machine's disk; first boot grows into it.")
+@click.option("--disk-size", show_default="2G, or the image's", help="The machine's disk; first boot grows into it.")
 @click.option("--disk-bus", type=click.Choice(DISK_BUSES), default="virtio", show_default=True)
 @click.option(
     "--ssh-port", default=0, type=click.IntRange(0, 65535), help="Port of this host for SSH (default: a free one)."
@@ -49,7 +49,7 @@ def run(
     display: bool,
     memory: int,
     cpus: int | None,
-    disk_size: str,
+    disk_size: str | None,
     disk_bus: str,
     ssh_port: int,
     acceleration: str,
@@ -69,7 +69,7 @@ def run(
         raise UsageError("--detach goes without --serial and --display", reason="run-options")
     vm = Vm(context.project, context.project.out / "run")
     try:
-        size = parse_size(disk_size) if disk_size else DISK_SIZE
+        size = parse_size(disk_size) if disk_size is not None else None
     except ValueError as error:
         raise UsageError(f"--disk-size {disk_size}: {error}", reason="size-invalid") from error
     image = _signed(context, vm, passphrase_fd) if secure_boot else None

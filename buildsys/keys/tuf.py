@@ -18,6 +18,7 @@ from tuf.api.metadata import Metadata, Role, Root
 
 from buildsys.keys.private import Private
 from common.errors import KeysError
+from common.trust.metadata import KEYS
 
 ROLES = ("root", "targets", "snapshot", "timestamp")
 DAYS = {"root": 1826, "targets": 730, "snapshot": 365, "timestamp": 90}  # for which metadata is valid
@@ -59,12 +60,17 @@ def new_key(private: Private, name: str) -> Key:
 
 
 def foreign_key(pem: bytes, name: str) -> Key:
-    """A key whose private part is elsewhere, by its public part (PEM). Raises KeysError `keys-damaged`."""
+    """A key whose private part is elsewhere, by its public part (PEM). Raises KeysError `keys-damaged`; `keys-kind` for
+    one that devices do not know."""
     try:
-        return described(SSlibKey.from_crypto(load_pem_public_key(pem)), name)
+        key = SSlibKey.from_crypto(load_pem_public_key(pem))
     except (ValueError, UnsupportedAlgorithm) as error:
         hint = "a PEM file of an ed25519, ECDSA or RSA key, beginning with -----BEGIN PUBLIC KEY-----"
         raise KeysError("this is no public key that can sign metadata", reason="keys-damaged", hint=hint) from error
+    if (key.keytype, key.scheme) not in KEYS:
+        hint = "an ed25519, ECDSA or RSA key"
+        raise KeysError(f"no device knows keys of the kind {key.keytype}", reason="keys-kind", hint=hint)
+    return described(key, name)
 
 
 def described(key: SSlibKey, name: str) -> Key:

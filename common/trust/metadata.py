@@ -15,7 +15,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
-from securesystemslib.signer import SSlibKey
+from securesystemslib.exceptions import UnverifiedSignatureError
+from securesystemslib.signer import Key, Signature, SSlibKey
 from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
 from tuf.api.serialization import DeserializationError, SerializationError
@@ -27,9 +28,35 @@ MAX_ROOTS = 64  # steps of the chain that are taken at once
 MAX_VERSION = 1 << 53
 LIMITS = {"root": 512 << 10, "timestamp": 16 << 10, "snapshot": 64 << 10, "targets": 512 << 10}  # bytes of a file
 _KINDS: dict[str, type[Signed]] = {"root": Root, "timestamp": Timestamp, "snapshot": Snapshot, "targets": Targets}
+_CURVES = tuple(f"ecdsa-sha2-nistp{bits}" for bits in (256, 384, 521))
+# Type and scheme of the keys that can sign for us (4.2); which others the library takes, differs with its version. The
+# curve as the type is an old way to write it.
+KEYS = frozenset(
+    {("ed25519", "ed25519")}
+    | {(kind, curve) for curve in _CURVES for kind in ("ecdsa", curve)}
+    | {("rsa", f"{padding}-sha{bits}") for bits in (256, 384, 512) for padding in ("rsassa-pss", "rsa-pkcs1v15")}
+)
 _ORDER = ("timestamp", "snapshot", "targets")
 
 Fetch = Callable[[str, int], bytes | None]  # (file name, most bytes) → its content; None: there is no such file
+
+
+class UnknownKey(Key):
+    """One of a kind that is none of `KEYS`: it is named and signed, and has signed nothing."""
+
+    @classmethod
+    def from_dict(cls, keyid: str, key_dict: dict[str, Any]) -> UnknownKey:
+        """Raises KeyError, TypeError."""
+        keytype, scheme, keyval = cls._from_dict(key_dict)
+        return cls(keyid, keytype, scheme, keyval, key_dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it came as."""
+        return self._to_dict()
+
+    def verify_signature(self, signature: Signature, data: bytes) -> None:
+        """Raises UnverifiedSignatureError."""
+        raise UnverifiedSignatureError(f"a key of a kind that is not known: {self.keytype}")
 
 
 class Loaded(NamedTuple):
@@ -244,13 +271,29 @@ class Trusted:
 
 def _parse(role: str, data: bytes) -> Loaded:
     try:
-        found: Metadata[Any] = Metadata.from_bytes(data)
-    except DeserializationError as error:
+        known, unknown = _apart(data) if role == "root" else (data, {})
+        found: Metadata[Any] = Metadata.from_bytes(known)
+    except (DeserializationError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TrustError(f"what should be {role}.json is no TUF metadata", reason="release-metadata") from error
     signed = found.signed
     if not isinstance(signed, _KINDS[role]) or not all(map(_whole, _numbers(signed))):
         raise TrustError(f"what should be {role}.json is no {role}", reason="release-metadata")
+    if isinstance(signed, Root):
+        signed.keys.update(unknown)
     return Loaded(found, data)
+
+
+def _apart(data: bytes) -> tuple[bytes, dict[str, UnknownKey]]:
+    """A root without its keys of kinds that are not known, and those: the library refuses all of a root for one of
+    them, and a device must be able to follow one that names a key for its successors.
+
+    Raises ValueError, TypeError, KeyError, AttributeError, RecursionError.
+    """
+    document = json.loads(data.decode())
+    keys = document["signed"]["keys"]
+    names = [name for name, key in keys.items() if (key["keytype"], key["scheme"]) not in KEYS]
+    unknown = {name: UnknownKey.from_dict(name, keys.pop(name)) for name in names}
+    return json.dumps(document).encode() if unknown else data, unknown
 
 
 def _numbers(signed: Signed) -> Iterator[object]:

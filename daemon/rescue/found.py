@@ -16,15 +16,15 @@ from common.safe import one_line
 from daemon.linux import process
 from daemon.linux.facts import ROOT, text
 from daemon.parts.update.boot import Disk, Image, node, variable
+from daemon.parts.update.ending import ending
 from daemon.parts.update.record import MAX_BYTES, Record
-from daemon.parts.update.verdict import panic_line, reason
+from daemon.parts.update.verdict import reason
 
 PATIENCE = 20.0  # seconds for which a disk may take to appear, as for the root of an ordinary start
 DATA = "mixos-data"
 VAR, ETC = "overlay/var/upper", "overlay/etc/upper"  # on the data partition
 RECORD = f"{VAR}/lib/mixos/update/record.json"
 MOUNT, UMOUNT = "/usr/bin/mount", "/usr/bin/umount"
-_WORDS = 1 << 20  # bytes of a kernel's last words
 _EXT4 = 0x438, b"\x53\xef"  # where its magic number is (linux/fs/ext4/ext4.h)
 _NOT_DISKS = ("loop", "ram", "zram", "dm-", "sr", "fd")
 
@@ -102,13 +102,13 @@ def look(disk: Disk, root: Path = ROOT) -> Found:
             record = record_in(folder)
     except (MixosError, OSError, ValueError) as error:
         problems.append(f"what was recorded of versions cannot be read: {_told(error)}")
-    panic = last_words(root)
+    ended = ending(root).words  # what it left stays there for the daemon
     slots = [one for one in images if one.root_hash is not None]
     left = record.given_up
-    return Found(tuple(Version(one, _why(one, record, panic), one.digest in left) for one in slots), tuple(problems))
+    return Found(tuple(Version(one, _why(one, record, ended), one.digest in left) for one in slots), tuple(problems))
 
 
-def _why(image: Image, record: Record, panic: str | None) -> str | None:
+def _why(image: Image, record: Record, ended: str | None) -> str | None:
     if image.slot is None:
         return "no slot holds what it starts"
     if not image.entry.bad:
@@ -116,7 +116,7 @@ def _why(image: Image, record: Record, panic: str | None) -> str | None:
     if image.digest in record.given_up:
         return "somebody went back to the other version"
     blocked = record.blocked.get(image.digest)
-    return blocked.reason if blocked else reason(image, record, panic)
+    return blocked.reason if blocked else reason(image, record, ended)
 
 
 @contextlib.contextmanager
@@ -154,20 +154,6 @@ def mounted(device: Path, kind: str, *options: str, root: Path = ROOT) -> Iterat
         yield folder
     finally:
         process.run([UMOUNT, str(folder)])
-
-
-def last_words(root: Path = ROOT) -> str | None:
-    """Why the kernel died before, if it could leave that (pstore). It stays there for the daemon."""
-    for line in _kept(root):
-        if found := panic_line(line):
-            return found
-    return None
-
-
-def _kept(root: Path) -> Iterator[str]:
-    for path in sorted((root / "sys/fs/pstore").glob("dmesg-*")):
-        with contextlib.suppress(OSError), path.open("rb") as stream:
-            yield stream.read(_WORDS).decode("utf-8", "replace")
 
 
 def addresses(root: Path = ROOT) -> list[str]:

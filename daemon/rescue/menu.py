@@ -19,6 +19,7 @@ from common.safe import one_line, printable
 from common.streams import open_missing
 from daemon.linux import facts, process
 from daemon.parts.update.boot import Disk
+from daemon.parts.update.ending import ending
 from daemon.rescue import found, repair
 from daemon.rescue.found import Found, Version
 from daemon.rescue.repair import Bundle
@@ -176,7 +177,7 @@ class Menu:
 
     def log(self) -> None:
         """What the kernel says, the last lines, and its last words before."""
-        if words := found.last_words(self.root):
+        if words := ending(self.root).words:
             say(f"before this start: {one_line(words, 500)}\n")
         process.run(["/bin/sh", "-c", f"dmesg | tail -n {_LOG_LINES}"])
 

@@ -45,7 +45,6 @@ def why(guest: Guest, version: str) -> str:
     guest.wait_daemon()
     found: dict[str, Any] = json.loads(guest.run("mixctl update status --json"))
     assert (found["slot"], found["next-slot"]) == ("a", "a"), found
-    assert guest.run("ls /sys/fs/pstore") == ""  # it would be the reason of the next failure as well
     reason: str = found["blocked"][version]
     assert reason.startswith("after 3 starts: ")
     return reason.removeprefix("after 3 starts: ")
@@ -69,7 +68,7 @@ def test_a_daemon_that_crashes_or_hangs(guest: Guest, version: str, signal: str)
     guest.wait_serial(
         rf"fault: {signal}(?s:.*)did not get well in time(?s:.*)reboot: Restarting system", 2 * BOOT_SECONDS
     )
-    assert why(guest, version).startswith("the daemon was never up")
+    assert why(guest, version) == "it was not well in time: the daemon was never up"
 
 
 def test_a_machine_that_hangs(guest: Guest) -> None:
@@ -80,5 +79,5 @@ def test_a_machine_that_hangs(guest: Guest) -> None:
     with Qmp(guest.vm.state / EVENTS, BOOT_SECONDS) as events:
         guest.wait_serial("fault: STOP")
         assert events.event("WATCHDOG") == {"action": "reset"}
-    assert why(guest, "9.2.0").startswith("the daemon was never up")
+    assert why(guest, "9.2.0") == "the watchdog restarted the machine"
     assert "reboot: " not in guest.serial

@@ -117,7 +117,9 @@ def test_a_version_that_never_gets_well_falls_back(make_guest: MakeGuest) -> Non
     up(guest)
     found = status(guest)
     assert found["slot"] == "a"
-    assert found["blocked"]["9.0.0"].startswith("after 3 starts: must is required for health, and is ")
+    assert found["blocked"]["9.0.0"].startswith(
+        "after 3 starts: it was not well in time: must is required for health, and is "
+    )
 
 
 def test_a_version_whose_kernel_image_is_damaged_falls_back(make_guest: MakeGuest) -> None:

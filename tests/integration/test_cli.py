@@ -407,6 +407,34 @@ def test_a_verb_completes(tmp_path: Path) -> None:
     assert done.text == "plain,flash"
 
 
+def completed(*words: str | Path, env: dict[str, str]) -> list[str]:
+    """What bash is offered for the last of the words."""
+    line = {
+        "_MIXOS_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(map(str, words)),
+        "COMP_CWORD": f"{len(words) - 1}",
+    }
+    done = run([MIXOS], env={**env, **line}, cwd="/", split=True)
+    assert done.stderr == b""
+    return [one.removeprefix("plain,") for one in done.text.split()]
+
+
+def test_names_of_keys_complete(tmp_path: Path) -> None:
+    env = {"MIXOS_KEYS": str(tmp_path / "private"), "MIXOS_CACHE": str(tmp_path)}
+    project = tmp_path / "project"
+    project.mkdir()
+    shutil.copy(ROOT / "mixos.toml", project)
+    assert completed("mixos", "-C", project, "keys", "rotate", "r", env=env) == []
+    run([MIXOS, "-C", project, "keys", "make", "--no-passphrase"], env=env)
+    offered = completed("mixos", "-C", project, "keys", "rotate", "r", env=env)
+    assert offered == ["root-1", "root-2", "root-3"]
+    assert completed("mixos", "-C", project, "keys", "rotate", "d", env=env) == ["db"]
+    assert completed("mixos", "-C", project, "keys", "revoke", "s", env=env) == ["snapshot-1"]
+    assert "openpgp" in completed("mixos", "-C", project, "keys", "revoke", "o", env=env)
+    (project / "keys" / "tuf" / "1.root.json").write_text("{")
+    assert completed("mixos", "-C", project, "keys", "revoke", "r", env=env) == []
+
+
 def test_cache_of_a_new_user(mixos: Mixos) -> None:
     assert mixos("cache", "ls", "--json").json == {"results": []}
     assert mixos("cache", "verify", "--json").json["damaged"] == {}

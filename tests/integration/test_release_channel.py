@@ -387,6 +387,17 @@ def test_a_release_that_named_devices_alone_can_read(shop: Shop, url: str):
     shop.refused("keys-missing", bundle, image, "--from", path)
 
 
+def test_hooks_are_told(shop: Shop, tmp_path: Path):
+    program = tmp_path / "check"
+    program.write_bytes(b"#!/bin/sh\n")
+    said = {"when": "before-stage", "seconds": 5, "size": 10, "sha256": hashlib.sha256(b"#!/bin/sh\n").hexdigest()}
+    image = shop.build("1.0.0", 1)
+    made = shop.ok(bundle, image, "--hook", f"before-stage:5={program}")
+    assert made["hooks"] == [said]
+    assert shop.ok(release, made["bundle"], "--channel", shop.served, "--no-secure-boot")["hooks"] == [said]
+    assert shop.release("1.1.0", 2)["hooks"] == []
+
+
 def test_the_kernel_image_of_a_release_is_signed_once(shop: Shop):
     shop.release("1.0.0", 1)
     first = channels.Channel(shop.served).bundles()

@@ -284,6 +284,7 @@ KNOWN = {
     "backup": {"state"},
     "config": {"old", "new", "revision"},
     "audit": {"method"},
+    "update": {"version", "file"},
 }
 NEW = {("init", "name"), ("add-peer", "name"), ("import", "name")}
 NEW |= {(name, "name") for name in ("allow", "deny", "forward", "nat")}

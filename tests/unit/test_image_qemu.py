@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from buildsys.project import Project
 from buildsys.run import spawn
+from buildsys.vm import Vm
 from common.disk import gpt
 from common.errors import HostError, ImageError, UsageError
 from image import accel, esp, machine, qemu, qmp
 from image.accel import Acceleration
 from image.machine import Machine
+from tests.hostpackages import ROOT as ROOT_FOLDER
 from tests.images import ROOT, Bench
 from tests.waiting import joined, until
 
@@ -35,6 +38,29 @@ def firmware(tmp_path: Path) -> tuple[Path, Path]:
 def base(tmp_path: Path, firmware: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(machine, "find_tool", lambda name: Path("/usr/bin") / name)
     return Machine(disk=tmp_path / "d,isk.img", firmware=firmware)
+
+
+def test_a_disk_that_does_not_hold_the_image_is_refused_and_nothing_forgotten(tmp_path: Path, monkeypatch) -> None:
+    project = Project.at(ROOT_FOLDER, out=tmp_path / "out")
+    project.out.mkdir()
+    with project.image_file.open("wb") as stream:
+        stream.truncate(3 << 30)
+    preseed = tmp_path / "preseed.toml"
+    preseed.write_text("")
+    vm = Vm(project, tmp_path / "state")
+    vm.state.mkdir()
+    kept = [vm.disk, vm.state / "disk.json", vm.state / "known_hosts", vm.state / machine.VARIABLES]
+    for path in kept:
+        path.write_bytes(b"{}")
+    with pytest.raises(ImageError) as caught:
+        vm.prepare(fresh=True, size=1 << 20, preseed=preseed)
+    assert (caught.value.reason, caught.value.exit_code) == ("disk-too-small", 8)
+    assert all(path.exists() for path in kept)
+    made = []
+    monkeypatch.setattr(qemu, "prepare_disk", lambda image, disk, size, text: made.append(size))
+    vm.prepare(fresh=True, size=None, preseed=preseed)
+    vm.prepare(fresh=True, size=4 << 30, preseed=preseed)
+    assert made == [3 << 30, 4 << 30]
 
 
 def option(argv: list[str], name: str) -> list[str]:

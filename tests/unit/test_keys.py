@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tuf.api.metadata import Metadata
 
@@ -231,6 +232,12 @@ def test_a_key_that_is_kept_elsewhere_is_known_by_its_public_part(private: Priva
         ("targets-2", False)
     ]
     refusal("keys-damaged", tuf.foreign_key, b"no key", "targets-2")
+
+
+def test_a_key_of_a_kind_that_devices_do_not_know_is_not_written():
+    """The library would take it."""
+    pem = MLDSA65PrivateKey.generate().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    refusal("keys-kind", tuf.foreign_key, pem, "targets-2")
 
 
 def test_a_name_in_a_root_is_no_path(private: Private):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from securesystemslib.signer import CryptoSigner, SSlibKey
+from tuf.api.metadata import Metadata
+from tuf.api.serialization import DeserializationError
 
 from common.errors import TrustError
 from common.files import write_atomically
 from common.trust import metadata, release
-from common.trust.metadata import LIMITS, Kept, Trusted
+from common.trust.metadata import LIMITS, Kept, Trusted, UnknownKey
 from tests.releases import NOW, Repository, anchors, raw, served, signed
 from tests.releases import Signer as OpenPgp
 
@@ -97,6 +100,53 @@ def test_a_root_that_leaves_one_out_goes_back_or_stays_is_refused(repository: Re
         repository.root.version = version
         repository.files["2.root.json"] = signed(repository.root, repository.keys["root"])
         refused(reason, repository)
+
+
+UNKNOWN = {"keytype": "ml-dsa", "scheme": "ml-dsa-99/1", "keyval": {"public": "x"}, "x-note": {"a": [1]}}
+
+
+@pytest.mark.parametrize(
+    "key", [UNKNOWN, {"keytype": "rsa", "scheme": "pgp+rsa-pkcsv1.5", "keyval": {"public": {"key": "x"}}}]
+)
+def test_a_key_of_an_unknown_kind_that_no_role_needs_stops_no_device(repository: Repository, key: dict[str, object]):
+    repository.root.keys["ab" * 32] = UnknownKey.from_dict("ab" * 32, copy.deepcopy(key))
+    for role in ("root", "timestamp"):
+        repository.root.roles[role].keyids.append("ab" * 32)
+    data = repository.next_root()
+    trusted = taken(repository)
+    assert trusted.root.version == 2
+    repository.next_root()
+    assert taken(repository, trusted.kept).root.version == 3
+    assert Trusted(data, Kept(), NOW).root.keys["ab" * 32].to_dict() == key
+
+
+def test_the_reference_client_refuses_such_a_root(repository: Repository):
+    """Why ours are never given such a key (`mixos keys rotate`)."""
+    repository.root.keys["ab" * 32] = UnknownKey.from_dict("ab" * 32, copy.deepcopy(UNKNOWN))
+    with pytest.raises(DeserializationError):
+        Metadata.from_bytes(repository.next_root())
+
+
+def test_a_key_of_an_unknown_kind_has_signed_nothing():
+    repository = Repository(roots=2, threshold=2)
+    keyid = repository.keys["root"][1].public_key.keyid
+    repository.root.keys[keyid] = UnknownKey.from_dict(keyid, copy.deepcopy(UNKNOWN))
+    repository.root.version = 2
+    data = repository.write_root(repository.keys["root"])
+    refused("release-signature", repository)
+    with pytest.raises(TrustError) as caught:
+        Trusted(data, Kept(), NOW)
+    assert caught.value.reason == "release-anchors"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [None, [], {}, {**UNKNOWN, "keyval": "x"}, {**UNKNOWN, "keytype": None}, {**UNKNOWN, "scheme": ["x"]}, {"x": 1}],
+)
+def test_what_is_no_key_of_any_kind_is_no_metadata(repository: Repository, key: object):
+    keys = {**repository.root.to_dict()["keys"], "ab" * 32: key}
+    repository.files["2.root.json"] = raw(repository.root, repository.keys["root"], version=2, keys=keys)
+    refused("release-metadata", repository)
 
 
 def test_keys_below_the_threshold_make_no_root():

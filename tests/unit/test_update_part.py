@@ -244,6 +244,35 @@ def test_the_last_words_of_a_kernel_are_the_reason(device):
     assert not dump.exists()
 
 
+def test_a_version_that_the_keeper_ended_was_not_well_in_time(device):
+    device.boot()
+    run(device, become_good)
+    device.install("1.1", "b")
+    device.boot()
+
+    async def wait(update):
+        await until(lambda: update.starts.problem)
+
+    run(device, wait, findings=lambda: [Finding("units", "critical", "web is not up")])
+    fail(device, 2)
+    dump = device.tree / "sys/fs/pstore/dmesg-efi_pstore-1"
+    dump.write_text("<2>[600.1] mixos: this version did not get well in time: restarting\n")
+    device.boot()
+    assert run(device, status)["blocked"] == {"1.1": "after 3 starts: it was not well in time: web is not up"}
+    assert not dump.exists()
+
+
+def test_a_version_that_hung_was_ended_by_the_watchdog(device):
+    device.boot()
+    run(device, become_good)
+    device.install("1.1", "b")
+    fail(device)
+    (device.tree / "sys/class/watchdog/watchdog0").mkdir(parents=True)
+    (device.tree / "sys/class/watchdog/watchdog0/bootstatus").write_text("32\n")
+    device.boot()
+    assert run(device, status)["last"]["reason"] == "after 3 starts: the watchdog restarted the machine"
+
+
 def test_a_good_version_that_breaks_falls_back_too(device):
     device.boot()
     run(device, become_good)

@@ -88,6 +88,53 @@ def test_a_device_that_cannot_be_reached(device, bundle, does):
     assert caught.value.reason == "update-ssh"
 
 
+# As OpenSSH 9.2 says it, with the ends of lines that it has.
+CHANGED = """\
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\r
+@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\r
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\r
+Host key for [127.0.0.1]:49659 has changed and you have requested strict checking.\r
+Host key verification failed.\r
+"""
+KNOWN = {
+    "update-host-changed": CHANGED,
+    "update-host-unknown": "Host key verification failed.\r\n",
+    "update-login": "a banner\r\nadmin@127.0.0.1: Permission denied (publickey,keyboard-interactive).\r\n",
+}
+MANY = "Received disconnect from ::1 port 22:2: Too many authentication failures\r\nDisconnected from ::1 port 22\r\n"
+
+
+@pytest.mark.parametrize(("reason", "words"), [*KNOWN.items(), ("update-login", MANY)])
+def test_why_ssh_is_not_let_in(device, bundle, reason, words):
+    ssh = device(f"sys.stderr.write({words!r})\nsys.exit(255)")
+    for call in (
+        lambda: update.stage(ssh, bundle, again=False, step=lambda step: None),
+        lambda: update.ask(ssh, "update", "apply"),
+    ):
+        with pytest.raises(UnreachableError) as caught:
+            call()
+        assert (caught.value.reason, caught.value.retryable, bool(caught.value.hint)) == (reason, False, True)
+
+
+@pytest.mark.parametrize(
+    ("does", "status"),
+    [
+        ("sys.stderr.write('client_loop: send disconnect: Broken pipe\\r\\n')", 255),
+        ("sys.stderr.write('kex_exchange_identification: Connection closed by remote host\\r\\n')", 255),
+        ("sys.stderr.write('cp: Permission denied (publickey).\\n')", 1),
+        (
+            "say(version='1', slot=None, step='root', done=1, of=2, fetched=3)\n"
+            "sys.stderr.write('Host key verification failed.\\r\\n')",
+            255,
+        ),
+    ],
+)
+def test_what_breaks_later_or_says_something_else_may_be_tried_again(device, bundle, does, status):
+    with pytest.raises(UnreachableError) as caught:
+        update.stage(device(f"{does}\nsys.exit({status})"), bundle, again=False, step=lambda step: None)
+    assert (caught.value.reason, caught.value.retryable) == ("update-ssh", True)
+
+
 def test_a_device_that_asks_for_nonsense(device, bundle):
     with pytest.raises(MixosError) as caught:
         update.stage(device("sys.stdout.write('Welcome to the device' * 10)"), bundle, False, lambda step: None)
@@ -125,6 +172,9 @@ answer = answers.pop(0) if len(answers) > 1 else answers[0]
 state.write_text(json.dumps(answers))
 if answer is None:
     sys.exit(255)
+if isinstance(answer, str):
+    sys.stderr.write(answer)
+    sys.exit(255)
 print(json.dumps(answer))
 """
 
@@ -151,6 +201,13 @@ def test_it_waits_until_the_version_is_good(device, tmp_path):
         "1.1.0: trial",
         "1.1.0: good",
     ]
+
+
+def test_a_device_that_is_another_one_after_the_restart_is_told_and_waited_for(device, tmp_path):
+    wait, told = waiting(device, tmp_path, None, CHANGED, GOOD)
+    assert wait()["state"] == "good"
+    assert told[0] == "restarting"
+    assert "host key" in told[1]
 
 
 def test_a_device_that_fell_back_says_why(device, tmp_path):

@@ -5,7 +5,8 @@
  * TRIAL is a file that holds a time, in seconds after the kernel's start; it is made by init when the boot is on trial
  * (docs/updates.md) and removed by the daemon when all is well. When that time has come and the file is still there, init
  * is asked for a restart, as `reboot` does; a shutdown that has not ended PATIENCE seconds later ends here, by the watchdog
- * that is fed no more and by reboot(2).
+ * that is fed no more and by reboot(2). The kernel is told to leave its log in the firmware (pstore), as when it dies, so
+ * that the version which is started then knows why (daemon/parts/update/ending.py reads what is said here).
  */
 #define _GNU_SOURCE
 #include "../base.h"
@@ -25,6 +26,7 @@
 #include <unistd.h>
 
 #define PATIENCE 120
+#define KEEP_LOG "/sys/module/printk/parameters/always_kmsg_dump" /* not for an ordinary restart: firmware wears */
 
 static void say(const char *text)
 {
@@ -73,6 +75,7 @@ int main(int argc, char **argv)
         if (watchdog >= 0 && !(end && now() >= end))
             ioctl(watchdog, WDIOC_KEEPALIVE, NULL);
         if (!end && overdue(argv[3])) {
+            write_at(AT_FDCWD, KEEP_LOG, "1");
             say("<2>mixos: this version did not get well in time: restarting\n");
             end = (int)now() + PATIENCE;
             kill(1, SIGTERM); /* BusyBox init: restart */

@@ -1,6 +1,6 @@
 """The part `update`. It starts last: a new version is good when all else is up."""
 
-from daemon.core.manifest import File, Manifest, Verb
+from daemon.core.manifest import File, Manifest, Names, Verb
 
 MANIFEST = Manifest(
     name="update",
@@ -11,5 +11,6 @@ MANIFEST = Manifest(
         File("update.toml", check="common.settings.model:check_update"),
     ),
     verbs={"update": Verb("verbs", "See what runs and what the next boot starts; go back to the other version.")},
+    names={"blocked-version": Names("update.status", ("blocked",)), "conflict": Names("update.status", ("conflicts",))},
     passing=("var/lib/mixos/update",),
 )

@@ -26,9 +26,10 @@ from daemon.linux import facts, programs
 from daemon.linux.log import log
 from daemon.parts.update.boot import Boot, Disk, Image, look
 from daemon.parts.update.data import Data
+from daemon.parts.update.ending import ending
 from daemon.parts.update.floor import Floor
 from daemon.parts.update.record import Blocked, Records, Trial
-from daemon.parts.update.verdict import failures, panic_line
+from daemon.parts.update.verdict import failures
 
 if TYPE_CHECKING:
     from daemon.parts.update.answers import State
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 PAUSE = 2.0  # seconds between two looks at whether all is well
 STABLE = 20.0  # seconds for which it must be, in a new image
 _PLACE = 600.0  # seconds for some 100 MiB that are read and written
-_MAX_PANIC = 1 << 20  # bytes of a kernel's last words
 
 
 class Starts:
@@ -75,9 +75,9 @@ class Starts:
             self.error = error
             log("err", f"update: {error.message}")
             return
-        panic = self._panic()
+        ended = self._ended()
         record = self.records.now
-        if failed := failures(self.boot, record, panic):
+        if failed := failures(self.boot, record, ended):
             fell = [self.records.happened("failed", one.image.version, one.image.slot, one.reason) for one in failed]
             blocked = {
                 one.image.digest: Blocked(version=one.image.version, reason=one.reason, at=fell[0].at) for one in failed
@@ -115,20 +115,17 @@ class Starts:
         self._disk = Disk.at(self._disk.path)
         self.boot = look(self._disk, facts.slot(self.root), self.root)
 
-    def _panic(self) -> str | None:
-        """Why the kernel died before, if it could leave that (pstore); what it left is then removed: the firmware's
-        room for it is small."""
-        found = None
-        for path in sorted((self.root / "sys/fs/pstore").glob("dmesg-*")):
+    def _ended(self) -> str | None:
+        """How the boot before this one ended. What its kernel left is then removed: the firmware's room is small."""
+        found = ending(self.root)
+        if found.words or found.kept:
+            log("err", f"update: the boot before this one: {found.words or 'its kernel left its last words'}")
+        for path in found.kept:
             try:
-                with path.open("rb") as stream:
-                    text = stream.read(_MAX_PANIC).decode("utf-8", "replace")
-                found = panic_line(text) or found
-                log("err", f"update: {path.name}: {panic_line(text) or 'the kernel left its last words'}")
                 path.unlink()
             except OSError as error:
                 log("err", f"update: {path.name} stays, and may be taken for the reason of a later failure: {error}")
-        return found
+        return found.words
 
     def usable(self) -> None:
         """Raise why nothing is known of the disk, if that is so."""

@@ -14,6 +14,7 @@ from common.safe import printable
 from common.units import clock, duration, size, word
 from daemon.client.cli.common import ask, follow, json_option, show
 from daemon.client.cli.content import Meter
+from daemon.client.console.names import names as known
 from daemon.client.show import Column, Listing, labelled
 from daemon.parts.update.serve import served
 
@@ -205,7 +206,7 @@ def rollback(as_json: bool) -> None:
 
 
 @update.command()
-@click.argument("version")
+@click.argument("version", shell_complete=known("blocked-version"))
 @json_option
 def clear(version: str, as_json: bool) -> None:
     """Let a VERSION that failed be installed and started again.
@@ -230,7 +231,7 @@ def conflicts(as_json: bool) -> None:
 
 
 @update.command()
-@click.argument("file")
+@click.argument("file", shell_complete=known("conflict"))
 @click.option("--take", is_flag=True, help="The other content; otherwise the file stays as it is.")
 @json_option
 def resolve(file: str, take: bool, as_json: bool) -> None:

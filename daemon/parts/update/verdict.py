@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from daemon.parts.update.boot import Boot, Image
+from daemon.parts.update.ending import OVERDUE
 from daemon.parts.update.record import Record
 
 
@@ -19,36 +20,31 @@ class Failed(NamedTuple):
     reason: str
 
 
-def failures(boot: Boot, record: Record, panic: str | None) -> list[Failed]:
-    """Those that the record does not have yet. panic: the last words of a kernel that died, if it left some."""
+def failures(boot: Boot, record: Record, ended: str | None) -> list[Failed]:
+    """Those that the record does not have yet. ended: how the boot before this one did, if that is known
+    (`daemon.parts.update.ending`)."""
     found = []
     for image in boot.images:
         known = image.digest in record.blocked or image.digest in record.given_up
         if not image.entry.bad or image is boot.running or known:
             continue
-        found.append(Failed(image, reason(image, record, panic)))
+        found.append(Failed(image, reason(image, record, ended)))
     return found
 
 
-def reason(image: Image, record: Record, panic: str | None) -> str:
+def reason(image: Image, record: Record, ended: str | None) -> str:
     """In words: how an image ended that has no starts left."""
     starts = f"{image.entry.done} starts"
     if image.slot is None:
         return f"after {starts}: no slot holds what its entry starts"
     trial = record.trial if record.trial is not None and record.trial.root_hash == image.digest else None
-    if trial is not None and trial.problem:
-        return f"after {starts}: {trial.problem}"
-    if panic:
-        return f"after {starts}: {panic}"
+    problem = trial.problem if trial is not None else "the daemon was never up"
+    if ended == OVERDUE:
+        return f"after {starts}: {ended}: {problem}" if problem else f"after {starts}: {ended}"
+    if trial is not None and problem:
+        return f"after {starts}: {problem}" + (f"; then {ended}" if ended else "")
+    if ended:
+        return f"after {starts}: {ended}"
     if trial is not None:
         return f"after {starts}: it stopped after the daemon was up, without saying why"
-    return f"after {starts}: the daemon was never up (it crashed or hung, lost power, or could not read its root)"
-
-
-def panic_line(dump: str) -> str | None:
-    """The line of a kernel's log that says why it died (Documentation/admin-guide/pstore-blk.rst, kmsg_dump)."""
-    for line in dump.splitlines():
-        _, found, words = line.partition("Kernel panic - not syncing: ")
-        if found:
-            return f"kernel panic: {words.strip()[:200]}"
-    return None
+    return f"after {starts}: {problem} (it crashed or hung, lost power, or could not read its root)"
