@@ -1,8 +1,6 @@
 """`update.check`: the daemon asks a channel by the programs that fetch and judge."""
 
-import asyncio
 import json
-import sys
 import time
 
 import pytest
@@ -11,26 +9,21 @@ from common.bundle.ranges import MAX_FILE
 from common.errors import MixosError
 from common.trust import metadata
 from daemon import release
-from daemon.core.method import Caller, Nothing, Role
-from daemon.core.part import Context
 from daemon.parts.update import taking
-from daemon.parts.update.part import Update
 from daemon.parts.update.record import Blocked
 from daemon.parts.update.verbs import _checked
+from tests import updatepart
 from tests.channels import ROOTS, Channel, waves
 from tests.fetching import program
-from tests.hostpackages import ROOT
 from tests.slots import Device
+from tests.updatepart import ask, context_of
 from tests.webserver import Web
 
-ADMIN = Caller(Role.ADMIN, 0, 0, 1, "somebody", "local")
 ALL = waves((-7 * 86_400, 10_000))
-JUDGE = f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
+JUDGE = """
+import os
 from daemon import release
 release._confine = lambda folder, _: os.chdir(folder)
-from pathlib import Path
 sys.exit(release.main(sys.argv[1:], Path(%r)))
 """
 
@@ -42,9 +35,8 @@ class Box:
         self.device = Device(base)
         self.device.boot()
         self.tree = self.device.tree
-        state, etc = self.tree / "var/lib/mixos", self.tree / "etc/mixos"
-        self.context = Context(run=self.tree / "run/mixos", state=state, etc=etc, cgroups=base / "cgroup")
-        etc.mkdir(parents=True)
+        self.context = context_of(self.tree, "var/lib/mixos")
+        self.context.etc.mkdir(parents=True)
         self.settings(f'channel = "{url}/c"')
         anchors = self.tree / "usr/lib/mixos/update"
         anchors.mkdir(parents=True)
@@ -57,21 +49,14 @@ class Box:
         (self.context.etc / "update.toml").write_text(text)
 
     def check(self, blocked=(), left=()):
-        async def life():
-            judge = (sys.executable, "-c", JUDGE % str(self.tree))
-            update = Update(self.context, root=self.tree, release=judge, fetch=program())
-            await update.start()
+        async def scenario(update):
             update.starts.records.change(
                 blocked={digest: Blocked(version="x", reason="why", at=1.0) for digest in blocked}, given_up=left
             )
-            method = next(one for one in update.methods() if one.name == "update.check")
-            try:
-                async with asyncio.timeout(60):
-                    return await method.handler(ADMIN, Nothing())
-            finally:
-                await update.stop()
+            return await ask(update, "check")
 
-        return asyncio.run(life())
+        judge = updatepart.program(JUDGE % str(self.tree))
+        return updatepart.run(self.tree, scenario, self.context, release=judge, fetch=program())
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ when the power is back. `make test` takes some steps of such a walk, `make test-
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -30,8 +29,6 @@ from common.bundle.ranges import Ranges
 from common.disk.fatedit import Cleaned
 from common.efi.entries import FOLDER
 from common.errors import MixosError
-from daemon.core.method import Caller, Role
-from daemon.core.part import Context
 from daemon.linux import programs
 from daemon.linux.facts import text
 from daemon.parts.update.boot import Boot, Disk, look
@@ -41,7 +38,7 @@ from daemon.slots.disk import count
 from daemon.slots.main import main
 from daemon.slots.seal import seal
 from daemon.slots.stage import Stage
-from tests import crashstates
+from tests import crashstates, updatepart
 from tests.crashstates import Start
 from tests.hostpackages import ROOT
 from tests.offers import offer, order_for, root_of, served
@@ -50,7 +47,6 @@ from tests.slots import Device
 if TYPE_CHECKING:
     from daemon.parts.update.answers import Status
 
-ADMIN = Caller(Role.ADMIN, 0, 0, 1, "somebody", "local")
 WHOLE = "MIXOS_WHOLE" in os.environ
 STATES = 2000 if WHOLE else 24
 
@@ -70,24 +66,15 @@ class Walk:
 
     def ask(self, *names: str, **params: str) -> object:
         """Bring the part `update` up and call its methods; gives the last answer."""
-        base = self.device.tree
-        context = Context(run=base / "run/mixos", state=base / "state", etc=base / "etc", cgroups=base / "cgroup")
 
-        async def life() -> object:
-            update = Update(context, root=base)
-            await update.start()
-            methods = {one.name.removeprefix("update."): one for one in update.methods()}
+        async def scenario(update: Update) -> object:
             answer: object = None
-            try:
-                for name in names:
-                    method = methods[name]
-                    given = method.params.model_validate(params if name == "clear" else {})
-                    answer = await method.handler(ADMIN, given)
-            finally:
-                await update.stop()
+            for name in names:
+                answer = await updatepart.ask(update, name, **(params if name == "clear" else {}))
             return answer
 
-        return asyncio.run(life())
+        tree = self.device.tree
+        return updatepart.run(tree, scenario, updatepart.context_of(tree, etc="etc"))
 
     def cut(self, kind: str, change: Callable[[], object]) -> None:
         """Make a change of which every cut is looked at, and go on from one of them."""

@@ -5,27 +5,25 @@ import json
 import os
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from common.bundle.ranges import Files, Ranges
 from common.errors import ConfigError, MixosError
-from daemon.core.method import Caller, Role
-from daemon.core.part import Context
 from daemon.parts.update import fetching as module
 from daemon.parts.update import taking
 from daemon.parts.update.fetching import check_certificates, fetching, settings
-from daemon.parts.update.part import Update
-from tests import webserver
+from tests import updatepart, webserver
 from tests.fetching import program
 from tests.hostpackages import ROOT
 from tests.offers import offer, order_for, root_of
 from tests.slots import Device
+from tests.updatepart import ask
 from tests.webserver import Web
 
 FILE = "/mixos-1.1.mixb"
-ADMIN = Caller(Role.ADMIN, 0, 0, 1, "somebody", "local")
 PEM = """\
 # ours
 -----BEGIN CERTIFICATE-----
@@ -178,7 +176,7 @@ def taken(tmp_path, bundle, monkeypatch):
     order = tmp_path / "order"
     order.write_text(order_for(bundle[1], bundle[2], bytes(32)).dump())
     base = device.tree
-    context = Context(run=base / "run/mixos", state=base / "state", etc=base / "etc/mixos", cgroups=base / "cgroup")
+    context = updatepart.context_of(base)
     context.etc.mkdir(parents=True, exist_ok=True)
     release = stands_in(f"print(json.dumps({{'order': open({str(order)!r}).read()}}))")
     slots = stands_in(
@@ -186,18 +184,8 @@ def taken(tmp_path, bundle, monkeypatch):
     )
 
     def call(**params):
-        async def life():
-            update = Update(context, root=base, slots=slots, release=release, fetch=program())
-            await update.start()
-            method = next(one for one in update.methods() if one.name == "update.fetch")
-            try:
-                async with asyncio.timeout(60):
-                    stream = method.handler(ADMIN, method.params.model_validate(params))
-                    return [item async for item in stream]
-            finally:
-                await update.stop()
-
-        return asyncio.run(life())
+        scenario = partial(ask, name="fetch", **params)
+        return updatepart.run(base, scenario, context, slots=slots, release=release, fetch=program())
 
     call.etc = context.etc
     return call

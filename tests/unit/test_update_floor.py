@@ -10,27 +10,16 @@ import pytest
 
 from common.errors import MixosError
 from daemon import floor as program
-from daemon.core.method import Caller, Role
-from daemon.core.part import Context
 from daemon.linux.tpm import Tpm
 from daemon.parts.update import floor as module
 from daemon.parts.update import starts, taking
-from daemon.parts.update.part import Update
 from daemon.rescue import repair
-from tests import softtpm
+from tests import softtpm, updatepart
 from tests.hostpackages import ROOT
 from tests.slots import Device
 from tests.softtpm import SoftTpm
+from tests.updatepart import ask, slots
 from tests.waiting import eventually
-
-ADMIN = Caller(Role.ADMIN, 0, 0, 1, "somebody", "local")
-SLOTS = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from daemon.slots.main import main
-sys.exit(main(sys.argv[1:], Path({tree!r})))
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -65,23 +54,11 @@ def words(code, device):
 
 def run(device, scenario, code=softtpm.PROGRAM):
     """Bring the part up, do something, end it; gives what `scenario` gives."""
-    base = device.tree
-
-    async def life():
-        context = Context(run=base / "run/mixos", state=base / "state", etc=base / "etc/mixos", cgroups=base / "cgroup")
-        update = Update(context, root=base, slots=words(SLOTS, device), floor=words(code, device))
-        await update.start()
-        try:
-            return await scenario(update)
-        finally:
-            await update.stop()
-
-    return asyncio.run(life())
+    return updatepart.run(device.tree, scenario, slots=slots(device.tree), floor=words(code, device))
 
 
 async def status(update):
-    method = next(one for one in update.methods() if one.name == "update.status")
-    found = await method.handler(ADMIN, method.params.model_validate({}))
+    found = await ask(update, "status")
     return found["floor"], found["floor-in-tpm"], found["floor-problem"]
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import sys
 
 import pytest
 
@@ -12,7 +11,7 @@ from common.errors import MixosError
 from daemon import migrations
 from daemon.core.change.files import Trees
 from daemon.core.figures import Finding
-from daemon.core.method import Caller, Nothing, Role
+from daemon.core.method import Nothing
 from daemon.core.part import Context
 from daemon.core.release.ledger import Conflict, Ledger, Move, load, save
 from daemon.core.release.switch import Migration
@@ -21,10 +20,10 @@ from daemon.parts.update.boot import Disk
 from daemon.parts.update.part import Update, Version
 from daemon.slots.disk import count
 from daemon.slots.main import main
-from tests.hostpackages import ROOT
+from tests import updatepart
 from tests.slots import Device
-
-ADMIN = Caller(Role.ADMIN, 0, 0, 1, "somebody", "local")
+from tests.updatepart import ask, context_of, program, slots
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -38,52 +37,15 @@ def quick(monkeypatch):
     monkeypatch.setattr(module, "STABLE", 0.03)
 
 
-def counter(root):
-    """`mixos-slots` on that tree."""
-    code = f"""
-import sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-from daemon.slots.main import main
-sys.exit(main(sys.argv[1:], Path({str(root)!r})))
-"""
-    return (sys.executable, "-c", code)
-
-
-def context_of(device):
-    base = device.tree
-    return Context(run=base / "run/mixos", state=base / "state", etc=base / "etc", cgroups=base / "cgroup")
-
-
-async def ask(update, name, **params):
-    method = next(one for one in update.methods() if one.name == f"update.{name}")
-    return await method.handler(ADMIN, method.params.model_validate(params))
-
-
-async def until(condition):
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def run(device, scenario, findings=lambda: ()):
+def run(device, scenario, findings=lambda: (), own=()):
     """Bring the part up on what was booted, do something with it, end it; gives what `scenario` gives."""
-
-    async def life():
-        context = context_of(device)
-        context.figures.offer("test", findings=findings)
-        update = Update(context, root=device.tree, slots=counter(device.tree))
-        await update.start()
-        try:
-            return await scenario(update)
-        finally:
-            await update.stop()
-
-    return asyncio.run(life())
+    context = context_of(device.tree, etc="etc")
+    context.figures.offer("test", findings=findings)
+    return updatepart.run(device.tree, scenario, context, slots=own or slots(device.tree))
 
 
 async def become_good(update):
-    await until(lambda: update.starts.boot.running.entry.good)
+    await eventually(lambda: update.starts.boot.running.entry.good)
     return await ask(update, "status")
 
 
@@ -97,13 +59,10 @@ def fail(device, times=3):
         device.boot()
 
 
-def test_what_came_for_the_esp_is_put_in_place_once_the_version_is_good(device, tmp_path, monkeypatch):
+def test_what_came_for_the_esp_is_put_in_place_once_the_version_is_good(device, tmp_path):
     """A refusal is a finding, and the version stays good."""
     asked, fits = tmp_path / "asked", tmp_path / "fits"
-    code = f"""
-import sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
+    own = program(f"""
 from common.errors import RefusedError
 from daemon.slots import main
 def renew(root):
@@ -114,22 +73,22 @@ def renew(root):
     return ("mixos-esp:EFI/Linux/RESCUE.EFI",)
 main.renew = renew
 sys.exit(main.main(sys.argv[1:], Path({str(device.tree)!r})))
-"""
-    monkeypatch.setitem(globals(), "counter", lambda _root: (sys.executable, "-c", code))
+""")
 
     async def settled(update):
         await become_good(update)
-        await until(lambda: update.starts.stale or (fits.exists() and asked.read_text() == "renew renew "))
+        await eventually(lambda: update.starts.stale or (fits.exists() and asked.read_text() == "renew renew "))
         await asyncio.sleep(0.1)
         return [one.text for one in update.findings()]
 
     device.boot()
-    assert run(device, settled) == ["rescue entry and loader are not those of this version: there is no room"]
+    (problem,) = run(device, settled, own=own)
+    assert problem == "rescue entry and loader are not those of this version: there is no room"
     assert asked.read_text() == "renew ", "once in a boot"
     assert device.starts() == {"1.0": (4, 0)}
     fits.touch()
     device.boot()
-    assert run(device, settled) == []
+    assert run(device, settled, own=own) == []
 
 
 def test_a_new_version_that_is_well_is_called_good(device):
@@ -151,7 +110,7 @@ def test_one_that_was_good_gets_its_starts_back_at_each_boot(device):
     assert device.starts() == {"1.0": (3, 1)}
 
     async def renewed(update):
-        await until(lambda: not update.starts.boot.running.entry.done)
+        await eventually(lambda: not update.starts.boot.running.entry.done)
 
     run(device, renewed, findings=lambda: [Finding("units", "critical", "web is not up")])
     assert device.starts() == {"1.0": (4, 0)}
@@ -161,7 +120,7 @@ def unwell(device, check="units"):
     """Look at a boot in which something does not come up."""
 
     async def wait(update):
-        await until(lambda: update.starts.problem)
+        await eventually(lambda: update.starts.problem)
         await asyncio.sleep(0.2)
         return await status(update)
 
@@ -217,7 +176,7 @@ def test_a_version_that_never_gets_well_is_left_and_told(device):
     assert device.boot() == "1.1"
 
     async def wait(update):
-        await until(lambda: update.starts.problem)
+        await eventually(lambda: update.starts.problem)
 
     run(device, wait, findings=lambda: [Finding("units", "critical", "web is not up")])
     fail(device, 2)
@@ -251,7 +210,7 @@ def test_a_version_that_the_keeper_ended_was_not_well_in_time(device):
     device.boot()
 
     async def wait(update):
-        await until(lambda: update.starts.problem)
+        await eventually(lambda: update.starts.problem)
 
     run(device, wait, findings=lambda: [Finding("units", "critical", "web is not up")])
     fail(device, 2)

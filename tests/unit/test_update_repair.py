@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import pytest
 
@@ -17,8 +15,6 @@ from common.bundle.order import Order
 from common.disk import gpt
 from common.efi.entries import FOLDER
 from common.errors import MixosError, RefusedError
-from daemon.core.method import Caller, Role
-from daemon.core.part import Context
 from daemon.parts.update import taking
 from daemon.parts.update.boot import Disk
 from daemon.parts.update.part import Update
@@ -26,25 +22,12 @@ from daemon.slots.disk import Slot
 from daemon.slots.repair import repair
 from daemon.slots.seal import seal
 from daemon.slots.stage import Stage
-from tests.hostpackages import ROOT
+from tests import updatepart
 from tests.offers import offer, order_for, root_of, served
 from tests.slots import Device
+from tests.updatepart import Result, ask, context_of, program, slots
 
-ADMIN = Caller(Role.ADMIN, 0, 0, 1, "somebody", "local")
 OLD, NEW = "1.0.0", "1.1.0"
-Result = TypeVar("Result")
-
-
-def program(body: str) -> tuple[str, ...]:
-    return (sys.executable, "-c", f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(ROOT)!r})\n{body}")
-
-
-def slots(tree: Path) -> tuple[str, ...]:
-    """`mixos-slots` on that tree, with an account that is there."""
-    return program(
-        "from daemon.slots import worker\nworker.ACCOUNT = 'nobody'\n"
-        f"from daemon.slots.main import main\nsys.exit(main(sys.argv[1:], Path({str(tree)!r})))"
-    )
 
 
 def verified(order: Order) -> tuple[str, ...]:
@@ -62,28 +45,14 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def run(device: Device, scenario: Callable[[Update], Awaitable[Result]], release: tuple[str, ...] = ()) -> Result:
-    """Bring the part up, and do something with it."""
-    base = device.tree
-    context = Context(run=base / "run/mixos", state=base / "state", etc=base / "etc", cgroups=base / "cgroup")
-
-    async def life() -> Result:
-        update = Update(context, root=base, slots=slots(base), release=release)
-        await update.start()
-        try:
-            return await scenario(update)
-        finally:
-            await update.stop()
-
-    return asyncio.run(life())
+    """Bring the part up, with an account that is there for its programs, and do something with it."""
+    own = slots(device.tree, "from daemon.slots import worker; worker.ACCOUNT = 'nobody'")
+    return updatepart.run(device.tree, scenario, context_of(device.tree, etc="etc"), slots=own, release=release)
 
 
 async def last(update: Update, name: str, **params: object) -> dict[str, Any]:
     """The last item of a stream."""
-    method = next(one for one in update.methods() if one.name == f"update.{name}")
-    items = cast(AsyncIterator[dict[str, Any]], method.handler(ADMIN, method.params.model_validate(params)))
-    found = {}
-    async for item in items:
-        found = item
+    found: dict[str, Any] = (await ask(update, name, **params))[-1]
     return found
 
 
@@ -104,11 +73,7 @@ def test_what_is_wrong_is_told_and_mended_and_remembered(device: Device) -> None
     assert (mended["report"]["problems"], mended["mended"]) == ([], ["table primary-header-crc"])
     assert mended["step"] == "done"
 
-    async def history(update: Update) -> object:
-        method = next(one for one in update.methods() if one.name == "update.history")
-        return await cast(Awaitable[object], method.handler(ADMIN, method.params()))
-
-    (row, *_) = [one for one in cast(list[dict[str, Any]], run(device, history)) if one["what"] == "repaired"]
+    (row, *_) = [one for one in run(device, lambda update: ask(update, "history")) if one["what"] == "repaired"]
     assert row["reason"] == "by somebody: table primary-header-crc"
 
 

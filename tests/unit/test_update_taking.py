@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 from dataclasses import replace
 from datetime import datetime
@@ -25,20 +24,17 @@ from common.bundle import order as orders
 from common.bundle.ranges import answer
 from common.errors import DiskError, MixosError, RefusedError
 from common.trust.channel import Terms, Wave, file_of
-from daemon.core.method import Caller, Role
-from daemon.core.part import Context
 from daemon.core.transfer import Accepts, Content
 from daemon.parts.sandbox.confined import Result
 from daemon.parts.update import automatic, taking
 from daemon.parts.update import starts as module
 from daemon.parts.update.hooks import MAX_SAID
-from daemon.parts.update.part import Update
-from tests import releases
-from tests.hostpackages import ROOT
+from tests import releases, updatepart
 from tests.offers import FACTS, offer, root_of
 from tests.slots import Device
+from tests.updatepart import ADMIN, ask, context_of
+from tests.waiting import eventually
 
-ADMIN = Caller(Role.ADMIN, 0, 0, 1, "somebody", "local")
 NEW, OLD = "1.1.0", "1.0.0"
 
 
@@ -96,9 +92,6 @@ def quick(monkeypatch):
 def program(name, root):
     """One of the programs on that tree, as the account that runs the tests."""
     code = f"""
-import sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
 import os
 from daemon import fetch, release
 from daemon.slots import worker
@@ -111,7 +104,7 @@ root = Path({str(root)!r})
 sys.exit({{"slots": lambda a: slots.main(a, root), "release": lambda a: release.main(a, root), "fetch": fetch.main}}
          [{name!r}](sys.argv[1:]))
 """
-    return (sys.executable, "-c", code)
+    return updatepart.program(code)
 
 
 def run(device, scenario, settings=""):
@@ -120,34 +113,12 @@ def run(device, scenario, settings=""):
     (base / "etc/mixos").mkdir(parents=True, exist_ok=True)
     (base / "etc/mixos/update.toml").write_text(settings)
 
-    async def life():
-        context = Context(
-            run=base / "run/mixos", state=base / "var/lib/mixos", etc=base / "etc/mixos", cgroups=base / "cgroup"
-        )
-        programs = {name: program(name, base) for name in ("slots", "release", "fetch")}
-        update = Update(context, root=base, ask_init=asked.append, **programs)
-        await update.start()
-        try:
-            async with asyncio.timeout(60):
-                while not update.starts.well:
-                    await asyncio.sleep(0.01)
-                return await scenario(update), asked
-        finally:
-            await update.stop()
+    async def well(update):
+        await eventually(lambda: update.starts.well, 60)
+        return await scenario(update), asked
 
-    return asyncio.run(life())
-
-
-async def ask(update, name, **params):
-    method = next(one for one in update.methods() if one.name == f"update.{name}")
-    found = method.handler(ADMIN, method.params.model_validate(params))
-    if not method.stream:
-        return await found
-    items = []
-    async with contextlib.aclosing(found) as steps:
-        async for step in steps:
-            items.append(step)
-    return items
+    programs = {name: program(name, base) for name in ("slots", "release", "fetch")}
+    return updatepart.run(base, well, context_of(base, "var/lib/mixos"), ask_init=asked.append, **programs)
 
 
 async def stage(update, path, heard=lambda offset: None, **params):
@@ -271,9 +242,9 @@ def test_a_release_is_taken_with_nobody_waiting(device, bundle):
             assert await ask(update, "take", url=f"{address}/{bundle.name}") is True
             with pytest.raises(MixosError) as caught:
                 await ask(update, "take", url=f"{address}/{bundle.name}")
-            await until(lambda: update.releases._background.done())
+            await eventually(lambda: update.releases._background.done(), 60)
             assert await ask(update, "take", url=f"{address}/nothing.mixb") is True
-            await until(lambda: update.releases.trouble is not None)
+            await eventually(lambda: update.releases.trouble is not None, 60)
         assert await ask(update, "stop") is False
         return heard, caught.value.reason
 
@@ -294,7 +265,7 @@ def test_whatever_is_being_staged_can_be_ended(device, bundle):
 
     async def take(update):
         staging = asyncio.create_task(wait(update))
-        await until(lambda: update.releases._staging)
+        await eventually(lambda: update.releases._staging, 60)
         await asyncio.sleep(0.2)
         assert not staging.done()
         assert await ask(update, "stop") is True
@@ -736,17 +707,11 @@ def soon(monkeypatch):
     monkeypatch.setattr(automatic.Automatic, "_share", lambda self: 0.0)
 
 
-async def until(condition):
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
 def test_the_schedule_fetches_and_applies(device, channel, monkeypatch):
     soon(monkeypatch)
 
     async def wait(update):
-        await until(lambda: any(one.what == "installed" for one in update.starts.records.now.history))
+        await eventually(lambda: any(one.what == "installed" for one in update.starts.records.now.history), 60)
         await asyncio.sleep(0.3)
 
     _, asked = run(device, wait, f'channel = "{channel}"\napply = "window"\nwhen = ["00:00-24:00"]\n')
@@ -758,7 +723,7 @@ def test_the_schedule_leaves_the_restart_to_others(device, channel, monkeypatch)
     soon(monkeypatch)
 
     async def wait(update):
-        await until(lambda: any(one.what == "installed" for one in update.starts.records.now.history))
+        await eventually(lambda: any(one.what == "installed" for one in update.starts.records.now.history), 60)
         return await ask(update, "status")
 
     found, asked = run(device, wait, f'channel = "{channel}"\napply = "reboot"\n')
@@ -772,7 +737,7 @@ def test_what_is_not_allowed_waits(device, channel, monkeypatch, held):
     held = held.replace("LATER", f"{(hour + 2) % 24:02}:00-{(hour + 3) % 24:02}:00")
 
     async def wait(update):
-        await until(lambda: update.releases.checked is not None)
+        await eventually(lambda: update.releases.checked is not None, 60)
         await asyncio.sleep(0.5)
         return await ask(update, "status")
 
