@@ -21,8 +21,9 @@ test: bootstrap
 
 test-long: fuzz
 	$(MIXOS) build
-	MIXOS_WHOLE=1 $(PYTEST) $(PARALLEL) tests/unit/test_update_cuts.py tests/unit/test_update_bits.py tests/unit/test_update_remote.py \
-		tests/unit/test_slots_repair.py tests/boot/test_faults.py tests/boot/test_taking.py
+	MIXOS_WHOLE=1 $(PYTEST) $(PARALLEL) --timeout 43200 tests/unit/test_update_cuts.py tests/unit/test_update_bits.py \
+		tests/unit/test_update_remote.py tests/unit/test_slots_repair.py tests/unit/test_slots_bootfiles.py \
+		tests/boot/test_faults.py tests/boot/test_taking.py
 
 fuzz: bootstrap
 	.venv/bin/python -m tests.fuzzing 1000000

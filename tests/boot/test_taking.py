@@ -35,7 +35,6 @@ WHOLE = "MIXOS_WHOLE" in os.environ
 CUTS = 12 if WHOLE else 3
 AGAIN = 100 if WHOLE else 0  # more updates there and back
 STATES = 20 if WHOLE else 3
-pytestmark = [pytest.mark.timeout(12 * 3600)] if WHOLE else []
 HOOK = """#!/bin/sh
 # Passes only where it is confined.
 id=$(id -u)
