@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import NameOID
 
 from image.secureboot import Keys, Signer
@@ -17,17 +18,20 @@ from image.secureboot import Keys, Signer
 OWNER = UUID("6d786f73-0000-4000-8000-000000000001")
 
 
-def signer(name: str, issuer: str | None = None, key: str | None = None) -> Signer:
+def signer(
+    name: str, issuer: str | None = None, key: str | None = None, text: str = "UTF8String", number: int = 1
+) -> Signer:
     """A key and its certificate, signed by itself (an authority) or by the key of another name (none); the same each
-    time. key: the name of the key, if it is another one than that in the certificate."""
-    return _signer(name, issuer or name, key or name)
+    time. key: the name of the key, if it is another one than that in the certificate; text: how the issuer's name is
+    stored; number: another one makes another certificate of the same key."""
+    return _signer(name, issuer or name, key or name, text, number)
 
 
 @functools.cache
-def _signer(name: str, issuer: str, key_name: str) -> Signer:
+def _signer(name: str, issuer: str, key_name: str, text: str, number: int) -> Signer:
     key = _key(key_name)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    by = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)])
+    by = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer, _type=_ASN1Type[text])])
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -37,7 +41,7 @@ def _signer(name: str, issuer: str, key_name: str) -> Signer:
         .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
         .not_valid_after(datetime(2049, 1, 1, tzinfo=UTC))
         .add_extension(x509.BasicConstraints(ca=issuer == name, path_length=None), critical=True)
-        .sign(_key(key_name if issuer == name else issuer), hashes.SHA256())
+        .sign(_key(key_name if issuer == name else issuer.strip().lower()), hashes.SHA256())
     )
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return Signer(certificate.public_bytes(Encoding.PEM), private)

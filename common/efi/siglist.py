@@ -267,11 +267,12 @@ def _revokes(one: Signature, chain: Sequence[pkcs7.Certificate], digests: Mappin
 
 
 def _chain(image: Evidence, databases: Sequence[Signature]) -> list[pkcs7.Certificate]:
-    """The certificates in the image's signatures, and those in databases that issued them, and so on; by their names,
-    but for one that has signed itself, which nobody else has."""
+    """The certificates in the image's signatures, and those in databases that issued them, and so on: by their names,
+    but of one that has signed itself only those that have the same key. Raises pkcs7.DerError."""
     found = [one for signature in image.signatures for one in pkcs7.certificates(signature)]
     others = [pkcs7.certificate(one.data) for one in databases if one.kind == X509]
     for one in found:  # grows meanwhile
-        if not one.signed_itself:
-            found += [other for other in others if other.subject == one.issuer and other not in found]
+        itself = one.verifies(one)
+        by = [other for other in others if (other.verifies(one) if itself else other.named_by(one))]
+        found += [other for other in by if other not in found]
     return found
