@@ -3,10 +3,12 @@
 tuf/NAME.pem        keys of TUF's roles; or tuf/NAME.uri: where else it is, such as `hsm:2?label=root-1` (PKCS #11)
 openpgp/            the GNUPGHOME of the release key
 secureboot/NAME.key PK, KEK, db
+bundle/payload.key  a secret of which the keys of encrypted payloads are made (`buildsys.keys.payload`)
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -116,6 +118,17 @@ def _written(path: Path) -> Iterator[None]:
         raise host_error(error, f"{path} cannot be written", hint=hint) from error
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """While no other process writes keys into a folder. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _opens(data: bytes, secret: str) -> bool:
     with suppress(ValueError, UnsupportedAlgorithm):
         load_pem_private_key(data, secret.encode())
@@ -170,10 +183,11 @@ class Private:
         whatever new ones get. Raises KeysError `keys-there` rather than replacing one."""
         secret = self.secret if not as_others or self._locked() else None
         path = self.folder_of(kind) / name
-        if path.exists():
-            raise KeysError(f"{path} is there already", reason="keys-there", hint="a private key is never overwritten")
         how: KeySerializationEncryption = BestAvailableEncryption(secret.encode()) if secret else NoEncryption()
-        with _written(path):
+        with _written(path), _alone_in(path.parent):
+            if path.exists():
+                hint = "a private key is never overwritten"
+                raise KeysError(f"{path} is there already", reason="keys-there", hint=hint)
             atomic_write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how), 0o600)
 
     def load(self, kind: str, name: str) -> Any:
@@ -204,7 +218,7 @@ class Private:
         KeysError `keys-there` when another one is there."""
         data = self.read(kind, name)
         there = Private(target, self.passphrase).folder_of(kind) / name
-        with _written(there):
+        with _written(there), _alone_in(there.parent):
             if not there.exists():
                 atomic_write(there, data, 0o600)
             elif there.samefile(self.folder / kind / name) or there.read_bytes() != data:
@@ -218,7 +232,10 @@ class Private:
             hint = "MIXOS_KEYS and --to name folders"
             raise HostError(f"{self.folder} is no folder for keys", reason="folder-unknown", hint=hint)
         for path in self._all():
-            found = path.lstat()
+            try:
+                found = path.lstat()
+            except FileNotFoundError:  # what another process was writing has its name now
+                continue
             if found.st_uid != os.geteuid():
                 hint = "keys are used by whom they belong to: name a folder of your own by MIXOS_KEYS"
                 raise KeysError(f"{path} belongs to another user", reason="keys-exposed", hint=hint)

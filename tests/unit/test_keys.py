@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,13 +16,14 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tuf.api.metadata import Metadata
 
 from buildsys.cli.context import Context
 from buildsys.cli.keys import keys as command
+from buildsys.keys import payload, secureboot, tuf
 from buildsys.keys import private as privates
-from buildsys.keys import secureboot, tuf
 from buildsys.keys.private import Passphrase, Private
 from buildsys.keys.public import Public, dump
 from common.efi import pe, pkcs7, siglist
@@ -59,6 +63,26 @@ def refusal(reason: str, call: object, *arguments: object, **named: object) -> N
 
 
 # -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def test_a_secret_that_two_make_at_once_is_one(private: Private, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that was encrypted with one that is gone could not be read again."""
+    both = threading.Barrier(2)
+    generate = X25519PrivateKey.generate
+
+    def slowly() -> X25519PrivateKey:
+        both.wait(60)  # neither has found one
+        return generate()
+
+    monkeypatch.setattr(payload.X25519PrivateKey, "generate", slowly)
+    written, write = [], privates.atomic_write
+    monkeypatch.setattr(
+        privates, "atomic_write", lambda *words: (time.sleep(0.3), written.append(words[0]), write(*words))
+    )
+    with ThreadPoolExecutor() as pool:
+        one, two = pool.map(payload.new_key, [private] * 2, [bytes(32)] * 2)
+    assert one == two == payload.key_of(private, bytes(32))
+    assert len(written) == 1
 
 
 def test_private_keys_are_for_their_owner_alone(private: Private):
