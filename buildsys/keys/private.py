@@ -8,8 +8,8 @@ bundle/payload.key  a secret of which the keys of encrypted payloads are made (`
 
 from __future__ import annotations
 
-import fcntl
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from buildsys.files import atomic_write, named_folder, remove_tree
+from buildsys.files import atomic_write, named_folder, remove_tree, sync_folder
 from buildsys.oserrors import host_error
 from common.errors import HostError, KeysError
 
@@ -118,15 +118,20 @@ def _written(path: Path) -> Iterator[None]:
         raise host_error(error, f"{path} cannot be written", hint=hint) from error
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """While no other process writes keys into a folder. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _put(path: Path, data: bytes) -> None:
+    """Make a file that was not there, whole, whoever else is about to. Raises KeysError `keys-there`, OSError."""
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    atomic_write(made, data, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        os.link(made, path)
+        made.unlink()
+    except OSError as error:
+        if path.exists():
+            made.unlink()
+            hint = "a private key is never overwritten"
+            raise KeysError(f"{path} is there already", reason="keys-there", hint=hint) from error
+        made.replace(path)  # a file system without links, as on sticks
+    sync_folder(path.parent)
 
 
 def _opens(data: bytes, secret: str) -> bool:
@@ -184,11 +189,8 @@ class Private:
         secret = self.secret if not as_others or self._locked() else None
         path = self.folder_of(kind) / name
         how: KeySerializationEncryption = BestAvailableEncryption(secret.encode()) if secret else NoEncryption()
-        with _written(path), _alone_in(path.parent):
-            if path.exists():
-                hint = "a private key is never overwritten"
-                raise KeysError(f"{path} is there already", reason="keys-there", hint=hint)
-            atomic_write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how), 0o600)
+        with _written(path):
+            _put(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how))
 
     def load(self, kind: str, name: str) -> Any:
         """A private key. Raises KeysError: `keys-missing`, `keys-passphrase` (wrong), `keys-damaged`."""
@@ -218,12 +220,9 @@ class Private:
         KeysError `keys-there` when another one is there."""
         data = self.read(kind, name)
         there = Private(target, self.passphrase).folder_of(kind) / name
-        with _written(there), _alone_in(there.parent):
-            if not there.exists():
-                atomic_write(there, data, 0o600)
-            elif there.samefile(self.folder / kind / name) or there.read_bytes() != data:
-                hint = "a private key is never overwritten"
-                raise KeysError(f"{there} is there already", reason="keys-there", hint=hint)
+        with _written(there):
+            if not there.exists() or there.samefile(self.folder / kind / name) or there.read_bytes() != data:
+                _put(there, data)
         if not keep:
             remove_tree(self.folder / kind / name)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -65,24 +66,36 @@ def refusal(reason: str, call: object, *arguments: object, **named: object) -> N
 # -- the folder --------------------------------------------------------------------------------------------------------
 
 
-def test_a_secret_that_two_make_at_once_is_one(private: Private, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_a_key_that_two_make_at_once_is_one(private: Private, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
     """A bundle that was encrypted with one that is gone could not be read again."""
-    both = threading.Barrier(2)
-    generate = X25519PrivateKey.generate
+    both, write = threading.Barrier(2), privates.atomic_write
 
-    def slowly() -> X25519PrivateKey:
+    def slowly(*words: Any) -> None:
         both.wait(60)  # neither has found one
-        return generate()
+        write(*words)
 
-    monkeypatch.setattr(payload.X25519PrivateKey, "generate", slowly)
-    written, write = [], privates.atomic_write
-    monkeypatch.setattr(
-        privates, "atomic_write", lambda *words: (time.sleep(0.3), written.append(words[0]), write(*words))
-    )
+    def no_links(*words: object) -> None:
+        raise PermissionError(errno.EPERM, "link")
+
+    if links:
+        monkeypatch.setattr(privates, "atomic_write", slowly)
+    else:
+        monkeypatch.setattr(privates.os, "link", no_links)
     with ThreadPoolExecutor() as pool:
-        one, two = pool.map(payload.new_key, [private] * 2, [bytes(32)] * 2)
-    assert one == two == payload.key_of(private, bytes(32))
-    assert len(written) == 1
+        made = [pool.submit(payload.new_key, private, bytes(32)) for _ in range(2 if links else 1)]
+    assert {one.result() for one in made} == {payload.key_of(private, bytes(32))}
+    monkeypatch.setattr(privates, "atomic_write", write)
+    refusal("keys-there", private.write, payload.KIND, "payload.key", X25519PrivateKey.generate())
+    assert [path.name for path in (private.folder / payload.KIND).iterdir()] == ["payload.key"]
+
+
+def test_a_key_is_written_once(private: Private, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, write = threading.Barrier(2), privates.atomic_write
+    monkeypatch.setattr(privates, "atomic_write", lambda *words: (both.wait(60), write(*words)))
+    with ThreadPoolExecutor() as pool:
+        made = [pool.submit(private.write, "tuf", "a.pem", X25519PrivateKey.generate()) for _ in range(2)]
+    assert sorted(one.exception() is None for one in made) == [False, True]
 
 
 def test_private_keys_are_for_their_owner_alone(private: Private):
