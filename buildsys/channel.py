@@ -92,16 +92,6 @@ class Channel:
             :count
         ]
 
-    def check_encrypted(self, public: Public, version: str, sequence: int) -> None:
-        """Raise CheckError `channel-encrypted` when the newest release before is encrypted: this one is not."""
-        for path in self.earlier(public, version, sequence, 1):
-            if _front(path).encryption is not None:
-                raise CheckError(
-                    f"everybody could read {version}, while {path.name} is encrypted",
-                    reason="channel-encrypted",
-                    hint="name its devices by --encrypt-to, or say --plain",
-                )
-
     def bundle(self, version: str) -> Path:
         """The file of a release."""
         return self.folder / bundle_of(version)

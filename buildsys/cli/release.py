@@ -98,7 +98,7 @@ def release(
     built = gate.Built.load(project.out / "manifest.json")
     gate.check(gate.Candidate(project, public, content, built, sequence, now.date(), (channel.folder,)))
     if not (plain or named or (known and known.encryption)):
-        channel.check_encrypted(public, content.version, sequence)
+        gate.check_encrypted(public, content.version)
     if only_check:
         emit({"version": content.version, "releasable": True}, as_json, f"nothing speaks against {content.version}")
         return

@@ -379,7 +379,7 @@ def test_a_release_that_named_devices_alone_can_read(shop: Shop, url: str):
     box = Box(shop, url, "0.9.0", 0, "00" * 32)
     assert offered(box.check()) == "1.0.0"
     shop.build("1.1.0", 2)
-    shop.refused("channel-encrypted", release, "--channel", shop.served)
+    shop.refused("release-plain", release, "--channel", shop.served)
     shop.ok(release, "--channel", shop.served, "--plain", "--check")
     made = shop.ok(release, "--channel", shop.served, "--encrypt-to", sealing.write_public(public))
     assert [one["from"] for one in made["plans"]] == [None, "1.0.0"]  # who made a bundle reads it again
