@@ -99,7 +99,7 @@ def _read_devices(given: str) -> list[bytes]:
         raise UsageError(f"--encrypt-to {given}: {error.strerror}", reason="device-key") from error
     lines = [(number, line.split()) for number, line in enumerate(text.split("\n"), start=1)]
     found = [
-        sealing.read_public(words[0], f"{given}:{number}: {one_line(words[0][:40])}")
+        sealing.read_public(words[0], f"{given}:{number}: {one_line(words[0][:12])}")
         for number, words in lines
         if words and not words[0].startswith("#")
     ]
@@ -188,7 +188,7 @@ def _payload(descriptor: int, start: int) -> windows.Read:
 def _decrypted(descriptor: int, start: int, encryption: manifest.Encryption, key: Key | None) -> windows.Read:
     found = key(bytes.fromhex(encryption.sha256)) if key is not None else b""
     if hashlib.sha256(found).hexdigest() != encryption.key_sha256:
-        hint = "name the image that it was made of, or use the private keys that it was made with (MIXOS_KEYS)"
+        hint = "name the image it was made of, use the private keys it was made with (MIXOS_KEYS), or do without it"
         raise ImageError("it is encrypted, and its key is not known here", reason="bundle-encrypted", hint=hint)
     return sealing.Reader(found, start, lambda offset, length: os.pread(descriptor, length, offset)).read
 
@@ -289,6 +289,7 @@ def make(
     hooks = [_hook(one, payload) for one in facts.hooks]
     digest = payload.digest()
     key = lock.key(digest) if lock else None
+    sealed = {sealing.name(one): sealing.seal(key, one) for one in lock.devices} if lock and key else {}
     found = manifest.Manifest.model_validate(
         {
             "format": 1,
@@ -309,8 +310,8 @@ def make(
         }
     )
     front, pieces = sign(manifest.dump(found)), payload.pieces
-    if lock and key:
-        front = replace(front, recipients={sealing.name(one): sealing.seal(key, one) for one in lock.devices})
+    if key:
+        front = replace(front, recipients=sealed)
         pieces = list(sealing.encrypted(key, pieces))
     atomic_write(path, b"".join([container.dump(front), *pieces]))
     return found

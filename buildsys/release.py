@@ -64,6 +64,15 @@ class Built:
             raise CheckError(message, reason="release-manifest", hint=AGAIN) from error
 
 
+def check_encrypted(public: Public, version: str) -> None:
+    """Raise CheckError `release-plain` when the release that was made last is encrypted, for one that is not."""
+    others = (one for one in public.manifests().values() if one.version != version)
+    last = max(others, key=lambda one: one.created, default=None)
+    if last is not None and last.encryption is not None:
+        message = f"everybody could read {version}, while {last.version} is encrypted"
+        raise CheckError(message, reason="release-plain", hint="name its devices by --encrypt-to, or say --plain")
+
+
 @dataclass(frozen=True)
 class Candidate:
     """What is to be released. sequence: its number; others: folders in the checkout that a release writes."""

@@ -32,16 +32,19 @@ _ADVICE = "give the key that 'mixctl update key' prints to who makes the release
 
 
 def read(path: Path) -> bytes | None:
-    """The private part; None without one. Raises DiskError `device-key`, OSError."""
+    """The private part; None without one. Raises DiskError `device-key`, also when it cannot be read."""
+    why = "is damaged"
     try:
         private = base64.b64decode(read_regular(path, 64).strip(), validate=True)
     except FileNotFoundError:
         return None
     except binascii.Error:
         private = b""
+    except OSError as error:
+        private, why = b"", f"cannot be read: {error.strerror}"
     if len(private) != sealing.KEY:
-        hint = "restore it from a backup; or remove it, have 'mixctl update key' make another, and give that away"
-        raise DiskError(f"{path} is damaged", reason="device-key", hint=hint)
+        hint = "remove it, have 'mixctl update key' make another, and give that to who makes the releases"
+        raise DiskError(f"{path} {why}", reason="device-key", hint=hint)
     return private
 
 

@@ -8,8 +8,9 @@ from uuid import UUID
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import NameOID
 
 from image.secureboot import Keys, Signer
@@ -17,17 +18,27 @@ from image.secureboot import Keys, Signer
 OWNER = UUID("6d786f73-0000-4000-8000-000000000001")
 
 
-def signer(name: str, issuer: str | None = None, key: str | None = None) -> Signer:
+def signer(
+    name: str,
+    issuer: str | None = None,
+    key: str | None = None,
+    text: str = "UTF8String",
+    number: int = 1,
+    *,
+    pss: bool = False,
+) -> Signer:
     """A key and its certificate, signed by itself (an authority) or by the key of another name (none); the same each
-    time. key: the name of the key, if it is another one than that in the certificate."""
-    return _signer(name, issuer or name, key or name)
+    time. key: the name of the key, if it is another one than that in the certificate; text: how the issuer's name is
+    stored; number: another one makes another certificate of the same key; pss: its signature is
+    of a kind that some firmware verifies (RFC 8017, 8.1)."""
+    return _signer(name, issuer or name, key or name, text, number, pss=pss)
 
 
 @functools.cache
-def _signer(name: str, issuer: str, key_name: str) -> Signer:
+def _signer(name: str, issuer: str, key_name: str, text: str, number: int, *, pss: bool) -> Signer:
     key = _key(key_name)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    by = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)])
+    by = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer, _type=_ASN1Type[text])])
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -37,7 +48,11 @@ def _signer(name: str, issuer: str, key_name: str) -> Signer:
         .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
         .not_valid_after(datetime(2049, 1, 1, tzinfo=UTC))
         .add_extension(x509.BasicConstraints(ca=issuer == name, path_length=None), critical=True)
-        .sign(_key(key_name if issuer == name else issuer), hashes.SHA256())
+        .sign(
+            _key(key_name if issuer == name else issuer.strip().lower()),
+            hashes.SHA256(),
+            rsa_padding=padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH) if pss else None,
+        )
     )
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return Signer(certificate.public_bytes(Encoding.PEM), private)

@@ -91,7 +91,7 @@ def make(context: Context, simple: bool, no_passphrase: bool, passphrase_fd: int
 @pass_context
 def list_keys(context: Context, as_json: bool) -> None:
     """List keys, which private parts are here, and what expires when. Example: mixos keys list --json"""
-    from buildsys.keys import openpgp, secureboot, tuf
+    from buildsys.keys import openpgp, payload, secureboot, tuf
 
     private, public = private_keys(context), public_keys(context)
     root = public.root().signed
@@ -105,6 +105,8 @@ def list_keys(context: Context, as_json: bool) -> None:
         {"name": path.stem, "kind": "secure boot", "id": path.name, "here": path.stem in kept}
         for path in sorted(public.secureboot.glob("*.pem"))
     ]
+    secrets = private.files(payload.KIND)
+    rows += [{"name": one.stem, "kind": "encryption", "id": one.name, "here": True} for one in secrets]
     newest = {role: public.newest(role) for role in ("targets", "snapshot", "timestamp")}
     expires = {"root": root.expires} | {role: one.signed.expires for role, one in newest.items() if one}
     added = [one.name for one in secureboot.read_additions(public)]
@@ -319,8 +321,11 @@ def export(context: Context, names: tuple[str, ...], target: Path, move: bool, a
 
     Example: mixos keys export root-2 --move --to /media/stick
     """
+    from buildsys.keys import payload
+
     private = private_keys(context)
-    there = {path.stem: (kind, path.name) for kind in ("tuf", "secureboot") for path in private.files(kind)}
+    kinds = ("tuf", "secureboot", payload.KIND)
+    there = {path.stem: (kind, path.name) for kind in kinds for path in private.files(kind)}
     missing = [name for name in names if name not in there]
     if missing:
         hint = f"here are: {', '.join(sorted(there)) or 'none'}"

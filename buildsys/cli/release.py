@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     "--db", "by", default="db", show_default=True, help="The key of Secure Boot that signs the kernel image: db-2, say."
 )
 @encrypt_option
+@click.option("--plain", is_flag=True, help="Everybody may read it, also after a release that is encrypted.")
 @click.option("--no-secure-boot", is_flag=True, help="Do not sign the kernel image: no device enforces it.")
 @click.option("--check", "only_check", is_flag=True, help="Say what speaks against it, and sign nothing.")
 @passphrase_option
@@ -63,6 +64,7 @@ def release(
     hooks: tuple[str, ...],
     by: str,
     devices: tuple[str, ...],
+    plain: bool,
     no_secure_boot: bool,
     only_check: bool,
     passphrase_fd: int | None,
@@ -95,6 +97,8 @@ def release(
     sequence = project.config.image.sequence if known is None else known.sequence
     built = gate.Built.load(project.out / "manifest.json")
     gate.check(gate.Candidate(project, public, content, built, sequence, now.date(), (channel.folder,)))
+    if not (plain or named or (known and known.encryption)):
+        gate.check_encrypted(public, content.version)
     if only_check:
         emit({"version": content.version, "releasable": True}, as_json, f"nothing speaks against {content.version}")
         return

@@ -3,11 +3,13 @@
 tuf/NAME.pem        keys of TUF's roles; or tuf/NAME.uri: where else it is, such as `hsm:2?label=root-1` (PKCS #11)
 openpgp/            the GNUPGHOME of the release key
 secureboot/NAME.key PK, KEK, db
+bundle/payload.key  a secret of which the keys of encrypted payloads are made (`buildsys.keys.payload`)
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from buildsys.files import atomic_write, named_folder, remove_tree
+from buildsys.files import atomic_write, named_folder, remove_tree, sync_folder
 from buildsys.oserrors import host_error
 from common.errors import HostError, KeysError
 
@@ -116,6 +118,22 @@ def _written(path: Path) -> Iterator[None]:
         raise host_error(error, f"{path} cannot be written", hint=hint) from error
 
 
+def _put(path: Path, data: bytes) -> None:
+    """Make a file that was not there, whole, whoever else is about to. Raises KeysError `keys-there`, OSError."""
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    atomic_write(made, data, 0o600)
+    try:
+        os.link(made, path)
+        made.unlink()
+    except OSError as error:
+        if path.exists():
+            made.unlink()
+            hint = "a private key is never overwritten"
+            raise KeysError(f"{path} is there already", reason="keys-there", hint=hint) from error
+        made.replace(path)  # a file system without links, as on sticks
+    sync_folder(path.parent)
+
+
 def _opens(data: bytes, secret: str) -> bool:
     with suppress(ValueError, UnsupportedAlgorithm):
         load_pem_private_key(data, secret.encode())
@@ -170,11 +188,9 @@ class Private:
         whatever new ones get. Raises KeysError `keys-there` rather than replacing one."""
         secret = self.secret if not as_others or self._locked() else None
         path = self.folder_of(kind) / name
-        if path.exists():
-            raise KeysError(f"{path} is there already", reason="keys-there", hint="a private key is never overwritten")
         how: KeySerializationEncryption = BestAvailableEncryption(secret.encode()) if secret else NoEncryption()
         with _written(path):
-            atomic_write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how), 0o600)
+            _put(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how))
 
     def load(self, kind: str, name: str) -> Any:
         """A private key. Raises KeysError: `keys-missing`, `keys-passphrase` (wrong), `keys-damaged`."""
@@ -205,11 +221,8 @@ class Private:
         data = self.read(kind, name)
         there = Private(target, self.passphrase).folder_of(kind) / name
         with _written(there):
-            if not there.exists():
-                atomic_write(there, data, 0o600)
-            elif there.samefile(self.folder / kind / name) or there.read_bytes() != data:
-                hint = "a private key is never overwritten"
-                raise KeysError(f"{there} is there already", reason="keys-there", hint=hint)
+            if not there.exists() or there.samefile(self.folder / kind / name) or there.read_bytes() != data:
+                _put(there, data)
         if not keep:
             remove_tree(self.folder / kind / name)
 
@@ -218,7 +231,10 @@ class Private:
             hint = "MIXOS_KEYS and --to name folders"
             raise HostError(f"{self.folder} is no folder for keys", reason="folder-unknown", hint=hint)
         for path in self._all():
-            found = path.lstat()
+            try:
+                found = path.lstat()
+            except FileNotFoundError:  # what another process was writing has its name now
+                continue
             if found.st_uid != os.geteuid():
                 hint = "keys are used by whom they belong to: name a folder of your own by MIXOS_KEYS"
                 raise KeysError(f"{path} belongs to another user", reason="keys-exposed", hint=hint)

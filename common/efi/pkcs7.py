@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from common.errors import FormatError
 
@@ -24,6 +25,7 @@ _CERT_SIGN = 0x04  # in the first byte of a key usage
 _RSA = bytes.fromhex("2a864886f70d010101")
 _HASHES = {bytes.fromhex(f"60864801650304020{number}"): f"sha{bits}" for number, bits in ((1, 256), (2, 384), (3, 512))}
 _RSA_WITH = {bytes.fromhex(f"2a864886f70d01010{at}"): f"sha{bits}" for at, bits in (("b", 256), ("c", 384), ("d", 512))}
+_TEXTS = {0x0C: "utf-8", 0x1C: "utf-32-be", 0x1E: "utf-16-be"} | dict.fromkeys((0x13, 0x14, 0x16, 0x1A), "latin-1")
 _RSA_BITS = range(2048, 8193)
 _MAX_CERTIFICATES = 32
 
@@ -57,15 +59,15 @@ class Certificate:
 
     def issued(self, other: Certificate) -> bool:
         """Whether this certificate may issue others, and its key signed the other one. Raises DerError."""
-        return self.authority and self._signed(other)
+        return self.authority and self.verifies(other)
 
-    @property
-    def signed_itself(self) -> bool:
-        """Whether it is its own issuer. Raises DerError."""
-        return self._signed(self)
+    def named_by(self, other: Certificate) -> bool:
+        """Whether the other one says that this one has issued it. Raises DerError."""
+        return _folded(self.subject) == _folded(other.issuer)
 
-    def _signed(self, other: Certificate) -> bool:
-        if self.subject != other.issuer or other.algorithm not in _RSA_WITH:
+    def verifies(self, other: Certificate) -> bool:
+        """Whether the other one says so, and its signature is by this one's key. Raises DerError."""
+        if not self.named_by(other) or other.algorithm not in _RSA_WITH:
             return False
         return _verified(self.key, _RSA_WITH[other.algorithm], other.signed, other.signature)
 
@@ -121,6 +123,25 @@ def certificate(data: bytes) -> Certificate:
     names = issuer.whole, subject.whole, serial.whole
     kind = _is_authority(fields), _oid(algorithm)
     return Certificate(data, signed.whole, *names, key.whole, *kind, signature.content[1:])
+
+
+@lru_cache(256)
+def _folded(name: bytes) -> tuple[tuple[bytes, str | bytes], ...]:
+    """A name as firmware compares it (RFC 5280, 7.1): kinds and values, however a text is stored, without its case and
+    the number of its blanks. Raises DerError."""
+    found: list[tuple[bytes, str | bytes]] = []
+    parts = _take(name, _SEQUENCE, "a name")[0].content
+    while parts:
+        part, parts = _take(parts, _SET, "a part of a name")
+        attributes = part.content
+        while attributes:
+            attribute, attributes = _take(attributes, _SEQUENCE, "a part of a name")
+            kind, rest = _take(attribute.content, _OID, "a kind of name")
+            value, _ = _first(rest)
+            encoding = _TEXTS.get(value.tag)
+            text = " ".join(value.content.decode(encoding, "replace").split()).lower() if encoding else value.whole
+            found.append((kind.content, text))
+    return tuple(found)
 
 
 def _is_authority(fields: bytes) -> bool:

@@ -218,6 +218,11 @@ class Evidence:
         except pkcs7.DerError as error:
             return f"it cannot be judged: {error}"
 
+    def excluded(self, db: Sequence[Signature], dbx: Sequence[Signature]) -> str | None:
+        """Why firmware does not start the image in any case, whatever it can verify that we cannot: it is revoked, or
+        nothing of it is in db; None: it may. Raises pkcs7.DerError."""
+        return _excluded(self, _chain(self, (*db, *dbx)), db, dbx)
+
 
 def _why_refused(image: bytes, db: Sequence[Signature], dbx: Sequence[Signature]) -> str | None:
     try:
@@ -228,11 +233,9 @@ def _why_refused(image: bytes, db: Sequence[Signature], dbx: Sequence[Signature]
 
 def _judged(image: Evidence, db: Sequence[Signature], dbx: Sequence[Signature]) -> str | None:
     """As above. Raises pkcs7.DerError for a signature or certificate that is none."""
-    chain = _chain(image, (*db, *dbx))
-    for one in dbx:
-        why = _revokes(one, chain, image.digests)
-        if why is not None:
-            return why
+    why = _excluded(image, _chain(image, (*db, *dbx)), db, dbx)
+    if why is not None:
+        return why
     if any(image.digests.get(one.kind) == one.data for one in db):
         return None
     trusted = [one.data for one in db if one.kind == X509]
@@ -241,8 +244,19 @@ def _judged(image: Evidence, db: Sequence[Signature], dbx: Sequence[Signature]) 
     for signature in image.signatures:
         if any(one.data in trusted for one in pkcs7.signers(signature, by_name, others)):
             return None
-    if any(one.data in trusted for one in chain):
-        return "its signature is wrong, or is of another image"
+    return "its signature is wrong, or is of another image"
+
+
+def _excluded(
+    image: Evidence, chain: Sequence[pkcs7.Certificate], db: Sequence[Signature], dbx: Sequence[Signature]
+) -> str | None:
+    for one in dbx:
+        why = _revokes(one, chain, image.digests)
+        if why is not None:
+            return why
+    trusted = {one.data for one in db if one.kind == X509}
+    if any(image.digests.get(one.kind) == one.data for one in db) or any(one.data in trusted for one in chain):
+        return None
     return "neither its hash nor who signed it is in db"
 
 
@@ -267,11 +281,12 @@ def _revokes(one: Signature, chain: Sequence[pkcs7.Certificate], digests: Mappin
 
 
 def _chain(image: Evidence, databases: Sequence[Signature]) -> list[pkcs7.Certificate]:
-    """The certificates in the image's signatures, and those in databases that issued them, and so on; by their names,
-    but for one that has signed itself, which nobody else has."""
+    """The certificates in the image's signatures, and those in databases that issued them, and so on: by their names,
+    but of one that has signed itself only those that have the same key. Raises pkcs7.DerError."""
     found = [one for signature in image.signatures for one in pkcs7.certificates(signature)]
     others = [pkcs7.certificate(one.data) for one in databases if one.kind == X509]
     for one in found:  # grows meanwhile
-        if not one.signed_itself:
-            found += [other for other in others if other.subject == one.issuer and other not in found]
+        itself = one.verifies(one)
+        by = [other for other in others if (other.verifies(one) if itself else other.named_by(one))]
+        found += [other for other in by if other not in found]
     return found

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.disk import fatread
 from common.disk.fat import FatError
-from common.efi import pe, siglist
+from common.efi import pe, pkcs7, siglist
 from common.efi.additions import Addition
 from common.efi.entries import FOLDER
 from common.efi.siglist import Evidence, Signature
@@ -47,11 +47,11 @@ class Program:
         except pe.PeError:
             return cls(name, None)
 
-    def refused(self, databases: Databases) -> str | None:
-        """Why firmware would not start it."""
+    def excluded(self, databases: Databases) -> str | None:
+        """Why firmware does not start it in any case; None: it may. Raises pkcs7.DerError."""
         if self.evidence is None:
             return "it is damaged"
-        return self.evidence.refused(databases.get("db", ()), databases.get("dbx", ()))
+        return self.evidence.excluded(databases.get("db", ()), databases.get("dbx", ()))
 
 
 def nothing_new(root: Path) -> AbstractContextManager[None]:
@@ -121,11 +121,12 @@ def against(one: Addition, databases: Databases, started: Sequence[Program]) -> 
         return None
     coming = siglist.after(databases, one.variable, one.update, append=True)
     for program in started:
-        why = program.refused(coming)
-        if why is None:
-            continue
-        if program.refused(databases) is None:
+        try:
+            before, why = program.excluded(databases), program.excluded(coming)
+        except pkcs7.DerError as error:
+            return f"it cannot be told whether firmware starts {program.name}: {error}"
+        if why is not None and before is None:
             return f"firmware would not start {program.name} any more: {why}"
-        if program.runs:  # the firmware has started it, so it is we who cannot judge
+        if why is not None and program.runs:  # the firmware has started it, so it is we who cannot judge
             return f"it cannot be told what firmware starts: it has started {program.name}, and yet {why}"
     return None

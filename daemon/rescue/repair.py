@@ -33,6 +33,7 @@ KEY = "var/lib/mixos/update/key"  # of the device, for releases that are encrypt
 TRUST = "var/lib/mixos/update/trust"  # where who verifies keeps what was trusted before, as on a running system
 ACCOUNT = "update"
 _MAX_TRUSTED = 16, 8 << 20  # files, and bytes of one
+_UNREADABLE = MixosError, OSError, ValueError
 _FILE_SYSTEMS = ("vfat", "ext4")
 _MOST = 50  # bundles that are offered
 
@@ -171,13 +172,15 @@ def _known(disk: Disk, root: Path) -> Known:
     folder = root / TRUST
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
-    with contextlib.suppress(MixosError, OSError, ValueError), found.data(disk) as layers:
+    with contextlib.suppress(*_UNREADABLE), found.data(disk) as layers:  # what is damaged is so for itself
+        with contextlib.suppress(*_UNREADABLE):
+            record = found.record_in(layers)
+        with contextlib.suppress(*_UNREADABLE):
+            servers = settings(layers / found.ETC / "mixos")
+        with contextlib.suppress(*_UNREADABLE):
+            write_durably(root / KEY, read_regular(layers / found.VAR / KEY.removeprefix("var/"), 64), 0o600)
         for one in sorted((layers / found.VAR / TRUST.removeprefix("var/")).glob("*"))[: _MAX_TRUSTED[0]]:
             (folder / one.name).write_bytes(read_regular(one, _MAX_TRUSTED[1]))
-        with contextlib.suppress(FileNotFoundError):
-            write_durably(root / KEY, read_regular(layers / found.VAR / KEY.removeprefix("var/"), 64), 0o600)
-        record = found.record_in(layers)
-        servers = settings(layers / found.ETC / "mixos")
     if os.geteuid() == 0:
         for path in (folder, *folder.iterdir()):
             shutil.chown(path, ACCOUNT, ACCOUNT)

@@ -379,12 +379,22 @@ def test_a_release_that_named_devices_alone_can_read(shop: Shop, url: str):
     box = Box(shop, url, "0.9.0", 0, "00" * 32)
     assert offered(box.check()) == "1.0.0"
     shop.build("1.1.0", 2)
+    shop.refused("release-plain", release, "--channel", shop.served)
+    shop.ok(release, "--channel", shop.served, "--plain", "--check")
     made = shop.ok(release, "--channel", shop.served, "--encrypt-to", sealing.write_public(public))
     assert [one["from"] for one in made["plans"]] == [None, "1.0.0"]  # who made a bundle reads it again
     shop.refused("bundle-made", release, path, "--channel", shop.served, "--encrypt-to", devices)
     shop.refused("device-key", bundle, image, "--encrypt-to", "mixos-device:AAAA")
-    (shop.base / "private/bundle/payload.key").unlink()
+    stick = shop.base / "stick"
+    assert "payload" in {one["name"] for one in shop.ok(keys, "list")["keys"]}
+    shop.ok(keys, "export", "payload", "--move", "--to", stick)
+    assert (stick / "bundle/payload.key").exists()
     shop.refused("keys-missing", bundle, image, "--from", path)
+    shop.build("1.2.0", 3)
+    words = "--channel", shop.served, "--encrypt-to", devices
+    assert "--deltas 0" in (shop.refused("keys-missing", release, *words).hint or "")
+    made = shop.ok(release, *words, "--deltas", "0")
+    assert [one["from"] for one in made["plans"]] == [None]
 
 
 def test_hooks_are_told(shop: Shop, tmp_path: Path):

@@ -126,6 +126,14 @@ def test_an_encrypted_bundle_is_read_by_who_made_it(images, tmp_path):
     assert caught.value.reason == "bundle-damaged"
 
 
+def test_nothing_is_signed_for_a_key_that_belongs_to_nobody(images, tmp_path):
+    signed = []
+    lock = bundle.Lock((bytes(32),), lambda digest: digest)
+    with pytest.raises(UsageError) as caught:
+        bundle.make(bundle.load(images[1]), [], FACTS, signed.append, tmp_path / "new.mixb", lock=lock)
+    assert (caught.value.reason, signed, (tmp_path / "new.mixb").exists()) == ("device-key", [], False)
+
+
 @pytest.mark.parametrize(
     "words",
     [

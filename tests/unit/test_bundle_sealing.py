@@ -1,5 +1,6 @@
 """Encrypted payloads: what comes out by ranges is what went in, for devices that were named, and for nobody else."""
 
+import base64
 import os
 
 import pytest
@@ -116,6 +117,11 @@ def test_files_of_keys(tmp_path):
     path.write_text(f"{keys[0]}\nssh-ed25519 AAAA\n")
     with pytest.raises(UsageError, match=r"devices:2: ssh-ed25519 is no public key"):
         bundle.read_devices([str(path)])
+    private = base64.b64encode(pair(1)[0]).decode()  # somebody has taken the wrong file
+    path.write_text(private)
+    with pytest.raises(UsageError) as caught:
+        bundle.read_devices([str(path)])
+    assert private[:20] not in str(caught.value)
     for text in ("", "# nobody\n", "x" * (2 << 20)):
         path.write_text(text)
         with pytest.raises(UsageError):

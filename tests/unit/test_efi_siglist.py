@@ -183,6 +183,36 @@ def test_a_successor_of_the_same_name_is_not_revoked_with_its_predecessor() -> N
     assert refused(secureboot.sign(IMAGE, signer("db", "authority", key="successor")), [of("authority")], known)
 
 
+def test_another_certificate_of_a_key_counts_as_its_issuer() -> None:
+    """What an extension says of the issuer may have firmware take it for that, also when it has signed itself."""
+    signed = secureboot.sign(IMAGE, signer("authority", number=2))
+    known = [of("authority"), entry(signer("authority", number=2).der, siglist.X509)]
+    assert refused(signed, [of("authority")], known)
+
+
+@pytest.mark.parametrize(
+    ("issuer", "text"),
+    [
+        ("authority", "PrintableString"),
+        ("authority", "BMPString"),
+        ("authority", "T61String"),
+        ("AUTHORITY", "UTF8String"),
+        (" Authority ", "UniversalString"),
+    ],
+)
+def test_names_are_compared_as_firmware_does(issuer: str, text: str, tmp_path: Path) -> None:
+    leaf = signer("leaf", issuer, text=text)
+    known = [entry(leaf.der, siglist.X509)]
+    (tmp_path / "leaf").write_bytes(leaf.certificate)
+    (tmp_path / "authority").write_bytes(signer("authority").certificate)
+    words = ["-partial_chain", "-no_check_time", "-trusted", "authority", "leaf"]
+    assert run(["openssl", "verify", *words], cwd=tmp_path, allow=range(256)).status == 0
+    signed = secureboot.sign(IMAGE, leaf)
+    assert not refused(signed, [], known)
+    assert not refused(signed, [], [of("authority")])
+    assert refused(signed, [of("authority")], known)
+
+
 def test_a_signature_counts_for_its_image_alone() -> None:
     signed, other = signed_image(), pe_image([(".text", b"evil" * 300), (".data", b"x" * 1000)])
     at = pe.parse(signed).certificates[0]

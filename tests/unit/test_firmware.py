@@ -154,6 +154,23 @@ def test_loader_and_rescue_entry_are_not_revoked(firmware, mixos, device, path, 
     held(mixos, firmware, name, f"{path} on {partition}")
 
 
+def test_what_only_firmware_can_verify_is_not_revoked(firmware, mixos, device):
+    """A loader whose signature counts as wrong here: firmware may know its algorithm, and has started it."""
+    by = signer("vendor", "authority", pss=True)
+    image = secureboot.sign(simulated.pe_image([(".text", b"the loader")]), by)
+    known = certificate("db"), certificate("authority")
+    assert "wrong" in (siglist.refusal(image, siglist.write(known), b"") or "")
+    descriptor = os.open(device.path, os.O_RDWR)
+    try:
+        part = gpt.read(descriptor).find(esp.NAME)
+        contents = esp.read(descriptor, part)
+        esp.write(descriptor, part, {**contents, "EFI/BOOT/BOOTX64.EFI": image}, 7, 0)
+    finally:
+        os.close(descriptor)
+    firmware.set("db", *known)
+    held(mixos, firmware, firmware.brings(1, addition("dbx", certificate("authority"))), "BOOTX64.EFI")
+
+
 def test_what_nothing_starts_is_revoked(firmware, mixos, device):
     old = secureboot.sign(simulated.pe_image([(".text", b"an older version")]), signer("db"))
     name = firmware.brings(1, addition("dbx", hash_of(old)))

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tuf.api.metadata import Metadata
 
 from buildsys.cli.context import Context
 from buildsys.cli.keys import keys as command
+from buildsys.keys import payload, secureboot, tuf
 from buildsys.keys import private as privates
-from buildsys.keys import secureboot, tuf
 from buildsys.keys.private import Passphrase, Private
 from buildsys.keys.public import Public, dump
 from common.efi import pe, pkcs7, siglist
@@ -59,6 +64,38 @@ def refusal(reason: str, call: object, *arguments: object, **named: object) -> N
 
 
 # -- the folder --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_key_that_two_make_at_once_is_one(private: Private, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """A bundle that was encrypted with one that is gone could not be read again."""
+    both, write = threading.Barrier(2), privates.atomic_write
+
+    def slowly(*words: Any) -> None:
+        both.wait(60)  # neither has found one
+        write(*words)
+
+    def no_links(*words: object) -> None:
+        raise PermissionError(errno.EPERM, "link")
+
+    if links:
+        monkeypatch.setattr(privates, "atomic_write", slowly)
+    else:
+        monkeypatch.setattr(privates.os, "link", no_links)
+    with ThreadPoolExecutor() as pool:
+        made = [pool.submit(payload.new_key, private, bytes(32)) for _ in range(2 if links else 1)]
+    assert {one.result() for one in made} == {payload.key_of(private, bytes(32))}
+    monkeypatch.setattr(privates, "atomic_write", write)
+    refusal("keys-there", private.write, payload.KIND, "payload.key", X25519PrivateKey.generate())
+    assert [path.name for path in (private.folder / payload.KIND).iterdir()] == ["payload.key"]
+
+
+def test_a_key_is_written_once(private: Private, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, write = threading.Barrier(2), privates.atomic_write
+    monkeypatch.setattr(privates, "atomic_write", lambda *words: (both.wait(60), write(*words)))
+    with ThreadPoolExecutor() as pool:
+        made = [pool.submit(private.write, "tuf", "a.pem", X25519PrivateKey.generate()) for _ in range(2)]
+    assert sorted(one.exception() is None for one in made) == [False, True]
 
 
 def test_private_keys_are_for_their_owner_alone(private: Private):

@@ -1,5 +1,6 @@
 """The rescue entry on a simulated disk: what it tells, and what its menu does."""
 
+import base64
 import contextlib
 import json
 import re
@@ -251,6 +252,25 @@ def test_a_bundle_is_verified_staged_and_sealed(device, data, capsys, monkeypatc
     assert (device.tree / repair.TRUST / "root.json").read_text() == "trusted"
     key = device.tree / repair.KEY
     assert (key.read_text(), key.stat().st_mode & 0o777) == ("secret", 0o600)
+
+
+@pytest.mark.parametrize("damaged", ["record.json", "trust/trusted.json", "key", "update.pem"])
+def test_what_is_damaged_takes_nothing_with_it(device, data, monkeypatch, damaged):
+    monkeypatch.setattr("daemon.rescue.repair.shutil.chown", lambda *words: None)
+    kept, etc = data / "overlay/var/upper/lib/mixos/update", data / "overlay/etc/upper/mixos"
+    certificate = f"-----BEGIN CERTIFICATE-----\n{base64.b64encode(b'0').decode()}\n-----END CERTIFICATE-----\n"
+    remember(data, floor=41)
+    (kept / "key").write_text("secret")
+    (kept / "trust/trusted.json").write_text("trusted")
+    (etc / "update.pem").write_text(certificate)
+    path = (etc if damaged == "update.pem" else kept) / damaged
+    path.unlink()
+    path.mkdir()
+    known = repair._known(Disk.find(device.tree), device.tree)
+    assert (known.facts["floor"] == 41) == (damaged != "record.json")
+    assert (known.servers == {"ca": certificate}) == (damaged != "update.pem")
+    assert (device.tree / repair.KEY).exists() == (damaged != "key")
+    assert (device.tree / repair.TRUST / "trusted.json").exists() == (damaged != "trust/trusted.json")
 
 
 def test_the_floor_of_the_rescue_entry_outlives_the_data(device, data, monkeypatch):

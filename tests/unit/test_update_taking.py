@@ -594,10 +594,26 @@ def test_the_key_of_a_device_stays_and_is_root_s_own(device):
     one, two = run(device, both)[0]
     assert one == two == {"key": key_of(device)}
     assert path.stat().st_mode & 0o7777 == 0o600
-    path.write_text("nonsense")
-    with pytest.raises(DiskError) as caught:
-        run(device, lambda update: ask(update, "key"))
-    assert caught.value.reason == "device-key"
+
+
+def test_a_key_that_is_damaged_is_neither_used_nor_replaced(device, publisher, capfd):
+    path = publisher.release("2.3.0", lock=for_devices(key_of(device)), sequence=9)
+    key = device.tree / "var/lib/mixos/update/key"
+    damages = (
+        lambda: key.write_text("nonsense"),
+        lambda: key.write_bytes(b"A" * (1 << 20)),
+        lambda: key.symlink_to(key),
+        lambda: os.mkfifo(key),
+    )
+    for damage in damages:
+        key.unlink()
+        damage()
+        with pytest.raises(DiskError) as caught:
+            run(device, lambda update: ask(update, "key"))
+        assert (caught.value.reason, "update/key" in str(caught.value)) == ("device-key", True)
+        error = refused(device, path)
+        assert (error.reason, "damaged" in str(error)) == ("release-sealed", True)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_release_for_this_device_is_taken(device, publisher, confined):
@@ -629,8 +645,6 @@ def test_a_release_for_other_devices_is_refused(device, publisher):
     assert "no key" in str(refused(device, path))
     key_of(device)
     assert "not for this device" in str(refused(device, path))
-    (device.tree / "var/lib/mixos/update/key").write_text("nonsense")
-    assert "damaged" in str(refused(device, path))
 
 
 def test_a_sealed_key_that_somebody_changed_is_refused(device, publisher):

@@ -21,7 +21,7 @@ class DeviceKey:
 
     async def public(self) -> str:
         """The public part as people copy it; the key is made when there is none. Raises DiskError
-        `device-key`, OSError, MixosError `x25519`."""
+        `device-key`, MixosError `x25519`; OSError when it cannot be kept."""
         async with self._turn:
             private = await asyncio.to_thread(read, self._path)
             if private is not None:
