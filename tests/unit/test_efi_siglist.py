@@ -148,6 +148,13 @@ def test_an_issuer_counts_too() -> None:
     assert refused(signed, [entry(digest + bytes(16), CERT_SHA256)], [of("authority")])
 
 
+def test_what_is_no_certificate_in_db_keeps_nothing_from_starting() -> None:
+    odd = entry(of("other").data + b"\0", siglist.X509)
+    assert not refused(signed_image(), [], [odd, of("db")])
+    assert refused(secureboot.sign(IMAGE, signer("other")), [], [odd, of("db")])
+    assert refused(signed_image(), [odd])
+
+
 def test_an_unsigned_image_starts_by_its_hash_only() -> None:
     assert refused(IMAGE, [])
     assert not refused(IMAGE, [], [entry(pe.authenticode(IMAGE))])
