@@ -62,7 +62,7 @@ class Certificate:
         return self.authority and self.verifies(other)
 
     def named_by(self, other: Certificate) -> bool:
-        """Whether the other one says that this one has issued it. Raises DerError."""
+        """Whether the other one says that this one has issued it."""
         return _folded(self.subject) == _folded(other.issuer)
 
     def verifies(self, other: Certificate) -> bool:
@@ -120,6 +120,8 @@ def certificate(data: bytes) -> Certificate:
     _, fields = _take(fields, _SEQUENCE, "a validity")
     subject, fields = _take(fields, _SEQUENCE, "a subject")
     key, fields = _take(fields, _SEQUENCE, "a public key")
+    for name in (issuer, subject):
+        _folded(name.whole)
     names = issuer.whole, subject.whole, serial.whole
     kind = _is_authority(fields), _oid(algorithm)
     return Certificate(data, signed.whole, *names, key.whole, *kind, signature.content[1:])

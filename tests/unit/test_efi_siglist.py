@@ -149,8 +149,9 @@ def test_an_issuer_counts_too() -> None:
 
 
 def test_what_is_no_certificate_in_db_keeps_nothing_from_starting() -> None:
-    odd = entry(of("other").data + b"\0", siglist.X509)
-    assert not refused(signed_image(), [], [odd, of("db")])
+    odd, name = entry(of("other").data + b"\0", siglist.X509), pkcs7.certificate(of("other").data).subject
+    nameless = entry(of("other").data.replace(name, name[:2] + b"\x30" + name[3:]), siglist.X509)
+    assert not refused(signed_image(), [], [odd, nameless, of("db")])
     assert refused(secureboot.sign(IMAGE, signer("other")), [], [odd, of("db")])
     assert refused(signed_image(), [odd])
 
