@@ -217,7 +217,8 @@ def _opened(signature: bytes) -> _Opened:
 
 def signers(signature: bytes, digests: Mapping[str, bytes], others: Sequence[Certificate] = ()) -> list[Certificate]:
     """Whose signature of an image this is: the certificate that made it, those that issued that, and so on, each step
-    verified; empty when it is wrong, or of another image.
+    verified, to one that has signed itself: another one of its key is not taken for it. Empty when the signature is
+    wrong, or of another image.
 
     digests: of the image (`pe.authenticode`) by name of the algorithm. others: certificates that may have issued those
     in the signature. Raises DerError.
@@ -236,7 +237,7 @@ def signers(signature: bytes, digests: Mapping[str, bytes], others: Sequence[Cer
     found = [one for one in opened.certificates if _signed_by(one, opened, indirect.content)]
     known = list(dict.fromkeys((*opened.certificates, *others)))
     for one in found:  # grows meanwhile
-        found += [other for other in known if other not in found and other.issued(one)]
+        found += [other for other in known if other not in found and other.issued(one) and not one.verifies(one)]
     return found
 
 

@@ -148,6 +148,17 @@ def test_an_issuer_counts_too() -> None:
     assert refused(signed, [entry(digest + bytes(16), CERT_SHA256)], [of("authority")])
 
 
+def test_a_renewed_certificate_is_not_the_one_in_db(tmp_path: Path) -> None:
+    """It has signed itself, with the key of the one that firmware knows, and so would the other."""
+    renewed = signer("authority", number=2)
+    for name, one in {"renewed": renewed, "known": signer("authority")}.items():
+        (tmp_path / name).write_bytes(one.certificate)
+    words = ["-partial_chain", "-no_check_time", "-trusted", "known", "renewed"]
+    assert run(["openssl", "verify", *words], cwd=tmp_path, allow=range(256)).status != 0
+    assert refused(secureboot.sign(IMAGE, renewed), [], [of("authority")])
+    assert not refused(secureboot.sign(IMAGE, renewed), [], [entry(renewed.der, siglist.X509)])
+
+
 def test_what_is_no_certificate_in_db_keeps_nothing_from_starting() -> None:
     odd, name = entry(of("other").data + b"\0", siglist.X509), pkcs7.certificate(of("other").data).subject
     nameless = entry(of("other").data.replace(name, name[:2] + b"\x30" + name[3:]), siglist.X509)
