@@ -148,15 +148,24 @@ def test_an_issuer_counts_too() -> None:
     assert refused(signed, [entry(digest + bytes(16), CERT_SHA256)], [of("authority")])
 
 
-def test_a_renewed_certificate_is_not_the_one_in_db(tmp_path: Path) -> None:
-    """It has signed itself, with the key of the one that firmware knows, and so would the other."""
-    renewed = signer("authority", number=2)
-    for name, one in {"renewed": renewed, "known": signer("authority")}.items():
+@pytest.mark.parametrize(
+    "by",
+    [
+        signer("authority", number=2),
+        signer("authority", "AUTHORITY", key="successor"),
+        signer("leaf", "authority", means="stranger"),
+    ],
+    ids=["renewed", "of its name", "of another key"],
+)
+def test_who_firmware_does_not_take_for_an_issuer(by: secureboot.Signer, tmp_path: Path) -> None:
+    """A certificate that names itself has no other issuer, and one that names a key only that."""
+    for name, one in {"by": by, "known": signer("authority")}.items():
         (tmp_path / name).write_bytes(one.certificate)
-    words = ["-partial_chain", "-no_check_time", "-trusted", "known", "renewed"]
+    words = ["-partial_chain", "-no_check_time", "-trusted", "known", "by"]
     assert run(["openssl", "verify", *words], cwd=tmp_path, allow=range(256)).status != 0
-    assert refused(secureboot.sign(IMAGE, renewed), [], [of("authority")])
-    assert not refused(secureboot.sign(IMAGE, renewed), [], [entry(renewed.der, siglist.X509)])
+    assert refused(secureboot.sign(IMAGE, by), [], [of("authority")])
+    assert not refused(secureboot.sign(IMAGE, by), [], [entry(by.der, siglist.X509)])
+    assert refused(secureboot.sign(IMAGE, by), [of("authority")], [entry(by.der, siglist.X509)])
 
 
 def test_what_is_no_certificate_in_db_keeps_nothing_from_starting() -> None:
