@@ -21,6 +21,7 @@ _SIGNED_DATA = bytes.fromhex("2a864886f70d010702")
 _INDIRECT_DATA = bytes.fromhex("2b060104018237020104")  # SpcIndirectDataContent: the digest of an image
 _MESSAGE_DIGEST = bytes.fromhex("2a864886f70d010904")
 _BASIC_CONSTRAINTS, _KEY_USAGE = b"\x55\x1d\x13", b"\x55\x1d\x0f"
+_KEY_ID, _AUTHORITY_KEY_ID = b"\x55\x1d\x0e", b"\x55\x1d\x23"
 _CERT_SIGN = 0x04  # in the first byte of a key usage
 _RSA = bytes.fromhex("2a864886f70d010101")
 _HASHES = {bytes.fromhex(f"60864801650304020{number}"): f"sha{bits}" for number, bits in ((1, 256), (2, 384), (3, 512))}
@@ -41,7 +42,8 @@ class DerError(FormatError):
 class Certificate:
     """data: the whole, DER. signed: its TBSCertificate, which the issuer signed. issuer, subject: names, DER. serial:
     number, DER. key: SubjectPublicKeyInfo, DER. authority: it may issue others. algorithm: OID by which `signature` was
-    made."""
+    made. key_id: by which others name its key; issuer_key_id, issuer_serial: by which it names who issued it, if it
+    does."""
 
     data: bytes
     signed: bytes
@@ -52,17 +54,26 @@ class Certificate:
     authority: bool
     algorithm: bytes
     signature: bytes
+    key_id: bytes | None
+    issuer_key_id: bytes | None
+    issuer_serial: bytes | None
 
     def digest(self, algorithm: str) -> bytes:
         """The digest by which lists name a certificate without holding it."""
         return hashlib.new(algorithm, self.signed).digest()
 
     def issued(self, other: Certificate) -> bool:
-        """Whether this certificate may issue others, and its key signed the other one. Raises DerError."""
-        return self.authority and self.verifies(other)
+        """Whether this certificate may issue others, the other one means it, and its key signed that. Raises
+        DerError."""
+        return self.authority and self.meant_by(other) and self.verifies(other)
+
+    def meant_by(self, other: Certificate) -> bool:
+        """Whether nothing in the other one speaks against this one as its issuer: name, key, and number."""
+        key = self.key_id is None or other.issuer_key_id in (None, self.key_id)
+        return self.named_by(other) and key and other.issuer_serial in (None, _first(self.serial)[0].content)
 
     def named_by(self, other: Certificate) -> bool:
-        """Whether the other one says that this one has issued it. Raises DerError."""
+        """Whether the other one says that this one has issued it."""
         return _folded(self.subject) == _folded(other.issuer)
 
     def verifies(self, other: Certificate) -> bool:
@@ -120,9 +131,12 @@ def certificate(data: bytes) -> Certificate:
     _, fields = _take(fields, _SEQUENCE, "a validity")
     subject, fields = _take(fields, _SEQUENCE, "a subject")
     key, fields = _take(fields, _SEQUENCE, "a public key")
+    for name in (issuer, subject):
+        _folded(name.whole)
     names = issuer.whole, subject.whole, serial.whole
-    kind = _is_authority(fields), _oid(algorithm)
-    return Certificate(data, signed.whole, *names, key.whole, *kind, signature.content[1:])
+    extensions = _extensions(fields)
+    kind = _is_authority(extensions), _oid(algorithm)
+    return Certificate(data, signed.whole, *names, key.whole, *kind, signature.content[1:], *_ids(extensions))
 
 
 @lru_cache(256)
@@ -144,10 +158,9 @@ def _folded(name: bytes) -> tuple[tuple[bytes, str | bytes], ...]:
     return tuple(found)
 
 
-def _is_authority(fields: bytes) -> bool:
-    """What the extensions say, if there are any (RFC 5280, 4.2.1.3 and 4.2.1.9). fields: of a TBSCertificate, behind
-    the key."""
-    authority, signs = False, True
+def _extensions(fields: bytes) -> dict[bytes, bytes]:
+    """What the extensions hold, by kind. fields: of a TBSCertificate, behind the key."""
+    found = {}
     while fields:
         value, fields = _first(fields)
         extensions = _take(value.content, _SEQUENCE, "extensions")[0].content if value.tag == _EXTENSIONS else b""
@@ -156,12 +169,34 @@ def _is_authority(fields: bytes) -> bool:
             oid, rest = _take(extension.content, _OID, "a kind of extension")
             if rest[:1] == bytes([_BOOLEAN]):  # critical
                 _, rest = _first(rest)
-            content = _take(rest, _OCTETS, "an extension")[0].content
-            if oid.content == _BASIC_CONSTRAINTS:
-                authority = _take(content, _SEQUENCE, "basic constraints")[0].content[:3] == b"\x01\x01\xff"
-            elif oid.content == _KEY_USAGE:
-                signs = bool(_take(content, _BITS, "a key usage")[0].content[1:2].ljust(1, b"\0")[0] & _CERT_SIGN)
+            found[oid.content] = _take(rest, _OCTETS, "an extension")[0].content
+    return found
+
+
+def _is_authority(extensions: Mapping[bytes, bytes]) -> bool:
+    """What they say, if they do (RFC 5280, 4.2.1.3 and 4.2.1.9)."""
+    authority, signs = False, True
+    if _BASIC_CONSTRAINTS in extensions:
+        content = _take(extensions[_BASIC_CONSTRAINTS], _SEQUENCE, "basic constraints")[0].content
+        authority = content[:3] == b"\x01\x01\xff"
+    if _KEY_USAGE in extensions:
+        content = _take(extensions[_KEY_USAGE], _BITS, "a key usage")[0].content
+        signs = bool(content[1:2].ljust(1, b"\0")[0] & _CERT_SIGN)
     return authority and signs
+
+
+def _ids(extensions: Mapping[bytes, bytes]) -> tuple[bytes | None, bytes | None, bytes | None]:
+    """The name of its key, of the key that signed it, and the number of that one's certificate, as far as they are
+    told (RFC 5280, 4.2.1.1 and 4.2.1.2)."""
+    own = extensions.get(_KEY_ID)
+    key = None if own is None else _take(own, _OCTETS, "a name of a key")[0].content
+    told: dict[int, bytes] = {}
+    if _AUTHORITY_KEY_ID in extensions:
+        left = _take(extensions[_AUTHORITY_KEY_ID], _SEQUENCE, "who has signed")[0].content
+        while left:
+            value, left = _first(left)
+            told[value.tag] = value.content
+    return key, told.get(0x80), told.get(0x82)
 
 
 def signed_data(signature: bytes) -> bytes:
@@ -215,7 +250,8 @@ def _opened(signature: bytes) -> _Opened:
 
 def signers(signature: bytes, digests: Mapping[str, bytes], others: Sequence[Certificate] = ()) -> list[Certificate]:
     """Whose signature of an image this is: the certificate that made it, those that issued that, and so on, each step
-    verified; empty when it is wrong, or of another image.
+    verified, to one that means itself: no other one is taken for it, whoever has signed it. Empty when the signature is
+    wrong, or of another image.
 
     digests: of the image (`pe.authenticode`) by name of the algorithm. others: certificates that may have issued those
     in the signature. Raises DerError.
@@ -234,7 +270,7 @@ def signers(signature: bytes, digests: Mapping[str, bytes], others: Sequence[Cer
     found = [one for one in opened.certificates if _signed_by(one, opened, indirect.content)]
     known = list(dict.fromkeys((*opened.certificates, *others)))
     for one in found:  # grows meanwhile
-        found += [other for other in known if other not in found and other.issued(one)]
+        found += [other for other in known if other not in found and other.issued(one) and not one.meant_by(one)]
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
@@ -221,7 +222,7 @@ class Evidence:
     def excluded(self, db: Sequence[Signature], dbx: Sequence[Signature]) -> str | None:
         """Why firmware does not start the image in any case, whatever it can verify that we cannot: it is revoked, or
         nothing of it is in db; None: it may. Raises pkcs7.DerError."""
-        return _excluded(self, _chain(self, (*db, *dbx)), db, dbx)
+        return _excluded(self, _chain(self, [*_certificates(db), *_certificates(dbx)]), db, dbx)
 
 
 def _why_refused(image: bytes, db: Sequence[Signature], dbx: Sequence[Signature]) -> str | None:
@@ -233,16 +234,15 @@ def _why_refused(image: bytes, db: Sequence[Signature], dbx: Sequence[Signature]
 
 def _judged(image: Evidence, db: Sequence[Signature], dbx: Sequence[Signature]) -> str | None:
     """As above. Raises pkcs7.DerError for a signature or certificate that is none."""
-    why = _excluded(image, _chain(image, (*db, *dbx)), db, dbx)
+    known = _certificates(db, damaged=False)
+    why = _excluded(image, _chain(image, [*known, *_certificates(dbx)]), db, dbx)
     if why is not None:
         return why
     if any(image.digests.get(one.kind) == one.data for one in db):
         return None
-    trusted = [one.data for one in db if one.kind == X509]
     by_name = {_HASHES[kind]: digest for kind, digest in image.digests.items()}
-    others = [pkcs7.certificate(data) for data in trusted]
     for signature in image.signatures:
-        if any(one.data in trusted for one in pkcs7.signers(signature, by_name, others)):
+        if any(one in known for one in pkcs7.signers(signature, by_name, known)):
             return None
     return "its signature is wrong, or is of another image"
 
@@ -280,11 +280,21 @@ def _revokes(one: Signature, chain: Sequence[pkcs7.Certificate], digests: Mappin
     return f"dbx holds something of an unknown kind, {one.kind}"
 
 
-def _chain(image: Evidence, databases: Sequence[Signature]) -> list[pkcs7.Certificate]:
-    """The certificates in the image's signatures, and those in databases that issued them, and so on: by their names,
-    but of one that has signed itself only those that have the same key. Raises pkcs7.DerError."""
+def _certificates(database: Sequence[Signature], *, damaged: bool = True) -> list[pkcs7.Certificate]:
+    """Those in a database. damaged: false leaves out what is none (in db it starts nothing); else raises
+    pkcs7.DerError."""
+    found = []
+    for one in database:
+        if one.kind == X509:
+            with suppress(*() if damaged else (pkcs7.DerError,)):
+                found.append(pkcs7.certificate(one.data))
+    return found
+
+
+def _chain(image: Evidence, others: Sequence[pkcs7.Certificate]) -> list[pkcs7.Certificate]:
+    """The certificates in the image's signatures, and those of others that issued them, and so on: by their names, but
+    of one that has signed itself only those that have the same key. Raises pkcs7.DerError."""
     found = [one for signature in image.signatures for one in pkcs7.certificates(signature)]
-    others = [pkcs7.certificate(one.data) for one in databases if one.kind == X509]
     for one in found:  # grows meanwhile
         itself = one.verifies(one)
         by = [other for other in others if (other.verifies(one) if itself else other.named_by(one))]

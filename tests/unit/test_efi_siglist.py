@@ -148,6 +148,34 @@ def test_an_issuer_counts_too() -> None:
     assert refused(signed, [entry(digest + bytes(16), CERT_SHA256)], [of("authority")])
 
 
+@pytest.mark.parametrize(
+    "by",
+    [
+        signer("authority", number=2),
+        signer("authority", "AUTHORITY", key="successor"),
+        signer("leaf", "authority", means="stranger"),
+    ],
+    ids=["renewed", "of its name", "of another key"],
+)
+def test_who_firmware_does_not_take_for_an_issuer(by: secureboot.Signer, tmp_path: Path) -> None:
+    """A certificate that names itself has no other issuer, and one that names a key only that."""
+    for name, one in {"by": by, "known": signer("authority")}.items():
+        (tmp_path / name).write_bytes(one.certificate)
+    words = ["-partial_chain", "-no_check_time", "-trusted", "known", "by"]
+    assert run(["openssl", "verify", *words], cwd=tmp_path, allow=range(256)).status != 0
+    assert refused(secureboot.sign(IMAGE, by), [], [of("authority")])
+    assert not refused(secureboot.sign(IMAGE, by), [], [entry(by.der, siglist.X509)])
+    assert refused(secureboot.sign(IMAGE, by), [of("authority")], [entry(by.der, siglist.X509)])
+
+
+def test_what_is_no_certificate_in_db_keeps_nothing_from_starting() -> None:
+    odd, name = entry(of("other").data + b"\0", siglist.X509), pkcs7.certificate(of("other").data).subject
+    nameless = entry(of("other").data.replace(name, name[:2] + b"\x30" + name[3:]), siglist.X509)
+    assert not refused(signed_image(), [], [odd, nameless, of("db")])
+    assert refused(secureboot.sign(IMAGE, signer("other")), [], [odd, of("db")])
+    assert refused(signed_image(), [odd])
+
+
 def test_an_unsigned_image_starts_by_its_hash_only() -> None:
     assert refused(IMAGE, [])
     assert not refused(IMAGE, [], [entry(pe.authenticode(IMAGE))])

@@ -9,9 +9,12 @@ import pytest
 from buildsys.run import run
 from common.disk import gpt
 from common.efi import additions, siglist
+from common.efi.additions import Addition
 from common.efi.entries import FOLDER
+from common.efi.siglist import Evidence
 from common.errors import FormatError, RefusedError
-from daemon.firmware import variables
+from daemon.firmware import judge, variables
+from daemon.firmware.judge import Program
 from image import esp, secureboot
 from tests import firmware as simulated
 from tests.firmware import Firmware, addition, certificate, hash_of, said, sign_entry
@@ -169,6 +172,19 @@ def test_what_only_firmware_can_verify_is_not_revoked(firmware, mixos, device):
         os.close(descriptor)
     firmware.set("db", *known)
     held(mixos, firmware, firmware.brings(1, addition("dbx", certificate("authority"))), "BOOTX64.EFI")
+
+
+def test_what_cannot_be_judged_is_not_revoked(firmware):
+    """Neither by a signature nor by a certificate in db that cannot be read: firmware may read more."""
+    variable, data = addition("dbx", certificate("stranger"))
+    one, odd = Addition(1, variable, data), replace(certificate("db"), data=certificate("db").data + b"\0")
+    evidence = Evidence.of(secureboot.sign(simulated.LOADER, signer("db")))
+    for databases, found in (
+        ({"db": (certificate("db"),)}, replace(evidence, signatures=(b"nonsense",))),
+        ({"db": (odd,)}, evidence),
+    ):
+        assert "it cannot be told whether" in (judge.against(one, databases, [Program("loader", found)]) or "")
+    assert judge.against(one, {"db": (certificate("db"),)}, [Program("loader", evidence)]) is None
 
 
 def test_what_nothing_starts_is_revoked(firmware, mixos, device):
