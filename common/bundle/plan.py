@@ -387,7 +387,7 @@ class _Maker:
             if cost <= budget and old.blocks[block].length <= MAX_RANGE:
                 budget -= cost
                 chosen.add(block)
-        ranges = _ranges([old.blocks[block] for block in sorted(chosen)])
+        ranges = _ranges(old.blocks, sorted(chosen))
         pieces = (old.data[place.offset : place.offset + place.length] for place in ranges)
         if self._new.packing is None:
             prefix = b"".join(pieces)
@@ -415,14 +415,16 @@ def _joins(last: _Piece, piece: _Piece) -> bool:
     return piece.kind == PLAIN or (piece.kind == COPY and last.source + last.length == piece.source)
 
 
-def _ranges(blocks: Sequence[_Unit]) -> list[Range]:
-    """Blocks in order as few ranges; little gaps are taken along."""
+def _ranges(blocks: Sequence[_Unit], chosen: Sequence[int]) -> list[Range]:
+    """The chosen blocks, in order, as few ranges; what lies between two is taken along when it is little, unpacked."""
     ranges: list[Range] = []
-    for block in blocks:
+    for before, number in zip((-1, *chosen), chosen, strict=False):
+        block = blocks[number]
         if ranges:
             last = ranges[-1]
             length = block.offset + block.length - last.offset
-            if block.offset - last.offset - last.length < _BRIDGE and length <= _RANGE:
+            between = sum(one.plain for one in blocks[before + 1 : number])
+            if between < _BRIDGE and length <= _RANGE:
                 ranges[-1] = Range(last.offset, length)
                 continue
         if len(ranges) == MAX_RANGES:
