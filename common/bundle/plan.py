@@ -42,8 +42,8 @@ from common.bundle.windows import (
 from common.errors import BundleError
 
 LEVEL = 19
-PREFIX = 3 << 20  # bytes of a prefix at most
-SEGMENT = 3 << 20  # bytes of a segment that has a prefix, at most: with 4 MiB of each applying takes 36 MiB, not 32
+PREFIX = 5 << 19  # bytes of a prefix at most: it is in memory twice while it is made
+SEGMENT = 2 << 20  # bytes of a segment that has a prefix, at most; with 3 MiB of each applying takes 31 MiB, not 29
 ALONE = 6 << 20  # bytes of a segment without one
 _BLOCK = 64 << 10  # a long stretch of the old file counts as blocks of so many bytes when a prefix is chosen
 _LEAST_RUN = 512  # bytes of a plain stretch that are worth a copy of their own
