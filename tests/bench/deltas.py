@@ -215,7 +215,8 @@ def framed(kernel: bytes) -> tuple[bytes, bytes, bytes]:
     end = start + length - 4  # its size unpacked, behind the frames
     out = io.BytesIO()
     payload.compress(io.BytesIO(zstd.decompress(kernel[start:end])), out)
-    return kernel[:start], out.getvalue(), kernel[end:]
+    size = struct.pack("<I", len(out.getvalue()) + 4)
+    return kernel[:0x24C] + size + kernel[0x250:start], out.getvalue(), kernel[end:]
 
 
 def image(files: Sequence[RootFile], path: Path, kind: str) -> None:
