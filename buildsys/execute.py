@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -348,7 +348,7 @@ def sandbox_spec(
     mounts += _hidden(action, staged)
     environment = {**env, "JOBS": str(jobserver.tokens), "MAKEFLAGS": jobserver.makeflags}
     if isinstance(action.run, Call):
-        mounts += python_mounts(action.run.function.partition(":")[0], staged)
+        mounts += python_mounts((action.run.function.partition(":")[0], "buildsys.worker"), staged)
         argv: tuple[str, ...] = (_base_python(), "-I", "-S", "/mixos/src/buildsys/worker.py")
         call = {
             "function": action.run.function,
@@ -359,6 +359,10 @@ def sandbox_spec(
         (staged / "call.json").write_text(json.dumps(call))
         mounts.append(Mount(str(staged / "call.json"), "/mixos/call.json"))
     else:
+        if action.run.module:
+            mounts += python_mounts((action.run.module,), staged)
+            python = f"env PYTHONPATH=/mixos/src:/mixos/site {_base_python()} -PS"
+            environment["MODULE"] = f"{python} -m {action.run.module}"
         (staged / "script.sh").write_text(action.run.text)
         mounts.append(Mount(str(staged / "script.sh"), "/mixos/script.sh"))
         argv = ("/bin/sh", "-eu", "/mixos/script.sh")
@@ -387,10 +391,10 @@ def host_mounts(staged: Path) -> list[Mount]:
     return [*mounts, *(Mount(str(staged / name), f"/etc/{name}") for name in ("passwd", "group"))]
 
 
-def python_mounts(module: str, staged: Path) -> list[Mount]:
-    """This interpreter, its third-party packages, and of our own code just what `module` imports."""
+def python_mounts(modules: Sequence[str], staged: Path) -> list[Mount]:
+    """This interpreter, its third-party packages, and of our own code just what `modules` import."""
     code = staged / "code"
-    for name, data in {**own_code(module), **own_code("buildsys.worker")}.items():
+    for name, data in (item for module in modules for item in own_code(module).items()):
         (code / name).parent.mkdir(parents=True, exist_ok=True)
         (code / name).write_bytes(data)
     mounts = [Mount(sysconfig.get_paths()["purelib"], "/mixos/site"), Mount(str(code), "/mixos/src")]

@@ -13,9 +13,13 @@ from common.errors import BuildError, UsageError
 
 @dataclass(frozen=True)
 class Script:
-    """Shell text, run by `/bin/sh -eu` inside the sandbox."""
+    """Shell text, run by `/bin/sh -eu` inside the sandbox.
+
+    module: one of ours that it starts as a program, by the words in $MODULE; it is part of the key as a Call's is.
+    """
 
     text: str
+    module: str = ""
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,12 @@ def key_document(
             "call": function,
             "params": dict(action.run.params),
             "code": {**implementation(module), **implementation("buildsys.worker")},
-            "python": ".".join(map(str, sys.version_info[:3])),
+            "python": _python(),
         }
     else:
         run = {"script": action.run.text}
+        if action.run.module:
+            run |= {"code": implementation(action.run.module), "python": _python()}
     return {
         "version": VERSION,
         "action": action.name,
@@ -54,6 +56,10 @@ def key_document(
         "inputs": dict(inputs),
         "tools": {name: host_tools[name] for name in action.tools},
     }
+
+
+def _python() -> str:
+    return ".".join(map(str, sys.version_info[:3]))
 
 
 def action_key(document: Mapping[str, Any]) -> str:

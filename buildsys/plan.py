@@ -86,7 +86,7 @@ def _kernel(project: Project, kernel: KernelInput) -> Iterator[Action]:
     )
     yield Action(
         "kernel",
-        Script((folder / "build.sh").read_text()),
+        Script((folder / "build.sh").read_text(), "kernel.payload"),
         {
             "linux": kernel.source,
             "config": FromAction("kernel-config", "config"),

@@ -9,7 +9,8 @@
 #      carries no symbol table of its own)
 #
 # The same source, configuration and compiler give the same bytes: fixed names and times go in instead of the host's.
-# Needs gcc, binutils, make, patch, flex, bison, bc, perl, zstd and the headers of libelf (objtool).
+# Needs gcc, binutils, make, patch, flex, bison, bc, perl and the headers of libelf (objtool). MODULE compresses the
+# kernel (payload.py; zstd-frames.patch).
 
 KBUILD_BUILD_TIMESTAMP=$(LC_ALL=C date -u -d "@$SOURCE_DATE_EPOCH" '+%a %b %e %H:%M:%S UTC %Y')
 export KBUILD_BUILD_TIMESTAMP
@@ -40,7 +41,7 @@ chmod 644 "$out/.config"
 
 # The same words as in kernel/config.py, for the reasons given there.
 kmake() {
-	make -C "$tree" O="$out" ARCH=x86_64 CROSS_COMPILE= LLVM= CC=gcc LD=ld HOSTCC=gcc \
+	make -C "$tree" ZSTD_FRAMES="$MODULE" O="$out" ARCH=x86_64 CROSS_COMPILE= LLVM= CC=gcc LD=ld HOSTCC=gcc \
 		PAHOLE=/nonexistent RUSTC=/nonexistent "$@"
 }
 

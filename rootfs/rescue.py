@@ -22,6 +22,7 @@ from buildsys.run import Completed, run
 from common import toml
 from common.bundle import frames
 from common.errors import CheckError
+from kernel.payload import FRAME, LEVEL
 from packages.mix import elf
 from packages.mix.artifact import glob_pattern
 from packages.mix.manifest import Entry, hash_file, sort_key, walk
@@ -30,13 +31,13 @@ from rootfs.compose import RootFile, read_root, write_tree
 from rootfs.cpio import write_cpio
 
 FILE = "rescue.cpio.zst"
-LEVEL = 12  # 19 takes ten times as long, and saves 10 %
 _LARGE: dict[int, int] = {
-    zstd.CompressionParameter.compression_level: LEVEL,
+    zstd.CompressionParameter.compression_level: 12,  # 19 takes ten times as long, and saves 10 %
     zstd.CompressionParameter.window_log: 23,  # bits: a decompressor of any version has room for 8 MiB
+    zstd.CompressionParameter.content_size_flag: 0,  # so that no device takes it for a frame that it can pack again
 }
 _HEADER = 128  # bytes of an archive's entry besides its name and content, and more
-_EVERY = 32  # files of an archive, about
+_EVERY = 16  # files of an archive, about
 _BUSYBOX = "usr/bin/busybox"
 _OURS = "usr/lib/mixos/python/"
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -67,12 +68,13 @@ def initramfs(job: Job) -> None:
 def pack(files: Iterable[RootFile], epoch: int) -> Iterator[bytes]:
     """Archives, each in a zstd frame of its own, which the kernel unpacks one after the other.
 
-    What changes in one is not in the others, and a delta unpacks those of up to 1 MiB (`common.bundle.frames`). Where
-    one ends follows from the path that begins the next, so that a file that grows moves little.
+    What changes in one is not in the others. A delta unpacks all but those of larger files (`common.bundle.frames`).
+    Level and size are those of the kernel's frames beside them: a plan has one level, and a device memory for so much.
+    Where one ends follows from the path that begins the next, so that a file that grows moves little.
     """
     for group in _groups(files):
         data = b"".join(write_cpio(group, epoch))
-        yield frames.pack(data, LEVEL) if len(data) <= frames.MAX_PLAIN else zstd.compress(data, options=_LARGE)
+        yield frames.pack(data, LEVEL) if len(data) <= FRAME else zstd.compress(data, options=_LARGE)
 
 
 def _groups(files: Iterable[RootFile]) -> Iterator[list[RootFile]]:
@@ -80,7 +82,7 @@ def _groups(files: Iterable[RootFile]) -> Iterator[list[RootFile]]:
     size = 0
     for file in files:
         length = file.entry.size + len(file.entry.path.encode()) + len(file.entry.target) + _HEADER
-        begins = zlib.crc32(file.entry.path.encode()) % _EVERY == 0 or size + length > frames.MAX_PLAIN - 2 * _HEADER
+        begins = zlib.crc32(file.entry.path.encode()) % _EVERY == 0 or size + length > FRAME - 2 * _HEADER
         if group and begins:
             yield group
             group, size = [], 0

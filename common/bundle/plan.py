@@ -42,8 +42,8 @@ from common.bundle.windows import (
 from common.errors import BundleError
 
 LEVEL = 19
-PREFIX = 3 << 20  # bytes of a prefix at most
-SEGMENT = 3 << 20  # bytes of a segment that has a prefix, at most: with 4 MiB of each applying takes 36 MiB, not 32
+PREFIX = 5 << 19  # bytes of a prefix at most: it is in memory twice while it is made
+SEGMENT = 2 << 20  # bytes of a segment that has a prefix, at most; with 3 MiB of each applying takes 31 MiB, not 29
 ALONE = 6 << 20  # bytes of a segment without one
 _BLOCK = 64 << 10  # a long stretch of the old file counts as blocks of so many bytes when a prefix is chosen
 _LEAST_RUN = 512  # bytes of a plain stretch that are worth a copy of their own
@@ -394,7 +394,7 @@ class _Maker:
             if cost <= budget and old.blocks[block].length <= MAX_RANGE:
                 budget -= cost
                 chosen.add(block)
-        ranges = _ranges([old.blocks[block] for block in sorted(chosen)])
+        ranges = _ranges(old.blocks, sorted(chosen))
         pieces = (old.data[place.offset : place.offset + place.length] for place in ranges)
         if self._new.packing is None:
             prefix = b"".join(pieces)
@@ -422,14 +422,16 @@ def _joins(last: _Piece, piece: _Piece) -> bool:
     return piece.kind == PLAIN or (piece.kind == COPY and last.source + last.length == piece.source)
 
 
-def _ranges(blocks: Sequence[_Unit]) -> list[Range]:
-    """Blocks in order as few ranges; little gaps are taken along."""
+def _ranges(blocks: Sequence[_Unit], chosen: Sequence[int]) -> list[Range]:
+    """The chosen blocks, in order, as few ranges; what lies between two is taken along when it is little, unpacked."""
     ranges: list[Range] = []
-    for block in blocks:
+    for before, number in zip((-1, *chosen), chosen, strict=False):
+        block = blocks[number]
         if ranges:
             last = ranges[-1]
             length = block.offset + block.length - last.offset
-            if block.offset - last.offset - last.length < _BRIDGE and length <= _RANGE:
+            between = sum(one.plain for one in blocks[before + 1 : number])
+            if between < _BRIDGE and length <= _RANGE:
                 ranges[-1] = Range(last.offset, length)
                 continue
         if len(ranges) == MAX_RANGES:

@@ -370,34 +370,34 @@ def _length(size: int, number: int) -> int:
 def _make(recipe: Recipe, length: int, packing: Packing | None, read_source: Read, read_payload: Read) -> memoryview:
     """One window: exactly `length` bytes."""
     plain = _Plain(_unpacked(recipe.segments, packing is not None, read_source, read_payload))
-    out = memoryview(bytearray(recipe.lead + length + frames.MAX_FRAME))
-    end = 0
-    for item in recipe.items:
-        if end + (item.length if item.kind != PACKED else 0) > len(out):
+    out = memoryview(bytearray(length))
+    at = -recipe.lead  # in the window, where the next bytes lie
+    for data in _pieces(recipe.items, packing, read_source, plain):
+        first, last = max(at, 0), min(at + len(data), length)
+        if first < last:
+            out[first:last] = data[first - at : last - at]
+        at += len(data)
+        if at > length + frames.MAX_FRAME:
             break
-        if item.kind == COPY:
-            for at in range(0, item.length, _PIECE):
-                piece = min(_PIECE, item.length - at)
-                out[end : end + piece] = _exactly(read_source, item.offset + at, piece)
-                end += piece
-        elif item.kind == PLAIN:
-            plain.into(out[end : end + item.length])
-            end += item.length
-        elif packing is None:
-            raise BundleError("the plan packs frames and says no level", "plan-item")
-        else:
-            block = bytearray(item.length)
-            plain.into(memoryview(block))
-            frame = frames.pack(block, packing.level)
-            if end + len(frame) > len(out):
-                break
-            out[end : end + len(frame)] = frame
-            end += len(frame)
     else:
         plain.close()
-        if length <= end - recipe.lead:
-            return out[recipe.lead : recipe.lead + length]
-    raise BundleError(f"a window has {end - recipe.lead} bytes or more instead of {length}", "window-size")
+        if length <= at:
+            return out
+    raise BundleError(f"a window has {at} bytes or more instead of {length}", "window-size")
+
+
+def _pieces(items: Sequence[Item], packing: Packing | None, read_source: Read, plain: _Plain) -> Iterator[memoryview]:
+    """What the items make, in order: frames whole, all else in pieces."""
+    for item in items:
+        if item.kind == PACKED:
+            if packing is None:
+                raise BundleError("the plan packs frames and says no level", "plan-item")
+            yield memoryview(frames.pack(plain.take(item.length), packing.level))
+            continue
+        for at in range(0, item.length, _PIECE):
+            length = min(_PIECE, item.length - at)
+            copied = item.kind == COPY
+            yield memoryview(_exactly(read_source, item.offset + at, length) if copied else plain.take(length))
 
 
 class _Plain:
@@ -406,9 +406,9 @@ class _Plain:
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces, self._piece, self._at = pieces, b"", 0
 
-    def into(self, out: memoryview) -> None:
-        """Fill `out` with the next bytes."""
-        done = 0
+    def take(self, length: int) -> bytearray:
+        """The next bytes."""
+        out, done = bytearray(length), 0
         while done < len(out):
             if self._at == len(self._piece):
                 self._piece, self._at = next(self._pieces), 0
@@ -416,6 +416,7 @@ class _Plain:
             out[done : done + len(part)] = part
             self._at += len(part)
             done += len(part)
+        return out
 
     def close(self) -> None:
         """Read on to the end: what follows the last byte of a segment is checked there."""

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import py_compile
 import re
 import shutil
+import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from backports import zstd
 
 from buildsys.files import atomic_write
 from buildsys.job import Job
@@ -25,6 +29,7 @@ from buildsys.run import find_tool
 from buildsys.run import run as start
 from buildsys.store import Result, Store
 from common.efi.uki import read_uki
+from kernel import payload
 from rootfs import pack, squashfs_write
 from rootfs.compose import RootFile, read_root
 from tests import hostpackages
@@ -179,13 +184,16 @@ def images(store: Store, work: Path, row: str, kind: str) -> Iterator[Pair]:
 
 
 def loaders(ukis: Sequence[Path], work: Path, kernel: bool) -> Pair:
-    """Two UKIs: with different kernels, or with the same one and another root hash in the command line."""
+    """Two UKIs: the newest one and, in it, the kernel of the oldest build of that release which is another, or another
+    root hash in the command line."""
     old, new, other = work / "old.efi", work / "new.efi", work / "hash.efi"
     if not other.exists():
         data = (ukis[0] / "mixos.efi").read_bytes()
-        linux = _section(data)
-        before = next(path for path in ukis if _section((path / "mixos.efi").read_bytes()) != linux)
-        shutil.copyfile(before / "mixos.efi", old)
+        start, linux = _kernel(data)
+        images = ((path / "mixos.efi").read_bytes() for path in reversed(ukis))
+        kernels = (framed(_kernel(one)[1]) for one in images if read_uki(one).uname == read_uki(data).uname)
+        before = next(parts for parts in kernels if parts[1] != framed(linux)[1])
+        old.write_bytes(data[:start] + b"".join(before) + data[start + len(linux) :])
         new.write_bytes(data)
         words = read_uki(data).cmdline.replace('"', " ").split()
         digest = next(word for word in words if re.fullmatch("[0-9a-f]{64}", word)).encode()
@@ -193,9 +201,22 @@ def loaders(ukis: Sequence[Path], work: Path, kernel: bool) -> Pair:
     return (old, new) if kernel else (new, other)
 
 
-def _section(data: bytes) -> bytes:
+def _kernel(data: bytes) -> tuple[int, bytes]:
+    """Where the kernel in a UKI begins, and the kernel."""
     (linux,) = [part for part in read_uki(data).sections if part.name == ".linux"]
-    return hashlib.sha256(data[linux.offset : linux.offset + linux.size]).digest()
+    return linux.offset, data[linux.offset : linux.offset + linux.size]
+
+
+def framed(kernel: bytes) -> tuple[bytes, bytes, bytes]:
+    """A kernel as it is compressed today, whenever it was built: what is before the frames, the frames, what is behind
+    them (Linux, Documentation/arch/x86/boot.rst)."""
+    offset, length = struct.unpack_from("<II", kernel, 0x248)
+    start = 512 * (kernel[0x1F1] + 1) + offset
+    end = start + length - 4  # its size unpacked, behind the frames
+    out = io.BytesIO()
+    payload.compress(io.BytesIO(zstd.decompress(kernel[start:end])), out)
+    size = struct.pack("<I", len(out.getvalue()) + 4)
+    return kernel[:0x24C] + size + kernel[0x250:start], out.getvalue(), kernel[end:]
 
 
 def image(files: Sequence[RootFile], path: Path, kind: str) -> None:
@@ -220,25 +241,32 @@ def image(files: Sequence[RootFile], path: Path, kind: str) -> None:
 # --- the tools --------------------------------------------------------------------------------------------------------
 
 
+def device(work: Path) -> list[object]:
+    """The interpreter that a device applies plans with, of the newest root: its C library gives memory back."""
+    usr = Path(json.loads((work / "roots.json").read_text())[0]) / "files/usr"
+    (python,) = (usr / "bin").glob("python3.[0-9]*[0-9]")
+    return ["env", f"PYTHONHOME={usr}", usr / "lib/libc.so", "--library-path", usr / "lib", python, "-sB"]
+
+
 def ours(pair: Pair, work: Path) -> tuple[int, Used, Used]:
     """Our windows."""
     old, new = pair
-    plan, payload, out = work / "plan", work / "payload", work / "out"
+    plan, parts, out = work / "plan", work / "payload", work / "out"
     out.unlink(missing_ok=True)
-    made = run(sys.executable, TOOL, "make", new, old, plan, payload)
-    applied = run(sys.executable, TOOL, "apply", plan, old, payload, out)
+    made = run(sys.executable, TOOL, "make", new, old, plan, parts)
+    applied = run(*device(work), TOOL, "apply", plan, old, parts, out)
     same(new, out)
-    return plan.stat().st_size + payload.stat().st_size, made, applied
+    return plan.stat().st_size + parts.stat().st_size, made, applied
 
 
 def whole(pair: Pair, work: Path) -> tuple[int, Used, Used]:
     """Our windows without a source: what a device fetches that has none of the old versions."""
-    plan, payload, out = work / "plan", work / "payload", work / "out"
+    plan, parts, out = work / "plan", work / "payload", work / "out"
     out.unlink(missing_ok=True)
-    made = run(sys.executable, TOOL, "make", pair[1], "-", plan, payload)
-    applied = run(sys.executable, TOOL, "apply", plan, "-", payload, out)
+    made = run(sys.executable, TOOL, "make", pair[1], "-", plan, parts)
+    applied = run(*device(work), TOOL, "apply", plan, "-", parts, out)
     same(pair[1], out)
-    return plan.stat().st_size + payload.stat().st_size, made, applied
+    return plan.stat().st_size + parts.stat().st_size, made, applied
 
 
 def zstd_patch(pair: Pair, work: Path) -> tuple[int, Used, Used]:

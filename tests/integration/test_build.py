@@ -20,7 +20,9 @@ from buildsys.graph import Action, FromAction, FromPath, Plan, Script
 from buildsys.jobserver import Jobserver
 from buildsys.run import Process, spawn
 from buildsys.session import Session
+from common.bundle import frames
 from common.errors import BuildError, HostError, StoreError
+from kernel import payload
 from tests.integration.builder import Builder, script
 from tests.waiting import processes, until
 
@@ -269,6 +271,16 @@ def test_make_shares_the_tokens(build: Builder):
         running += {"start": 1, "end": -1}.get(line, 0)
         most = max(most, running)
     assert most == 2
+
+
+def test_a_script_starts_a_module_of_ours(build: Builder):
+    """As the kernel is compressed. Modules that lie where the script stands are not taken for the library's."""
+    plain = script("plain", "seq 9999 >/out/plain")
+    text = "echo 1/0 >io.py && cp io.py typing.py && $MODULE </in/plain/plain >/out/packed"
+    packed = Action("packed", Script(text, "kernel.payload"), {"plain": FromAction("plain")})
+    results = build(plain, packed)
+    found = (build.store.tree(results["packed"].output) / "packed").read_bytes()
+    assert found == frames.pack(build.read(results["plain"], "plain").encode(), payload.LEVEL)
 
 
 def test_taking_a_token_never_makes_a_child_wait_or_fail():

@@ -31,6 +31,9 @@ BLOCKS = [text(number, 128 << 10) for number in range(40)]
 NOISE = [random.Random(number).randbytes(128 << 10) for number in range(40)]
 
 
+ZERO = bytes(128 << 10)
+
+
 def edited(block: bytes, at: int = 5000) -> bytes:
     return block[:at] + b"a changed line" + block[at + 9 :]
 
@@ -56,6 +59,10 @@ CASES = {
     "no frames in the new file": (b"".join(BLOCKS), image(BLOCKS)),
     "other level": (image(BLOCKS[:6], 5), image(BLOCKS[:6], 3)),
     "mixed": mixed(),
+    "tiny frames between": (
+        image([edited(block) for block in BLOCKS]),
+        image([one for b in BLOCKS for one in (b, ZERO)]),
+    ),
     "small": (b"x", b"y"),
     "smaller than a frame's header": (frames.MAGIC, frames.MAGIC * 2),
     "zeros": (bytes(WINDOW + 1), bytes(5)),

@@ -55,6 +55,7 @@ def test_every_part_of_an_action_is_in_its_key():
     changed = [
         keyed(name="other"),
         keyed(run=Script("false")),
+        keyed(run=Script("true", "kernel.payload")),
         keyed(run=Call("buildsys.worker:main")),
         keyed(run=Call("buildsys.worker:main", {"x": 1})),
         keyed(env={"A": "1"}),
