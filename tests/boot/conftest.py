@@ -22,7 +22,8 @@ from tests.hostpackages import ROOT
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here is a boot test; those that share the long-lived guest come first and in the order of its life."""
+    """Everything here is a boot test; those that share the long-lived guest come first and in the order of its life,
+    then the longest: files are given out in this order, and nobody waits for one at the end."""
     here = Path(__file__).parent
     order = [
         "system",
@@ -35,15 +36,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "vpn",
         "escapes",
         "life",
-        "storage",
-        "reset",
-        "update",
-        "faults",
         "taking",
         "rescue",
-        "secureboot",
-        "firmware",
         "hardware",
+        "update",
+        "secureboot",
+        "faults",
+        "storage",
+        "reset",
+        "firmware",
     ]
     names = [f"test_{name}.py" for name in order]
     for item in items:
