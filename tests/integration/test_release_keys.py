@@ -369,7 +369,8 @@ def test_what_signs_the_last_root_signs_the_list_as_well(bench: Bench, tmp_path:
 def test_a_mistake_changes_nothing(bench: Bench, tmp_path: Path):
     bench.ok("make", "--simple", "--no-passphrase")
     before = sorted(bench.folder.rglob("*"))
-    for words in (("revoke", "db"), ("sign", tmp_path / "nope.json"), ("rotate", "root-1", "--public", tmp_path)):
+    bench.refused("keys-threshold", "revoke", "db")
+    for words in (("sign", tmp_path / "nope.json"), ("rotate", "root-1", "--public", tmp_path)):
         error = bench.run(*words).exception
         assert isinstance(error, UsageError)
         assert error.hint

@@ -134,7 +134,7 @@ def test_what_changes_firmware_changes_databases_and_nothing_else(policy):
         assert found.may(f"{efivars}/{name}-{vendors[name]}") == "rwa"
     for name in (f"PK-{vendors['PK']}", f"BootOrder-{vendors['PK']}", f"KEK-{vendors['db']}", f"db-{vendors['db']}x"):
         assert found.may(f"{efivars}/{name}") == "r"
-    assert found.may("/dev/vda1") == "r"
+    assert found.may("/dev/vda1") == "rk"
     assert found.may(f"{FOLDER}/0001-db.auth") == "r"
     for path in ("/usr/bin/busybox", "/data/mixos/x", "/var/lib/mixos/x", "/run/mixos/x", "/tmp/x", "/etc/mixos/x"):
         assert not set(found.may(path, owner=True)) & set("waxi")
