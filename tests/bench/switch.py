@@ -33,6 +33,7 @@ BANNER = "apply → SSH banner"
 ANSWERS = "apply → the new version answers mixctl"
 GOOD = "apply → it is called good"
 _STATUS = "mixctl update status --json"
+_BUNDLE = "/data/bench.mixb"  # in the guest
 
 
 def switch(guest: Guest, version: str) -> dict[str, float]:
@@ -83,7 +84,9 @@ def switches(guest: Guest, bundle: Path, version: str, count: int) -> Iterator[d
             guest.reboot()
         guest.wait_daemon()
         wait(guest, lambda found: found["state"] == "good")
-        guest.run("mixctl update stage -", stdin=bundle.read_bytes())
+        if not number:
+            guest.run(f"cat >{_BUNDLE}", stdin=bundle.read_bytes())
+        guest.run(f"mixctl update stage {_BUNDLE}")
         yield switch(guest, version)
 
 
