@@ -287,7 +287,7 @@ def make(
         else:
             payload.cut(*kept)
     hooks = [_hook(one, payload) for one in facts.hooks]
-    digest = payload.digest()
+    digest = payload.digest() if lock else b""
     key = lock.key(digest) if lock else None
     sealed = {sealing.name(one): sealing.seal(key, one) for one in lock.devices} if lock and key else {}
     found = manifest.Manifest.model_validate(

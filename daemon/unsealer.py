@@ -73,6 +73,8 @@ class Unsealer:
 
     def unseal(self, recipients: dict[bytes, bytes]) -> bytes:
         """The payload's key. recipients: sealed keys, by the names of devices. Raises TrustError `release-sealed`."""
+        if not recipients:
+            raise _sealed(_OTHERS)
         answer = b""
         with suppress(OSError), self._ours.makefile("rb") as stream:
             self._ours.sendall(b"".join(name + sealed for name, sealed in recipients.items()))
@@ -80,8 +82,12 @@ class Unsealer:
             answer = stream.read(1 + sealing.KEY)
         if answer[:1] == _OPENED and len(answer) == 1 + sealing.KEY:
             return answer[1:]
-        why = _WHY.get(answer, "and what opens it has failed")
-        raise TrustError(f"the release is encrypted, {why}", reason="release-sealed", hint=_ADVICE)
+        raise _sealed(answer)
+
+
+def _sealed(answer: bytes) -> TrustError:
+    why = _WHY.get(answer, "and what opens it has failed")
+    return TrustError(f"the release is encrypted, {why}", reason="release-sealed", hint=_ADVICE)
 
 
 def _serve(path: Path, account: str, asked: socket.socket, parent: int) -> None:
@@ -99,7 +105,8 @@ def _serve(path: Path, account: str, asked: socket.socket, parent: int) -> None:
     become((entry.pw_uid, entry.pw_gid) if entry else None, None, parent)
     with asked.makefile("rb") as stream:
         given = stream.read(_RECORD * sealing.MAX_DEVICES)
-    asked.sendall(answer if private is None else _answer(private, given))
+    if given:  # otherwise the bundle is not encrypted, and the library is not needed
+        asked.sendall(answer if private is None else _answer(private, given))
 
 
 def _answer(private: bytes, given: bytes) -> bytes:
